@@ -1,0 +1,1 @@
+"""The agents, one a file; they meet only at topics."""

@@ -1,0 +1,1 @@
+"""Models: features, training, registry, evaluation. Imports neither Faust nor stockstream."""

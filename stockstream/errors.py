@@ -1,0 +1,75 @@
+"""What can go wrong, as one tree.
+
+    StockstreamError            one line for the user
+    ├── SettingsError           a setting we cannot use: names the setting, stops the start
+    ├── BrokerError             the broker cannot be reached or refuses          retriable
+    ├── TopicError              a topic is missing or has the wrong shape
+    ├── DeliveryError           a message was not confirmed by the broker        retriable
+    ├── FencedError             this worker may no longer own its partitions     retriable, by a restart
+    ├── FrameError              bytes that are not one of our frames
+    ├── StateError              a state record that does not fit this log or these settings
+    ├── SourceError             a market-data source or an input file we cannot use
+    ├── ArchiveError            the archive's store failed
+    │   └── ArchiveUnavailable  the store is down or slow                        retriable
+    └── ModelError              a model that cannot be trained, found or loaded
+
+`retriable` says that doing the same again later can succeed without anybody's help.
+"""
+
+
+class StockstreamError(Exception):
+    """Base of all errors that we raise on purpose; `str()` is one line for the user."""
+
+    retriable = False
+
+
+class SettingsError(StockstreamError):
+    """A setting has a value that cannot be used."""
+
+
+class BrokerError(StockstreamError):
+    """No broker answers, or it refuses what we ask."""
+
+    retriable = True
+
+
+class TopicError(StockstreamError):
+    """A topic is missing or has another partition count than the settings say."""
+
+
+class DeliveryError(StockstreamError):
+    """The broker did not confirm a message in time."""
+
+    retriable = True
+
+
+class FencedError(StockstreamError):
+    """The worker lost contact with its group and must leave; a supervisor starts it again."""
+
+    retriable = True
+
+
+class FrameError(StockstreamError):
+    """Bytes that are not an Arrow frame of ours."""
+
+
+class StateError(StockstreamError):
+    """A state record that belongs to other settings or cannot be read."""
+
+
+class SourceError(StockstreamError):
+    """A market-data source, or an input file, cannot be used."""
+
+
+class ArchiveError(StockstreamError):
+    """The archive holds something that must not be there, or misses what must."""
+
+
+class ArchiveUnavailable(ArchiveError):
+    """The archive's store does not answer or fails for now."""
+
+    retriable = True
+
+
+class ModelError(StockstreamError):
+    """A model cannot be trained, found or loaded."""

@@ -1,0 +1,1 @@
+"""Where ticks come from: one technology a file, all behind `base.Source`."""

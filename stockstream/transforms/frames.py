@@ -1,0 +1,123 @@
+"""Frames: Arrow IPC streams whose schema metadata says which raw offsets they cover.
+
+Metadata (all UTF-8): `log` the raw log's id; `from` and `through` the raw offsets covered, both included; `closings` a JSON array of
+`[offset, source, after, second]`; `part` and `parts` where one offset's rows were too many for one message (0 of 1 otherwise).
+Frames of one log tile it: `from` is the `through` of the frame before plus one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import pyarrow as pa
+
+from stockstream.errors import FrameError
+from stockstream.records import Closing
+
+MAX_FRAME_BYTES = 900_000
+"""Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
+
+_encode_closings = msgspec.json.Encoder().encode
+_decode_closings = msgspec.json.Decoder(list[Closing]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message of `ticks.clean` or `windows`: rows in log order and the closings among them."""
+
+    log: str
+    start: int
+    through: int
+    closings: tuple[Closing, ...]
+    rows: pa.RecordBatch
+    part: int = 0
+    parts: int = 1
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as an Arrow IPC stream."""
+    metadata = {
+        b"log": frame.log.encode(), b"from": b"%d" % frame.start, b"through": b"%d" % frame.through,
+        b"closings": _encode_closings(frame.closings), b"part": b"%d" % frame.part, b"parts": b"%d" % frame.parts,
+    }  # fmt: skip
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, frame.rows.schema.with_metadata(metadata)) as writer:
+        writer.write_batch(frame.rows)
+    return sink.getvalue().to_pybytes()
+
+
+def decode(data: bytes) -> Frame:
+    """The frame in a message's value. Raises `FrameError`."""
+    try:
+        reader = pa.ipc.open_stream(data)
+        metadata = reader.schema.metadata
+        rows = reader.read_next_batch()
+        return Frame(
+            metadata[b"log"].decode(), int(metadata[b"from"]), int(metadata[b"through"]), tuple(_decode_closings(metadata[b"closings"])),
+            rows, int(metadata[b"part"]), int(metadata[b"parts"]),
+        )  # fmt: skip
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError, StopIteration, msgspec.MsgspecError) as error:
+        raise FrameError(f"not a frame: {error}") from error
+
+
+def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]:
+    """The frame in as many messages as the limit asks for: cut between offsets where that helps, else one offset's rows in parts.
+
+    Rows must have an ascending `offset` column.
+    """
+    data = encode(frame)
+    if len(data) <= limit or frame.rows.num_rows <= 1:
+        yield data
+        return
+    offsets = frame.rows.column("offset").to_numpy()
+    middle = int(offsets[len(offsets) // 2])
+    cut = middle if middle > offsets[0] else int(offsets[-1])       # the first offset of the second half
+    if cut > offsets[0]:
+        split = int(offsets.searchsorted(cut))
+        before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split))
+        after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
+        yield from encode_within(before, limit)
+        yield from encode_within(after, limit)
+        return
+    parts = 2 + len(data) // limit
+    size = -(-frame.rows.num_rows // parts)
+    parts = -(-frame.rows.num_rows // size)
+    for part in range(parts):
+        yield encode(replace(frame, rows=frame.rows.slice(part * size, size), part=part, parts=parts))
+
+
+class Assembler:
+    """Puts the parts of one offset's rows together again; whole frames pass as they are."""
+
+    def __init__(self) -> None:
+        self._parts: list[Frame] = []
+
+    def feed(self, frame: Frame) -> Frame | None:
+        """The whole frame once its last part is in, else None. A part out of order starts the wait anew."""
+        if frame.parts == 1:
+            self._parts.clear()
+            return frame
+        first = self._parts[0] if self._parts else None
+        expected = len(self._parts)
+        if frame.part != expected or (first and (first.log, first.start, first.through, first.parts) != (frame.log, frame.start, frame.through, frame.parts)):
+            self._parts.clear()
+            if frame.part:
+                return None
+        self._parts.append(frame)
+        if len(self._parts) < frame.parts:
+            return None
+        rows = pa.Table.from_batches([part.rows for part in self._parts]).combine_chunks().to_batches()[0]
+        self._parts.clear()
+        return replace(frame, rows=rows, part=0, parts=1)
+
+
+def empty(schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of no rows."""
+    return pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def offsets_covered(frames: Sequence[Frame]) -> tuple[int, int]:
+    """First and last raw offset of consecutive frames."""
+    return frames[0].start, frames[-1].through

@@ -1,0 +1,1 @@
+"""The HTTP views and the page."""
