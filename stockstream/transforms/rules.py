@@ -1,0 +1,324 @@
+"""The anomaly rules: rows of closed seconds in, alerts and market summaries out, for one partition.
+
+| rule | condition, on a row that is not `revised` | value | baseline | threshold |
+| --- | --- | --- | --- | --- |
+| `volume_spike` | volume > 0, seconds_5m >= 120, volume >= 8 x volume_5m / seconds_5m | volume | volume_5m / seconds_5m | 8 x baseline |
+| `price_drop` | close <= 0.99 x price_60s | close | price_60s | 0.99 x baseline |
+
+One alert of a rule is open at a time for a symbol. It is `opened` by the first row with the condition, `updated` by a later one whose value is strictly
+more extreme than every value told so far, and `closed` once the condition has been gone for 60 s of the log's clock: by the first closing of its source
+that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the symbol had rows there or not. Where another source
+takes the symbol over, the takeover's first closing with a row of it closes it first of all, with the same `as_of`. So alerts are a pure function of the raw log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stockstream.errors import StateError
+from stockstream.records import Alert
+from stockstream.transforms.frames import Frame
+
+VOLUME_SPIKE: Final = "volume_spike"
+PRICE_DROP: Final = "price_drop"
+VOLUME_MULTIPLE = 8.0
+VOLUME_CRITICAL_MULTIPLE = 16.0
+VOLUME_MIN_SECONDS = 120
+PRICE_FACTOR = 0.99
+PRICE_CRITICAL_FACTOR = 0.97
+QUIET_S = 60
+
+WINDOW_COLUMNS = (
+    "source", "second", "close", "volume", "ticks", "mid", "price_60s", "mean_5m", "vwap_5m", "volume_5m", "high_5m", "low_5m",
+    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
+)  # fmt: skip
+"""What of the row an alert carries as its `window`."""
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(slots=True)
+class OpenAlert:
+    """An alert not closed yet: what was told last, and the last second (epoch s) with the condition."""
+
+    symbol: str
+    rule: str
+    source: str
+    opened: int
+    last: int
+    severity: Severity
+    value: float
+    baseline: float
+    threshold: float
+    window: dict[str, Any]
+
+    @property
+    def due(self) -> int:
+        """The second (epoch s) whose closing closes the alert."""
+        return self.last + QUIET_S
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """What a frame brought: alerts by (closing offset, source, second, symbol, rule), summaries by (closing offset, source, second).
+
+    A summary counts the rows that are not `revised`; `advancers`, `decliners`, `unchanged` and the sums are over `returns_60s` symbols with a `return_60s`.
+    """
+
+    alerts: list[Alert] = field(default_factory=list)
+    markets: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Detector:
+    """The rules' state for one partition.
+
+    `log` is the raw log's id, `expect` the next raw offset (-1 before the first frame).
+    """
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.log = ""
+        self.expect = -1
+        self._open: dict[str, dict[tuple[str, str], OpenAlert]] = {}
+        self._owner: dict[str, str] = {}
+        self._changed = False
+        self._moved = False
+
+    @property
+    def open_alerts(self) -> list[OpenAlert]:
+        """The alerts that are open, by symbol and rule."""
+        return sorted((alert for by in self._open.values() for alert in by.values()), key=lambda alert: (alert.symbol, alert.rule))
+
+    def feed(self, frame: Frame) -> Detected | None:
+        """Apply a whole frame of `windows`, in log order.
+
+        None where the shell must drop the frame: it starts beyond `expect`, or belongs to an older log. What was applied before changes nothing.
+        """
+        if frame.log < self.log:
+            return None
+        if frame.log > self.log:
+            self._reset(frame.log)
+        if self.expect >= 0:
+            if frame.start > self.expect:
+                return None
+            if frame.through < self.expect:
+                return Detected()
+        found = Detected()
+        closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
+        columns = _Columns(frame.rows)
+        for closing in closings:
+            rows = columns.of(closing.offset, closing.source)
+            self._close_seconds(columns, rows, closing.source, closing.second, found.alerts)
+            self._summarise(columns, rows, closing.offset, closing.source, found.markets)
+        self.expect = frame.through + 1
+        self._moved = True
+        return found
+
+    def records(self, everything: bool = False) -> list[tuple[bytes, bytes]]:
+        """Keys and msgpack values of what changed since the last call, in the order of writing; all of the state with `everything`.
+
+        A value begins with `through`. Keys carry the log's id, so that a record of an older log can never win over one of a newer.
+        """
+        out: list[tuple[bytes, bytes]] = []
+        through = self.expect - 1
+        if self.expect >= 0 and (self._changed or everything):
+            out.append((self._key("open"), msgspec.msgpack.encode([through, self.log, [asdict(alert) for alert in self.open_alerts]])))
+        if self.expect >= 0 and (self._moved or everything):
+            out.append((self._key("head"), msgspec.msgpack.encode([through, self.log])))
+        self._changed = self._moved = False
+        return out
+
+    @classmethod
+    def restore(cls, partition: int, records: Mapping[bytes, bytes]) -> Detector:
+        """The detector as its records describe it; those of other partitions and of older logs are ignored. Raises `StateError`."""
+        detector = cls(partition)
+        prefix = b"%d/" % partition
+        own = [(key, value) for key, value in records.items() if key.startswith(prefix)]
+        try:
+            decoded = [(key.rpartition(b"/")[2], msgspec.msgpack.decode(value)) for key, value in own]
+            if not decoded:
+                return detector
+            detector.log = max(value[1] for _, value in decoded)
+            newest = {name: value for name, value in decoded if value[1] == detector.log}
+            detector.expect = max(value[0] for value in newest.values()) + 1
+            for alert in newest.get(b"open", (0, "", []))[2]:
+                detector._keep(OpenAlert(**alert))
+        except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as error:
+            raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error
+        return detector
+
+    def _key(self, name: str) -> bytes:
+        return f"{self.partition}/{self.log}/{name}".encode()
+
+    def _reset(self, log: str) -> None:
+        self.log = log
+        self.expect = -1
+        self._open = {}
+        self._owner = {}
+        self._changed = True
+
+    def _keep(self, alert: OpenAlert) -> None:
+        self._open.setdefault(alert.source, {})[alert.symbol, alert.rule] = alert
+        self._owner[alert.symbol] = alert.source
+
+    def _drop(self, alert: OpenAlert) -> None:
+        by = self._open[alert.source]
+        del by[alert.symbol, alert.rule]
+        if not any(symbol == alert.symbol for symbol, _ in by):
+            del self._owner[alert.symbol]
+        if not by:
+            del self._open[alert.source]
+
+    def _close_seconds(self, columns: _Columns, rows: slice, source: str, second: int, out: list[Alert]) -> None:
+        self._end_taken_over(columns, rows, source, out)
+        hits = columns.hits(rows)
+        position = 0
+        while True:
+            own = self._open.get(source, {})
+            now = min(columns.second[hits[position][0]] if position < len(hits) else math.inf, min((alert.due for alert in own.values()), default=math.inf))
+            if now > second and position == len(hits):
+                break
+            told: list[Alert] = []
+            touched: set[tuple[str, str]] = set()
+            while position < len(hits) and columns.second[hits[position][0]] == now:
+                index, rule = hits[position]
+                position += 1
+                touched.add((columns.symbol(index), rule))
+                told += self._hit(columns.row(index), columns.symbol(index), rule, source)
+            told += [self._end(alert) for key, alert in list(own.items()) if alert.due <= now and key not in touched]
+            out += sorted(told, key=lambda alert: (alert.symbol, alert.rule))
+
+    def _end_taken_over(self, columns: _Columns, rows: slice, source: str, out: list[Alert]) -> None:
+        """Close what another source left open in symbols that this one now speaks of."""
+        foreign = {symbol for symbol, owner in self._owner.items() if owner != source}
+        for symbol in sorted(foreign and foreign.intersection(columns.symbols(rows))):
+            left = [alert for (name, _), alert in self._open[self._owner[symbol]].items() if name == symbol]
+            out += [self._end(alert) for alert in sorted(left, key=lambda alert: alert.rule)]
+
+    def _hit(self, row: dict[str, Any], symbol: str, rule: str, source: str) -> list[Alert]:
+        second = int(row["second"])
+        value, baseline, threshold, severity = _judge(rule, row)
+        self._changed = True
+        alert = self._open.get(source, {}).get((symbol, rule))
+        if alert is None:
+            alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, row)
+            self._keep(alert)
+            return [_tell(alert, "opened", second, _sentence(alert))]
+        alert.last = second
+        if not (value > alert.value if rule == VOLUME_SPIKE else value < alert.value):
+            return []
+        alert.value, alert.baseline, alert.threshold, alert.window = value, baseline, threshold, row
+        if severity == "critical":
+            alert.severity = severity
+        return [_tell(alert, "updated", second, _sentence(alert))]
+
+    def _end(self, alert: OpenAlert) -> Alert:
+        self._drop(alert)
+        self._changed = True
+        since = datetime.fromtimestamp(alert.last, UTC).strftime("%H:%M:%S")
+        what = "volume back to normal" if alert.rule == VOLUME_SPIKE else "no longer 1 % below the price a minute before"
+        return _tell(alert, "closed", alert.due, f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC.")
+
+    def _summarise(self, columns: _Columns, rows: slice, offset: int, source: str, out: list[dict[str, Any]]) -> None:
+        for second, span in columns.seconds(rows):
+            returns = columns.return_60s[span]
+            returns = returns[~np.isnan(returns)]
+            advancers, decliners = int((returns > 0).sum()), int((returns < 0).sum())
+            out.append({
+                "partition": self.partition, "source": source, "second": second, "offset": offset, "symbols": len(span),
+                "advancers": advancers, "decliners": decliners, "unchanged": len(returns) - advancers - decliners,
+                "volume": int(columns.volume[span].sum()), "ticks": int(columns.ticks[span].sum()),
+                "returns_60s": len(returns), "sum_return_60s": math.fsum(returns), "sum_square_return_60s": math.fsum(returns * returns),
+            })  # fmt: skip
+
+
+class _Columns:
+    """A frame's rows as numpy columns; rows of one closing are neighbours."""
+
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        self._rows = rows
+        self._symbol = rows.column("symbol")
+        self._offset = _numbers(rows, "offset")
+        self.second = _numbers(rows, "second")
+        self.volume = _numbers(rows, "volume")
+        self.ticks = _numbers(rows, "ticks")
+        self.return_60s = _numbers(rows, "return_60s")
+        self._fresh = ~np.asarray(rows.column("revised").to_numpy(zero_copy_only=False), dtype=bool)
+        sources = rows.column("source").dictionary_encode()
+        self._sources = sources.dictionary.to_pylist()
+        self._source = np.asarray(sources.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+        volume_5m, seconds_5m = _numbers(rows, "volume_5m"), _numbers(rows, "seconds_5m")
+        usual = volume_5m / np.maximum(seconds_5m, 1)
+        spike = (self.volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (self.volume >= VOLUME_MULTIPLE * usual)
+        drop = _numbers(rows, "close") <= PRICE_FACTOR * _numbers(rows, "price_60s")
+        self._spike, self._drop = spike & self._fresh, drop & self._fresh
+        self._hit = np.flatnonzero(self._spike | self._drop)
+
+    def of(self, offset: int, source: str) -> slice:
+        """The rows of one closing."""
+        start, stop = int(self._offset.searchsorted(offset)), int(self._offset.searchsorted(offset, "right"))
+        if start == stop or source not in self._sources:
+            return slice(start, start)
+        mine = np.flatnonzero(self._source[start:stop] == self._sources.index(source))
+        return slice(start + int(mine[0]), start + int(mine[-1]) + 1) if len(mine) else slice(start, start)
+
+    def hits(self, rows: slice) -> list[tuple[int, str]]:
+        """Row and rule of each condition, by second, symbol, rule."""
+        start, stop = self._hit.searchsorted(rows.start), self._hit.searchsorted(rows.stop)
+        found = [(int(index), rule) for index in self._hit[start:stop] for rule, mask in ((PRICE_DROP, self._drop), (VOLUME_SPIKE, self._spike)) if mask[index]]
+        return sorted(found, key=lambda hit: self.second[hit[0]])
+
+    def symbol(self, index: int) -> str:
+        return str(self._symbol[index].as_py())
+
+    def symbols(self, rows: slice) -> set[str]:
+        """Symbols of the rows that are not revised."""
+        return {self.symbol(index) for index in range(rows.start, rows.stop) if self._fresh[index]}
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {name: self._rows.column(name)[index].as_py() for name in WINDOW_COLUMNS}
+
+    def seconds(self, rows: slice) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each second with the indices of its rows that are not revised."""
+        fresh = rows.start + np.flatnonzero(self._fresh[rows])
+        if not len(fresh):
+            return
+        seconds = self.second[fresh]
+        starts = np.flatnonzero(np.r_[True, seconds[1:] != seconds[:-1]])
+        for start, stop in zip(starts, [*starts[1:], len(fresh)], strict=True):
+            yield int(seconds[start]), fresh[start:stop]
+
+
+def _numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:
+    return np.asarray(rows.column(name).to_numpy(zero_copy_only=False))
+
+
+def _judge(rule: str, row: Mapping[str, Any]) -> tuple[float, float, float, Severity]:
+    if rule == VOLUME_SPIKE:
+        value, baseline = float(row["volume"]), row["volume_5m"] / row["seconds_5m"]
+        return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
+    value, baseline = row["close"], row["price_60s"]
+    return value, baseline, PRICE_FACTOR * baseline, "critical" if value <= PRICE_CRITICAL_FACTOR * baseline else "warning"
+
+
+def _sentence(alert: OpenAlert) -> str:
+    if alert.rule == VOLUME_SPIKE:
+        return f"{alert.symbol}: {alert.value:,.0f} shares in one second, {alert.value / alert.baseline:.1f} times the 5-minute average of {alert.baseline:,.1f}."
+    return f"{alert.symbol}: {alert.value:,.2f} is {100 * (1 - alert.value / alert.baseline):.2f} % below {alert.baseline:,.2f}, the price 60 s before."
+
+
+def _tell(alert: OpenAlert, state: Literal["opened", "updated", "closed"], second: int, message: str) -> Alert:
+    return Alert(
+        id=f"{alert.symbol}-{alert.rule}-{alert.opened}", symbol=alert.symbol, rule=alert.rule, state=state, severity=alert.severity,
+        opened_at=(alert.opened + 1) * 1000, as_of=(second + 1) * 1000, value=alert.value, baseline=alert.baseline, threshold=alert.threshold,
+        message=message, window=dict(alert.window),
+    )  # fmt: skip

@@ -1,0 +1,245 @@
+"""The rules against a slow and plain oracle, however the log is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stockstream.errors import StateError
+from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.transforms.frames import Frame, empty
+from stockstream.transforms.rules import Detected, Detector
+
+Row = dict[str, Any]
+Log = list[tuple[Closing, list[Row]]]
+START = 1_700_000_000
+
+
+def row(symbol: str, second: int, **values: Any) -> Row:
+    defaults = {
+        "symbol": symbol, "source": "s", "second": second, "open": 100.0, "high": 100.0, "low": 100.0, "close": 100.0, "volume": 100, "ticks": 1, "quotes": 0,
+        "volume_5m": 30_000, "ticks_5m": 300, "seconds_5m": 300, "quality": "", "revised": False, "partition": 3, "price_60s": 100.0, "return_60s": 0.0,
+    }  # fmt: skip
+    return {name: (defaults | values).get(name) for name in WINDOWS_SCHEMA.names}
+
+
+def quiet(seconds: Iterable[int], source: str = "s", first_offset: int = 0) -> Log:
+    return [(Closing(first_offset + i, source, second - 1, second), []) for i, second in enumerate(seconds)]
+
+
+def frame(log: Sequence[tuple[Closing, list[Row]]], start: int, through: int, name: str = "log-1") -> Frame:
+    rows = [r | {"offset": closing.offset, "source": closing.source} for closing, of in log for r in of]
+    batch = pa.RecordBatch.from_pylist(rows, schema=WINDOWS_SCHEMA) if rows else empty(WINDOWS_SCHEMA)
+    return Frame(name, start, through, tuple(closing for closing, _ in log), batch)
+
+
+def run(log: Log, name: str = "log-1") -> Detected:
+    found = Detector(3).feed(frame(log, 0, log[-1][0].offset, name))
+    assert found is not None
+    return found
+
+
+def states(found: Detected) -> list[tuple[str, str, int]]:
+    return [(alert.id, alert.state, alert.as_of) for alert in found.alerts]
+
+
+def test_a_volume_spike_opens_is_updated_only_by_more_and_closes_after_sixty_seconds() -> None:
+    log = quiet(range(START, START + 70))
+    log[2][1].append(row("A", START + 2, volume=1000))
+    log[3][1].append(row("A", START + 3, volume=900))
+    log[5][1].append(row("A", START + 5, volume=2000))
+    found = run(log)
+    name = f"A-volume_spike-{START + 2}"
+    assert states(found) == [(name, "opened", (START + 3) * 1000), (name, "updated", (START + 6) * 1000), (name, "closed", (START + 66) * 1000)]
+    opened, updated, closed = found.alerts
+    assert (opened.value, opened.baseline, opened.threshold, opened.severity) == (1000.0, 100.0, 800.0, "warning")
+    assert (updated.value, updated.severity, closed.severity, closed.value) == (2000.0, "critical", "critical", 2000.0)
+    assert opened.opened_at == closed.opened_at == (START + 3) * 1000
+    assert opened.window["volume_5m"] == 30_000 and opened.window["second"] == START + 2
+    assert opened.message == "A: 1,000 shares in one second, 10.0 times the 5-minute average of 100.0."
+
+
+@pytest.mark.parametrize(("values", "opens"), [
+    ({"volume": 800}, True), ({"volume": 799}, False), ({"volume": 0, "volume_5m": 0}, False),
+    ({"volume": 800, "seconds_5m": 119, "volume_5m": 11_900}, False), ({"volume": 800, "seconds_5m": 120, "volume_5m": 12_000}, True),
+    ({"volume": 800, "revised": True}, False), ({"volume": 800, "close": None}, True),
+])  # fmt: skip
+def test_when_a_volume_spike_is_one(values: Row, opens: bool) -> None:
+    log = quiet([START])
+    log[0][1].append(row("A", START, **values))
+    assert bool(run(log).alerts) is opens
+
+
+@pytest.mark.parametrize(("values", "opens"), [
+    ({"close": 99.0}, True), ({"close": 99.01}, False), ({"close": None}, False), ({"close": 90.0, "price_60s": None}, False),
+    ({"close": 90.0, "revised": True}, False),
+])  # fmt: skip
+def test_when_a_price_drop_is_one(values: Row, opens: bool) -> None:
+    log = quiet([START])
+    log[0][1].append(row("A", START, **values))
+    assert bool(run(log).alerts) is opens
+
+
+def test_a_price_drop_says_by_how_much_and_three_per_cent_are_critical() -> None:
+    log = quiet([START])
+    log[0][1].extend([row("A", START, close=98.5), row("B", START, close=97.0)])
+    first, second = run(log).alerts
+    assert first.message == "A: 98.50 is 1.50 % below 100.00, the price 60 s before."
+    assert (first.severity, second.severity) == ("warning", "critical")
+
+
+def test_a_condition_in_the_sixtieth_second_keeps_the_alert_open() -> None:
+    log = quiet(range(START, START + 61))
+    log[0][1].append(row("A", START, volume=1000))
+    log[60][1].append(row("A", START + 60, volume=1000))
+    assert [alert.state for alert in run(log).alerts] == ["opened"]
+
+
+def test_one_closing_of_many_seconds_closes_and_opens_anew_in_order() -> None:
+    log: Log = [(Closing(0, "s", START - 1, START + 200), [row("A", START, volume=1000), row("B", START + 60, close=90.0), row("A", START + 100, volume=1000)])]
+    assert states(run(log)) == [
+        (f"A-volume_spike-{START}", "opened", (START + 1) * 1000),
+        (f"A-volume_spike-{START}", "closed", (START + 61) * 1000),
+        (f"B-price_drop-{START + 60}", "opened", (START + 61) * 1000),
+        (f"A-volume_spike-{START + 100}", "opened", (START + 101) * 1000),
+        (f"B-price_drop-{START + 60}", "closed", (START + 121) * 1000),
+        (f"A-volume_spike-{START + 100}", "closed", (START + 161) * 1000),
+    ]
+
+
+def test_another_source_neither_moves_the_clock_nor_leaves_an_alert_behind_when_it_takes_over() -> None:
+    log: Log = [
+        (Closing(0, "a", START - 1, START), [row("A", START, volume=1000)]),
+        (Closing(1, "b", START + 499, START + 500), [row("B", START + 500)]),
+    ]
+    assert [alert.state for alert in run(log).alerts] == ["opened"]
+    log.append((Closing(2, "b", START + 500, START + 501), [row("A", START + 501, volume=1000)]))
+    assert states(run(log)) == [
+        (f"A-volume_spike-{START}", "opened", (START + 1) * 1000),
+        (f"A-volume_spike-{START}", "closed", (START + 61) * 1000),
+        (f"A-volume_spike-{START + 501}", "opened", (START + 502) * 1000),
+    ]
+
+
+def test_the_market_summary_counts_each_second_once() -> None:
+    log = quiet([START])
+    log[0][1].extend([row("A", START, return_60s=0.02), row("B", START, return_60s=-0.01), row("C", START, return_60s=None), row("D", START, revised=True)])
+    (summary,) = run(log).markets
+    assert {name: summary[name] for name in ("partition", "source", "second", "symbols", "advancers", "decliners", "unchanged", "volume", "ticks")} == {
+        "partition": 3, "source": "s", "second": START, "symbols": 3, "advancers": 1, "decliners": 1, "unchanged": 0, "volume": 300, "ticks": 3,
+    }  # fmt: skip
+    assert summary["returns_60s"] == 2 and summary["sum_return_60s"] == pytest.approx(0.01)
+
+
+def test_frames_beyond_what_is_expected_or_of_an_older_log_are_dropped_and_a_newer_log_starts_afresh() -> None:
+    log = quiet(range(START, START + 10))
+    detector = Detector(3)
+    assert detector.feed(frame(log[4:5], 4, 4)) is not None and detector.expect == 5
+    assert detector.feed(frame(log[6:], 6, 9)) is None and detector.expect == 5
+    assert detector.feed(frame(log[:5], 0, 4)) == Detected() and detector.expect == 5
+    assert detector.feed(frame(log, 0, 9, "log-0")) is None
+    spike = quiet([START])
+    spike[0][1].append(row("A", START, volume=1000))
+    assert detector.feed(frame(spike, 0, 0, "log-2")) is not None
+    assert (detector.log, detector.expect, len(detector.open_alerts)) == ("log-2", 1, 1)
+
+
+def test_a_state_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(StateError, match="partition 3"):
+        Detector.restore(3, {b"3/log-1/open": b"\xc1"})
+
+
+def test_records_hold_only_what_changed_and_others_partitions_and_older_logs_are_ignored() -> None:
+    log = quiet(range(START, START + 4))
+    log[1][1].append(row("A", START + 1, volume=1000))
+    detector = Detector(3)
+    detector.feed(frame(log[:1], 0, 0))
+    assert [key for key, _ in detector.records()] == [b"3/log-1/open", b"3/log-1/head"]
+    assert detector.records() == []
+    detector.feed(frame(log[1:2], 1, 1))
+    records = dict(detector.records())
+    assert list(records) == [b"3/log-1/open", b"3/log-1/head"]
+    assert all(msgspec.msgpack.decode(value)[0] == 1 for value in records.values())
+    other = {b"33/log-9/head": msgspec.msgpack.encode([99, "log-9"]), b"3/log-0/head": msgspec.msgpack.encode([99, "log-0"])}
+    again = Detector.restore(3, records | other)
+    assert (again.log, again.expect, again.open_alerts) == ("log-1", 2, detector.open_alerts)
+    assert dict(again.records(everything=True)) == records
+    again.feed(frame(log[2:3], 2, 2))
+    assert [key for key, _ in again.records()] == [b"3/log-1/head"]
+
+
+def oracle(log: Log) -> list[tuple[str, str, int]]:
+    """Alerts second by second, one symbol and rule at a time: (id, state, as_of)."""
+    out: list[tuple[tuple[int, str, int, str, str], tuple[str, str, int]]] = []
+    for symbol in ("A", "B", "C"):
+        for rule in ("price_drop", "volume_spike"):
+            opened = last = best = None
+            for closing, rows in log:
+                for second in range(closing.after + 1, closing.second + 1):
+                    order = (closing.offset, closing.source, second, symbol, rule)
+                    hit = False
+                    for r in (r for r in rows if r["symbol"] == symbol and r["second"] == second and not r["revised"]):
+                        if rule == "volume_spike":
+                            hit, extreme = r["volume"] >= 8 * r["volume_5m"] / r["seconds_5m"], r["volume"]
+                        else:
+                            hit, extreme = r["close"] <= 0.99 * r["price_60s"], -r["close"]
+                        if hit and opened is None:
+                            opened, best = second, extreme
+                            out.append((order, (f"{symbol}-{rule}-{opened}", "opened", (second + 1) * 1000)))
+                        elif hit and extreme > best:
+                            best = extreme
+                            out.append((order, (f"{symbol}-{rule}-{opened}", "updated", (second + 1) * 1000)))
+                        last = second if hit else last
+                    if opened is not None and not hit and last is not None and second == last + 60:
+                        out.append((order, (f"{symbol}-{rule}-{opened}", "closed", (second + 1) * 1000)))
+                        opened = None
+    return [told for _, told in sorted(out)]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Log:
+    log: Log = []
+    second, offset = START, 0
+    for _ in range(draw(st.integers(1, 25))):
+        after, second = second, second + draw(st.sampled_from([1, 1, 1, 2, 20, 59, 60, 61, 130]))
+        offset += draw(st.integers(1, 3))
+        rows = []
+        for at in sorted(set(draw(st.lists(st.integers(after + 1, second), max_size=4)))):
+            for symbol in sorted(draw(st.sets(st.sampled_from("ABC"), min_size=1))):
+                rows.append(row(
+                    symbol, at, volume=draw(st.sampled_from([10, 100, 800, 900, 1700])), close=draw(st.sampled_from([100.0, 99.0, 98.0, 96.0])),
+                    revised=draw(st.sampled_from([False, False, False, True])),
+                ))  # fmt: skip
+        log.append((Closing(offset, "s", after, second), rows))
+    return log
+
+
+def plain(found: Iterable[Detected]) -> tuple[list[bytes], list[Any]]:
+    every = list(found)
+    return [msgspec.json.encode(alert) for one in every for alert in one.alerts], [market for one in every for market in one.markets]
+
+
+@given(logs(), st.data())
+@settings(max_examples=120, deadline=None)
+def test_any_cut_with_repeats_and_restarts_gives_the_same_alerts(log: Log, data: st.DataObject) -> None:
+    whole = run(log)
+    assert states(whole) == oracle(log)
+
+    last = log[-1][0].offset
+    cuts = sorted(data.draw(st.sets(st.integers(1, last), max_size=6)))
+    detector, stored, found = Detector(3), dict[bytes, bytes](), []
+    for start, stop in zip([0, *cuts], [*cuts, last + 1], strict=True):
+        back = data.draw(st.integers(0, start))
+        got = detector.feed(frame([item for item in log if back <= item[0].offset < stop], back, stop - 1))
+        assert got is not None
+        found.append(got)
+        stored.update(detector.records())
+        if data.draw(st.booleans()):
+            detector = Detector.restore(3, stored)
+    assert plain(found) == plain([whole])
