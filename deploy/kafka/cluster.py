@@ -27,11 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
+from xml.etree import ElementTree
 
 POM = Path(__file__).with_name("pom.xml")
 MODES = ("kraft", "zookeeper")
@@ -258,7 +258,7 @@ class Cluster:
         """The brokers as aiokafka takes them."""
         return [f"127.0.0.1:{port}" for port in self.ports]
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -277,12 +277,10 @@ class Cluster:
                 self._format(cluster_id)
             else:
                 self._spawn("zookeeper", "org.apache.zookeeper.server.quorum.QuorumPeerMain", self.directory / "zookeeper.properties")
-                self._wait("zookeeper", lambda: _listens(self._inner_ports[0]), START_TIMEOUT_S)
+                self._wait_for_zookeeper()
             for node in range(self.nodes):
                 self._spawn_node(node)
-            deadline = time.monotonic() + START_TIMEOUT_S
-            for node in range(self.nodes):
-                self._wait(_name(node), lambda node=node: self._knows(node, self.nodes), deadline - time.monotonic())  # type: ignore[misc]
+            self._wait_for_nodes(range(self.nodes), self.nodes)
             self._remember(cluster_id)
         except BaseException:
             self.stop()
@@ -332,18 +330,9 @@ class Cluster:
         """Start a node again that was killed or stopped, on its port and data, and wait until it answers and knows the other running ones."""
         if node in self.running():
             raise ClusterError(f"broker {node} runs already")
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            self._spawn_node(node)
-            try:
-                awake = [other for other in self.running() if other not in self._frozen]
-                self._wait(_name(node), lambda: self._knows(node, len(awake)), deadline - time.monotonic())
-                self._write_pids()
-                return
-            except ClusterError:                         # ZooKeeper remembers a killed broker until its session ends, and refuses it so long
-                if self.mode == "kraft" or self._processes[_name(node)].poll() is None or time.monotonic() > deadline - 5:
-                    raise
-                time.sleep(0.5)
+        self._spawn_node(node)
+        self._wait_for_nodes([node], len(set(self.running()) - self._frozen))
+        self._write_pids()
 
     def freeze(self, node: int) -> None:
         """SIGSTOP: the node keeps its connections and says nothing."""
@@ -467,6 +456,7 @@ class Cluster:
                 "zookeeper.connect": f"127.0.0.1:{self._inner_ports[0]}",
                 "zookeeper.session.timeout.ms": "4000",
                 "zookeeper.connection.timeout.ms": "20000",
+                "controlled.shutdown.retry.backoff.ms": "500",
             }
         else:
             own = {
@@ -570,14 +560,33 @@ class Cluster:
             return False
         return len(metadata.brokers) >= others and node in metadata.brokers
 
-    def _wait(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            ended = self._processes[name].poll()
-            if ended is not None or time.monotonic() > deadline:
-                why = f"ended with status {ended}" if ended is not None else f"was not ready after {START_TIMEOUT_S:.0f} s"
-                raise ClusterError(f"{name} {why}; its log ends with:\n{_tail(_read(self.directory / f'{name}.log'), 15)}")
+    def _wait_for_nodes(self, nodes: Iterable[int], others: int) -> None:
+        """Until each answers and knows `others` brokers."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        waiting = list(nodes)
+        while waiting:
+            for node in waiting:
+                if self._processes[_name(node)].poll() is None:
+                    continue
+                if self.mode == "kraft" or time.monotonic() > deadline - 10:
+                    raise self._failure(_name(node))
+                self._spawn_node(node)          # ZooKeeper remembers a killed broker until its session ends, and lets no other take its place
+            waiting = [node for node in waiting if not self._knows(node, others)]
+            if waiting and time.monotonic() > deadline:
+                raise self._failure(_name(waiting[0]))
+            time.sleep(0.1 if waiting else 0)
+
+    def _wait_for_zookeeper(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _listens(self._inner_ports[0]):
+            if self._processes["zookeeper"].poll() is not None or time.monotonic() > deadline:
+                raise self._failure("zookeeper")
             time.sleep(0.1)
+
+    def _failure(self, name: str) -> ClusterError:
+        ended = self._processes[name].poll()
+        why = f"was not ready after {START_TIMEOUT_S:.0f} s" if ended is None else f"ended with status {ended}"
+        return ClusterError(f"{name} {why}; its log ends with:\n{_tail(_read(self.directory / f'{name}.log'), 15)}")
 
 
 def _name(node: int) -> str:
