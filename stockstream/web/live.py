@@ -1,0 +1,636 @@
+"""What the views answer from: the newest state of every symbol, in memory, made only of messages.
+
+Pure: no I/O and no clock of its own. Rows of `windows` go into rings of one-second bars, one slot per second, 300 seconds long, 1,024 symbols to a
+block (60 bytes a bar: 18 MB for 1,000 symbols, 180 MB for 10,000 that tick every second); the last row of each symbol is kept whole, in columns.
+Predictions stay bytes until somebody asks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stockstream.errors import FrameError
+from stockstream.records import WINDOWS_SCHEMA, Alert, Outcome, Prediction
+from stockstream.transforms.frames import Frame
+
+WINDOW_S = 300
+"""Bars are kept for as long as the rolling windows look back."""
+
+BLOCK = 1_024
+MAX_SYMBOLS = 20_000
+"""Beyond this a new symbol is counted and not shown, so that a producer gone wild cannot fill the memory (18 KB a symbol)."""
+
+MAX_ALERTS = 100_000
+"""Alerts of a day at 10,000 symbols and one an hour each; beyond, the oldest closed ones are forgotten (about 0.5 KB each)."""
+
+Array = npt.NDArray[Any]
+
+_BAR = np.dtype([
+    ("second", "u4"), ("source", "i4"), ("offset", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"),
+    ("volume", "i8"), ("ticks", "u4"), ("quotes", "u4"),
+])  # fmt: skip
+
+_FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type))
+_INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
+_BOOLS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_boolean(f.type))
+_STRINGS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_string(f.type) and f.name != "symbol")
+_SUMMARY = ("second", "price", "return_60s", "volume_5m")
+_WINDOW_5M = tuple(name for name in WINDOWS_SCHEMA.names if name.endswith("_5m"))
+
+_NOTHING, _FROM_LATEST, _FROM_WINDOWS = 0, 1, 2
+_RANK = {"opened": 0, "updated": 1, "closed": 2}
+
+
+def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
+    """A struct with the `windows` columns `columns`: floats may be null, the others not."""
+    fields: list[Any] = []
+    for column in columns:
+        if column in _FLOATS:
+            fields.append((column, float | None, None))
+        else:
+            fields.append((column, str if column in (*_STRINGS, "symbol") else bool if column in _BOOLS else int))
+    return msgspec.defstruct(name, fields, kw_only=True, module=__name__)
+
+
+WindowRow = _struct_of("WindowRow", WINDOWS_SCHEMA.names)
+"""One row of `windows`, as JSON: all columns, floats null where there is nothing."""
+
+Window5m = _struct_of("Window5m", list(_WINDOW_5M))
+"""The rolling values over the 300 s up to and including the last row's second."""
+
+
+class PredictionSummary(msgspec.Struct, kw_only=True):
+    """The first horizon of a symbol's newest prediction."""
+
+    as_of: int
+    horizon_s: int
+    predicted_return: float | None
+    p_up: float | None
+
+
+class SymbolSummary(msgspec.Struct, kw_only=True):
+    """One line of the list of symbols; the market's fields are null until a second of the symbol has closed."""
+
+    symbol: str
+    name: str | None
+    currency: str | None
+    exchange: str | None
+    source: str | None
+    second: int | None
+    price: float | None
+    return_60s: float | None
+    volume_5m: int | None
+    quality: str | None
+    prediction: PredictionSummary | None
+    open_alerts: int
+
+
+class SymbolDetail(msgspec.Struct, kw_only=True):
+    """All that is known of one symbol now; `alerts` are its open ones, newest first; `metadata` is what `ingest` wrote."""
+
+    symbol: str
+    metadata: dict[str, Any] | None
+    last: WindowRow | None  # type: ignore[valid-type]
+    window_5m: Window5m | None  # type: ignore[valid-type]
+    prediction: Prediction | None
+    alerts: list[Alert]
+
+
+class Bar(msgspec.Struct, kw_only=True):
+    """A bar that begins at `second` (epoch s); `seconds` with a tick are in it. Prices are null where there were only quotes."""
+
+    second: int
+    open: float | None
+    high: float | None
+    low: float | None
+    close: float | None
+    volume: int
+    ticks: int
+    quotes: int
+    seconds: int
+
+
+class OutcomeCount(msgspec.Struct, kw_only=True):
+    """What this worker has seen of one model's outcomes since it began to read: `hits` have the sign right, errors are of log returns."""
+
+    model: str
+    version: str
+    role: str
+    horizon_s: int
+    outcomes: int = 0
+    hits: int = 0
+    mean_absolute_error: float = 0.0
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], kw_only=True):
+    """Part of a list; `next`, where not null, is what to ask the following part with (`?next=`)."""
+
+    items: list[T]
+    next: str | None
+
+
+AlertFilter = Literal["open", "opened", "updated", "closed"]
+
+
+class _PredictionHead(msgspec.Struct):
+    symbol: str
+    as_of: int
+    offset: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What has changed since it was last taken, by symbol and alert id."""
+
+    symbols: list[str] = field(default_factory=list)
+    predictions: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.symbols or self.predictions or self.alerts)
+
+
+class Live:
+    """The state. Feed it with `frame`, `latest`, `metadata`, `prediction`, `outcomes`, `alert`; each raises `FrameError` or `msgspec.MsgspecError`
+    on a message that cannot be read, and is then unchanged."""
+
+    def __init__(self, max_symbols: int = MAX_SYMBOLS, max_alerts: int = MAX_ALERTS) -> None:
+        self._max_symbols, self._max_alerts = max_symbols, max_alerts
+        self._index: dict[str, int] = {}
+        self._names: list[str] = []
+        self._sources: dict[str, int] = {}
+        self._source_names: list[str] = []
+        self._last: dict[str, Array] = {}
+        self._origin: npt.NDArray[np.int8] = np.zeros(0, np.int8)
+        self._dirty: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._blocks: list[Array] = []
+        self._logs: dict[int, str] = {}
+        self._clocks: dict[tuple[int, str], int] = {}
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._predictions: dict[str, tuple[int, int, bytes]] = {}
+        self._new_predictions: set[str] = set()
+        self._alerts: dict[str, Alert] = {}
+        self._alert_order: list[tuple[int, str]] = []
+        self._alerts_of: dict[str, set[str]] = {}
+        self._open: dict[str, set[str]] = {}
+        self._new_alerts: dict[str, None] = {}
+        self._outcomes: dict[tuple[str, str, str, int], OutcomeCount] = {}
+        self._judged: dict[tuple[str, str, str, int], int] = {}
+        self._sorted: list[str] = []
+        self._sorted_stale = False
+        self.symbols_refused = 0
+        self.frames_stale = 0
+        self._grow(BLOCK)
+
+    # ---- messages in
+
+    def frame(self, partition: int, frame: Frame) -> None:
+        """One whole frame of `windows`. A frame of a newer log forgets the partition's rows, one of an older log is counted and dropped."""
+        log = self._logs.get(partition)
+        if log is not None and frame.log < log:
+            self.frames_stale += 1
+            return
+        columns = _columns(frame.rows)
+        if log is not None and frame.log > log:
+            self._forget(partition)
+        self._logs[partition] = frame.log
+        for closing in frame.closings:
+            key = (partition, closing.source)
+            self._clocks[key] = max(self._clocks.get(key, closing.second), closing.second)
+        if frame.rows.num_rows:
+            self._take_rows(columns)
+
+    def latest(self, data: bytes) -> None:
+        """One message of `latest`: a row that counts as long as `windows` has brought none of its symbol."""
+        row = _decode_row(data)
+        values: dict[str, Any] = msgspec.structs.asdict(row)
+        at = self._place(values["symbol"])
+        if at is None or self._origin[at] == _FROM_WINDOWS:
+            return
+        for name, column in self._last.items():
+            value = values[name]
+            column[at] = np.nan if value is None else value
+        self._origin[at] = _FROM_LATEST
+        self._dirty[at] = True
+
+    def metadata(self, symbol: str, data: bytes | None) -> None:
+        """One message of `symbols`; no value forgets the symbol's metadata."""
+        if not data:
+            self._sorted_stale |= self._metadata.pop(symbol, None) is not None
+            return
+        values = _decode_object(data)
+        if symbol not in self._metadata:
+            if len(self._metadata) >= self._max_symbols:
+                self.symbols_refused += 1
+                return
+            self._sorted_stale = True
+        self._metadata[symbol] = values
+
+    def prediction(self, data: bytes) -> None:
+        """One message of `predictions`; the one furthest along the log is kept, a repeat of an older one changes nothing."""
+        head = _decode_head(data)
+        held = self._predictions.get(head.symbol)
+        if held is None:
+            if len(self._predictions) >= self._max_symbols:
+                self.symbols_refused += 1
+                return
+            self._sorted_stale = True
+        elif head.as_of < held[0] and head.offset <= held[1]:
+            return
+        self._predictions[head.symbol] = (head.as_of, head.offset, data)
+        self._new_predictions.add(head.symbol)
+
+    def outcomes(self, data: bytes) -> None:
+        """One message of `outcomes`, counted by model, version, role and horizon; a repeat is not counted again."""
+        for item in _decode_outcomes(data):
+            identity = (item.symbol, item.model, item.version, item.horizon_s)
+            judged = self._judged.get(identity, -1)
+            if item.as_of <= judged or (judged == -1 and len(self._judged) >= 20 * self._max_symbols):
+                continue
+            self._judged[identity] = item.as_of
+            key = (item.model, item.version, item.role, item.horizon_s)
+            count = self._outcomes.get(key)
+            if count is None:
+                if len(self._outcomes) >= 1_000:
+                    continue
+                count = self._outcomes[key] = OutcomeCount(model=item.model, version=item.version, role=item.role, horizon_s=item.horizon_s)
+            count.outcomes += 1
+            count.hits += (item.predicted_return > 0) == (item.realised_return > 0)
+            count.mean_absolute_error += (abs(item.predicted_return - item.realised_return) - count.mean_absolute_error) / count.outcomes
+
+    def alert(self, data: bytes) -> None:
+        """One message of `alerts`; of one alert the newest state is kept."""
+        alert = _decode_alert(data)
+        held = self._alerts.get(alert.id)
+        if held is not None and (alert.as_of, _RANK[alert.state]) < (held.as_of, _RANK[held.state]):
+            return
+        self._alerts[alert.id] = alert
+        self._new_alerts[alert.id] = None
+        if held is None:
+            insort(self._alert_order, (alert.opened_at, alert.id))
+            self._alerts_of.setdefault(alert.symbol, set()).add(alert.id)
+            self._sorted_stale = True
+        still_open = self._open.setdefault(alert.symbol, set())
+        if alert.state == "closed":
+            still_open.discard(alert.id)
+        else:
+            still_open.add(alert.id)
+        if not still_open:
+            del self._open[alert.symbol]
+        if len(self._alerts) > self._max_alerts:
+            self._forget_an_alert()
+
+    # ---- answers
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How much is held, and what was not."""
+        return {
+            "symbols": len(self._all()), "predictions": len(self._predictions), "alerts": len(self._alerts),
+            "open_alerts": self.open_alerts(), "symbols_refused": self.symbols_refused, "frames_stale": self.frames_stale,
+        }  # fmt: skip
+
+    @property
+    def newest_second(self) -> int | None:
+        """The newest closed second of all partitions and sources, epoch s."""
+        return max(self._clocks.values(), default=None)
+
+    def known(self, symbol: str) -> bool:
+        """Whether any message has named the symbol."""
+        at = self._index.get(symbol, -1)
+        return (at >= 0 and self._origin[at] != _NOTHING) or symbol in self._metadata or symbol in self._predictions or symbol in self._alerts_of
+
+    def symbols(self, limit: int, after: str = "", search: str = "") -> Page[SymbolSummary]:
+        """Symbols in alphabetical order, those above `after`, whose symbol or name has `search` in it whatever the case."""
+        names = self._all()
+        wanted = search.casefold()
+        items: list[SymbolSummary] = []
+        for name in _from(names, after):
+            if wanted and wanted not in name.casefold() and wanted not in str(self._metadata.get(name, {}).get("name") or "").casefold():
+                continue
+            if len(items) == limit:
+                return Page(items=items, next=items[-1].symbol)
+            items.append(self._summary(name))
+        return Page(items=items, next=None)
+
+    def symbol(self, symbol: str) -> SymbolDetail | None:
+        """All of one symbol, None where it is unknown."""
+        if not self.known(symbol):
+            return None
+        row = self._row(symbol)
+        return SymbolDetail(
+            symbol=symbol,
+            metadata=self._metadata.get(symbol),
+            last=msgspec.convert(row, WindowRow) if row else None,
+            window_5m=msgspec.convert({name: row[name] for name in _WINDOW_5M}, Window5m) if row else None,
+            prediction=self._prediction(symbol),
+            alerts=sorted((self._alerts[key] for key in self._open.get(symbol, ())), key=lambda a: (a.opened_at, a.id), reverse=True),
+        )
+
+    def bars(self, symbol: str, interval_s: int, limit: int, before: int | None = None) -> Page[Bar]:
+        """The newest `limit` bars that begin before `before` (epoch s), oldest first, of the last 300 seconds of the symbol's source.
+
+        A bar of a minute at the window's edge holds what the window holds. Seconds without a tick have no bar. `next` is the `before` that
+        brings the bars before these.
+        """
+        ring = self._ring(symbol)
+        if interval_s > 1:
+            bars = [_merged(group, interval_s) for group in _by_interval(ring, interval_s)]
+        else:
+            bars = [_merged(ring[i : i + 1], 1) for i in range(len(ring))]
+        if before is not None:
+            bars = bars[: bisect_left([bar.second for bar in bars], before)]
+        kept = bars[-limit:]
+        return Page(items=kept, next=str(kept[0].second) if len(kept) < len(bars) else None)
+
+    def alerts(self, limit: int, state: AlertFilter | None = None, symbol: str = "", rule: str = "", after: tuple[int, str] | None = None) -> Page[Alert]:
+        """Alerts, those opened last first; `open` is opened or updated; `after` is (opened_at, id) of the last one seen."""
+        order = self._alert_order if not symbol else sorted((self._alerts[key].opened_at, key) for key in self._alerts_of.get(symbol, ()))
+        items: list[Alert] = []
+        for i in range((bisect_left(order, after) if after else len(order)) - 1, -1, -1):
+            alert = self._alerts[order[i][1]]
+            if (rule and alert.rule != rule) or (state and state != alert.state and not (state == "open" and alert.state != "closed")):
+                continue
+            if len(items) == limit:
+                return Page(items=items, next=f"{items[-1].opened_at}:{items[-1].id}")
+            items.append(alert)
+        return Page(items=items, next=None)
+
+    def predictions(self, limit: int, after: str = "", symbol: str = "") -> Page[Prediction]:
+        """The newest prediction of each symbol, in alphabetical order."""
+        names = [symbol] if symbol else _from(self._all(), after)
+        items: list[Prediction] = []
+        for name in names:
+            prediction = self._prediction(name)
+            if prediction is None:
+                continue
+            if len(items) == limit:
+                return Page(items=items, next=items[-1].symbol)
+            items.append(prediction)
+        return Page(items=items, next=None)
+
+    def outcome_counts(self) -> list[OutcomeCount]:
+        """Running counts by model, version, role and horizon."""
+        return [self._outcomes[key] for key in sorted(self._outcomes)]
+
+    def open_alerts(self) -> int:
+        """How many alerts are open."""
+        return sum(map(len, self._open.values()))
+
+    # ---- what changed, for the event stream
+
+    def take_changes(self) -> Changes:
+        """Symbols with new rows, symbols with new predictions, ids of changed alerts, since the last call."""
+        at = np.flatnonzero(self._dirty)
+        self._dirty[at] = False
+        changes = Changes([self._names[i] for i in at.tolist()], list(self._new_predictions), list(self._new_alerts))
+        self._new_predictions.clear()
+        self._new_alerts.clear()
+        return changes
+
+    def summary_columns(self, symbols: list[str]) -> dict[str, list[Any]]:
+        """Columns `symbol second price return_60s volume_5m` of the symbols' last rows, NaN where there is nothing."""
+        at = np.fromiter((self._index[s] for s in symbols), np.int64, len(symbols))
+        return {"symbol": symbols, **{name: self._last[name][at].tolist() for name in _SUMMARY}}
+
+    def prediction_columns(self, symbols: list[str]) -> dict[str, list[Any]]:
+        """Columns `symbol as_of horizon_s predicted_return p_up` of the symbols' newest predictions, first horizon."""
+        columns: dict[str, list[Any]] = {name: [] for name in ("symbol", "as_of", "horizon_s", "predicted_return", "p_up")}
+        for symbol in symbols:
+            summary = self._prediction_summary(symbol)
+            if summary is not None:
+                columns["symbol"].append(symbol)
+                for name in ("as_of", "horizon_s", "predicted_return", "p_up"):
+                    columns[name].append(getattr(summary, name))
+        return columns
+
+    def alert_states(self, ids: list[str]) -> list[Alert]:
+        """The newest state of each of the alerts."""
+        return [self._alerts[key] for key in ids if key in self._alerts]
+
+    # ---- inside
+
+    def _grow(self, size: int) -> None:
+        have = len(self._origin)
+        for name in (*_FLOATS, *_INTS, *_BOOLS, *_STRINGS):
+            kind: Any = np.float64 if name in _FLOATS else np.int64 if name in _INTS else np.bool_ if name in _BOOLS else object
+            bigger = np.full(size, "" if kind is object else 0, kind)
+            if have:
+                bigger[:have] = self._last[name]
+            self._last[name] = bigger
+        self._origin = np.concatenate([self._origin, np.zeros(size - have, np.int8)])
+        self._dirty = np.concatenate([self._dirty, np.zeros(size - have, np.bool_)])
+
+    def _place(self, symbol: str) -> int | None:
+        at = self._index.get(symbol)
+        if at is None:
+            at = len(self._names)
+            if at >= self._max_symbols:
+                self.symbols_refused += 1
+                return None
+            self._index[symbol] = at
+            self._names.append(symbol)
+            if at >= len(self._origin):
+                self._grow(2 * len(self._origin))
+        if self._origin[at] == _NOTHING:
+            self._sorted_stale = True
+        return at
+
+    def _source(self, name: str) -> int:
+        code = self._sources.get(name)
+        if code is None:
+            code = self._sources[name] = len(self._source_names)
+            self._source_names.append(name)
+        return code
+
+    def _take_rows(self, columns: dict[str, Array]) -> None:
+        order = np.lexsort((columns["offset"], columns["second"]))
+        places = [self._place(symbol) for symbol in columns["symbol"][order].tolist()]
+        if None in places:
+            order = order[[place is not None for place in places]]
+        at = np.array([place for place in places if place is not None], np.int64)
+        rows = {name: column[order] for name, column in columns.items()}
+        bars = np.zeros(len(at), _BAR)
+        for name in ("second", "offset", "open", "high", "low", "close", "volume", "ticks", "quotes"):
+            bars[name] = rows[name]
+        bars["source"] = [self._source(source) for source in rows["source"].tolist()]
+        self._write_bars(at, bars)
+        self._write_last(at, rows)
+
+    def _write_bars(self, at: Array, bars: Array) -> None:
+        slots = bars["second"] % WINDOW_S
+        for number in np.unique(at // BLOCK).tolist():
+            while number >= len(self._blocks):
+                self._blocks.append(np.zeros((WINDOW_S, BLOCK), _BAR))
+            block = self._blocks[number]
+            mine = np.flatnonzero(at // BLOCK == number)
+            slot, column, new = slots[mine], at[mine] % BLOCK, bars[mine]
+            held = block[slot, column]
+            counts = (
+                (held["second"] < new["second"])
+                | ((held["second"] == new["second"]) & (held["offset"] <= new["offset"]))
+                | ((held["source"] != new["source"]) & (held["offset"] < new["offset"]))
+            )
+            block[slot[counts], column[counts]] = new[counts]       # of equal places the last one stays: rows are sorted by second, then offset
+
+    def _write_last(self, at: Array, rows: dict[str, Array]) -> None:
+        second, offset = self._last["second"][at], self._last["offset"][at]
+        counts = (
+            (self._origin[at] != _FROM_WINDOWS)
+            | (rows["second"] > second)
+            | ((rows["second"] == second) & (rows["offset"] >= offset))
+            | ((rows["source"] != self._last["source"][at]) & (rows["offset"] > offset))
+        )
+        at = at[counts]
+        for name, column in self._last.items():
+            column[at] = rows[name][counts]
+        self._origin[at] = _FROM_WINDOWS
+        self._dirty[at] = True
+
+    def _forget(self, partition: int) -> None:
+        gone = np.flatnonzero((self._origin != _NOTHING) & (self._last["partition"] == partition))
+        self._origin[gone] = _NOTHING
+        self._dirty[gone] = False
+        for at in gone.tolist():
+            if at // BLOCK < len(self._blocks):
+                self._blocks[at // BLOCK][:, at % BLOCK] = np.zeros((), _BAR)
+        self._clocks = {key: second for key, second in self._clocks.items() if key[0] != partition}
+        self._sorted_stale = True
+
+    def _forget_an_alert(self) -> None:
+        place = next((i for i, (_, key) in enumerate(self._alert_order) if self._alerts[key].state == "closed"), 0)
+        _, key = self._alert_order.pop(place)
+        alert = self._alerts.pop(key)
+        for ids in (self._alerts_of, self._open):
+            if alert.symbol in ids:
+                ids[alert.symbol].discard(key)
+                if not ids[alert.symbol]:
+                    del ids[alert.symbol]
+        self._new_alerts.pop(key, None)
+        self._sorted_stale = True
+
+    def _all(self) -> list[str]:
+        if self._sorted_stale:
+            rows = (self._names[i] for i in np.flatnonzero(self._origin != _NOTHING).tolist())
+            self._sorted = sorted({*rows, *self._metadata, *self._predictions, *self._alerts_of})
+            self._sorted_stale = False
+        return self._sorted
+
+    def _row(self, symbol: str) -> dict[str, Any] | None:
+        at = self._index.get(symbol)
+        if at is None or self._origin[at] == _NOTHING:
+            return None
+        row: dict[str, Any] = {"symbol": symbol}
+        for name, column in self._last.items():
+            value = column[at]
+            row[name] = value if isinstance(value, str) else _or_null(value.item())
+        return row
+
+    def _ring(self, symbol: str) -> Array:
+        """The symbol's bars, oldest first: of its last row's source, of the 300 seconds up to that source's clock."""
+        at = self._index.get(symbol)
+        if at is None or self._origin[at] != _FROM_WINDOWS:
+            return np.zeros(0, _BAR)
+        ring = self._blocks[at // BLOCK][:, at % BLOCK]
+        source, last = self._last["source"][at], self._last["second"][at].item()
+        clock = max(last, self._clocks.get((self._last["partition"][at].item(), source), last))
+        ring = ring[(ring["second"] > clock - WINDOW_S) & (ring["second"] <= last) & (ring["source"] == self._source(source))]
+        return ring[np.argsort(ring["second"])]
+
+    def _prediction(self, symbol: str) -> Prediction | None:
+        held = self._predictions.get(symbol)
+        if held is None:
+            return None
+        try:
+            return _decode_prediction(held[2])
+        except msgspec.MsgspecError:
+            return None
+
+    def _prediction_summary(self, symbol: str) -> PredictionSummary | None:
+        prediction = self._prediction(symbol)
+        if prediction is None or not prediction.horizons:
+            return None
+        first = prediction.horizons[0]
+        return PredictionSummary(as_of=prediction.as_of, horizon_s=first.horizon_s, predicted_return=first.predicted_return, p_up=first.p_up)
+
+    def _summary(self, symbol: str) -> SymbolSummary:
+        metadata = self._metadata.get(symbol, {})
+        at = self._index.get(symbol, -1)
+        has_row = at >= 0 and self._origin[at] != _NOTHING
+
+        def row(name: str) -> Any:
+            return _or_null(self._last[name].item(at)) if has_row else None
+
+        def text(name: str) -> str | None:
+            value = metadata.get(name)
+            return value if isinstance(value, str) else None
+
+        return SymbolSummary(
+            symbol=symbol, name=text("name"), currency=text("currency"), exchange=text("exchange"),
+            source=row("source"), second=row("second"), price=row("price"), return_60s=row("return_60s"), volume_5m=row("volume_5m"), quality=row("quality"),
+            prediction=self._prediction_summary(symbol), open_alerts=len(self._open.get(symbol, ())),
+        )  # fmt: skip
+
+
+_decode_row = msgspec.json.Decoder(WindowRow).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_head = msgspec.json.Decoder(_PredictionHead).decode
+_decode_prediction = msgspec.json.Decoder(Prediction).decode
+_decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
+_decode_alert = msgspec.json.Decoder(Alert).decode
+
+
+def _or_null(value: Any) -> Any:
+    return None if value != value else value
+
+
+def _from(names: list[str], after: str) -> Iterator[str]:
+    return (names[i] for i in range(bisect_right(names, after) if after else 0, len(names)))
+
+
+def _columns(rows: pa.RecordBatch) -> dict[str, Array]:
+    """The frame's columns as numpy arrays; raises `FrameError` where one is missing or null where it may not be."""
+    columns: dict[str, Array] = {}
+    for name in WINDOWS_SCHEMA.names:
+        place = rows.schema.get_field_index(name)
+        if place < 0:
+            raise FrameError(f"no column {name!r}")
+        column = rows.column(place)
+        if column.type != WINDOWS_SCHEMA.field(name).type:
+            raise FrameError(f"column {name!r} is {column.type}")
+        if column.null_count and name not in _FLOATS:
+            raise FrameError(f"column {name!r} has nulls")
+        columns[name] = column.to_numpy(zero_copy_only=False)
+    if len(rows) and not 0 <= columns["second"].min() <= columns["second"].max() < 1 << 32:
+        raise FrameError("column 'second' is not in epoch seconds")
+    return columns
+
+
+def _by_interval(ring: Array, interval_s: int) -> list[Array]:
+    starts = ring["second"] // interval_s
+    return [group for group in np.split(ring, np.flatnonzero(np.diff(starts)) + 1) if len(group)]
+
+
+def _merged(group: Array, interval_s: int) -> Bar:
+    """Bars of consecutive seconds as one: first open, highest high, lowest low, last close, sums."""
+    priced = group[~np.isnan(group["close"])]
+    return Bar(
+        second=int(group["second"][0]) // interval_s * interval_s,
+        open=float(priced["open"][0]) if len(priced) else None,
+        high=float(priced["high"].max()) if len(priced) else None,
+        low=float(priced["low"].min()) if len(priced) else None,
+        close=float(priced["close"][-1]) if len(priced) else None,
+        volume=int(group["volume"].sum()), ticks=int(group["ticks"].sum()), quotes=int(group["quotes"].sum()), seconds=len(group),
+    )  # fmt: skip

@@ -1,0 +1,271 @@
+"""What a worker counts about itself: Prometheus collectors in a registry of their own, and rates and percentiles of the last minute.
+
+Everything is O(1) an observation and of fixed size: label values beyond `MAX_LABELS` are counted as `other`, and symbols are never labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SPAN_S = 60
+MAX_LABELS = 64
+"""Reasons, rules, hops, agents and topics are few and named in code; more than this is a mistake, not information."""
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
+"""From one chunk's work to twice the promise of 5 s, with edges at the aims of 250 ms and 1.5 s."""
+
+_FINEST_S, _STEP = 1e-4, 1.05
+_FINE_EDGES = _FINEST_S * _STEP ** np.arange(285)
+"""Edges of the last minute's histogram, 0.1 ms to 100 s: a percentile is right to 2.5 %."""
+
+Values = npt.NDArray[Any] | float
+
+
+class _Second:
+    """Which slot of a ring of `SPAN_S` seconds is current; slots are emptied as time passes over them."""
+
+    def __init__(self, clock: Callable[[], float], width: int) -> None:
+        self._clock = clock
+        self._began = self._now = int(clock())
+        self.slots: npt.NDArray[np.int64] = np.zeros((SPAN_S, width), np.int64)
+
+    def current(self) -> npt.NDArray[np.int64]:
+        now = int(self._clock())
+        for second in range(max(self._now + 1, now - SPAN_S + 1), now + 1):
+            self.slots[second % SPAN_S] = 0
+        self._now = max(self._now, now)
+        slot: npt.NDArray[np.int64] = self.slots[self._now % SPAN_S]
+        return slot
+
+    def total(self) -> npt.NDArray[np.int64]:
+        self.current()
+        total: npt.NDArray[np.int64] = self.slots.sum(axis=0)
+        return total
+
+    def span_s(self) -> int:
+        """Seconds that the ring covers by now."""
+        self.current()
+        return min(SPAN_S, self._now - self._began + 1)
+
+
+class _Rate:
+    """Events a second over the last minute."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._ring = _Second(clock, 1)
+
+    def add(self, count: int) -> None:
+        self._ring.current()[0] += count
+
+    def per_s(self) -> float:
+        return float(self._ring.total()[0]) / self._ring.span_s()
+
+
+class _Latency:
+    """One hop: Prometheus buckets for ever, fine ones for a minute."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.counts: npt.NDArray[np.int64] = np.zeros(len(BUCKETS_S) + 1, np.int64)
+        self.sum_s = 0.0
+        self._ring = _Second(clock, len(_FINE_EDGES) + 1)
+
+    def add(self, seconds: Values, count: int) -> None:
+        if isinstance(seconds, np.ndarray):
+            seconds = seconds[np.isfinite(seconds)]
+            self.counts += np.bincount(np.searchsorted(BUCKETS_S, seconds), minlength=len(self.counts))
+            slot = self._ring.current()
+            slot += np.bincount(np.searchsorted(_FINE_EDGES, seconds), minlength=len(slot))
+            self.sum_s += float(seconds.sum())
+            return
+        self.counts[np.searchsorted(BUCKETS_S, seconds)] += count
+        self._ring.current()[np.searchsorted(_FINE_EDGES, seconds)] += count
+        self.sum_s += seconds * count
+
+    def percentiles_ms(self, *shares: float) -> list[float | None]:
+        counts = self._ring.total()
+        if not counts.any():
+            return [None] * len(shares)
+        upto = np.cumsum(counts)
+        places = np.minimum(np.searchsorted(upto, [np.ceil(share * upto[-1]) for share in shares]), len(_FINE_EDGES) - 1)
+        return [round(float(_FINE_EDGES[place] / _STEP**0.5) * 1_000, 3) for place in places]
+
+    def recent(self) -> int:
+        return int(self._ring.total().sum())
+
+
+class Metrics(Collector):
+    """All counters of one worker. Make one and hand it inwards; `clock` is monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.registry = CollectorRegistry()
+        self._accepted = self._counter("ticks_accepted", "ticks that clean took")
+        self._rejected = self._counter("ticks_rejected", "ticks that clean refused", "reason")
+        self._rows = self._counter("rows", "rows or messages written", "topic")
+        self._alerts = self._counter("alerts", "changes of alerts", "rule", "state")
+        self._predictions = self._counter("predictions", "predictions sent")
+        self._holes = self._counter("holes", "holes found in the offsets", "kind")
+        self._dropped = self._counter("frames_dropped", "frames that an agent could not use", "agent", "why")
+        self._restarts = self._counter("restarts", "things that had to begin anew", "what")
+        self._unreadable = self._counter("tail_unreadable", "messages that the web's tail could not read", "topic", "reason")
+        self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
+        self._lag = self._gauge("lag", "records not read yet", "topic", "partition")
+        self._archive = self._gauge("archive_offset", "raw offset through which the archive holds everything", "partition")
+        self._clients = self._gauge("web_clients", "open event streams")
+        self._labels: dict[str, set[str]] = {}
+        self._latencies: dict[str, _Latency] = {}
+        self._rates: dict[str, _Rate] = {}
+        self._totals: dict[str, int] = {}
+        self._reasons: dict[str, int] = {}
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    # ---- what agents and the transport tell
+
+    def ticks_accepted(self, count: int) -> None:
+        self._accepted.inc(count)
+        self._count("ticks_accepted", count)
+
+    def ticks_rejected(self, reason: str, count: int = 1) -> None:
+        reason = self._bounded("reason", reason)
+        self._rejected.labels(reason).inc(count)
+        self._reasons[reason] = self._reasons.get(reason, 0) + count
+        self._count("ticks_rejected", count)
+
+    def rows(self, topic: str, count: int) -> None:
+        topic = self._bounded("topic", topic)
+        self._rows.labels(topic).inc(count)
+        self._count(f"rows.{topic}", count)
+
+    def alert(self, rule: str, state: str) -> None:
+        self._alerts.labels(self._bounded("rule", rule), self._bounded("state", state)).inc()
+        self._count("alerts", 1)
+
+    def predictions(self, count: int) -> None:
+        self._predictions.inc(count)
+        self._count("predictions", count)
+
+    def observe(self, hop: str, seconds: float) -> None:
+        """One latency of `hop`, in seconds."""
+        self.observe_many(hop, seconds)
+
+    def observe_many(self, hop: str, seconds: Values, count: int = 1) -> None:
+        """Latencies of `hop` in seconds: an array of them, or one that `count` things had. Values that are not finite are left out."""
+        hop = self._bounded("hop", hop)
+        latency = self._latencies.get(hop)
+        if latency is None:
+            latency = self._latencies[hop] = _Latency(self._clock)
+        if isinstance(seconds, np.ndarray) or np.isfinite(seconds):
+            latency.add(seconds, count)
+
+    def hole(self, kind: str, count: int = 1) -> None:
+        """`count` offsets that were expected and did not come; `kind` says what became of them."""
+        self._holes.labels(self._bounded("kind", kind)).inc(count)
+        self._count("holes", count)
+
+    def frame_dropped(self, agent: str, why: str) -> None:
+        self._dropped.labels(self._bounded("agent", agent), self._bounded("why", why)).inc()
+        self._count("frames_dropped", 1)
+
+    def restart(self, what: str) -> None:
+        self._restarts.labels(self._bounded("what", what)).inc()
+        self._count("restarts", 1)
+
+    def unreadable(self, topic: str, reason: str) -> None:
+        self._unreadable.labels(self._bounded("topic", topic), self._bounded("unreadable", reason)).inc()
+        self._count("tail_unreadable", 1)
+
+    def slow_client(self) -> None:
+        self._slow_clients.inc()
+
+    def clients(self, count: int) -> None:
+        self._clients.set(count)
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        self._lag.labels(self._bounded("topic", topic), str(partition)).set(records)
+
+    def forget_lag(self, topic: str, partition: int) -> None:
+        """The partition is another worker's now."""
+        self._lag.remove(self._bounded("topic", topic), str(partition))
+
+    def archive_offset(self, partition: int, offset: int) -> None:
+        self._archive.labels(str(partition)).set(offset)
+
+    def forget_archive_offset(self, partition: int) -> None:
+        """The partition is another worker's now."""
+        self._archive.remove(str(partition))
+
+    # ---- what views ask
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """The latency histograms; called by the registry."""
+        family = HistogramMetricFamily("stockstream_latency_seconds", "time from a record to the hop's result", labels=["hop"])
+        for hop, latency in sorted(self._latencies.items()):
+            upto = np.cumsum(latency.counts).tolist()
+            family.add_metric([hop], [(_edge(edge), upto[i]) for i, edge in enumerate((*BUCKETS_S, float("inf")))], latency.sum_s)
+        yield family
+
+    def latency_ms(self) -> dict[str, dict[str, float | int | None]]:
+        """`{hop: {p50, p99, count}}` of the last 60 s, in ms; null where nothing was observed."""
+        answer: dict[str, dict[str, float | int | None]] = {}
+        for hop, latency in sorted(self._latencies.items()):
+            p50, p99 = latency.percentiles_ms(0.5, 0.99)
+            answer[hop] = {"p50": p50, "p99": p99, "count": latency.recent()}
+        return answer
+
+    def rates(self) -> dict[str, float]:
+        """Events a second over the last 60 s, by what they are."""
+        return {name: round(rate.per_s(), 3) for name, rate in sorted(self._rates.items())}
+
+    def totals(self) -> dict[str, int]:
+        """Events since this worker began, by what they are."""
+        return dict(sorted(self._totals.items()))
+
+    def rejected(self) -> dict[str, int]:
+        """Rejected ticks since this worker began, by reason."""
+        return dict(sorted(self._reasons.items()))
+
+    def pipeline(self) -> dict[str, Any]:
+        """The parts of `/api/pipeline` that follow from counting: `latency_ms rates_per_s totals rejected`."""
+        return {"latency_ms": self.latency_ms(), "rates_per_s": self.rates(), "totals": self.totals(), "rejected": self.rejected()}
+
+    # ---- inside
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"stockstream_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"stockstream_{name}", text, labels, registry=self.registry)
+
+    def _count(self, name: str, count: int) -> None:
+        rate = self._rates.get(name)
+        if rate is None:
+            rate = self._rates[name] = _Rate(self._clock)
+        rate.add(count)
+        self._totals[name] = self._totals.get(name, 0) + count
+
+    def _bounded(self, label: str, value: str) -> str:
+        known = self._labels.setdefault(label, set())
+        if value in known:
+            return value
+        if len(known) >= MAX_LABELS:
+            return "other"
+        known.add(value)
+        return value
+
+
+def _edge(edge: float) -> str:
+    return "+Inf" if edge == float("inf") else str(edge)
