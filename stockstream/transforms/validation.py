@@ -1,0 +1,486 @@
+"""What `clean` decides about every tick of one partition of `ticks.raw`: valid, duplicate, late, whose, which clock, what closes.
+
+`Cleaner` is a state machine over the log. Its verdicts are a function of the records alone, in offset order, so any cutting of the log into chunks
+gives the same. It judges in this order: shape and range, `wrong_partition`, `future`, `duplicate`, `other_source`, `late`; only accepted ticks change
+its state. A record's ticks are judged by the clock as it was before the record; then the clock moves and closes what it has passed.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import pyarrow as pa
+from msgspec import UNSET
+
+from stockstream.errors import StateError
+from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
+from stockstream.transforms.frames import Frame
+from stockstream.transforms.partitioning import home_partition
+
+WINDOW_S = 300
+FUTURE_MS = 2_000
+FORGET_MS = 24 * 3600 * 1000
+MAX_SYMBOL = 32
+MAX_SOURCE = 128
+MIN_PRICE, MAX_PRICE = 1e-9, 1e9
+MAX_SIZE = 10**11
+"""Sums of sizes stay within int64 for 92 million ticks of the largest size in one window."""
+MAX_QUOTE_SIZE = 1e12
+MAX_DAY_VOLUME = 10**15
+MAX_TIME = 1 << 42
+"""The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
+MAX_INT = (1 << 63) - 1
+FRAME_TICKS = 4_000
+
+
+class Record(Protocol):
+    """A Kafka record: `timestamp` is Kafka's, in epoch milliseconds."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+@dataclass(slots=True)
+class _Feed:
+    """What one source said last of one symbol, kept where numbering, cumulative volume or snapshots need it."""
+
+    seq: int = -1
+    day_volume: int = -1
+    day_time: int = 0
+    session: str | None = None
+    snapshot: bytes = b""
+    ts: int = 0
+
+
+@dataclass(slots=True)
+class _Source:
+    """A source's clock in this partition. Where nothing is closed yet, `closed` is None."""
+
+    clock: int = 0
+    closed: int | None = None
+    closes_at: int = 0
+    late_before: int = 0
+    ts: int = 0
+    newest: int = -1
+    unsent: bool = False
+    feeds: dict[str, _Feed] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Held:
+    """The living series of a symbol: its source, newest second, and Kafka's time of the last tick."""
+
+    source: str
+    newest: int
+    ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A source that has fallen quiet with something to close: what a punctuation would say."""
+
+    source: str
+    second: int
+
+
+_decode_tick = msgspec.json.Decoder(Tick | list[Tick]).decode
+_decode_one = msgspec.json.Decoder(Tick).decode
+_decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_punctuation = msgspec.json.Decoder(Punctuation).decode
+_encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
+
+_COLUMNS = tuple(TICKS_SCHEMA.names)
+
+
+def _range_fault(tick: Tick) -> tuple[str, str] | None:
+    """Why a well-formed tick cannot be used, as (reason, detail)."""
+    price, size = tick.price, tick.size
+    if not 0 < len(tick.symbol) <= MAX_SYMBOL:
+        return "out_of_range", f"symbol must have 1 to {MAX_SYMBOL} characters, has {len(tick.symbol)}"
+    if not tick.symbol.isprintable() or tick.symbol.strip() != tick.symbol:
+        return "out_of_range", "symbol must be printable, without blanks around it"
+    if not 0 < len(tick.source) <= MAX_SOURCE:
+        return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
+    if not 0 < tick.event_time < MAX_TIME:
+        return "out_of_range", f"event_time must be epoch milliseconds, is {tick.event_time}"
+    if price is not None and not MIN_PRICE <= price <= MAX_PRICE:
+        return "out_of_range", f"price must be above 0 and at most {MAX_PRICE:.0f}, is {price}"
+    if size is UNSET:
+        if tick.day_volume is None:
+            return "missing_field", "size may be missing only where day_volume is given"
+    else:
+        if isinstance(size, float) and not size.is_integer():
+            return "invalid_type", f"size must be a whole number of shares, is {size}"
+        if not 0 <= size <= MAX_SIZE:
+            return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
+        if price is None and size:
+            return "size_without_price", f"a quote (price null) has size 0, this has {size}"
+    for name in ("bid", "ask"):
+        value = getattr(tick, name)
+        if value is not None and not MIN_PRICE <= value <= MAX_PRICE:
+            return "out_of_range", f"{name} must be above 0 and at most {MAX_PRICE:.0f} (null where there is none), is {value}"
+    for name in ("bid_size", "ask_size"):
+        value = getattr(tick, name)
+        if value is not None and not 0 <= value <= MAX_QUOTE_SIZE:
+            return "out_of_range", f"{name} must be 0 to {MAX_QUOTE_SIZE:.0f}, is {value}"
+    if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
+        return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
+    if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
+        return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
+    return None
+
+
+def _reason(error: msgspec.MsgspecError) -> tuple[str, str]:
+    """The rejection's (reason, detail) for what the decoder said."""
+    text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return "invalid_json", text
+    if text.startswith("Object missing required field") or ", got `null`" in text:
+        return "missing_field", text
+    if "out of range" in text:
+        return "out_of_range", text
+    at = text.partition(" - at `$")[2].rstrip("`")
+    if text.startswith("Expected `object") and "." not in at:
+        return "invalid_shape", text
+    return "invalid_type", text
+
+
+class Cleaner:
+    """Judges the records of one partition in offset order.
+
+    `chunk` takes consecutive records and returns the rejections; what was accepted and closed waits until `frame` takes it. `snapshot` is exact at
+    `expect`: restored from it and given the log from there, a Cleaner says the same again.
+
+    Args:
+        partition: number of this partition.
+        partitions: how many the topic has.
+        lateness_ms, revise_s: belong to the log; a snapshot made with others is refused.
+        log: id of the raw log's life.
+    """
+
+    def __init__(self, partition: int, partitions: int, *, lateness_ms: int, revise_s: int, log: str, expect: int = -1) -> None:
+        self.partition, self.partitions = partition, partitions
+        self.lateness_ms, self.revise_s = lateness_ms, revise_s
+        self.log = log
+        self.expect = expect
+        """Raw offset that the next record should have; -1 before the first."""
+        self.frame_from = expect
+        """First raw offset that the next frame covers."""
+        self.last_record = (0, 0)
+        """Kafka time and CRC-32 of the last record, to know the log again."""
+        self.accepted = self.rejected = 0
+        self._sources: dict[str, _Source] = {}
+        self._held: dict[str, _Held] = {}
+        self._rows: list[tuple[Any, ...]] = []
+        self._closings: list[Closing] = []
+
+    # -- the log ------------------------------------------------------------
+
+    def chunk(self, records: Sequence[Record]) -> list[Rejection]:
+        """Judges records (ascending offsets, from `expect` on) and returns the rejections, in log order."""
+        rejections: list[Rejection] = []
+        if not records:
+            return rejections
+        if self.expect < 0:
+            self.expect = self.frame_from = records[0].offset
+        judge = self._judge
+        for record in records:
+            offset, ts, value = record.offset, record.timestamp, record.value
+            try:
+                item = _decode_tick(value)  # type: ignore[arg-type]
+            except (msgspec.MsgspecError, TypeError, RecursionError):
+                item = self._salvage(record, rejections)
+            if type(item) is Tick:
+                fault = judge(item, offset, 0, ts)
+                if fault is not None:
+                    rejections.append(self._reject(fault, offset, 0, value))
+                    if fault[0] != "late":
+                        continue
+                source = self._sources[item.source]
+                if item.event_time > source.clock:
+                    source.clock = item.event_time
+                    if item.event_time >= source.closes_at:
+                        self._close(source, item.source, offset, None if fault else item.event_time // 1000)
+            elif item is not None:
+                self._several(item, offset, ts, value, rejections)
+        self.expect = records[-1].offset + 1
+        self.last_record = (records[-1].timestamp, zlib.crc32(records[-1].value or b""))
+        self.rejected += len(rejections)
+        return rejections
+
+    def _several(self, item: Any, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
+        """A frame, as [(index, tick or fault)], or a punctuation."""
+        if type(item) is Punctuation:
+            self._punctuate(item, offset, ts, value, rejections)
+            return
+        if type(item) is list and item and type(item[0]) is Tick:
+            item = list(enumerate(item))
+        clocks: dict[str, int] = {}
+        first: dict[str, int] = {}
+        texts: list[msgspec.Raw] | None = None
+        for index, tick in item:
+            fault = tick if type(tick) is tuple else self._judge(tick, offset, index, ts)
+            if fault is not None:
+                if texts is None:
+                    texts = _decode_raw(value)  # type: ignore[arg-type]
+                rejections.append(self._reject(fault, offset, index, bytes(texts[index])))
+                if fault[0] != "late":
+                    continue
+            else:
+                second = tick.event_time // 1000
+                first[tick.source] = min(first.get(tick.source, second), second)
+            clocks[tick.source] = max(clocks.get(tick.source, 0), tick.event_time)
+        for name in sorted(clocks):
+            source = self._sources[name]
+            source.clock = max(source.clock, clocks[name])
+            if source.clock >= source.closes_at:
+                self._close(source, name, offset, first.get(name))
+
+    def _punctuate(self, item: Punctuation, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
+        fault = None
+        if not 0 < item.punctuate < MAX_TIME // 1000:
+            fault = "out_of_range", f"punctuate must be epoch seconds, is {item.punctuate}"
+        elif not 0 < len(item.source) <= MAX_SOURCE:
+            fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
+        elif item.punctuate * 1000 > ts + FUTURE_MS:
+            fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
+        if fault:
+            rejections.append(self._reject(fault, offset, 0, value))
+            return
+        source = self._source(item.source, ts)
+        source.clock = max(source.clock, (item.punctuate + 1) * 1000 + self.lateness_ms)
+        self._close(source, item.source, offset, None, punctuation=True)
+
+    def _source(self, name: str, ts: int) -> _Source:
+        source = self._sources.get(name)
+        if source is None or ts - source.ts > FORGET_MS:
+            source = self._sources[name] = _Source()
+        source.ts = ts
+        return source
+
+    def _judge(self, tick: Tick, offset: int, index: int, ts: int) -> tuple[str, str] | None:
+        """Accepts the tick into the rows, or says why not as (reason, detail)."""
+        fault = _range_fault(tick)
+        if fault is not None:
+            return fault
+        symbol, name, event_time = tick.symbol, tick.source, tick.event_time
+        held = self._held.get(symbol)
+        if held is None:
+            home = home_partition(symbol, self.partitions)
+            if home != self.partition:
+                return "wrong_partition", f"the home of {symbol} is partition {home}: murmur2 of the symbol (librdkafka: partitioner=murmur2_random)"
+        if event_time > ts + FUTURE_MS:
+            return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
+        known = self._sources.get(name)
+        if known is not None and ts - known.ts > FORGET_MS:
+            known = None
+        feed = None
+        if tick.seq is not None or tick.snapshot or tick.day_volume is not None:
+            feed = known.feeds.get(symbol) if known is not None else None
+            if feed is not None and ts - feed.ts > FORGET_MS:
+                feed = None
+            if feed is not None:
+                if tick.seq is not None and tick.seq <= feed.seq:
+                    return "duplicate", f"seq {tick.seq} is not above the last accepted, {feed.seq}"
+                if tick.snapshot and feed.snapshot and feed.snapshot == _snapshot_of(tick):
+                    return "duplicate", "the snapshot equals the one before"
+        second = event_time // 1000
+        if held is not None and held.source != name and second - held.newest <= WINDOW_S and ts - held.ts <= FORGET_MS:
+            return "other_source", f"{symbol} belongs to source {held.source} until {WINDOW_S} s after its newest second, {held.newest}"
+        if known is not None and event_time < known.late_before:
+            return "late", f"second {second} closed more than {self.revise_s} s ago: {known.closed} is closed"
+
+        source = self._source(name, ts)
+        if held is None:
+            self._held[symbol] = _Held(name, second, ts)
+        else:
+            if held.source != name:
+                held.source, held.newest = name, second
+            elif second > held.newest:
+                held.newest = second
+            held.ts = ts
+        if second > source.newest:
+            source.newest = second
+        source.unsent = True
+        size: int
+        if feed is None and (tick.seq is not None or tick.snapshot or tick.day_volume is not None or source.feeds):
+            feed = source.feeds.get(symbol)
+            if feed is None or ts - feed.ts > FORGET_MS:
+                feed = source.feeds[symbol] = _Feed()
+        if feed is None:
+            size = int(tick.size)  # type: ignore[arg-type]
+        else:
+            feed.ts = ts
+            if tick.seq is not None:
+                feed.seq = tick.seq
+            feed.snapshot = _snapshot_of(tick) if tick.snapshot else b""
+            size = _size(tick, feed)
+        self.accepted += 1
+        self._rows.append((symbol, name, event_time, tick.price, size, tick.bid, tick.ask, tick.bid_size, tick.ask_size, tick.exchange, tick.condition, offset, index))
+        return None
+
+    def _close(self, source: _Source, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
+        """The clock has moved: closes what it has passed. `first` is the earliest second that the record brought for this source."""
+        new = (source.clock - self.lateness_ms) // 1000 - 1
+        if source.closed is None:
+            source.closed = new if first is None else min(new, first - 1)
+        if new > source.closed or punctuation:
+            after = source.closed
+            source.closed = max(after, new)
+            self._closings.append(Closing(offset, name, after, source.closed))
+            source.unsent = source.newest > source.closed
+        source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
+        source.late_before = (source.closed - self.revise_s + 1) * 1000
+
+    def _salvage(self, record: Record, rejections: list[Rejection]) -> Any:
+        """What can be had of a record that is not plainly a tick or a frame of ticks."""
+        value = record.value
+        if not value:
+            rejections.append(self._reject(("empty_message", "the record has no value"), record.offset, 0, value))
+            return None
+        if b'"punctuate"' in value:
+            try:
+                return _decode_punctuation(value)
+            except msgspec.ValidationError as error:
+                if not value.lstrip().startswith(b"[") and b'"symbol"' not in value:
+                    rejections.append(self._reject(_reason(error), record.offset, 0, value))
+                    return None
+            except msgspec.MsgspecError:
+                pass                                                     # said below, as of any record
+        try:
+            texts = _decode_raw(value)
+        except (msgspec.MsgspecError, RecursionError):
+            try:
+                _decode_tick(value)
+            except msgspec.MsgspecError as error:
+                rejections.append(self._reject(_reason(error), record.offset, 0, value))
+            except RecursionError:
+                rejections.append(self._reject(("invalid_json", "nested too deeply"), record.offset, 0, value))
+            return None
+        several: list[tuple[int, Any]] = []
+        for index, text in enumerate(texts):
+            try:
+                several.append((index, _decode_one(text)))
+            except (msgspec.MsgspecError, RecursionError) as error:
+                several.append((index, _reason(error) if isinstance(error, msgspec.MsgspecError) else ("invalid_json", "nested too deeply")))
+        return several
+
+    def _reject(self, fault: tuple[str, str], offset: int, index: int, value: bytes | None) -> Rejection:
+        text, coded = None, None
+        if value is not None:
+            try:
+                text = value.decode()
+            except UnicodeDecodeError:
+                coded = base64.b64encode(value).decode()
+        return Rejection(reason=fault[0], detail=fault[1], partition=self.partition, offset=offset, index=index, value=text, value_base64=coded)
+
+    # -- what it sends ------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Whether a frame should go now: seconds have closed, or many ticks wait."""
+        return bool(self._closings) or len(self._rows) >= FRAME_TICKS
+
+    @property
+    def waiting(self) -> int:
+        """Offsets that no frame covers yet."""
+        return self.expect - self.frame_from
+
+    def frame(self) -> Frame | None:
+        """Takes what waits as the next frame of the log; None where no offset waits."""
+        if self.expect <= self.frame_from:
+            return None
+        rows = self._rows
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+        batch = pa.RecordBatch.from_arrays([pa.array(column, kind) for column, kind in zip(columns, TICKS_SCHEMA.types, strict=True)], schema=TICKS_SCHEMA)
+        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), batch)
+        self.frame_from = self.expect
+        self._rows, self._closings = [], []
+        return frame
+
+    def idle(self) -> Iterable[Idle]:
+        """Sources with an open second that has ticks, or a revision not sent."""
+        return [Idle(name, source.newest) for name, source in self._sources.items() if source.unsent and source.newest >= 0]
+
+    # -- its state ----------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The state at `frame_from`, which must be `expect`: take the frame first."""
+        if self.expect != self.frame_from:
+            raise StateError(f"partition {self.partition}: snapshot at {self.expect} while a frame from {self.frame_from} waits")
+        self._forget()
+        names = list(self._sources)
+        index = {name: i for i, name in enumerate(names)}
+        return _pack([
+            self.expect, self.log, self.lateness_ms, self.revise_s, self.partitions, self.last_record, self.accepted, self.rejected,
+            [(name, s.clock, s.closed, s.ts, s.newest, s.unsent, list(s.feeds), [(f.seq, f.day_volume, f.day_time, f.session, f.snapshot, f.ts) for f in s.feeds.values()])
+             for name, s in self._sources.items()],
+            list(self._held), [index.get(h.source, -1) if h.source in index else h.source for h in self._held.values()],
+            [h.newest for h in self._held.values()], [h.ts for h in self._held.values()],
+        ])  # fmt: skip
+
+    @classmethod
+    def restore(cls, partition: int, partitions: int, data: bytes, *, lateness_ms: int, revise_s: int) -> Cleaner:
+        """The Cleaner of a snapshot. Raises `StateError` where the snapshot belongs to other settings."""
+        try:
+            expect, log, lateness, revise, of, last_record, accepted, rejected, sources, symbols, owners, newest, seen = msgspec.msgpack.decode(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise StateError(f"partition {partition}: the snapshot of clean cannot be read: {error}") from error
+        for name, then, now in (("LATENESS_MS", lateness, lateness_ms), ("REVISE_S", revise, revise_s), ("PARTITIONS", of, partitions)):
+            if then != now:
+                raise StateError(f"STOCKSTREAM_{name} is {now} but this log was begun with {then}: use another STOCKSTREAM_TOPIC_PREFIX")
+        cleaner = cls(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, expect=expect)
+        cleaner.last_record = (last_record[0], last_record[1])
+        cleaner.accepted, cleaner.rejected = accepted, rejected
+        names = []
+        for name, clock, closed, ts, newest_second, unsent, feeds, states in sources:
+            source = _Source(clock, closed, 0, 0, ts, newest_second, unsent, {s: _Feed(*f) for s, f in zip(feeds, states, strict=True)})
+            if closed is not None:
+                source.closes_at = (closed + 2) * 1000 + lateness_ms
+                source.late_before = (closed - revise_s + 1) * 1000
+            cleaner._sources[name] = source
+            names.append(name)
+        cleaner._held = {
+            symbol: _Held(owner if isinstance(owner, str) else names[owner], second, ts) for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
+        }
+        return cleaner
+
+    def _forget(self) -> None:
+        """Drops what is older than a day of the log's time; the verdicts ignore it already."""
+        now = self.last_record[0]
+        for name in [name for name, s in self._sources.items() if now - s.ts > FORGET_MS]:
+            del self._sources[name]
+        for symbol in [symbol for symbol, h in self._held.items() if now - h.ts > FORGET_MS]:
+            del self._held[symbol]
+
+
+def _snapshot_of(tick: Tick) -> bytes:
+    return _encode(msgspec.structs.replace(tick, received_at=None))
+
+
+def _size(tick: Tick, feed: _Feed) -> int:
+    """Shares traded in this tick: as said, or what the day's cumulative volume rose by since the symbol's last trade.
+
+    The first cumulative figure says nothing of this tick (0). One below the last restarts the count where the session or the UTC day is another; otherwise
+    it is out of order or a correction (0, and the highest figure stays).
+    """
+    volume = tick.day_volume
+    if volume is None or tick.price is None:
+        return 0 if tick.size is UNSET else int(tick.size)  # type: ignore[arg-type]
+    before, day = feed.day_volume, feed.day_time // 86_400_000
+    restarted = before >= 0 and (tick.session != feed.session or tick.event_time // 86_400_000 > day) and volume < before
+    derived = 0 if before < 0 else volume if restarted else max(0, volume - before)
+    if volume >= before or restarted:
+        feed.day_volume, feed.session = volume, tick.session
+        feed.day_time = max(feed.day_time, tick.event_time)
+    return min(derived, MAX_SIZE) if tick.size is UNSET else int(tick.size)  # type: ignore[arg-type]
