@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stockstream.errors import FrameError
-from stockstream.records import WINDOWS_SCHEMA, Alert, Outcome, Prediction
+from stockstream.records import WINDOWS_SCHEMA, Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.frames import Frame
 
 WINDOW_S = 300
@@ -148,6 +148,11 @@ class _PredictionHead(msgspec.Struct):
     symbol: str
     as_of: int
     offset: int
+
+
+class _PredictionHorizons(msgspec.Struct):
+    as_of: int
+    horizons: list[Horizon]
 
 
 @dataclass(slots=True)
@@ -559,8 +564,14 @@ class Live:
             return None
 
     def _prediction_summary(self, symbol: str) -> PredictionSummary | None:
-        prediction = self._prediction(symbol)
-        if prediction is None or not prediction.horizons:
+        held = self._predictions.get(symbol)
+        if held is None:
+            return None
+        try:
+            prediction = _decode_horizons(held[2])
+        except msgspec.MsgspecError:
+            return None
+        if not prediction.horizons:
             return None
         first = prediction.horizons[0]
         return PredictionSummary(as_of=prediction.as_of, horizon_s=first.horizon_s, predicted_return=first.predicted_return, p_up=first.p_up)
@@ -587,6 +598,7 @@ class Live:
 _decode_row = msgspec.json.Decoder(WindowRow).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_head = msgspec.json.Decoder(_PredictionHead).decode
+_decode_horizons = msgspec.json.Decoder(_PredictionHorizons).decode
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
 _decode_alert = msgspec.json.Decoder(Alert).decode

@@ -1,0 +1,184 @@
+"""What the views take and answer, said once: the same table checks the parameters and makes `/openapi.json` (OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from stockstream.web.live import OutcomeCount
+
+
+class BadParameter(ValueError):
+    """A parameter that an operation does not take; the text says what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the path or the query. Strings are bounded by `maximum` characters, integers by `minimum` and `maximum`."""
+
+    name: str
+    description: str
+    kind: Literal["string", "integer"] = "string"
+    place: Literal["path", "query"] = "query"
+    default: str | int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+
+    def read(self, text: str) -> str | int:
+        """The value in `text`. Raises `BadParameter`."""
+        if self.choices and text not in self.choices:
+            raise BadParameter(f"{self.name}={_shown(text)}: allowed are {', '.join(self.choices)}")
+        if self.kind == "string":
+            if not text or len(text) > (self.maximum or 100):
+                raise BadParameter(f"{self.name} has {len(text)} characters: 1 to {self.maximum or 100} are allowed")
+            return text
+        allowed = f"a whole number from {self.minimum} to {self.maximum} is allowed"
+        if not (text.isascii() and text.removeprefix("-").isdigit()) or len(text) > 18:
+            raise BadParameter(f"{self.name}={_shown(text)}: {allowed}")
+        number = int(text)
+        if not (self.minimum or 0) <= number <= (self.maximum if self.maximum is not None else number):
+            raise BadParameter(f"{self.name}={number}: {allowed}")
+        return number
+
+    def schema(self) -> dict[str, Any]:
+        """Its JSON Schema."""
+        schema: dict[str, Any] = {"type": self.kind}
+        if self.choices:
+            schema["enum"] = list(self.choices)
+        elif self.kind == "integer":
+            schema |= {"minimum": self.minimum, "maximum": self.maximum}
+        else:
+            schema |= {"minLength": 1, "maxLength": self.maximum or 100}
+        if self.default is not None:
+            schema["default"] = self.default
+        return schema
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One GET view. `answer` is a type that msgspec knows, a JSON Schema, or None where the content is not JSON; `errors` says when which is given."""
+
+    path: str
+    name: str
+    summary: str
+    answer: Any = None
+    content_type: str = "application/json"
+    parameters: tuple[Parameter, ...] = ()
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+    def read(self, path: Mapping[str, str], query: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """All parameters by name, None where not given and without default. Raises `BadParameter`."""
+        taken = {p.name: p for p in self.parameters if p.place == "query"}
+        values: dict[str, Any] = {p.name: p.default for p in self.parameters}
+        seen: set[str] = set()
+        for name, text in query:
+            if name not in taken:
+                raise BadParameter(f"no parameter {_shown(name)}: {self.path} takes {', '.join(taken) or 'none'}")
+            if name in seen:
+                raise BadParameter(f"{name} is given twice")
+            seen.add(name)
+            values[name] = taken[name].read(text)
+        return values | dict(path)
+
+
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """Which HTTP status, and why, and what is allowed."""
+
+    status: int
+    message: str
+
+
+class ErrorAnswer(msgspec.Struct, kw_only=True):
+    """What every error is told in."""
+
+    error: ErrorDetail
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """Answer of the health views when all is well."""
+
+    status: Literal["ok"]
+    detail: str
+
+
+class Lag(msgspec.Struct, kw_only=True):
+    """Records of a partition that this worker has not read yet."""
+
+    topic: str
+    partition: int
+    lag: int
+
+
+class ArchivePosition(msgspec.Struct, kw_only=True):
+    """The archive holds all raw records of the partition through `offset`."""
+
+    partition: int
+    offset: int
+
+
+class HopLatency(msgspec.Struct, kw_only=True):
+    """Percentiles of the last 60 s in ms, null where nothing was observed."""
+
+    p50: float | None
+    p99: float | None
+    count: int
+
+
+class Pipeline(msgspec.Struct, kw_only=True):
+    """What this worker tells of itself. Rates are of the last 60 s, totals and rejects since it began. More members may come."""
+
+    lag: list[Lag]
+    latency_ms: dict[str, HopLatency]
+    rates_per_s: dict[str, float]
+    totals: dict[str, int]
+    rejected: dict[str, int]
+    archive: list[ArchivePosition]
+    outcomes: list[OutcomeCount]
+    views: dict[str, Any]
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """A model that is loaded. Its other members are what the registry keeps with it."""
+
+    name: str
+    version: str
+    role: Literal["champion", "shadow"]
+
+
+def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the operations."""
+    operations = tuple(operations)
+    answers = {op.name: op.answer for op in operations if op.answer is not None and not isinstance(op.answer, dict)}
+    schemas, components = msgspec.json.schema_components([*answers.values(), ErrorAnswer], ref_template="#/components/schemas/{name}")
+    by_name = dict(zip(answers, schemas, strict=False))
+    paths = {}
+    for op in operations:
+        content: dict[str, Any] = {}
+        if op.answer is not None:
+            content = {"schema": by_name.get(op.name, op.answer)}
+        responses: dict[str, Any] = {"200": {"description": op.summary, "content": {op.content_type: content}}}
+        for status, reason in sorted({**op.errors, **({400: "A parameter is not allowed."} if op.path.startswith("/api/") else {})}.items()):
+            responses[str(status)] = {"description": reason, "content": {"application/json": {"schema": schemas[-1]}}}
+        paths[op.path] = {"get": {
+            "operationId": op.name, "summary": op.summary, "responses": responses,
+            "parameters": [
+                {"name": p.name, "in": p.place, "required": p.place == "path", "description": p.description, "schema": p.schema()} for p in op.parameters
+            ],
+        }}  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "stockstream", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Live state of the market as this app sees it. Times are epoch ms UTC unless the name ends in _s or is `second` (epoch s).",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }  # fmt: skip
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")

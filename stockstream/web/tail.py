@@ -1,0 +1,286 @@
+"""Reads what the views show from Kafka, on every worker, without a consumer group.
+
+All partitions of `windows` (from five minutes back), `predictions` and `outcomes` (ten seconds), `alerts`, `latest` and `symbols` (from the
+beginning). So any worker answers for any symbol. A message that cannot be read is counted, and logged once for each reason; a broker that is away
+is asked again and again, which the log and `state` say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from stockstream.broker import client_options
+from stockstream.errors import BrokerError, FrameError, StockstreamError, TopicError
+from stockstream.settings import Settings
+from stockstream.transforms.frames import Assembler, decode
+from stockstream.web.live import WINDOW_S, Live
+from stockstream.web.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 500
+QUIET_S = 3.0
+"""After this long without a message the broker is asked whether it is there: a consumer that lost its broker is only silent."""
+
+ANSWER_S, CLOSE_S = 5.0, 2.0
+RETRY_S = (0.5, 1.0, 2.0, 5.0)
+MAX_RECORDS = 1_000
+"""Of one poll: about 3 ms of decoding, so that the agents on this loop are not held up."""
+
+State = Literal["stopped", "connecting", "reading", "reconnecting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a topic is read: `seconds` before now, or from the beginning where None; `records` a partition at most where the broker cannot
+    look offsets up by time."""
+
+    seconds: float | None
+    records: int = 0
+
+
+REACH: dict[str, Reach] = {
+    "symbols": Reach(None),
+    "latest": Reach(None),
+    "alerts": Reach(None),
+    "windows": Reach(WINDOW_S, 2_000),
+    "predictions": Reach(10, 20_000),
+    "outcomes": Reach(10, 1_000),
+}
+"""`records`: a few sources' frames of five minutes; ten seconds of 2,000 symbols a partition."""
+
+
+class Consumer(Protocol):
+    """What is used of `AIOKafkaConsumer`."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def topics(self) -> set[str]: ...
+    def assign(self, partitions: list[Any]) -> None: ...
+    def partitions_for_topic(self, topic: str) -> set[int] | None: ...
+    async def beginning_offsets(self, partitions: list[Any]) -> Mapping[Any, int]: ...
+    async def end_offsets(self, partitions: list[Any]) -> Mapping[Any, int]: ...
+    async def offsets_for_times(self, timestamps: dict[Any, int]) -> Mapping[Any, Any]: ...
+    def seek(self, partition: Any, offset: int) -> None: ...
+    async def position(self, partition: Any) -> int: ...
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> Mapping[Any, Sequence[Any]]: ...
+
+
+class Tail:
+    """Feeds a `Live`. `start()` returns at once; `stop()` is safe at any time and more than once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        live: Live,
+        metrics: Metrics,
+        *,
+        consumer: Callable[[], Consumer] | None = None,
+        now: Callable[[], float] = time.time,
+        retry_s: Sequence[float] = RETRY_S,
+        quiet_s: float = QUIET_S,
+    ) -> None:
+        self._settings, self._live, self._metrics = settings, live, metrics
+        self._new_consumer = consumer or self._kafka_consumer
+        self._now, self._retry_s, self._quiet_s = now, retry_s, quiet_s
+        self._names = {settings.topic(name): name for name in REACH}
+        self._positions: dict[TopicPartition, int] = {}
+        self._targets: dict[TopicPartition, int] = {}
+        self._assemblers: dict[int, Assembler] = {}
+        self._unreadable: dict[str, int] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.state: State = "stopped"
+        self.reason = ""
+
+    async def start(self) -> None:
+        """Begin to read in the background."""
+        if self._task is None:
+            self.state = "connecting"
+            self._task = asyncio.create_task(self._run(), name="web-tail")
+
+    async def stop(self) -> None:
+        """Stop reading; returns when the consumer is closed."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self.state = "stopped"
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was there at the start has been read."""
+        return self.state == "reading" and not self._targets
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether the views show what the topics hold, and why not."""
+        if self.caught_up:
+            return True, "reading"
+        if self.state == "reading":
+            return False, f"the views are still reading {len(self._targets)} partitions"
+        return False, f"the views' reader is {self.state}" + (f": {self.reason}" if self.reason else "")
+
+    def summary(self) -> dict[str, Any]:
+        """For `/api/pipeline`: `state`, `reason`, `behind` (partitions not read through once), `unreadable` messages by topic."""
+        return {"state": self.state, "reason": self.reason, "behind": len(self._targets), "unreadable": dict(self._unreadable)}
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._read()
+            except (KafkaError, StockstreamError, OSError, TimeoutError) as error:
+                reason = str(error) or type(error).__name__
+                if self.state == "reading" or reason != self.reason:
+                    log.warning("the views have no topics to read and try again: %s", reason)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                log.exception("the views' reader failed and tries again")       # a mistake of ours must not end the views for good
+            attempt = 0 if self.state == "reading" else attempt + 1
+            self.state, self.reason = "reconnecting", reason
+            await asyncio.sleep(self._retry_s[min(attempt, len(self._retry_s) - 1)])
+
+    async def _read(self) -> None:
+        consumer = self._new_consumer()
+        try:
+            await asyncio.wait_for(consumer.start(), 2 * ANSWER_S)
+            partitions = await self._assign(consumer)
+            await self._seek(consumer, partitions)
+            if self.state == "reconnecting":
+                log.info("the views' reader is back")
+            self.state, self.reason = "reading", ""
+            await self._poll(consumer)
+        finally:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(consumer.stop(), CLOSE_S)
+
+    async def _assign(self, consumer: Consumer) -> list[TopicPartition]:
+        """Assign all partitions. Asks for all topics first: asking for one that is missing would create it on some brokers."""
+        missing = sorted(self._names.keys() - await asyncio.wait_for(consumer.topics(), ANSWER_S))
+        if missing:
+            raise TopicError(f"waiting for the topics {', '.join(missing)}")
+        consumer.assign([TopicPartition(topic, 0) for topic in self._names])        # makes the consumer ask for their metadata
+        deadline = asyncio.get_running_loop().time() + ANSWER_S
+        while not all(consumer.partitions_for_topic(topic) for topic in self._names):
+            if asyncio.get_running_loop().time() > deadline:
+                raise BrokerError("no metadata of the topics")
+            await asyncio.sleep(0.02)
+        partitions = [TopicPartition(topic, p) for topic in self._names for p in sorted(consumer.partitions_for_topic(topic) or ())]
+        consumer.assign(partitions)
+        return partitions
+
+    async def _seek(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        first = await asyncio.wait_for(consumer.beginning_offsets(partitions), 2 * ANSWER_S)
+        end = await asyncio.wait_for(consumer.end_offsets(partitions), 2 * ANSWER_S)
+        by_time = await self._by_time(consumer, partitions)
+        for partition in partitions:
+            reach = REACH[self._names[partition.topic]]
+            begin, after = first[partition], end[partition]
+            start = begin if reach.seconds is None else max(begin, after - reach.records)
+            if partition in by_time:
+                found = by_time[partition]
+                start = after if found is None else found
+            held = self._positions.get(partition)
+            if held is not None and begin <= held <= after + 1:
+                start = max(held, start)
+            start = min(max(start, begin), max(after, begin))
+            consumer.seek(partition, start)
+            self._positions[partition] = start
+            if start < after:
+                self._targets[partition] = after
+            else:
+                self._targets.pop(partition, None)
+
+    async def _by_time(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[TopicPartition, int | None]:
+        """Offsets by time, None where nothing is so new; empty where the broker cannot tell."""
+        now_ms = int(self._now() * 1_000)
+        wanted = {}
+        for partition in partitions:
+            seconds = REACH[self._names[partition.topic]].seconds
+            if seconds is not None:
+                wanted[partition] = now_ms - int(seconds * 1_000)
+        try:
+            found = await asyncio.wait_for(consumer.offsets_for_times(dict(wanted)), 2 * ANSWER_S)
+        except (KafkaError, TimeoutError, OSError) as error:
+            log.info("this broker cannot look offsets up by time (%s): the views read a bounded number of records back", str(error) or type(error).__name__)
+            return {}
+        return {partition: None if place is None else place.offset for partition, place in found.items()}
+
+    async def _poll(self, consumer: Consumer) -> None:
+        loop = asyncio.get_running_loop()
+        heard = loop.time()
+        while True:
+            fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            for partition, records in fetched.items():
+                topic = self._names[partition.topic]
+                for record in records:
+                    self._take(topic, partition.partition, record)
+                self._advance(partition, records[-1].offset + 1)
+                await asyncio.sleep(0)
+            if not fetched:
+                for partition in list(self._targets):
+                    self._advance(partition, await asyncio.wait_for(consumer.position(partition), ANSWER_S))     # past markers, which are no records
+            if fetched:
+                heard = loop.time()
+            elif loop.time() - heard >= self._quiet_s:
+                try:
+                    await asyncio.wait_for(consumer.topics(), ANSWER_S)
+                except (KafkaError, OSError, TimeoutError) as error:
+                    raise BrokerError(f"the broker does not answer: {str(error) or type(error).__name__}") from error
+                heard = loop.time()
+
+    def _advance(self, partition: TopicPartition, position: int) -> None:
+        self._positions[partition] = position
+        target = self._targets.get(partition)
+        if target is not None and position >= target:
+            del self._targets[partition]
+
+    def _take(self, topic: str, partition: int, record: Any) -> None:
+        value: bytes | None = record.value
+        try:
+            if topic == "symbols":
+                if not record.key:
+                    raise FrameError("a message without key")
+                self._live.metadata(record.key.decode(), value)
+            elif value is None:
+                if topic != "latest":
+                    raise FrameError("an empty message")
+            elif topic == "windows":
+                frame = self._assemblers.setdefault(partition, Assembler()).feed(decode(value))
+                if frame is not None:
+                    self._live.frame(partition, frame)
+            elif topic == "predictions":
+                self._live.prediction(value)
+            elif topic == "outcomes":
+                self._live.outcomes(value)
+            elif topic == "alerts":
+                self._live.alert(value)
+            else:
+                self._live.latest(value)
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._count_unreadable(topic, partition, record.offset, error)
+
+    def _count_unreadable(self, topic: str, partition: int, offset: int, error: Exception) -> None:
+        self._unreadable[topic] = self._unreadable.get(topic, 0) + 1
+        reason = type(error).__name__
+        self._metrics.unreadable(topic, reason)
+        if (topic, reason) not in self._told:
+            self._told.add((topic, reason))
+            log.warning("the views cannot read a message of %s, partition %d, offset %d: %s (told once; counted from now on)", topic, partition, offset, error)
+
+    def _kafka_consumer(self) -> Consumer:
+        consumer: Consumer = AIOKafkaConsumer(
+            **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=POLL_MS
+        )
+        return consumer

@@ -1,0 +1,279 @@
+"""The HTTP views, on Faust's own web server: thin, over `Live` and what the worker tells of itself.
+
+`OPERATIONS` is the map. Answers are JSON as msgspec writes it (never NaN); errors are `{"error": {"status", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from aiohttp import web
+
+from stockstream.records import Alert, Prediction
+from stockstream.web import events, openapi
+from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, SymbolSummary
+from stockstream.web.metrics import CONTENT_TYPE, Metrics
+from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
+
+if TYPE_CHECKING:
+    from faust.types import AppT
+
+    from stockstream.web.tail import Tail
+
+log = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_INTERVALS = {"1s": 1, "1m": 60}
+_STATES = ("open", "opened", "updated", "closed")
+
+_LIMIT = Parameter("limit", "how many items at most", "integer", default=100, minimum=1, maximum=1_000)
+_NEXT = Parameter("next", "the `next` of the part before", maximum=200)
+_SYMBOL = Parameter("symbol", "only of this symbol; it must be known", maximum=32)
+_SYMBOL_PATH = Parameter("symbol", "the symbol, percent-encoded", place="path", maximum=32)
+_UNKNOWN = {404: "The symbol is unknown."}
+
+OPERATIONS = (
+    Operation("/", "dashboard", "The dashboard.", content_type="text/html"),
+    Operation(
+        "/events", "events",
+        "Server-sent events: `tick-summary` and `predictions` (columns of what changed), `alerts` (newest states), `pipeline` (as /api/pipeline).",
+        content_type="text/event-stream", errors={503: "Too many event streams, or the worker is stopping."},
+    ),
+    Operation(
+        "/api/symbols", "symbols", "All known symbols in alphabetical order, each with its last price and first horizon.", Page[SymbolSummary],
+        parameters=(_LIMIT, _NEXT, Parameter("q", "only where the symbol or name has this in it, whatever the case", maximum=100)),
+    ),
+    Operation(
+        "/api/symbols/{symbol}", "symbol", "One symbol: last second, 5-minute window, newest prediction, open alerts, metadata.", SymbolDetail,
+        parameters=(_SYMBOL_PATH,), errors=_UNKNOWN,
+    ),
+    Operation(
+        "/api/symbols/{symbol}/bars", "bars", "The newest bars of the last 300 s, oldest first; `next` brings those before them.", Page[Bar],
+        parameters=(
+            _SYMBOL_PATH, Parameter("interval", "length of a bar", default="1s", choices=tuple(_INTERVALS)),
+            Parameter("limit", "how many bars at most", "integer", default=WINDOW_S, minimum=1, maximum=WINDOW_S),
+            Parameter("next", "the `next` of the part before: only bars that begin before this second", "integer", minimum=0, maximum=2**32),
+        ),
+        errors=_UNKNOWN,
+    ),
+    Operation(
+        "/api/alerts", "alerts", "Alerts in their newest state, those opened last first.", Page[Alert],
+        parameters=(
+            Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL, Parameter("rule", "only of this rule", maximum=64),
+            _LIMIT, _NEXT,
+        ),
+        errors=_UNKNOWN,
+    ),
+    Operation(
+        "/api/predictions", "predictions", "The newest prediction of each symbol in alphabetical order.", Page[Prediction],
+        parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
+    ),
+    Operation("/api/models", "models", "The models that are loaded.", Page[Model]),
+    Operation("/api/pipeline", "pipeline", "Lag, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
+    Operation("/healthz", "healthz", "Whether this worker is alive.", Health, errors={503: "It is not; the message says why."}),
+    Operation("/readyz", "readyz", "Whether this worker works and its views are up to date.", Health, errors={503: "Not yet; the message says why."}),
+    Operation("/metrics", "metrics", "Prometheus metrics of this worker.", content_type="text/plain"),
+    Operation("/openapi.json", "openapi", "This document.", {"type": "object"}),
+)  # fmt: skip
+"""Every view, and with it what it takes and answers."""
+
+
+class Status(Protocol):
+    """What the worker tells of itself."""
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether its partitions are being processed, and in words."""
+        ...
+
+    def healthy(self) -> tuple[bool, str]:
+        """Whether it should go on living, and in words."""
+        ...
+
+    def pipeline(self) -> dict[str, Any]:
+        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; more as it likes. The counts of `Metrics` are added."""
+        ...
+
+    def models(self) -> list[dict[str, Any]]:
+        """Each with `name`, `version`, `role` (champion or shadow) and more as it likes."""
+        ...
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def register(app: AppT[Any], live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
+    """Put the views on a Faust app's web server, before its own pages; the server's start and stop are those of the tail and the event stream.
+
+    Call it once the app has its settings.
+    """
+    mount(cast(Any, app.web).web_app, live, status, metrics, tail, version=version)
+
+
+def mount(application: web.Application, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
+    """Put the views on an aiohttp application."""
+    views = _Views(live, status, metrics, tail, version)
+    for operation in OPERATIONS:
+        application.router.add_get(operation.path, views.handler(operation), allow_head=operation.name != "events")
+    application.router.add_get("/static/{name}", views.asset)
+    application.middlewares.append(_errors_as_json)
+
+    async def start(_: web.Application) -> None:
+        await views.events.start()
+        if tail is not None:
+            await tail.start()
+
+    async def stop(_: web.Application) -> None:
+        await views.events.close()
+        if tail is not None:
+            await tail.stop()
+
+    application.on_startup.append(start)
+    application.on_shutdown.append(stop)
+
+
+class _Views:
+    def __init__(self, live: Live, status: Status, metrics: Metrics, tail: Tail | None, version: str) -> None:
+        self._live, self._status, self._metrics, self._tail = live, status, metrics, tail
+        self._assets = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in _TYPES}
+        self._document = events.to_json(openapi.document(OPERATIONS, version))
+        self.events = events.Events(live, self._pipeline, metrics)
+
+    def handler(self, operation: Operation) -> Handler:
+        """The aiohttp handler of an operation: reads its parameters, then calls the method of its name."""
+        answer: Callable[..., Any] = getattr(self, f"_{operation.name}")
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if not operation.path.startswith("/api/"):
+                return cast(web.StreamResponse, await answer(request))
+            try:
+                values = operation.read(request.match_info, request.query.items())
+                return _json(answer(**values))
+            except BadParameter as error:
+                raise web.HTTPBadRequest(text=str(error)) from None
+
+        return handle
+
+    async def asset(self, request: web.Request) -> web.Response:
+        """A file of the page."""
+        return self._asset(request, request.match_info["name"])
+
+    def _asset(self, request: web.Request, name: str) -> web.Response:
+        body = self._assets.get(name)
+        if body is None:
+            raise web.HTTPNotFound(text=f"there is no file {name!r} here")
+        tag = hashlib.sha256(body).hexdigest()[:16]
+        headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "ETag": f'"{tag}"'}
+        if any(held.value == tag for held in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type=_TYPES[Path(name).suffix], charset="utf-8", headers=headers)
+
+    async def _dashboard(self, request: web.Request) -> web.Response:
+        return self._asset(request, "index.html")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        return await self.events.stream(request)
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _health(*self._status.healthy())
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready, words = self._status.ready()
+        if ready and self._tail is not None:
+            ready, tail_words = self._tail.ready()
+            words = words if ready else tail_words
+        return _health(ready, words)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _openapi(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._document, content_type="application/json")
+
+    def _symbols(self, limit: int, next: str | None, q: str | None) -> Page[SymbolSummary]:
+        return self._live.symbols(limit, next or "", q or "")
+
+    def _symbol(self, symbol: str) -> SymbolDetail:
+        detail = self._live.symbol(symbol)
+        if detail is None:
+            raise _unknown(symbol)
+        return detail
+
+    def _bars(self, symbol: str, interval: str, limit: int, next: int | None) -> Page[Bar]:
+        self._must_be_known(symbol)
+        return self._live.bars(symbol, _INTERVALS[interval], limit, next)
+
+    def _alerts(self, state: Any, symbol: str | None, rule: str | None, limit: int, next: str | None) -> Page[Alert]:
+        self._must_be_known(symbol)
+        after: tuple[int, str] | None = None
+        if next is not None:
+            opened_at, colon, key = next.partition(":")
+            if not colon or not opened_at.isascii() or not opened_at.isdigit():
+                raise BadParameter("next is not the `next` of an answer of /api/alerts")
+            after = (int(opened_at), key)
+        return self._live.alerts(limit, state, symbol or "", rule or "", after)
+
+    def _predictions(self, symbol: str | None, limit: int, next: str | None) -> Page[Prediction]:
+        self._must_be_known(symbol)
+        return self._live.predictions(limit, next or "", symbol or "")
+
+    def _models(self) -> dict[str, Any]:
+        return {"items": self._status.models(), "next": None}
+
+    def _pipeline(self) -> dict[str, Any]:
+        views = {**self._live.counts, "newest_second": self._live.newest_second, **({"tail": self._tail.summary()} if self._tail is not None else {})}
+        return {
+            "lag": [], "archive": [], **self._metrics.pipeline(), **self._status.pipeline(),
+            "outcomes": self._live.outcome_counts(), "views": views,
+        }  # fmt: skip
+
+    def _must_be_known(self, symbol: str | None) -> None:
+        if symbol is not None and not self._live.known(symbol):
+            raise _unknown(symbol)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _error(405, f"{request.method} is not allowed here; allowed: {allowed}", {"Allow": allowed})
+    except web.HTTPNotFound as error:
+        own_words = error.text if error.text != f"{error.status}: {error.reason}" else None
+        paths = ", ".join(op.path for op in OPERATIONS)
+        return _error(404, own_words or f"there is nothing at {request.path}; there are: {paths}")
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(error.status, error.text or error.reason)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return _error(500, "this is a mistake of ours; the worker's log says more")
+
+
+def _unknown(symbol: str) -> web.HTTPNotFound:
+    return web.HTTPNotFound(text=f"no symbol {symbol[:40]!r} is known here; /api/symbols has those that are (case counts)")
+
+
+def _health(good: bool, words: str) -> web.Response:
+    return _json(Health(status="ok", detail=words)) if good else _error(503, words)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    answer = openapi.ErrorAnswer(error=openapi.ErrorDetail(status=status, message=message))
+    return web.Response(body=events.to_json(answer), status=status, content_type="application/json", headers=headers)
+
+
+def _json(answer: Any) -> web.Response:
+    return web.Response(body=events.to_json(answer), content_type="application/json", headers={"Cache-Control": "no-store"})
