@@ -1,0 +1,198 @@
+"""Where models are kept: `<root>/<name>/<version>/` with the model's files and `metadata.json`, and `<root>/<name>/champion`, the version that scores.
+
+A version is `<UTC time>-<hash of the files>`, so versions sort by age. A version appears at once (written beside, then renamed) and never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from models import ScoringModel, features
+
+METADATA = "metadata.json"
+CHAMPION = "champion"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+_LIBRARIES = ("numpy", "pyarrow", "xgboost-cpu", "xgboost")
+
+
+class RegistryError(Exception):
+    """A model that cannot be stored, found or loaded; one line."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored model: where it is and its metadata."""
+
+    name: str
+    version: str
+    path: Path
+    metadata: dict[str, Any]
+
+
+class Registry:
+    """Models under a `file://` URL; a path in it may be relative to the working directory (`file://./models-store`)."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "file" or not (parts.netloc + parts.path):
+            raise RegistryError(f"models are kept under file://path, not {url!r}")
+        self.root = Path(unquote(parts.netloc + parts.path))
+
+    def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
+        """Stores a model and makes nothing of it: `promote` does. `kind` is the module of `models` that loads it.
+
+        `metadata` is what the caller knows: `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
+        """
+        folder = self._folder(name)
+        made = (now or datetime.now(UTC)).astimezone(UTC)
+        digest = hashlib.sha256()
+        for file in sorted(files):
+            digest.update(file.encode() + b"\0" + len(files[file]).to_bytes(8, "big") + files[file])
+        version = f"{made:%Y%m%dT%H%M%S}.{made.microsecond // 1000:03d}Z-{digest.hexdigest()[:8]}"
+        full = {
+            "name": name, "version": version, "kind": kind, "created_at": made.isoformat(timespec="milliseconds"),
+            "features": list(features.FEATURES), "feature_hash": features.feature_hash(), **metadata,
+            "libraries": _versions(), "files": {file: hashlib.sha256(files[file]).hexdigest() for file in sorted(files)},
+        }  # fmt: skip
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            try:
+                for file, data in {**files, METADATA: json.dumps(full, indent=1).encode()}.items():
+                    _write(beside / file, data)
+                beside.chmod(0o755)
+                beside.rename(folder / version)
+            except OSError:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
+            _sync(folder)
+        except OSError as error:
+            raise RegistryError(f"cannot store model {name} under {folder}: {error.strerror or error}") from error
+        return Entry(name, version, folder / version, full)
+
+    def promote(self, name: str, version: str) -> None:
+        """Makes a stored version the champion."""
+        self.entry(name, version)
+        folder = self._folder(name)
+        handle, beside = tempfile.mkstemp(prefix=".new-", dir=folder)
+        os.close(handle)
+        try:
+            _write(Path(beside), version.encode() + b"\n")
+            Path(beside).replace(folder / CHAMPION)
+            _sync(folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                Path(beside).unlink()
+            raise RegistryError(f"cannot make {name} {version} the champion: {error.strerror or error}") from error
+
+    def champion(self, name: str) -> str | None:
+        """The champion's version, None where there is none."""
+        try:
+            version = (self._folder(name) / CHAMPION).read_text().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryError(f"the champion of {name} cannot be read: {error}") from error
+        if not _VERSION.fullmatch(version):
+            raise RegistryError(f"{self._folder(name) / CHAMPION} holds no version: {version[:60]!r}")
+        return version
+
+    def names(self) -> list[str]:
+        """Names with at least one version."""
+        try:
+            return sorted(path.name for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name) and self.versions(path.name))
+        except FileNotFoundError:
+            return []
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model, oldest first; empty where there are none."""
+        try:
+            return sorted(path.name for path in self._folder(name).iterdir() if _VERSION.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
+
+    def latest(self, name: str) -> str | None:
+        """The newest version, None where there is none."""
+        return max(self.versions(name), default=None)
+
+    def entry(self, name: str, version: str | None = None) -> Entry:
+        """A stored model's metadata: the version asked for, else the champion, else the newest."""
+        version = version or self.champion(name) or self.latest(name)
+        if version is None:
+            raise RegistryError(f"there is no model {name!r} under {self.root}: train one with `stockstream train xgboost`")
+        path = self._folder(name) / version
+        try:
+            metadata = json.loads((path / METADATA).read_bytes()) if _VERSION.fullmatch(version) else None
+        except FileNotFoundError:
+            metadata = None
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"the metadata of model {name} {version} cannot be read: {error}") from error
+        if metadata is None:
+            raise RegistryError(f"model {name!r} has no version {version!r} under {self.root}")
+        if not isinstance(metadata, dict):
+            raise RegistryError(f"the metadata of model {name} {version} is no JSON object")
+        return Entry(name, version, path, metadata)
+
+    def load(self, name: str, version: str | None = None) -> ScoringModel:
+        """The version asked for, else the champion, else the newest, ready to predict. Raises `RegistryError`, also for files that are not those stored."""
+        entry = self.entry(name, version)
+        found, ours = entry.metadata.get("feature_hash"), features.feature_hash()
+        if found != ours:
+            raise RegistryError(f"model {name} {entry.version} was trained on other features (its hash {found}, this program's {ours}): train it again")
+        kind = entry.metadata.get("kind")
+        try:
+            files = {file: (entry.path / file).read_bytes() for file in entry.metadata["files"]}
+            for file, digest in entry.metadata["files"].items():
+                if hashlib.sha256(files[file]).hexdigest() != digest:
+                    raise RegistryError(f"model {name} {entry.version}: {file} is not what was stored")
+            if kind != "xgboost":
+                raise RegistryError(f"model {name} {entry.version} is of a kind this program does not know: {kind!r}")
+            from models import xgboost
+
+            return xgboost.load(name, entry.version, ours, files)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RegistryError(f"model {name} {entry.version} cannot be loaded: {error}") from error
+
+    def _folder(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise RegistryError(f"{name!r} is no model name: letters, digits, dot, dash and underscore, 64 at most")
+        return self.root / name
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[library] = importlib.metadata.version(library)
+    return out
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in `folder` outlast a power cut, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

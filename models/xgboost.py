@@ -1,0 +1,148 @@
+"""Boosted trees: for each horizon one booster for the log return and one for the probability that it is above 0.
+
+The return's booster learns basis points with squared error, labels clipped at their 0.1 % tails. The probability cannot be read off the expected return:
+how often a price stands still differs between symbols far more than the expected return does (Brier score on a real day, 10 s ahead: 0.206 for a constant,
+0.192 for a logistic fit on expected return, deviation and spread, 0.184 for trees), so it has a smaller booster of its own, calibrated on later data by
+Platt's logistic fit of its margin.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+
+KIND = "xgboost"
+BASIS_POINT = 1e-4
+ROUNDS = 150
+UP_ROUNDS = 60
+DEPTH = 4
+_CLIP_QUANTILE = 0.999
+_MOST_ROWS_OF_A_LEAF = 500
+
+Floats = NDArray[np.float64]
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One horizon's boosters; `slope` and `intercept` are Platt's, on the margin of `up`."""
+
+    horizon_s: int
+    returns: xgb.Booster
+    up: xgb.Booster
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True)
+class XGBoostModel:
+    """A `models.ScoringModel`; predicts with one thread."""
+
+    name: str
+    version: str
+    feature_hash: str
+    heads: tuple[Head, ...] = field(repr=False)
+
+    @property
+    def horizons_s(self) -> tuple[int, ...]:
+        return tuple(head.horizon_s for head in self.heads)
+
+    def predict(self, matrix: Matrix) -> tuple[Floats, Floats]:
+        """Expected log returns and probabilities of a rise, each (n, h) float64; of no rows, (0, h)."""
+        shape = (len(matrix), len(self.heads))
+        returns, p_up = np.empty(shape), np.empty(shape)
+        if len(matrix):
+            for column, head in enumerate(self.heads):
+                returns[:, column] = _predict(head.returns, matrix).astype(np.float64) * BASIS_POINT
+                margin = np.ascontiguousarray(_predict(head.up, matrix), np.float64)
+                p_up[:, column] = 1 / (1 + np.exp(-(head.intercept + head.slope * margin)))
+        return returns, p_up
+
+    def files(self) -> dict[str, bytes]:
+        """What the registry stores, by file name."""
+        out = {"heads.json": json.dumps([{"horizon_s": h.horizon_s, "slope": h.slope, "intercept": h.intercept} for h in self.heads], indent=1).encode()}
+        for head in self.heads:
+            out[f"return_{head.horizon_s}s.ubj"] = bytes(head.returns.save_raw("ubj"))
+            out[f"up_{head.horizon_s}s.ubj"] = bytes(head.up.save_raw("ubj"))
+        return out
+
+
+def load(name: str, version: str, feature_hash: str, files: Mapping[str, bytes]) -> XGBoostModel:
+    """The model in a registry's files. Raises `ValueError` or `KeyError` where they are not those of `XGBoostModel.files`."""
+    heads = tuple(
+        Head(
+            item["horizon_s"],
+            _booster(files[f"return_{item['horizon_s']}s.ubj"]),
+            _booster(files[f"up_{item['horizon_s']}s.ubj"]),
+            item["slope"],
+            item["intercept"],
+        )
+        for item in json.loads(files["heads.json"])
+    )
+    return XGBoostModel(name, version, feature_hash, heads)
+
+
+def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int = ROUNDS, seed: int = 1, threads: int = 1) -> Head:
+    """An uncalibrated head from a feature matrix (n, k) and the realised log returns (n), none of them NaN."""
+    points = returns / BASIS_POINT
+    limit = float(np.quantile(np.abs(points), _CLIP_QUANTILE))
+    leaf = max(1.0, min(_MOST_ROWS_OF_A_LEAF, len(returns) / 200))
+    common = {"max_depth": DEPTH, "subsample": 0.5, "colsample_bytree": 0.5, "tree_method": "hist", "seed": seed, "nthread": threads}
+    data = xgb.QuantileDMatrix(matrix, np.clip(points, -limit, limit), nthread=threads)
+    booster = xgb.train({**common, "objective": "reg:squarederror", "eta": 0.03, "min_child_weight": 2 * leaf}, data, rounds)
+    data.set_label((returns > 0).astype(np.float32))
+    up_rounds = max(1, rounds * UP_ROUNDS // ROUNDS)
+    # a row of a probability weighs p (1 - p), about a fifth
+    up = xgb.train({**common, "objective": "binary:logistic", "eta": 0.1, "min_child_weight": leaf / 5}, data, up_rounds)
+    for made in (booster, up):
+        made.set_param({"nthread": 1})
+    return Head(horizon_s, booster, up)
+
+
+def calibrated(head: Head, matrix: Matrix, returns: Floats) -> Head:
+    """The head with Platt's fit on rows that it was not trained on; as it is where they cannot tell (no rise, or nothing else)."""
+    up = (returns > 0).astype(np.float64)
+    if not len(up) or up.min() == up.max():
+        return head
+    slope, intercept = platt(_predict(head.up, matrix).astype(np.float64), up)
+    return Head(head.horizon_s, head.returns, head.up, slope, intercept)
+
+
+def platt(margin: Floats, up: Floats, steps: int = 50) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression of `up` (0 or 1) on `margin`, by Newton's method; the slope is not below 0.
+
+    Platt, 'Probabilistic outputs for support vector machines', 1999.
+    """
+    design = np.column_stack([margin, np.ones_like(margin)])
+    weights = np.array([1.0, 0.0])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, design.T @ (up - p))
+        weights += np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    if weights[0] <= 0:
+        share = np.clip(up.mean(), 1e-6, 1 - 1e-6)
+        return 0.0, float(np.log(share / (1 - share)))
+    return float(weights[0]), float(weights[1])
+
+
+def _booster(data: bytes) -> xgb.Booster:
+    booster = xgb.Booster()
+    try:
+        booster.load_model(bytearray(data))
+    except xgb.core.XGBoostError as error:
+        raise ValueError(f"not a booster: {str(error).splitlines()[0]}") from None
+    booster.set_param({"nthread": 1})
+    return booster
+
+
+def _predict(booster: xgb.Booster, matrix: Matrix) -> Any:
+    return booster.inplace_predict(matrix, predict_type="margin", validate_features=False)
