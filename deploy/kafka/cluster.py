@@ -367,7 +367,8 @@ class Cluster:
             except ClusterError:
                 time.sleep(0.2)
                 continue
-            behind = [f"{topic}-{number}" for topic, parts in topics.items() for number, part in parts.items() if part.leader < 0 or set(part.in_sync) != set(part.replicas)]
+            partitions = [(f"{topic}-{number}", part) for topic, parts in topics.items() for number, part in parts.items()]
+            behind = [name for name, part in partitions if part.leader < 0 or set(part.in_sync) != set(part.replicas)]
             if not behind:
                 return
             time.sleep(0.2)
@@ -414,7 +415,8 @@ class Cluster:
             self.ports, self._inner_ports = chosen[: self.nodes], chosen[self.nodes :]
 
     def _remember(self, cluster_id: str) -> None:
-        known = {"id": cluster_id, "mode": self.mode, "nodes": self.nodes, "version": kafka_version(self.mode), "ports": self.ports, "inner_ports": self._inner_ports}
+        known = {"id": cluster_id, "mode": self.mode, "nodes": self.nodes, "version": kafka_version(self.mode)}
+        known |= {"ports": self.ports, "inner_ports": self._inner_ports}
         (self.directory / "cluster.json").write_text(json.dumps(known))
         self._write_pids()
 
@@ -507,9 +509,12 @@ class Cluster:
         _write_properties(self.directory / "log4j.properties", log4j)
 
     def _format(self, cluster_id: str) -> None:
-        tool = [*self._java_command("-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--ignore-formatted", "--config"]
+        tool = [*self._java_command("-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", "format", "--ignore-formatted"]
+        tool += ["--cluster-id", cluster_id, "--config"]
         configurations = [self.directory / f"{_name(node)}.properties" for node in range(self.nodes)]
-        running = [subprocess.Popen([*tool, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for path in configurations]
+        running = [
+            subprocess.Popen([*tool, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for path in configurations
+        ]
         told = [process.communicate()[0].decode(errors="replace") for process in running]
         for process, text in zip(running, told, strict=True):
             if process.returncode:

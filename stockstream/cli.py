@@ -1,0 +1,87 @@
+"""`stockstream`: the commands, each loaded only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from stockstream.errors import StockstreamError
+from stockstream.packages import require_own_packages
+
+COMMANDS = {
+    "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
+    "worker": "Run a worker, and start it again when it fails.",
+    "replay": "Publish recorded trades or bars to ticks.raw.",
+    "train": "Train a model and store it.",
+    "query": "Ask the archive in SQL.",
+    "verify": "Check that the archive holds every raw offset exactly once.",
+}
+"""What `stockstream --help` lists, in the order in which a newcomer meets it; the modules themselves are heavy."""
+
+INTERRUPTED = 130
+"""The shells' exit code for Ctrl-C: 128 + SIGINT."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"stockstream.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        try:
+            click.echo(f"stockstream {version('stockstream')}")
+        except PackageNotFoundError:
+            click.echo("stockstream, not installed: run from its source")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version and end.")
+def group() -> None:
+    """Live stock analytics on Kafka: rolling windows, alerts and predictions from every tick.
+
+    Every command takes its settings from STOCKSTREAM_* in the environment; docs/settings.md lists them.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code: 0, 1 after an error told in one line, 2 for a wrong option, 130 after Ctrl-C, or what the command returns."""
+    try:
+        require_own_packages()
+        result = group.main(args=list(arguments), prog_name="stockstream", standalone_mode=False)
+    except StockstreamError as error:
+        click.echo(f"stockstream: {' '.join(str(error).split())}", err=True)
+        return 1
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
