@@ -8,7 +8,8 @@
 One alert of a rule is open at a time for a symbol. It is `opened` by the first row with the condition, `updated` by a later one whose value is strictly
 more extreme than every value told so far, and `closed` once the condition has been gone for 60 s of the log's clock: by the first closing of its source
 that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the symbol had rows there or not. Where another source
-takes the symbol over, the takeover's first closing with a row of it closes it first of all, with the same `as_of`. So alerts are a pure function of the raw log.
+takes the symbol over, the takeover's first closing with a row of it closes it first of all, with the same `as_of`.
+So alerts are a pure function of the raw log.
 """
 
 from __future__ import annotations
@@ -312,7 +313,8 @@ def _judge(rule: str, row: Mapping[str, Any]) -> tuple[float, float, float, Seve
 
 def _sentence(alert: OpenAlert) -> str:
     if alert.rule == VOLUME_SPIKE:
-        return f"{alert.symbol}: {alert.value:,.0f} shares in one second, {alert.value / alert.baseline:.1f} times the 5-minute average of {alert.baseline:,.1f}."
+        times = f"{alert.value / alert.baseline:.1f} times"
+        return f"{alert.symbol}: {alert.value:,.0f} shares in one second, {times} the 5-minute average of {alert.baseline:,.1f}."
     return f"{alert.symbol}: {alert.value:,.2f} is {100 * (1 - alert.value / alert.baseline):.2f} % below {alert.baseline:,.2f}, the price 60 s before."
 
 

@@ -226,7 +226,7 @@ def plain(found: Iterable[Detected]) -> tuple[list[bytes], list[Any]]:
 
 
 @given(logs(), st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_cut_with_repeats_and_restarts_gives_the_same_alerts(log: Log, data: st.DataObject) -> None:
     whole = run(log)
     assert states(whole) == oracle(log)
