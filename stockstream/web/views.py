@@ -147,11 +147,11 @@ class _Views:
         self._live, self._status, self._metrics, self._tail = live, status, metrics, tail
         self._assets = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in _TYPES}
         self._document = events.to_json(openapi.document(OPERATIONS, version))
-        self.events = events.Events(live, self._pipeline, metrics)
+        self.events = events.Events(live, self.answer_pipeline, metrics)
 
     def handler(self, operation: Operation) -> Handler:
         """The aiohttp handler of an operation: reads its parameters, then calls the method of its name."""
-        answer: Callable[..., Any] = getattr(self, f"_{operation.name}")
+        answer: Callable[..., Any] = getattr(self, f"answer_{operation.name}")
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if not operation.path.startswith("/api/"):
@@ -178,42 +178,42 @@ class _Views:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, content_type=_TYPES[Path(name).suffix], charset="utf-8", headers=headers)
 
-    async def _dashboard(self, request: web.Request) -> web.Response:
+    async def answer_dashboard(self, request: web.Request) -> web.Response:
         return self._asset(request, "index.html")
 
-    async def _events(self, request: web.Request) -> web.StreamResponse:
+    async def answer_events(self, request: web.Request) -> web.StreamResponse:
         return await self.events.stream(request)
 
-    async def _healthz(self, _: web.Request) -> web.Response:
+    async def answer_healthz(self, _: web.Request) -> web.Response:
         return _health(*self._status.healthy())
 
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def answer_readyz(self, _: web.Request) -> web.Response:
         ready, words = self._status.ready()
         if ready and self._tail is not None:
             ready, tail_words = self._tail.ready()
             words = words if ready else tail_words
         return _health(ready, words)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def answer_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _openapi(self, _: web.Request) -> web.Response:
+    async def answer_openapi(self, _: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
 
-    def _symbols(self, limit: int, next: str | None, q: str | None) -> Page[SymbolSummary]:
+    def answer_symbols(self, limit: int, next: str | None, q: str | None) -> Page[SymbolSummary]:
         return self._live.symbols(limit, next or "", q or "")
 
-    def _symbol(self, symbol: str) -> SymbolDetail:
+    def answer_symbol(self, symbol: str) -> SymbolDetail:
         detail = self._live.symbol(symbol)
         if detail is None:
             raise _unknown(symbol)
         return detail
 
-    def _bars(self, symbol: str, interval: str, limit: int, next: int | None) -> Page[Bar]:
+    def answer_bars(self, symbol: str, interval: str, limit: int, next: int | None) -> Page[Bar]:
         self._must_be_known(symbol)
         return self._live.bars(symbol, _INTERVALS[interval], limit, next)
 
-    def _alerts(self, state: Any, symbol: str | None, rule: str | None, limit: int, next: str | None) -> Page[Alert]:
+    def answer_alerts(self, state: Any, symbol: str | None, rule: str | None, limit: int, next: str | None) -> Page[Alert]:
         self._must_be_known(symbol)
         after: tuple[int, str] | None = None
         if next is not None:
@@ -223,14 +223,14 @@ class _Views:
             after = (int(opened_at), key)
         return self._live.alerts(limit, state, symbol or "", rule or "", after)
 
-    def _predictions(self, symbol: str | None, limit: int, next: str | None) -> Page[Prediction]:
+    def answer_predictions(self, symbol: str | None, limit: int, next: str | None) -> Page[Prediction]:
         self._must_be_known(symbol)
         return self._live.predictions(limit, next or "", symbol or "")
 
-    def _models(self) -> dict[str, Any]:
+    def answer_models(self) -> dict[str, Any]:
         return {"items": self._status.models(), "next": None}
 
-    def _pipeline(self) -> dict[str, Any]:
+    def answer_pipeline(self) -> dict[str, Any]:
         views = {**self._live.counts, "newest_second": self._live.newest_second, **({"tail": self._tail.summary()} if self._tail is not None else {})}
         return {
             "lag": [], "archive": [], **self._metrics.pipeline(), **self._status.pipeline(),

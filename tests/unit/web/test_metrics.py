@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from stockstream.web.metrics import MAX_LABELS, SPAN_S, Metrics
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_what_is_told_is_exposed() -> None:
+    m = Metrics(Clock())
+    m.ticks_accepted(5)
+    m.ticks_rejected("late", 2)
+    m.rows("windows", 7)
+    m.alert("volume_spike", "opened")
+    m.predictions(3)
+    m.hole("expired", 4)
+    m.frame_dropped("detect", "beyond")
+    m.restart("tail")
+    m.lag("ticks.raw", 3, 12)
+    m.archive_offset(3, 99)
+    m.unreadable("alerts", "ValidationError")
+    got = samples(m)
+    assert got["stockstream_ticks_accepted_total", ()] == 5
+    assert got["stockstream_ticks_rejected_total", (("reason", "late"),)] == 2
+    assert got["stockstream_rows_total", (("topic", "windows"),)] == 7
+    assert got["stockstream_alerts_total", (("rule", "volume_spike"), ("state", "opened"))] == 1
+    assert got["stockstream_predictions_total", ()] == 3
+    assert got["stockstream_holes_total", (("kind", "expired"),)] == 4
+    assert got["stockstream_frames_dropped_total", (("agent", "detect"), ("why", "beyond"))] == 1
+    assert got["stockstream_restarts_total", (("what", "tail"),)] == 1
+    assert got["stockstream_lag", (("partition", "3"), ("topic", "ticks.raw"))] == 12
+    assert got["stockstream_archive_offset", (("partition", "3"),)] == 99
+    assert m.rejected() == {"late": 2}
+    assert m.totals()["ticks_accepted"] == 5
+    m.forget_lag("ticks.raw", 3)
+    m.forget_archive_offset(3)
+    m.forget_archive_offset(4)
+    assert not any(name in ("stockstream_lag", "stockstream_archive_offset") for name, _ in samples(m))
+
+
+def test_histogram_is_cumulative_and_arrays_count_as_single_values_do() -> None:
+    values = np.array([0.001, 0.005, 0.3, 20.0, 0.3])
+    one, many = Metrics(Clock()), Metrics(Clock())
+    for value in values:
+        one.observe("score", float(value))
+    many.observe_many("score", values)
+    many.observe_many("score", 0.3, 0)
+    assert {k: v for k, v in samples(one).items() if "latency" in k[0]} == pytest.approx({k: v for k, v in samples(many).items() if "latency" in k[0]})
+    got = samples(one)
+    for edge, count in (("0.005", 2), ("0.25", 2), ("0.5", 4), ("10.0", 4), ("+Inf", 5)):
+        assert got["stockstream_latency_seconds_bucket", (("hop", "score"), ("le", edge))] == count
+    assert got["stockstream_latency_seconds_count", (("hop", "score"),)] == 5
+    assert one.latency_ms() == many.latency_ms()
+
+
+def test_percentiles_are_of_the_last_minute() -> None:
+    clock = Clock()
+    m = Metrics(clock)
+    values = np.random.default_rng(1).exponential(0.2, 20_000)
+    m.observe_many("a", values)
+    m.observe_many("a", float("nan"))
+    m.observe_many("a", np.array([np.inf, np.nan]))
+    got = m.latency_ms()["a"]
+    assert got["count"] == 20_000
+    assert got["p50"] == pytest.approx(np.percentile(values, 50) * 1_000, rel=0.03)
+    assert got["p99"] == pytest.approx(np.percentile(values, 99) * 1_000, rel=0.03)
+    clock.now += SPAN_S - 1
+    assert m.latency_ms()["a"]["count"] == 20_000
+    clock.now += 1
+    assert m.latency_ms()["a"] == {"p50": None, "p99": None, "count": 0}
+    clock.now += 10 * SPAN_S
+    m.observe("a", 1.0)
+    assert m.latency_ms()["a"]["count"] == 1
+
+
+def test_rates_are_of_the_time_since_the_start_at_first() -> None:
+    clock = Clock()
+    m = Metrics(clock)
+    for _ in range(10):
+        m.ticks_accepted(100)
+        clock.now += 1
+    assert m.rates()["ticks_accepted"] == pytest.approx(1_000 / 11, abs=0.001)
+    for _ in range(200):
+        m.ticks_accepted(50)
+        clock.now += 1
+    assert m.rates()["ticks_accepted"] == pytest.approx(50, rel=0.02)
+    clock.now += 100
+    assert m.rates()["ticks_accepted"] == 0
+
+
+def test_labels_are_bounded() -> None:
+    m = Metrics(Clock())
+    for i in range(1_000):
+        m.ticks_rejected(f"reason-{i}")
+        m.observe(f"hop-{i}", 1.0)
+    assert len(m.rejected()) == MAX_LABELS + 1
+    assert m.rejected()["other"] == 1_000 - MAX_LABELS
+    assert len(m.latency_ms()) == MAX_LABELS + 1
+
+
+def test_two_instances_share_nothing() -> None:
+    one, two = Metrics(Clock()), Metrics(Clock())
+    one.ticks_accepted(1)
+    assert samples(two)["stockstream_ticks_accepted_total", ()] == 0
