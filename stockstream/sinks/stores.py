@@ -1,0 +1,149 @@
+"""Object stores: where the archive's bytes go. A name is relative, with slashes; an object never changes once it is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
+
+TEMPORARY = ".tmp"
+STALE_S = 3_600
+"""A temporary file this old belongs to no living writer (one that wakes after all finds it gone and tries again)."""
+
+
+class Store(Protocol):
+    """What the archive asks of a store. Every call may block; none is retried here.
+
+    All raise `ArchiveUnavailable` where the store fails for now, `ArchiveError` where waiting cannot help.
+    """
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make the object `name` with all of `data`, or nothing at all: False where an object of that name is there already.
+
+        After an error the object may or may not be there.
+        """
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """Names that begin with `prefix` and sort after `start_after`, in ascending order of their bytes."""
+
+    def read(self, name: str, tail: int = 0) -> bytes:
+        """The object's bytes, or its last `tail` ones. Raises `ArchiveError` where there is no such object."""
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes; None where there is no such object."""
+
+
+def open_store(url: str) -> Store:
+    """The store behind `file://path`. Raises `SettingsError`."""
+    if url.startswith("file://") and len(url) > len("file://"):
+        return FileStore(Path(url.removeprefix("file://")))
+    raise SettingsError(f"archive {url!r} is not file://path")
+
+
+class FileStore:
+    """A folder. An object is written to a temporary file of the same file system, synced, then linked to its name: whole or absent, whatever is killed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._swept = False
+
+    def create(self, name: str, data: bytes) -> bool:
+        target = self.root / name
+        temporary = self.root / TEMPORARY / f"{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            if target.exists():
+                return False
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                self._sweep(temporary.parent)
+            try:
+                self._write(temporary, data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(temporary, target)
+            finally:
+                with suppress(OSError):         # a leftover costs room, not truth: the next start sweeps it
+                    temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise _failure(f"{self.root}: cannot write {name}", error) from error
+        return True
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        folder = prefix.rpartition("/")[0]
+        try:
+            yield from self._walk(folder + "/" if folder else "", prefix, start_after)
+        except OSError as error:
+            raise _failure(f"{self.root}: cannot list {prefix!r}", error) from error
+
+    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[str]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                names = sorted(folder + entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.startswith(TEMPORARY) or not (name.startswith(prefix) or prefix.startswith(name)):
+                continue
+            if name.endswith("/"):
+                if name > start_after or start_after.startswith(name):
+                    yield from self._walk(name, prefix, start_after)
+            elif name > start_after:
+                yield name
+
+    def read(self, name: str, tail: int = 0) -> bytes:
+        try:
+            with open(self.root / name, "rb") as file:
+                if tail:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
+                return file.read()
+        except FileNotFoundError:
+            raise ArchiveError(f"{self.root}: there is no {name}") from None
+        except OSError as error:
+            raise _failure(f"{self.root}: cannot read {name}", error) from error
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failure(f"{self.root}: cannot look at {name}", error) from error
+
+    def _sweep(self, folder: Path) -> None:
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):   # another worker sweeps too
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
+        self._swept = True
+
+
+def _failure(doing: str, error: OSError) -> ArchiveError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+        return ArchiveError(f"{doing}: {reason} (the archive needs a file system with hard links)")
+    return ArchiveUnavailable(f"{doing}: {reason}")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":                         # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
