@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -58,6 +58,14 @@ REACH: dict[str, Reach] = {
     "outcomes": Reach(10, 1_000),
 }
 """`records`: a few sources' frames of five minutes; ten seconds of 2,000 symbols a partition."""
+
+
+T = TypeVar("T")
+
+
+async def _within(seconds: float, answer: Awaitable[T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await answer
 
 
 class Consumer(Protocol):
@@ -112,10 +120,9 @@ class Tail:
     async def stop(self) -> None:
         """Stop reading; returns when the consumer is closed."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        while task is not None and not task.done():
+            task.cancel()       # more than once: `wait_for` of Python 3.11, which aiokafka uses, can swallow a cancellation
+            await asyncio.wait({task}, timeout=2 * CLOSE_S)
         self.state = "stopped"
 
     @property
@@ -154,7 +161,7 @@ class Tail:
     async def _read(self) -> None:
         consumer = self._new_consumer()
         try:
-            await asyncio.wait_for(consumer.start(), 2 * ANSWER_S)
+            await _within(2 * ANSWER_S, consumer.start())
             partitions = await self._assign(consumer)
             await self._seek(consumer, partitions)
             if self.state == "reconnecting":
@@ -163,11 +170,11 @@ class Tail:
             await self._poll(consumer)
         finally:
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(consumer.stop(), CLOSE_S)
+                await _within(CLOSE_S, consumer.stop())
 
     async def _assign(self, consumer: Consumer) -> list[TopicPartition]:
         """Assign all partitions. Asks for all topics first: asking for one that is missing would create it on some brokers."""
-        missing = sorted(self._names.keys() - await asyncio.wait_for(consumer.topics(), ANSWER_S))
+        missing = sorted(self._names.keys() - await _within(ANSWER_S, consumer.topics()))
         if missing:
             raise TopicError(f"waiting for the topics {', '.join(missing)}")
         consumer.assign([TopicPartition(topic, 0) for topic in self._names])        # makes the consumer ask for their metadata
@@ -181,8 +188,8 @@ class Tail:
         return partitions
 
     async def _seek(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        first = await asyncio.wait_for(consumer.beginning_offsets(partitions), 2 * ANSWER_S)
-        end = await asyncio.wait_for(consumer.end_offsets(partitions), 2 * ANSWER_S)
+        first = await _within(2 * ANSWER_S, consumer.beginning_offsets(partitions))
+        end = await _within(2 * ANSWER_S, consumer.end_offsets(partitions))
         by_time = await self._by_time(consumer, partitions)
         for partition in partitions:
             reach = REACH[self._names[partition.topic]]
@@ -211,7 +218,7 @@ class Tail:
             if seconds is not None:
                 wanted[partition] = now_ms - int(seconds * 1_000)
         try:
-            found = await asyncio.wait_for(consumer.offsets_for_times(dict(wanted)), 2 * ANSWER_S)
+            found = await _within(2 * ANSWER_S, consumer.offsets_for_times(dict(wanted)))
         except (KafkaError, TimeoutError, OSError) as error:
             log.info("this broker cannot look offsets up by time (%s): the views read a bounded number of records back", str(error) or type(error).__name__)
             return {}
@@ -230,12 +237,12 @@ class Tail:
                 await asyncio.sleep(0)
             if not fetched:
                 for partition in list(self._targets):
-                    self._advance(partition, await asyncio.wait_for(consumer.position(partition), ANSWER_S))     # past markers, which are no records
+                    self._advance(partition, await _within(ANSWER_S, consumer.position(partition)))     # past markers, which are no records
             if fetched:
                 heard = loop.time()
             elif loop.time() - heard >= self._quiet_s:
                 try:
-                    await asyncio.wait_for(consumer.topics(), ANSWER_S)
+                    await _within(ANSWER_S, consumer.topics())
                 except (KafkaError, OSError, TimeoutError) as error:
                     raise BrokerError(f"the broker does not answer: {str(error) or type(error).__name__}") from error
                 heard = loop.time()
