@@ -89,6 +89,8 @@ class Detector:
         self.partition = partition
         self.log = ""
         self.expect = -1
+        self.resume_input = 0
+        """Offset in `windows` to go on from."""
         self._open: dict[str, dict[tuple[str, str], OpenAlert]] = {}
         self._owner: dict[str, str] = {}
         self._changed = False
@@ -99,7 +101,7 @@ class Detector:
         """The alerts that are open, by symbol and rule."""
         return sorted((alert for by in self._open.values() for alert in by.values()), key=lambda alert: (alert.symbol, alert.rule))
 
-    def feed(self, frame: Frame) -> Detected | None:
+    def feed(self, frame: Frame, input_offset: int = 0) -> Detected | None:
         """Apply a whole frame of `windows`, in log order.
 
         None where the shell must drop the frame: it starts beyond `expect`, or belongs to an older log. What was applied before changes nothing.
@@ -121,20 +123,22 @@ class Detector:
             self._close_seconds(columns, rows, closing.source, closing.second, found.alerts)
             self._summarise(columns, rows, closing.offset, closing.source, found.markets)
         self.expect = frame.through + 1
+        self.resume_input = input_offset + 1
         self._moved = True
         return found
 
-    def records(self, everything: bool = False) -> list[tuple[bytes, bytes]]:
+    def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
         """Keys and msgpack values of what changed since the last call, in the order of writing; all of the state with `everything`.
 
-        A value begins with `through`. Keys carry the log's id, so that a record of an older log can never win over one of a newer.
+        A value begins with `through`. Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
+        (modulo 8), so that a woken worker can only replace what it wrote itself.
         """
         out: list[tuple[bytes, bytes]] = []
         through = self.expect - 1
         if self.expect >= 0 and (self._changed or everything):
-            out.append((self._key("open"), msgspec.msgpack.encode([through, self.log, [asdict(alert) for alert in self.open_alerts]])))
+            out.append((self._key("open", term), msgspec.msgpack.encode([through, self.log, [asdict(alert) for alert in self.open_alerts]])))
         if self.expect >= 0 and (self._moved or everything):
-            out.append((self._key("head"), msgspec.msgpack.encode([through, self.log])))
+            out.append((self._key("head", term), msgspec.msgpack.encode([through, self.log, self.resume_input])))
         self._changed = self._moved = False
         return out
 
@@ -149,7 +153,11 @@ class Detector:
             if not decoded:
                 return detector
             detector.log = max(value[1] for _, value in decoded)
-            newest = {name: value for name, value in decoded if value[1] == detector.log}
+            newest: dict[bytes, list[Any]] = {}
+            for name, value in decoded:
+                if value[1] == detector.log and value[0] >= newest.get(name, [-2])[0]:
+                    newest[name] = value
+            detector.resume_input = newest.get(b"head", (0, "", 0))[2]
             detector.expect = max(value[0] for value in newest.values()) + 1
             for alert in newest.get(b"open", (0, "", []))[2]:
                 detector._keep(OpenAlert(**alert))
@@ -157,8 +165,8 @@ class Detector:
             raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error
         return detector
 
-    def _key(self, name: str) -> bytes:
-        return f"{self.partition}/{self.log}/{name}".encode()
+    def _key(self, name: str, term: int) -> bytes:
+        return f"{self.partition}/{self.log}/{term % 8}/{name}".encode()
 
     def _reset(self, log: str) -> None:
         self.log = log

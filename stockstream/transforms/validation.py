@@ -86,10 +86,11 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """A source that has fallen quiet with something to close: what a punctuation would say."""
+    """A source with something to close, should it be quiet: what a punctuation would say, and Kafka's time (ms) when it was heard last."""
 
     source: str
     second: int
+    heard: int
 
 
 _decode_tick = msgspec.json.Decoder(Tick | list[Tick]).decode
@@ -410,7 +411,7 @@ class Cleaner:
 
     def idle(self) -> Iterable[Idle]:
         """Sources with an open second that has ticks, or a revision not sent."""
-        return [Idle(name, source.newest) for name, source in self._sources.items() if source.unsent and source.newest >= 0]
+        return [Idle(name, source.newest, source.ts) for name, source in self._sources.items() if source.unsent and source.newest >= 0]
 
     # -- its state ----------------------------------------------------------
 

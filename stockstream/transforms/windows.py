@@ -417,6 +417,10 @@ class Windows:
             self._sent_from = self.expect
         return out
 
+    def skip_to(self, start: int) -> None:
+        """The input has lost what was before: goes on from a frame that starts there."""
+        self.expect = max(self.expect, start)
+
     def _by_source(self, frame: Frame, done: int) -> dict[str, _Ticks]:
         rows = frame.rows
         offsets = rows.column("offset").to_numpy()
@@ -602,7 +606,7 @@ class Windows:
         ring.stored = max(ring.stored, seconds[-1] if seconds else _NEVER)
 
     def _record(self, source: str, kind: str, second: int, part: int, through: int, buckets: list[list[Any]]) -> None:
-        self._records.append(([source, kind, second % SLOTS, part], [self.log, through, source, buckets]))
+        self._records.append(([source, kind, second % SLOTS, part], [through, self.log, source, buckets]))
 
     @staticmethod
     def _emit(ring: _Ring, name: str, rows: Ints, columns: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
@@ -633,7 +637,7 @@ class Windows:
         if through < resume:
             self.resume_input += 1
         sources = {name: [ring.closed, ring.counted, ring.stored] for name, ring in self._rings.items() if ring.closed != _NEVER}
-        head = [self.log, self._last, resume, self.resume_input, self._sent_from, sources]
+        head = [self._last, self.log, resume, self.resume_input, self._sent_from, sources]
         return [*records, (_pack(["head", term % TERMS]), _pack(head))]
 
     @classmethod
@@ -646,11 +650,11 @@ class Windows:
                 (heads if _unpack(key)[0] == "head" and len(_unpack(key)) == 2 else buckets).append(_unpack(value))
         except (msgspec.MsgspecError, IndexError, TypeError) as error:
             raise StateError(f"partition {partition}: a record of aggregate cannot be read: {error}") from error
-        log = max((value[0] for value in heads + buckets), default="")
-        heads, buckets = [h for h in heads if h[0] == log], [b for b in buckets if b[0] == log]
+        log = max((value[1] for value in heads + buckets), default="")
+        heads, buckets = [h for h in heads if h[1] == log], [b for b in buckets if b[1] == log]
         windows.log = log
         best: dict[str, dict[int, tuple[int, list[list[Any]]]]] = {}
-        for _, through, source, parts in buckets:
+        for through, _, source, parts in buckets:
             windows.sent = max(windows.sent, through)
             seconds = best.setdefault(source, {})
             for part in parts:
@@ -661,7 +665,7 @@ class Windows:
                     known[1].append(part)
         sources: dict[str, list[int]] = {}
         if heads:
-            _, windows._last, windows.expect, windows.resume_input, windows._sent_from, sources = max(heads, key=lambda head: (head[1], head[2]))
+            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources = max(heads, key=lambda head: (head[0], head[2]))
             windows.sent = max(windows.sent, windows._last)
             windows._head_last = windows._last
         for source in {*best, *sources}:

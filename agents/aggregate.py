@@ -1,0 +1,112 @@
+"""Adds up bars and rolling windows: `ticks.clean` -> `windows`, `latest`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from stockstream import topics
+from stockstream.app import app
+from stockstream.transforms.frames import Frame, encode_within
+from stockstream.transforms.windows import Rows, Windows
+from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, truncated
+from tables import aggregate as table
+from tables.state import Stage
+
+LATEST_S = 60
+settings = app.settings
+_encode = msgspec.json.Encoder().encode
+
+
+def _restore(partition: int, records: Mapping[bytes, bytes]) -> Windows:
+    return Windows.restore(partition, records, revise_s=settings.revise_s)
+
+
+class Aggregation(Stage[Windows]):
+    """The cores of `aggregate`, and when `latest` was told of each symbol."""
+
+    def __init__(self) -> None:
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, lambda core: core.resume_input if core.expect >= 0 else None)
+        self.reader = FrameReader("aggregate")
+        self.told: dict[str, tuple[str, int]] = {}
+
+    async def release(self, timeout_s: float) -> None:
+        await super().release(timeout_s)
+        self.reader.forget()
+
+    async def chunk(self, chunk: Chunk) -> None:
+        partition = chunk.partition
+        core = self.cores.get(partition)
+        if core is None:
+            return
+        messages: list[Message] = []
+        latest: list[Message] = []
+        for frame, offset, record in self.reader.frames(chunk):
+            rows = core.frame(frame, offset)
+            if rows is None and frame.log >= core.log and truncated(chunk, offset):
+                core.skip_to(frame.start)
+                rows = core.frame(frame, offset)
+            if rows is None:
+                metrics.frame_dropped("aggregate", "older_log" if frame.log < core.log else "beyond")
+                continue
+            if not rows.closings:
+                continue
+            batch = rows.batch(partition)
+            sent = now_ms()
+            hops = hops_of(record)
+            messages += [Message(None, data, hops_header(*hops, sent)) for data in encode_within(self._frame(core, rows, batch))]
+            latest += self._latest(batch)
+            metrics.rows("windows", batch.num_rows)
+            if len(hops) == 2:
+                metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)
+        if messages:
+            sends = [Outgoing(settings.topic("windows"), partition, messages)]
+            if latest:
+                sends.append(Outgoing(topics.latest, partition, latest))
+            await self.pipes[partition].submit(sends, self.state(partition, core.records(app.term)))
+        else:
+            records = core.records(app.term)
+            if records:
+                await self.pipes[partition].submit(records=self.state(partition, records))
+
+    @staticmethod
+    def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:
+        return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch)
+
+    def _latest(self, batch: pa.RecordBatch) -> list[Message]:
+        """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
+        if not batch.num_rows:
+            return []
+        names = batch.column("symbol").dictionary_encode()
+        seconds = batch.column("second").to_numpy()
+        priced = ~np.isnan(batch.column("price").to_numpy(zero_copy_only=False))
+        newest = np.full(len(names.dictionary), -1, np.int64)
+        newest[names.indices.to_numpy()[priced]] = np.flatnonzero(priced)
+        due = []
+        sources = batch.column("source")
+        for symbol, at in zip(names.dictionary.to_pylist(), newest.tolist(), strict=True):
+            if at < 0:
+                continue
+            source, told = self.told.get(symbol, ("", 0))
+            if seconds[at] - told >= LATEST_S or sources[at].as_py() != source:
+                self.told[symbol] = sources[at].as_py(), int(seconds[at])
+                due.append((symbol, at))
+        if not due:
+            return []
+        rows = batch.take(pa.array([at for _, at in due])).to_pylist()
+        return [Message(symbol.encode(), _encode(row)) for (symbol, _), row in zip(due, rows, strict=True)]
+
+
+stage = Aggregation()
+
+
+@app.agent(topics.ticks_clean)
+async def aggregate(stream: Any) -> None:
+    """One chunk of frames at a time."""
+    async for chunk in stream:
+        await stage.chunk(chunk)

@@ -1,0 +1,201 @@
+"""Judges every tick: `ticks.raw` -> `ticks.clean`, `ticks.rejected`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from faust.types import TP
+
+from stockstream import topics
+from stockstream.app import app
+from stockstream.broker import client_options
+from stockstream.records import Punctuation, Rejection
+from stockstream.transforms.frames import encode_within
+from stockstream.transforms.validation import Cleaner
+from stockstream.transport import Message, Outgoing
+from stockstream.worker import hops_header, metrics, now_ms
+from tables import clean as table
+from tables.state import Stage
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT_S = 1.0
+FLUSH_S = 1.0
+TIMER_S = 0.2
+IDENTIFY_TIMEOUT_S = 5.0
+
+settings = app.settings
+_encode = msgspec.json.Encoder().encode
+_omit = msgspec.UNSET
+
+
+def new_log_id(now: float | None = None) -> str:
+    """An id for a raw log's life, sortable by time of issue: 11 hex digits of epoch ms, then 8 at random."""
+    return f"{int((now or time.time()) * 1000):011x}-{secrets.token_hex(4)}"
+
+
+class Cleaning(Stage[Cleaner]):
+    """The cores of `clean`: restored where the log is the one that the snapshot was made of, else begun anew with a new log id."""
+
+    def __init__(self) -> None:
+        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None)
+        self.snapshot_at: dict[int, float] = {}
+        self.flushed_at: dict[int, float] = {}
+        self.hops: dict[int, int] = {}
+        self.told: dict[tuple[int, str], tuple[int, float]] = {}
+
+    def _new(self, partition: int) -> Cleaner:
+        return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=new_log_id())
+
+    def _from_records(self, partition: int, records: Mapping[bytes, bytes]) -> Cleaner:
+        cores = [
+            Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s) for value in records.values()
+        ]
+        return max(cores, key=lambda core: (core.log, core.expect)) if cores else self._new(partition)
+
+    async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
+        found = dict(await super().assign(partitions))
+        others = await self._other_logs()
+        for partition, core in list(self.cores.items()):
+            if partition in others:
+                logger.warning("%s[%d] is not the log that was read through %d (it was made again): beginning a new one", self.topic, partition, core.expect - 1)
+                metrics.restart("log")
+                self.cores[partition] = core = self._new(partition)
+                found[TP(self.topic, partition)] = None
+            if core.expect < 0:
+                # the id must outlive us before anything is sent under it
+                await self.pipes[partition].submit(records=self.state(partition, [(self._key(), core.snapshot())]))
+        await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
+        now = time.monotonic()
+        self.snapshot_at = dict.fromkeys(self.cores, now)
+        self.flushed_at = dict.fromkeys(self.cores, now)
+        self.told.clear()
+        return found
+
+    @staticmethod
+    def _key() -> bytes:
+        return b"snapshot/%d" % (app.term % 8)
+
+    async def _other_logs(self) -> set[int]:
+        """Partitions whose log is not the one that their state was made of: it ends too early, or its record there is another."""
+        known = {p: core for p, core in self.cores.items() if core.expect > 0}
+        if not known:
+            return set()
+        consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed", auto_offset_reset="none", fetch_max_wait_ms=200)
+        await consumer.start()
+        try:
+            ends = await consumer.end_offsets([TopicPartition(self.topic, p) for p in known])
+            begins = await consumer.beginning_offsets(list(ends))
+            others = {tp.partition for tp, end in ends.items() if end < known[tp.partition].expect and not app.embedded}
+            ask = {p for p, core in known.items() if p not in others and begins[TopicPartition(self.topic, p)] <= core.expect - 1}
+            deadline = time.monotonic() + (1.0 if app.embedded else IDENTIFY_TIMEOUT_S)
+            for partition in ask:
+                tp, core = TopicPartition(self.topic, partition), known[partition]
+                consumer.assign([tp])
+                consumer.seek(tp, core.expect - 1)
+                records: list[Any] = []
+                while not records and time.monotonic() < deadline:
+                    records = (await consumer.getmany(tp, timeout_ms=300, max_records=1)).get(tp, [])
+                    if not records and ends[tp] <= core.expect:
+                        break
+                first = records[0] if records else None
+                if first is None:
+                    if app.embedded:
+                        others.add(partition)
+                elif first.offset == core.expect - 1 and (first.timestamp, zlib.crc32(first.value or b"")) != core.last_record:
+                    others.add(partition)
+            return others
+        finally:
+            await consumer.stop()
+
+    async def chunk(self, partition: int, records: list[Any]) -> None:
+        """Judges a chunk and sends what is due."""
+        core = self.cores.get(partition)
+        if core is None:
+            return
+        records = records[next((i for i, r in enumerate(records) if r.offset >= core.expect), len(records)) :] if records[0].offset < core.expect else records
+        if not records:
+            return
+        before = core.accepted
+        rejections = core.chunk(records)
+        metrics.ticks_accepted(core.accepted - before)
+        self.hops[partition] = records[-1].timestamp
+        await self.send(partition, core, rejections, force=False)
+
+    async def send(self, partition: int, core: Cleaner, rejections: list[Rejection], *, force: bool) -> None:
+        sends: list[Outgoing] = []
+        if rejections:
+            for rejection in rejections:
+                metrics.ticks_rejected(rejection.reason)
+            sends.append(Outgoing(topics.ticks_rejected, partition, [Message(_symbol_of(r), _encode(r)) for r in rejections]))
+        state = None
+        now = time.monotonic()
+        if core.due or force:
+            frame = core.frame()
+            if frame is not None:
+                raw_ms = self.hops.get(partition, 0)
+                header = hops_header(raw_ms, now_ms())
+                sends.append(Outgoing(settings.topic("ticks.clean"), partition, [Message(None, data, header) for data in encode_within(frame)]))
+                self.flushed_at[partition] = now
+                metrics.rows("ticks.clean", frame.rows.num_rows)
+                metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
+                if now - self.snapshot_at[partition] >= SNAPSHOT_S:
+                    self.snapshot_at[partition] = now
+                    state = self.state(partition, [(self._key(), core.snapshot())])
+        if sends or state:
+            await self.pipes[partition].submit(sends, state)
+
+    async def timer(self) -> None:
+        """Sends what has waited for long, and closes the seconds of sources that have fallen quiet."""
+        now, wall = time.monotonic(), now_ms()
+        for partition, core in list(self.cores.items()):
+            if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
+                await self.send(partition, core, [], force=True)
+            tp = TP(self.topic, partition)
+            if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
+                continue
+            for idle in core.idle():
+                second, at = self.told.get((partition, idle.source), (-1, 0.0))
+                if wall - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
+                    continue
+                self.told[partition, idle.source] = idle.second, now
+                value = _encode(Punctuation(punctuate=idle.second, source=idle.source))
+                if (pipe := self.pipes.get(partition)) is not None:
+                    await pipe.submit([Outgoing(self.topic, partition, [Message(None, value)])])
+
+
+def _symbol_of(rejection: Rejection) -> bytes | None:
+    """The symbol in the original, as the message's key, where it can be read."""
+    if rejection.value is None or rejection.reason == "invalid_json":
+        return None
+    try:
+        symbol = msgspec.json.decode(rejection.value)["symbol"]
+    except (msgspec.MsgspecError, KeyError, TypeError, IndexError):
+        return None
+    return symbol.encode() if isinstance(symbol, str) and 0 < len(symbol) <= 32 else None
+
+
+stage = Cleaning()
+
+
+@app.agent(topics.ticks_raw)
+async def clean(stream: Any) -> None:
+    """One chunk at a time; nothing raises but what ends the worker."""
+    async for chunk in stream:
+        await stage.chunk(chunk.partition, chunk.records)
+
+
+@app.task
+async def clean_timer() -> None:
+    while not app.should_stop:
+        await asyncio.sleep(TIMER_S)
+        if not app.rebalancing:
+            await stage.timer()

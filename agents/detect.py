@@ -1,0 +1,66 @@
+"""Raises alerts: `windows` -> `alerts`, `market`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from stockstream import topics
+from stockstream.app import app
+from stockstream.transforms.rules import Detector
+from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.worker import FrameReader, metrics, truncated
+from tables import detect as table
+from tables.state import Stage
+
+settings = app.settings
+_encode = msgspec.json.Encoder().encode
+
+
+class Detection(Stage[Detector]):
+    """The cores of `detect`."""
+
+    def __init__(self) -> None:
+        super().__init__(app, table, settings.topic("windows"), Detector.restore, lambda core: core.resume_input if core.expect >= 0 else None)
+        self.reader = FrameReader("detect")
+
+    async def release(self, timeout_s: float) -> None:
+        await super().release(timeout_s)
+        self.reader.forget()
+
+    async def chunk(self, chunk: Chunk) -> None:
+        partition = chunk.partition
+        core = self.cores.get(partition)
+        if core is None:
+            return
+        alerts: list[Message] = []
+        market: list[Message] = []
+        for frame, offset, _ in self.reader.frames(chunk):
+            found = core.feed(frame, offset)
+            if found is None and frame.log >= core.log and truncated(chunk, offset):
+                core.expect = frame.start
+                found = core.feed(frame, offset)
+            if found is None:
+                metrics.frame_dropped("detect", "older_log" if frame.log < core.log else "beyond")
+                continue
+            for alert in found.alerts:
+                alerts.append(Message(alert.symbol.encode(), _encode(alert)))
+                metrics.alert(alert.rule, alert.state)
+            market += [Message(None, _encode(summary)) for summary in found.markets]
+        sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
+        if market:
+            sends.append(Outgoing(topics.market, 0, market))
+        records = core.records(app.term)
+        if sends or records:
+            await self.pipes[partition].submit(sends, self.state(partition, records))
+
+
+stage = Detection()
+
+
+@app.agent(topics.windows)
+async def detect(stream: Any) -> None:
+    """One chunk of frames at a time."""
+    async for chunk in stream:
+        await stage.chunk(chunk)

@@ -1,0 +1,145 @@
+"""Scores the model inline: `windows` -> `predictions`, `outcomes`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from models import ScoringModel
+from models.registry import Registry, RegistryError
+from stockstream import topics
+from stockstream.app import app
+from stockstream.errors import ModelError
+from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
+from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status, truncated
+from tables import score as table
+from tables.state import Stage
+
+logger = logging.getLogger(__name__)
+
+RELOAD_S = 5.0
+settings = app.settings
+
+
+class Scoring(Stage[Scorer]):
+    """The cores of `score`, and the champion model that new closings are scored with."""
+
+    def __init__(self) -> None:
+        super().__init__(app, table, settings.topic("windows"), self._from_records, lambda core: core.resume_input if core.expect >= 0 else None)
+        self.reader = FrameReader("score")
+        self.registry = Registry(settings.models)
+        self.loaded: dict[tuple[str, str], ScoringModel] = {}
+        self.champion: ScoringModel | None = None
+        self.why = ""
+        status.model_list = self.models
+
+    def load(self, name: str, version: str) -> ScoringModel:
+        """A stored model, read once. Raises `ModelError`."""
+        model = self.loaded.get((name, version))
+        if model is None:
+            try:
+                model = self.loaded[name, version] = self.registry.load(name, version)
+            except RegistryError as error:
+                raise ModelError(str(error)) from error
+        return model
+
+    def refresh(self) -> None:
+        """Looks which model is champion now; a change is told once."""
+        try:
+            version = self.registry.champion(settings.model)
+            if version is None:
+                why = f"no model {settings.model} in {settings.models}: nothing is predicted until `stockstream train` has made one"
+            elif self.champion is None or self.champion.version != version:
+                self.champion = self.load(settings.model, version)
+                why = f"champion is {settings.model} {version}"
+            else:
+                return
+        except (ModelError, RegistryError, OSError) as error:
+            why = f"the champion cannot be loaded: {error}"
+        if why != self.why:
+            self.why = why
+            logger.info("%s", why)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models in use, with what the registry knows of them."""
+        if self.champion is None:
+            return []
+        entry = self.registry.entry(self.champion.name, self.champion.version)
+        return [{"name": self.champion.name, "version": self.champion.version, "role": "champion", **dict(entry.metadata)}]
+
+    def _from_records(self, partition: int, records: Mapping[bytes, bytes]) -> Scorer:
+        return Scorer.restore(partition, records, self.load)
+
+    async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
+        self.refresh()
+        return await super().assign(partitions)
+
+    async def release(self, timeout_s: float) -> None:
+        await super().release(timeout_s)
+        self.reader.forget()
+
+    async def chunk(self, chunk: Chunk) -> None:
+        partition = chunk.partition
+        core = self.cores.get(partition)
+        if core is None:
+            return
+        sends: list[Outgoing] = []
+        count = 0
+        raw_ms = 0
+        if self.champion is not None and core.champion != (self.champion.name, self.champion.version):
+            # who is champion from where on is written before it is used
+            core.set_champion(self.champion, max(core.expect, 0))
+            pipe = self.pipes[partition]
+            await pipe.submit(records=self.state(partition, core.records(app.term)))
+            await pipe.drain()
+        for frame, offset, record in self.reader.frames(chunk):
+            scored = core.frame(frame, offset)
+            if scored is None and frame.log >= core.log and truncated(chunk, offset):
+                core.expect = frame.start
+                scored = core.frame(frame, offset)
+            if scored is None:
+                metrics.frame_dropped("score", "older_log" if frame.log < core.log else "beyond")
+                continue
+            made_at = now_ms()
+            hops = hops_of(record)
+            latency = {}
+            if len(hops) == 3:
+                raw_ms = hops[0]
+                latency = {"clean": hops[1] - hops[0], "windows": hops[2] - hops[1], "score": made_at - hops[2], "total": made_at - hops[0]}
+            values = encode_predictions(scored, made_at, latency)
+            if values:
+                count += len(values)
+                sends.append(Outgoing(topics.predictions, partition, [Message(s.encode(), v) for s, v in zip(scored.symbols, values, strict=True)]))
+            outcomes = encode_outcomes(scored, made_at)
+            if outcomes:
+                sends.append(Outgoing(topics.outcomes, partition, [Message(None, value) for value in outcomes]))
+        records = core.records(app.term)
+        if sends or records:
+
+            def delivered() -> None:
+                metrics.predictions(count)
+                if count and raw_ms:
+                    metrics.observe_many("raw_to_prediction", max(0, now_ms() - raw_ms) / 1000, count)
+
+            await self.pipes[partition].submit(sends, self.state(partition, records), delivered)
+
+
+stage = Scoring()
+
+
+@app.agent(topics.windows)
+async def score(stream: Any) -> None:
+    """One chunk of frames at a time."""
+    async for chunk in stream:
+        await stage.chunk(chunk)
+
+
+@app.task
+async def reload_models() -> None:
+    """Takes a newly trained champion into use without a restart."""
+    while not app.should_stop:
+        await asyncio.sleep(RELOAD_S)
+        await asyncio.to_thread(stage.refresh)

@@ -1,0 +1,175 @@
+"""The Faust app: made from the settings, with our transport in it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import aiokafka
+import faust
+from faust.types import TP
+
+from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
+from stockstream.errors import StockstreamError
+from stockstream.settings import Settings, load_settings
+from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Producer, Sender, Transport, watchdog
+
+logger = logging.getLogger(__name__)
+
+MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.score", "agents.archive", "stockstream.web.worker")
+"""Loaded one by one, by name: Faust's own discovery would go on without an agent that fails to import."""
+
+SETTLE_S = 2.0
+
+
+class Part(Protocol):
+    """What takes part in assignments: a stage of the pipeline."""
+
+    async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
+        """Takes over the partitions (numbers by topic); answers where it must read on, None for the beginning."""
+        ...
+
+    async def release(self, timeout_s: float) -> None:
+        """Settles what is under way and lets go of all partitions."""
+        ...
+
+
+class App(faust.App):
+    """The app with what its parts share: settings, fence, sender, and who takes part in assignments."""
+
+    settings: Settings
+    embedded: bool = False
+    """Whether the broker is the demo's embedded one; known from the start of the app."""
+    fence: Fence
+    sender: Sender
+    parts: list[Part]
+    on_ready: list[Callable[[], Any]]
+
+    @property
+    def reader(self) -> Consumer:
+        """The consumer, by its own type."""
+        consumer: Consumer = self.consumer  # type: ignore[assignment]
+        return consumer
+
+    @property
+    def term(self) -> int:
+        """The group's generation: who writes state now."""
+        return int(self.consumer_generation_id)
+
+    async def on_start(self) -> None:
+        """Makes sure of broker and topics before anything joins."""
+        try:
+            self.embedded = await ensure_topics(self.settings)
+        except StockstreamError as error:
+            raise SystemExit(f"stockstream: {error}") from None
+        if self.embedded:
+            logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
+        await super().on_start()
+        self.add_future(watchdog(self))
+
+    async def positions(self, assigned: set[TP]) -> Mapping[TP, int | None]:
+        """Where reading goes on, from the state of every part; where several read one topic, the earliest."""
+        by_topic: dict[str, list[int]] = {}
+        for tp in sorted(assigned):
+            by_topic.setdefault(tp.topic, []).append(tp.partition)
+        found: dict[TP, int | None] = {}
+        for part in self.parts:
+            for tp, offset in (await part.assign(by_topic)).items():
+                known = found.get(tp, offset)
+                found[tp] = None if offset is None or known is None else min(offset, known)
+        return found
+
+    async def release(self, *_: Any, **__: Any) -> None:
+        """Lets all parts settle, side by side."""
+        await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
+
+    def _create_directories(self) -> None:
+        """Nothing is kept on disk: the memory store needs no folder."""
+
+
+def _faust_broker(settings: Settings) -> str:
+    first, *more = settings.bootstrap_servers
+    return ";".join([f"kafka://{first}", *more])
+
+
+def _credentials(settings: Settings) -> Any:
+    context = None
+    if "SSL" in settings.security_protocol:
+        context = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+    if settings.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.sasl_username, password=settings.sasl_password.get_secret_value(), mechanism=settings.sasl_mechanism, ssl_context=context
+        )
+    return faust.SSLCredentials(context=context) if context else None
+
+
+def create_app(settings: Settings) -> App:
+    """The app without its agents. The figures are those measured in the design for takeovers of a few seconds."""
+    session = settings.session_timeout_s
+    app = App(
+        settings.group,
+        broker=_faust_broker(settings),
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=session,
+        broker_heartbeat_interval=min(0.5, session / 6),
+        broker_rebalance_timeout=session + 2,
+        broker_request_timeout=session + 3,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=MAX_CHUNK_RECORDS,
+        consumer_auto_offset_reset="earliest",
+        producer_acks=-1,
+        producer_linger=PRODUCER_LINGER_MS / 1000,
+        producer_max_batch_size=MAX_BATCH_BYTES,
+        producer_max_request_size=MAX_BATCH_BYTES + 65_536,
+        producer_compression_type=None if settings.compression == "none" else settings.compression,
+        producer_request_timeout=max(5.0, session - 1),
+        stream_buffer_maxsize=32,
+        stream_wait_empty=False,
+        stream_recovery_delay=0.0,
+        table_standby_replicas=0,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_allow_declare=True,
+        topic_disable_leader=True,
+        reply_create_topic=False,
+        store="memory://",
+        autodiscover=False,
+        web_host=settings.web_host,
+        web_bind=settings.web_host,
+        web_port=settings.web_port,
+        datadir=str(settings.state_dir),
+    )
+    app.settings = settings
+    app.parts = []
+    app.on_ready = []
+    app.fence = Fence(session)
+    app.transport = Transport(app.conf.broker_consumer, app)
+
+    def producer() -> aiokafka.AIOKafkaProducer:
+        mine: Producer = app.producer  # type: ignore[assignment]
+        return mine.client
+
+    app.sender = Sender(producer, app.fence)
+    app.on_partitions_revoked.connect(app.release)
+    return app
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except StockstreamError as error:
+        raise SystemExit(f"stockstream: {error}") from None
+
+
+app = create_app(_settings())
+
+
+def load() -> App:
+    """The app with all its agents and views; heavy imports are done here, before the worker joins its group."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return app

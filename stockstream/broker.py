@@ -1,0 +1,204 @@
+"""Talking to Kafka outside Faust: connection options, the topics that must be there, which producer guarantees the broker has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from stockstream.embedded import CLUSTER_ID_PREFIX
+from stockstream.errors import BrokerError, TopicError
+from stockstream.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DAY_MS = 86_400_000
+STATE_TABLES = ("clean", "aggregate", "detect", "score")
+SEGMENT_BYTES = 16 * 1024 * 1024
+MAX_BATCH_BYTES = 1_000_000
+PRODUCER_LINGER_MS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as we create it."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def changelog(settings: Settings, table: str) -> str:
+    """Name of a table's changelog topic."""
+    return f"{settings.group}-{table}-changelog"
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """Every topic in pipeline order, then the changelogs of the tables."""
+    compacted = {"cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1"}
+    raw = {"retention.ms": str(settings.retention_raw_days * DAY_MS)}
+    derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
+    state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
+    kinds = {
+        "watchlist": compacted, "symbols": compacted, "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": raw, "windows": derived, "latest": compacted,
+        "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
+    }  # fmt: skip
+    shared = {"min.insync.replicas": str(settings.insync_replicas)}
+    specs = [
+        TopicSpec(settings.topic(name), 1 if name == "market" else settings.partitions, settings.replication, config | shared) for name, config in kinds.items()
+    ]
+    return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in STATE_TABLES]
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """How an aiokafka client reaches the brokers."""
+    options: dict[str, Any] = {"bootstrap_servers": settings.bootstrap_servers, "security_protocol": settings.security_protocol}
+    if "SSL" in settings.security_protocol:
+        options["ssl_context"] = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+    if settings.security_protocol.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username, "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }  # fmt: skip
+    return options
+
+
+async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminClient:
+    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=request_timeout_ms)
+    try:
+        await admin.start()
+    except BaseException:
+        await admin.close()
+        raise
+    return admin
+
+
+async def connect(settings: Settings, *, timeout_s: float = 30.0) -> AIOKafkaAdminClient:
+    """An admin client, tried again with a line at the first failure until `timeout_s`. Raises `BrokerError`."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    told = False
+    logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
+    while True:
+        try:
+            return await _admin(settings, 10_000)
+        except (KafkaError, OSError) as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise BrokerError(f"no broker answers at {settings.broker} (STOCKSTREAM_BROKER): {error}") from error
+            if not told:
+                logger.warning("waiting for a broker at %s: %s", settings.broker, error)
+                told = True
+            await asyncio.sleep(0.5)
+
+
+async def is_embedded(settings: Settings, *, timeout_s: float = 30.0) -> bool:
+    """Whether the broker is the demo's embedded one. Raises `BrokerError`."""
+    admin = await connect(settings, timeout_s=timeout_s)
+    try:
+        return _embedded(await admin.describe_cluster())
+    finally:
+        await admin.close()
+
+
+def _embedded(cluster: dict[str, Any]) -> bool:
+    return str(cluster.get("cluster_id") or "").startswith(CLUSTER_ID_PREFIX)
+
+
+async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
+    """Creates the topics that are missing and checks the partitions of those that are there; returns whether the broker is the embedded one.
+
+    Tries again while brokers are away or too few for the replicas. Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    told = ""
+    while True:
+        left = max(0.5, deadline - loop.time())
+        admin = await connect(settings, timeout_s=left)
+        try:
+            embedded = _embedded(await admin.describe_cluster())
+            specs = topic_specs(settings)
+            found = set(await admin.list_topics())
+            fault = await _create(admin, [spec for spec in specs if spec.name not in found])
+            if not fault:
+                await _check(admin, [spec for spec in specs if spec.name in found])
+                return embedded
+        except (KafkaError, OSError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        finally:
+            await admin.close()
+        if loop.time() >= deadline:
+            raise BrokerError(f"cannot make our topics at {settings.broker}: {fault}")
+        if fault != told:
+            logger.warning("waiting to make our topics: %s", fault)
+            told = fault
+        await asyncio.sleep(0.5)
+
+
+async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
+    """Creates topics; returns what went wrong and may go right later, empty where all are there."""
+    if not specs:
+        return ""
+    new = [NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config) for spec in specs]
+    response = await admin.create_topics(new, timeout_ms=10_000)
+    for name, code, *message in response.topic_errors:
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            return f"{name}: {for_code(code).__name__} {message[0] if message else ''}".strip()
+        if not code:
+            logger.info("topic %s created", name)
+    return ""
+
+
+async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+    if not specs:
+        return
+    wanted = {spec.name: spec.partitions for spec in specs}
+    for topic in await admin.describe_topics(list(wanted)):
+        there = len(topic["partitions"])
+        if topic["error_code"] == 0 and there != wanted[topic["topic"]]:
+            raise TopicError(
+                f"topic {topic['topic']} has {there} partitions, STOCKSTREAM_PARTITIONS says {wanted[topic['topic']]}: "
+                "set it to what is there, or use another STOCKSTREAM_TOPIC_PREFIX"
+            )
+
+
+def producer_settings(settings: Settings, *, embedded: bool) -> dict[str, Any]:
+    """Guarantees and batching of every producer of ours: idempotent, so that retries neither duplicate nor reorder; the embedded broker has none of it."""
+    options: dict[str, Any] = {
+        "acks": "all", "enable_idempotence": not embedded, "linger_ms": PRODUCER_LINGER_MS, "max_batch_size": MAX_BATCH_BYTES,
+        "compression_type": None if settings.compression == "none" else settings.compression,
+    }  # fmt: skip
+    return options
+
+
+async def producer_options(settings: Settings, *, timeout_s: float = 30.0) -> dict[str, Any]:
+    """All options of an `AIOKafkaProducer` outside Faust. Raises `BrokerError`."""
+    embedded = await is_embedded(settings, timeout_s=timeout_s)
+    return client_options(settings) | producer_settings(settings, embedded=embedded) | {"request_timeout_ms": 30_000}
+
+
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], *, embedded: bool) -> dict[TopicPartition, int]:
+    """Offset after the last record of each partition. `consumer` has no group; its assignment and positions are used up.
+
+    The embedded broker answers the last batch's first offset plus one: there the batch is read to its end.
+    """
+    ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(list(partitions)))
+    if embedded:
+        started = [tp for tp, end in ends.items() if end > 0]
+        consumer.assign(started)
+        for tp in started:
+            consumer.seek(tp, ends[tp] - 1)
+        missing = set(started)
+        while missing:
+            for tp, records in (await consumer.getmany(*missing, timeout_ms=1_000)).items():
+                ends[tp] = max(ends[tp], records[-1].offset + 1)
+                missing.discard(tp)
+    return ends

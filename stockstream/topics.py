@@ -1,0 +1,42 @@
+"""Every topic in pipeline order: the map of the system. Read it first, top to bottom.
+
+    source -> [ingest] -> ticks.raw -> [clean] -> ticks.clean -> [aggregate] -> windows -> [detect] -> alerts, market
+                              |            \\-> ticks.rejected     |                \\--> [score]  -> predictions, outcomes
+                              \\--> [archive] <-- ticks.clean       \\-> latest
+
+What the broker is told of each (partitions, retention, compaction) is in `stockstream.broker.topic_specs`.
+"""
+
+from typing import Any
+
+from stockstream.app import app
+from stockstream.transport import ChunkSchema
+
+
+def _input(name: str) -> Any:
+    """A topic that an agent reads, in chunks."""
+    return app.topic(app.settings.topic(name), schema=ChunkSchema(allow_empty=True), internal=False)
+
+
+watchlist = _input("watchlist")
+"""Which source brings a symbol: JSON by symbol, compacted, written by the commands."""
+symbols = app.settings.topic("symbols")
+"""Metadata of a symbol: JSON, compacted, by `ingest`."""
+ticks_raw = _input("ticks.raw")
+"""Ticks, frames of ticks and punctuations as producers write them."""
+ticks_rejected = app.settings.topic("ticks.rejected")
+"""What cannot be used, with its reason and place."""
+ticks_clean = _input("ticks.clean")
+"""Accepted ticks and closings, as frames."""
+windows = _input("windows")
+"""Rows of closed seconds, as frames."""
+latest = app.settings.topic("latest")
+"""The last row of a symbol, at most once a minute: JSON, compacted."""
+market = app.settings.topic("market")
+"""Summaries of each partition's second, one partition: JSON."""
+alerts = app.settings.topic("alerts")
+"""Changes of alerts: JSON by symbol."""
+predictions = app.settings.topic("predictions")
+"""The champion's predictions: JSON by symbol."""
+outcomes = app.settings.topic("outcomes")
+"""What prices did by the predictions' horizons: JSON arrays."""

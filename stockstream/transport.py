@@ -1,0 +1,567 @@
+"""The batch transport: what one fetch brought of one partition is one event. The only place that knows Faust's inside.
+
+Faust 0.15.3 by itself loses and double-counts (docs/architecture.md lists how); the guards here and in `tables` are the answer:
+
+- `Consumer._drain_messages` gives an agent one `Chunk` for each partition and fetch instead of one event a message.
+- Every chunk is checked against the offset that must come next. A hole is read again once; one that the broker confirms is recorded and passed. What
+  was delivered already is dropped.
+- `Consumer.perform_seek` puts the partitions where their state says, not where the group's commit says; commits serve lag monitors only.
+- `Fence` ends the process when it may no longer own its partitions.
+- `Pipe` keeps the order: deliveries confirmed, then the state written; partitions go on side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import aiokafka
+import faust
+from aiokafka import TopicPartition
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+
+from stockstream.broker import MAX_BATCH_BYTES, client_options, end_offsets, producer_settings
+from stockstream.errors import FencedError
+from stockstream.records import SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK_RECORDS = 5_000
+FETCH_MAX_WAIT_MS = 200
+PACE_S = 0.008
+"""Pause after a small fetch: a fetch costs the same whatever it brings, and there are hundreds of tiny ones a second otherwise."""
+SMALL_FETCH = 500
+PIPE_DEPTH = 8
+FENCE_EXIT_STATUS = 75
+VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
+
+Headers = list[tuple[str, bytes]]
+
+
+class Message(NamedTuple):
+    """One message to send; the schema version is added to its headers."""
+
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Outgoing(NamedTuple):
+    """Messages for one partition of one topic, in order."""
+
+    topic: str
+    partition: int
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Records of one partition, in offset order, as one fetch brought them: the value of every event that an agent gets."""
+
+    topic: str
+    partition: int
+    records: list[Any]
+
+    @property
+    def first(self) -> int:
+        return int(self.records[0].offset)
+
+    @property
+    def last(self) -> int:
+        return int(self.records[-1].offset)
+
+
+class ChunkSchema(faust.Schema):
+    """Hands a chunk on as it is."""
+
+    def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
+        return None
+
+    def loads_value(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
+        return message.value
+
+
+# -- the fence --------------------------------------------------------------
+
+
+class Fence:
+    """Knows whether this worker may still act for its partitions; when not, the process leaves at once.
+
+    `limit_s` is half the session: by then nobody else has the partitions yet.
+    """
+
+    def __init__(self, session_s: float, leave: Callable[[str], None] | None = None) -> None:
+        self.limit_s = session_s / 2
+        self._leave = leave or leave_now
+        self._seen = time.monotonic()
+        self.left = False
+
+    def tick(self) -> None:
+        """Called several times a second by the watchdog; a process that was frozen notices here or in `check`, whichever comes first."""
+        self.check()
+        self._seen = time.monotonic()
+
+    def check(self) -> None:
+        """Raises `FencedError` where the process has stood still for half a session, after asking it to leave."""
+        stood = time.monotonic() - self._seen
+        if stood > self.limit_s:
+            self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
+
+    def leave(self, why: str) -> None:
+        """Ends the process, once."""
+        if not self.left:
+            self.left = True
+            self._leave(why)
+        raise FencedError(why)
+
+
+def leave_now(why: str) -> None:
+    """Tells why, in one line, and exits without any clean-up that could write."""
+    logger.critical("leaving: %s (a supervisor starts the worker again)", why)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    sys.stderr.flush()
+    os._exit(FENCE_EXIT_STATUS)
+
+
+# -- sending ----------------------------------------------------------------
+
+
+class Sender:
+    """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for."""
+
+    def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence) -> None:
+        self._producer, self._fence = producer, fence
+
+    async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
+        """Hands the messages to the producer in order; many go as ready-made batches."""
+        self._fence.check()
+        producer = self._producer()
+        if len(out.messages) <= 2:
+            return [
+                await producer.send(out.topic, message.value, key=message.key, partition=out.partition, headers=[VERSION_HEADER, *message.headers])
+                for message in out.messages
+            ]
+        futures = []
+        batch = producer.create_batch()
+        now = int(time.time() * 1000)
+        for message in out.messages:
+            headers = [VERSION_HEADER, *message.headers]
+            while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
+                if not batch.record_count():
+                    raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
+                futures.append(await producer.send_batch(batch, out.topic, partition=out.partition))
+                batch = producer.create_batch()
+        batch.close()
+        futures.append(await producer.send_batch(batch, out.topic, partition=out.partition))
+        return futures
+
+
+@dataclass(slots=True)
+class _Job:
+    sends: Sequence[Outgoing]
+    records: Outgoing | None
+    delivered: Callable[[], None] | None
+
+
+class Pipe:
+    """One partition's way out of one agent: what was computed is sent in order; once it is confirmed the state records that count it are written.
+
+    `submit` waits only where PIPE_DEPTH jobs are under way. A send that fails ends the worker: its state tells the next one where to go on.
+    """
+
+    def __init__(self, sender: Sender, fence: Fence, name: str) -> None:
+        self._sender, self._fence, self.name = sender, fence, name
+        self._closed = False
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
+        self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
+        self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
+
+    async def submit(self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None, delivered: Callable[[], None] | None = None) -> None:
+        """Queues one step: `sends`, then, confirmed, `records` (state), then the call of `delivered`. A closed pipe takes nothing: its partition has gone."""
+        if self._closed:
+            return
+        await self._jobs.put(_Job(sends, records, delivered))
+
+    async def drain(self) -> None:
+        """Waits until all that was submitted is confirmed and its state written."""
+        await self._jobs.join()
+        await self._sent.join()
+
+    async def close(self, timeout_s: float) -> None:
+        """Drains for at most `timeout_s`, then drops the rest: the state says where to go on."""
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.drain(), timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._jobs.empty():
+            self._jobs.get_nowait()                                      # lets go whoever waits in `submit`
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except FencedError:
+            return
+        except Exception as error:
+            with contextlib.suppress(FencedError):
+                self._fence.leave(f"{self.name}: {type(error).__name__}: {error}")
+
+    async def _send(self) -> None:
+        while True:
+            job = await self._jobs.get()
+            futures: list[asyncio.Future[Any]] = []
+            for out in job.sends:
+                futures += await self._sender.send(out)
+            await self._sent.put((job, futures))
+            self._jobs.task_done()
+
+    async def _settle(self) -> None:
+        while True:
+            job, futures = await self._sent.get()
+            if futures:
+                await asyncio.gather(*futures)
+            if job.records is not None and job.records.messages:
+                await asyncio.gather(*await self._sender.send(job.records))
+            if job.delivered is not None:
+                job.delivered()
+            self._sent.task_done()
+
+
+# -- reading ----------------------------------------------------------------
+
+
+class Hole(NamedTuple):
+    """Offsets that the broker does not have: transaction markers, or records deleted by retention."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class Guard:
+    """Checks that offsets follow each other, for each partition. `None` as the expected offset accepts any."""
+
+    expected: dict[TP, int | None] = field(default_factory=dict)
+    probed: dict[TP, int] = field(default_factory=dict)
+    rereads: int = 0
+    holes: list[Hole] = field(default_factory=list)
+    repeats: int = 0
+
+    def admit(self, tp: TP, records: list[Any]) -> tuple[list[Any], int | None]:
+        """The records to deliver now, and the offset to seek back to where some are missing behind them (read again once, then believed)."""
+        expected = self.expected.get(tp)
+        if expected is not None and records[0].offset < expected:
+            keep = next((i for i, r in enumerate(records) if r.offset >= expected), len(records))
+            self.repeats += keep
+            records = records[keep:]
+            if not records:
+                return [], None
+        admitted: list[Any] = []
+        if expected is not None and records[-1].offset - expected + 1 == len(records):
+            admitted = records
+        else:
+            for record in records:
+                if expected is not None and record.offset != expected:
+                    if self.probed.get(tp) != expected:
+                        self.probed[tp] = expected
+                        self.rereads += 1
+                        self.expected[tp] = expected
+                        return admitted, expected
+                    self.holes.append(Hole(tp.topic, tp.partition, expected, record.offset - 1))
+                    logger.warning("%s[%d]: the broker has no offsets %d to %d: passed", tp.topic, tp.partition, expected, record.offset - 1)
+                admitted.append(record)
+                expected = record.offset + 1
+        self.expected[tp] = records[-1].offset + 1
+        return admitted, None
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """The thread that fetches."""
+
+    last_heartbeat = 0.0
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # Hard-coded 1500 in Faust (drivers/aiokafka.py:615); ListOffsets and seeks queue behind a waiting fetch.
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        if isinstance(coordinator, GroupCoordinator):
+            beat = coordinator._do_heartbeat
+
+            async def heartbeat() -> Any:
+                begun = time.monotonic()
+                success = await beat()
+                if success:
+                    self.last_heartbeat = begun
+                return success
+
+            coordinator._do_heartbeat = heartbeat
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        # Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
+        assignment = self.assignment()
+        positions = {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items() if tp in assignment}
+        try:
+            if positions:
+                await self._ensure_consumer().commit(positions)
+        except (KafkaError, ValueError) as error:
+            logger.info("offsets for lag monitors not committed: %s", error)
+            return False
+        return True
+
+    async def seek_all(self, offsets: Mapping[TP, int]) -> None:
+        consumer = self._ensure_consumer()
+        for tp, offset in offsets.items():
+            if tp in self.assignment():
+                consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
+
+    async def seek_to_start(self, partitions: Sequence[TP]) -> None:
+        if partitions:
+            await self._ensure_consumer().seek_to_beginning(*(TopicPartition(tp.topic, tp.partition) for tp in partitions))
+
+    def trouble(self, limit_s: float) -> str:
+        """Why the group membership is gone or in doubt; empty where all is well.
+
+        Faust reads the fetcher past aiokafka's own error check (drivers/aiokafka.py:1088), so a fatal coordinator error would hang the worker silently.
+        """
+        consumer = self._consumer
+        coordinator = getattr(consumer, "_coordinator", None)
+        if not isinstance(coordinator, GroupCoordinator):
+            return ""
+        pending = getattr(coordinator, "_pending_exception", None)
+        if pending is not None:
+            return f"the group coordinator failed: {pending!r}"
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done() and not coordinator._closing.done():
+            return "the group coordination ended"
+        beating = coordinator._heartbeat_task is not None and not coordinator.need_rejoin(self._subscription(consumer))
+        silent = time.monotonic() - self.last_heartbeat
+        if beating and self.last_heartbeat and silent > limit_s:
+            return f"no heartbeat for {silent:.1f} s, half the session is {limit_s:.1f} s"
+        return ""
+
+    @staticmethod
+    def _subscription(consumer: Any) -> Any:
+        return consumer._subscription.subscription
+
+
+class Consumer(driver.Consumer):
+    """Reads chunks; see the module's docstring."""
+
+    _thread: ConsumerThread
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.guard = Guard()
+        self._held: dict[TP, list[Any]] = {}
+        self._held_since: dict[TP, float] = {}
+        self._delivered: dict[TP, list[int]] = defaultdict(list)
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> Any:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def thread(self) -> ConsumerThread:
+        return self._thread
+
+    # -- where to read ------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Puts every partition where its state says; without one, at the log's beginning.
+
+        Faust calls this when recovery is done and before the flow resumes.
+        """
+        assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
+        self._held.clear()
+        self._held_since.clear()
+        self._delivered.clear()
+        self._acked.clear()
+        self._acked_index.clear()
+        positions: Mapping[TP, int | None] = await self.app.positions(assigned)
+        known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
+        await self._thread.call_thread(self._thread.seek_all, known)
+        await self._thread.call_thread(self._thread.seek_to_start, [tp for tp in assigned if tp not in known])
+        self.guard.expected = {tp: known.get(tp) for tp in assigned}
+        self.guard.probed.clear()
+
+    async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
+        """Offsets after the last record, also on the embedded broker, whose ListOffsets falls short."""
+        if not self.app.embedded:
+            return await super().highwaters(*partitions)
+        consumer = aiokafka.AIOKafkaConsumer(**client_options(self.app.settings))
+        await consumer.start()
+        try:
+            ends = await end_offsets(consumer, [TopicPartition(tp.topic, tp.partition) for tp in partitions], embedded=True)
+        finally:
+            await consumer.stop()
+        return {TP(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+
+    def at_end(self, tp: TP) -> bool:
+        """Whether all that the log holds of this partition was delivered."""
+        expected = self.guard.expected.get(tp)
+        if self._held.get(tp) or not self.flow_active:
+            return False
+        try:
+            consumer = self._thread._ensure_consumer()
+            partition = TopicPartition(tp.topic, tp.partition)
+            stable, high = consumer.last_stable_offset(partition), consumer.highwater(partition)
+        except Exception:
+            return False                                                 # not assigned just now
+        end = stable if stable is not None and stable >= 0 else high
+        return end is not None and (expected or 0) >= end
+
+    def lag(self, tp: TP) -> int:
+        """Records not delivered yet; 0 where the end is not known."""
+        with contextlib.suppress(Exception):
+            high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+            return max(0, (high or 0) - (self.guard.expected.get(tp) or 0))
+        return 0
+
+    # -- commits, for lag monitors only -------------------------------------
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """Through the last chunk of the contiguous acknowledged prefix.
+
+        Faust's own takes chunks for messages and commits past what is not acknowledged (consumer.py:1140).
+        """
+        delivered, acked = self._delivered[tp], set(self._acked[tp])
+        done = None
+        while delivered and delivered[0] in acked:
+            done = delivered.pop(0)
+        if done is None:
+            return None
+        self._acked[tp] = [offset for offset in acked if offset > done]
+        self._acked_index[tp] = set(self._acked[tp])
+        return done + 1
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        assignment = self.assignment()
+        return bool(await self._commit({tp: offset for tp, offset in offsets.items() if tp in assignment}))
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's check counts messages; ours are the guard and the watchdog."""
+
+    # -- the loop -----------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        gather_s = self.app.settings.gather_ms / 1000
+        raw = self.app.settings.topic("ticks.raw")
+        unguarded = {self.app.settings.topic("watchlist")}
+        held, since = self._held, self._held_since
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                due = min(since.values(), default=None)
+                timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
+                records, _ = await self._wait_next_records(timeout)
+                if not self.flow_active:
+                    await self.sleep(0)
+                    continue
+                count = 0
+                for tp, got in (records or {}).items():
+                    count += len(got)
+                    tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
+                    if not self._is_changelog_tp(tp) and tp.topic not in unguarded:
+                        got = await self._admit(tp, got)
+                    if not got:
+                        continue
+                    if tp.topic == raw and gather_s:
+                        got = held.pop(tp, []) + got
+                        begun = since.pop(tp, time.monotonic())
+                        if len(got) < MAX_CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s:
+                            held[tp], since[tp] = got, begun
+                            continue
+                    await self._deliver(tp, got)
+                now = time.monotonic()
+                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s]:
+                    del since[tp]
+                    await self._deliver(tp, held.pop(tp))
+                await asyncio.sleep(PACE_S if count < SMALL_FETCH else 0)
+        except self.consumer_stopped_errors:
+            if not self.transport.app.should_stop:
+                raise
+        except asyncio.CancelledError:
+            if not self.transport.app.should_stop:
+                raise
+
+    async def _admit(self, tp: TP, records: list[Any]) -> list[Any]:
+        admitted, back = self.guard.admit(tp, records)
+        if back is not None:
+            logger.warning("%s[%d]: %d came where %d must: reading again", tp.topic, tp.partition, records[-1].offset, back)
+            await self._thread.call_thread(self._thread.seek_all, {tp: back})
+        elif not admitted and records:
+            high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+            expected = self.guard.expected.get(tp) or 0
+            if high is not None and high < expected and not self.app.embedded:
+                self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {expected} that was read: it was made again")
+        return admitted
+
+    async def _deliver(self, tp: TP, records: list[Any]) -> None:
+        last = records[-1]
+        self._delivered[tp].append(last.offset)
+        message = ConsumerMessage(
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None, Chunk(tp.topic, tp.partition, records), None, None, None, tp,
+            generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+        await self.wait_first(self.callback(message), self.suspend_flow.wait())
+
+
+class Producer(driver.Producer):
+    """Idempotent: else retries duplicate and reorder, and no Faust setting reaches it (drivers/aiokafka.py:1323)."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return producer_settings(self.app.settings, embedded=self.app.embedded)
+
+    @property
+    def client(self) -> aiokafka.AIOKafkaProducer:
+        return self._ensure_producer()
+
+    def trouble(self) -> str:
+        """Why nothing can be sent any more; empty where all is well."""
+        sender = getattr(self._producer, "_sender", None)
+        task = getattr(sender, "sender_task", None)
+        return "the producer's sender ended" if task is not None and task.done() else ""
+
+
+class Transport(driver.Transport):
+    """Kafka through aiokafka, in chunks."""
+
+    Consumer = Consumer
+    Producer = Producer
+
+
+async def watchdog(app: Any, interval_s: float = 0.25) -> None:
+    """Leaves when the process stood still, the group membership is gone, or nothing can be sent. Runs until cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            app.fence.tick()
+            for why in (app.consumer.thread.trouble(app.fence.limit_s), app.producer.trouble()):
+                if why:
+                    app.fence.leave(why)
+        except FencedError:
+            return
+
+
+def partitions_of(assigned: Iterable[TP], topic: str) -> list[int]:
+    """Sorted partition numbers of a topic in an assignment."""
+    return sorted(tp.partition for tp in assigned if tp.topic == topic)

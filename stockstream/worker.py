@@ -1,0 +1,123 @@
+"""What the agents of one worker share besides the app: its counters, and what it tells of itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from faust.types import TP
+
+from stockstream.app import App, app
+from stockstream.errors import FrameError
+from stockstream.transforms.frames import Assembler, Frame, decode
+from stockstream.transport import Chunk
+from stockstream.web.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+HOPS_HEADER = "hops"
+
+metrics = Metrics()
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def hops_header(*times_ms: int) -> tuple[tuple[str, bytes], ...]:
+    """Header that tells when the raw record arrived and each agent sent (epoch ms): not content, so a resent frame stays the same."""
+    return ((HOPS_HEADER, json.dumps(times_ms).encode()),)
+
+
+def hops_of(record: Any) -> list[int]:
+    """The times in a record's header; empty where there are none."""
+    for name, value in record.headers:
+        if name == HOPS_HEADER:
+            return [int(t) for t in json.loads(value)]
+    return []
+
+
+class FrameReader:
+    """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record."""
+
+    def __init__(self, agent: str) -> None:
+        self._agent = agent
+        self._parts: dict[int, tuple[Assembler, int]] = {}
+
+    def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
+        """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
+        for record in chunk.records:
+            try:
+                frame = decode(record.value or b"")
+            except FrameError as error:
+                metrics.frame_dropped(self._agent, "unreadable")
+                logger.error("%s[%d] offset %d: %s", chunk.topic, chunk.partition, record.offset, error)
+                continue
+            assembler, first = self._parts.get(chunk.partition, (None, record.offset))
+            if assembler is None:
+                assembler = Assembler()
+            if frame.part == 0:
+                first = record.offset
+            self._parts[chunk.partition] = assembler, first
+            whole = assembler.feed(frame)
+            if whole is not None:
+                yield whole, first, record
+
+    def forget(self) -> None:
+        self._parts.clear()
+
+
+def truncated(chunk: Chunk, offset: int) -> bool:
+    """Whether the input's own log has lost what was before `offset`: then a frame that starts too late is all there will be."""
+    return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.reader.guard.holes)
+
+
+class Status:
+    """What the worker tells of itself; see `stockstream.web.views.Status`."""
+
+    def __init__(self, worker: App) -> None:
+        self._app = worker
+        self.archive_positions: Any = None
+        self.model_list: Any = None
+
+    def _assigned(self) -> list[TP]:
+        tables = self._app.tables.changelog_topics
+        return sorted(tp for tp in (self._app.reader.assignment() if self._app.consumer is not None else ()) if tp.topic not in tables)
+
+    def ready(self) -> tuple[bool, str]:
+        """Ready once the group has settled and recovery is done."""
+        if self._app.fence.left:
+            return False, "fenced"
+        if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
+            return False, "waiting for the group, or recovering state"
+        assigned = self._assigned()
+        return True, f"{len([tp for tp in assigned if tp.topic.endswith('ticks.raw')])} partitions of ticks.raw" if assigned else "no partition: others have them all"
+
+    def healthy(self) -> tuple[bool, str]:
+        return (False, "fenced") if self._app.fence.left else (True, "alive")
+
+    def pipeline(self) -> dict[str, Any]:
+        reader, lags = self._app.reader, []
+        for tp in self._assigned():
+            lag = reader.lag(tp)
+            lags.append({"topic": tp.topic, "partition": tp.partition, "lag": lag})
+            metrics.lag(tp.topic.removeprefix(self._app.settings.topic_prefix), tp.partition, lag)
+        guard = reader.guard
+        return {
+            "app_id": self._app.settings.group,
+            "generation": self._app.term,
+            "lag": lags,
+            "holes": [hole._asdict() for hole in guard.holes[-100:]],
+            "rereads": guard.rereads,
+            "archive": self.archive_positions() if self.archive_positions else [],
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.model_list() if self.model_list else []
+        return found
+
+
+status = Status(app)
