@@ -546,7 +546,7 @@ def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[Outcomes]:
 
 
 def _column(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    return batch.column(name).to_numpy(zero_copy_only=False)
+    return np.asarray(batch.column(name).to_numpy(zero_copy_only=False))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

@@ -1,0 +1,339 @@
+"""`Scorer` against a slow, plain oracle, cut into frames and killed in every way."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models import features
+from stockstream.errors import ModelError, StateError
+from stockstream.records import WINDOWS_SCHEMA, Closing, Outcome, Prediction
+from stockstream.transforms import scoring
+from stockstream.transforms.frames import Frame, decode, encode
+from stockstream.transforms.scoring import Contender, Scorer, encode_outcomes, encode_predictions
+
+Row = dict[str, Any]
+ROW_OFFSET = 1_700_000_000
+
+
+@dataclass(frozen=True)
+class Fake:
+    """Says something that hangs on the row alone."""
+
+    version: str = "1"
+    name: str = "fake"
+    horizons_s: tuple[int, ...] = (10, 60)
+    feature_hash: str = field(default_factory=features.feature_hash)
+
+    def predict(self, matrix: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        spread = np.nan_to_num(matrix[:, features.FEATURES.index("hour_utc")]).astype(np.float64)
+        value = np.stack([np.sin(spread * 1e5 + h + len(self.version)) * 1e-4 for h in self.horizons_s], axis=1)
+        return value, 1 / (1 + np.exp(-value * 1e4))
+
+
+def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False) -> Row:
+    blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) else 0 for name in WINDOWS_SCHEMA.names}
+    return blank | {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised, "quality": ""}
+
+
+@dataclass(frozen=True)
+class Log:
+    """Closings in log order, each with its rows."""
+
+    closings: list[Closing]
+    rows: list[Row]
+    end: int
+
+    def frame(self, start: int, through: int, log: str = "a") -> Frame:
+        rows = [r for r in self.rows if start <= r["offset"] <= through]
+        closings = tuple(c for c in self.closings if start <= c.offset <= through)
+        frame = Frame(log, start, through, closings, pa.RecordBatch.from_pylist(rows, schema=WINDOWS_SCHEMA))
+        return decode(encode(frame))
+
+    def cut(self, cuts: Iterable[int]) -> list[Frame]:
+        edges = sorted({0, self.end + 1, *(cut for cut in cuts if 0 < cut <= self.end)})
+        return [self.frame(low, high - 1) for low, high in zip(edges, edges[1:], strict=False)]
+
+
+def oracle(log: Log, roster: Sequence[tuple[int, Sequence[tuple[Fake, str]]]]) -> tuple[dict[str, tuple[Any, ...]], dict[tuple[str, int], tuple[Any, ...]]]:
+    """Predictions by id and outcomes by (id, horizon), straight from the definition."""
+    predictions: dict[str, tuple[Any, ...]] = {}
+    outcomes: dict[tuple[str, int], tuple[Any, ...]] = {}
+    good = [r for r in log.rows if not r["revised"] and r["price"] is not None]
+    ends: dict[str, int] = {}
+    for c in log.closings:
+        ends[c.source] = max(ends.get(c.source, c.second), c.second)
+    for r in good:
+        contenders = next((c for start, c in reversed(roster) if start <= r["offset"]), ())
+        columns = {name: np.array([np.nan if r[name] is None else r[name]]) for name in features.COLUMNS}
+        for model, role in contenders:
+            returns, p_up = model.predict(features.matrix(columns))
+            as_of = (r["second"] + 1) * 1000
+            ident = f"{r['symbol']}-{as_of}-{model.name}-{model.version}"
+            said = [(h, round(returns[0, i], 9), round(p_up[0, i], 6)) for i, h in enumerate(model.horizons_s)]
+            if role == "champion":
+                predictions[ident] = (r["symbol"], as_of, r["price"], r["offset"], said)
+            for h, expected, p in said:
+                if r["second"] + h <= ends[r["source"]]:
+                    then = [x for x in good if (x["symbol"], x["source"]) == (r["symbol"], r["source"]) and x["second"] <= r["second"] + h]
+                    price = max(then, key=lambda x: x["second"])["price"]
+                    outcomes[ident, h] = (role, expected, p, round(math.log(price / r["price"]), 11), price)
+    return predictions, outcomes
+
+
+class Subscriber:
+    """Reads messages; holds every content to the one told before under the same id."""
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, tuple[Any, ...]] = {}
+        self.outcomes: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self.told: list[Any] = []
+
+    def read(self, scored: scoring.Scored | None) -> None:
+        assert scored is not None
+        messages = encode_predictions(scored, 1, {"score": 2})
+        assert len(messages) == len(scored.symbols)
+        for key, message in zip(scored.symbols, messages, strict=True):
+            p = msgspec.json.decode(message, type=Prediction)
+            assert key == p.symbol and p.partition == 3 and p.latency_ms == {"score": 2} and p.made_at == 1
+            content = (p.symbol, p.as_of, p.price, p.offset, [(h.horizon_s, h.predicted_return, h.p_up) for h in p.horizons])
+            assert self.predictions.setdefault(p.id, content) == content
+            self.told.append(p.id)
+        for message in encode_outcomes(scored, 5):
+            for o in msgspec.json.decode(message, type=list[Outcome]):
+                told = (o.role, o.predicted_return, o.p_up, o.realised_return, o.price_then)
+                assert self.outcomes.setdefault((o.id, o.horizon_s), told) == told
+                self.told.append((o.id, o.horizon_s))
+
+    def holds(self, expected: tuple[dict[str, Any], dict[Any, Any]]) -> None:
+        assert self.predictions == expected[0]
+        rounded = {key: (*told[:3], round(told[3], 11), told[4]) for key, told in self.outcomes.items()}
+        assert rounded == expected[1]
+
+
+def random_log(rng: random.Random) -> Log:
+    closed = {"s": 1_000, "t": 400}
+    closings: list[Closing] = []
+    rows: list[Row] = []
+    offset = 0
+    for _ in range(rng.randint(5, 25)):
+        offset += rng.randint(1, 3)
+        for source in rng.choice((("s",), ("s",), ("t",), ("s", "t"))):
+            after = closed[source]
+            jump = rng.choice((0, 1, 1, 1, 1, 5, 9, 10, 13, 59, 64, 70, 128, 300))
+            closed[source] = after + jump
+            closings.append(Closing(offset, source, after, after + jump))
+            if rng.random() < 0.5 and after > 1_000:
+                rows.append(row("A", after - rng.randint(0, 5), 7.0, offset, source, revised=True))
+            for second in sorted({rng.randint(after + 1, after + jump) for _ in range(rng.randint(0, 6))}) if jump else ():
+                for symbol in ("A", "B") if source == "s" else ("C",):
+                    if rng.random() < 0.75:
+                        rows.append(row(symbol, second, rng.choice((None, 99.5, 100.0, 101.25)), offset, source))
+    return Log(closings, rows, offset + 1)
+
+
+def random_cuts(rng: random.Random) -> set[int]:
+    return {rng.randint(1, 120) for _ in range(rng.choice((0, 3, 10, 60)))}
+
+
+V1, V2, SHADOW = Fake("1"), Fake("2", horizons_s=(10,)), Fake("33", name="shadow", horizons_s=(10, 120))
+MODELS = {(m.name, m.version): m for m in (V1, V2, SHADOW)}
+
+
+def load(name: str, version: str) -> Fake:
+    return MODELS[name, version]
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=40, deadline=None)
+def test_any_cutting_tells_the_same_in_the_same_order(seed: int) -> None:
+    rng = random.Random(seed)
+    log, cuts, change = random_log(rng), random_cuts(rng), rng.randint(1, 80)
+    roster = [(0, [(V1, "champion"), (SHADOW, "shadow")]), (change, [(V2, "champion"), (SHADOW, "shadow")])]
+    orders = []
+    for frames in (log.cut(()), log.cut(cuts), log.cut(range(log.end))):
+        scorer, reader = Scorer(3, [Contender(V1), Contender(SHADOW, "shadow")]), Subscriber()
+        scorer.set_champion(V2, change)
+        for frame in frames:
+            reader.read(scorer.frame(frame))
+        reader.holds(oracle(log, roster))
+        orders.append([t for t in reader.told if isinstance(t, tuple)])
+    assert orders[0] == orders[1] == orders[2]
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=200, deadline=None)
+def test_a_scorer_that_dies_anywhere_says_nothing_else_and_misses_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    log, cuts, change = random_log(rng), random_cuts(rng), rng.randint(1, 80)
+    roster = [(0, [(V1, "champion"), (SHADOW, "shadow")]), (change, [(V2, "champion"), (SHADOW, "shadow")])]
+    frames, table, reader, term = log.cut(cuts), dict[bytes, bytes](), Subscriber(), 0
+    scorer = Scorer(3, [Contender(V1), Contender(SHADOW, "shadow")])
+    scorer.set_champion(V2, change)
+    table |= dict(scorer.records(term))
+    place = 0
+    while place < len(frames):
+        reader.read(scorer.frame(frames[place], place))
+        place += 1
+        records = scorer.records(term, everything=rng.random() < 0.1)
+        if rng.random() < 0.4:
+            table |= dict(records[: rng.randrange(len(records) + 1)])
+            scorer = Scorer.restore(3, table, load)
+            if scorer.expect < 0:
+                place = 0
+            else:
+                place = scorer.resume_input
+                assert frames[place - 1].through + 1 == scorer.expect
+            term += 1
+        else:
+            table |= dict(records)
+    reader.holds(oracle(log, roster))
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=40, deadline=None)
+def test_frames_again_early_late_and_overlapping_change_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    log, cuts = random_log(rng), random_cuts(rng)
+    scorer, reader = Scorer(3, [Contender(V1)]), Subscriber()
+    for frame in log.cut(cuts):
+        before = scorer.expect
+        if before >= 0:
+            assert scorer.frame(log.frame(before + 1, max(before + 1, log.end))) is None
+            old = rng.randrange(before + 1)
+            again = scorer.frame(log.frame(old, before - 1)) if old < before else None
+            assert again is None or (not again.predictions and not again.outcomes)
+            assert scorer.expect == before
+            frame = log.frame(old, frame.through)
+        reader.read(scorer.frame(frame))
+    reader.holds(oracle(log, [(0, [(V1, "champion")])]))
+    assert len(reader.told) == len(set(reader.told))
+
+
+def small() -> Log:
+    closings = [Closing(1, "s", 100, 101), Closing(5, "s", 101, 150)]
+    return Log(closings, [row("A", 101, 100.0, 1), row("A", 111, 110.0, 5), row("A", 112, 120.0, 5), row("A", 113, 7.0, 5, revised=True)], 6)
+
+
+def test_a_closing_that_jumps_leaks_no_later_price() -> None:
+    reader = Subscriber()
+    scorer = Scorer(3, [Contender(V1)])
+    reader.read(scorer.frame(small().frame(0, 6)))
+    assert reader.outcomes["A-102000-fake-1", 10][4] == 110.0
+
+
+def test_a_newer_log_starts_afresh_and_an_older_is_dropped() -> None:
+    log, scorer = small(), Scorer(3, [Contender(V1)])
+    assert scorer.frame(log.frame(0, 6, "b"))
+    assert scorer.frame(log.frame(7, 9, "a")) is None
+    assert scorer.expect == 7
+    again = scorer.frame(log.frame(0, 1, "c"))
+    assert again is not None and again.symbols == ["A"] and not again.outcomes
+    assert (scorer.log, scorer.expect) == ("c", 2)
+    table = dict(scorer.records())
+    assert Scorer.restore(3, table, load).log == "c"
+
+
+def test_an_older_logs_records_with_higher_offsets_lose() -> None:
+    log, scorer = small(), Scorer(3, [Contender(V1)])
+    scorer.frame(log.frame(0, 600, "b"))
+    table = dict(scorer.records())
+    scorer.frame(log.frame(0, 1, "c"))
+    table |= dict(scorer.records())
+    restored = Scorer.restore(3, table, load)
+    assert (restored.log, restored.expect, restored.champion) == ("c", 2, ("fake", "1"))
+
+
+def test_every_value_begins_with_its_offset_and_nothing_is_written_without_a_closing() -> None:
+    scorer = Scorer(3, [Contender(V1)])
+    assert len(scorer.records()) == 1                                   # the roster, before it is used
+    scorer.frame(small().frame(0, 2))
+    first = scorer.records()
+    assert [msgspec.msgpack.decode(key)[2] for key, _ in first] == ["roster", "slot", "head"]
+    assert [msgspec.msgpack.decode(value)[0] for _, value in first] == [0, 2, 2]
+    scorer.frame(small().frame(3, 4))
+    assert scorer.records() == []
+    assert len(scorer.records(everything=True)) == 3
+
+
+def test_many_symbols_are_split_into_parts_and_a_missing_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "ROWS_OF_A_SLOT", 2)
+    rows = [row(name, 101, 100.0 + i, 1) for i, name in enumerate("ABCDE")]
+    log = Log([Closing(1, "s", 100, 101), Closing(2, "s", 101, 111)], rows, 3)
+    scorer, reader = Scorer(3, [Contender(V1)]), Subscriber()
+    reader.read(scorer.frame(log.frame(0, 1)))
+    table = dict(scorer.records())
+    assert len(table) == 5
+    reader.read(Scorer.restore(3, table, load).frame(log.frame(2, 3)))
+    assert len(reader.outcomes) == 5
+    del table[next(key for key in table if msgspec.msgpack.decode(key)[2:3] == ["slot"])]
+    with pytest.raises(StateError, match="parts of second 101"):
+        Scorer.restore(3, table, load)
+
+
+def test_garbage_in_the_state_is_one_clear_line() -> None:
+    with pytest.raises(StateError, match="partition 3: a record of score cannot be read"):
+        Scorer.restore(3, {b"\xc1": b"x"}, load)
+
+
+def test_other_partitions_are_ignored() -> None:
+    scorer = Scorer(4, [Contender(V1)])
+    scorer.frame(small().frame(0, 2))
+    assert Scorer.restore(3, dict(scorer.records()), load).expect == -1
+
+
+def test_models_that_cannot_score_are_refused() -> None:
+    scorer = Scorer(3, [Contender(V1)])
+    scorer.frame(small().frame(0, 2))
+    with pytest.raises(ModelError, match="behind 3"):
+        scorer.set_champion(V2, 2)
+    with pytest.raises(ModelError, match="other features"):
+        scorer.set_champion(Fake("9", feature_hash="x"), 3)
+    with pytest.raises(ModelError, match="horizons must be 1 to 127 s, not 500"):
+        scorer.set_champion(Fake("9", horizons_s=(500,)), 3)
+    with pytest.raises(ModelError, match="one champion"):
+        Scorer(3, [Contender(V1), Contender(V2)])
+    assert scorer.champion == ("fake", "1")
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_change_nothing() -> None:
+    @dataclass(frozen=True)
+    class Broken(Fake):
+        def predict(self, matrix: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            returns, p_up = super().predict(matrix)
+            return returns * np.nan, p_up
+
+    scorer = Scorer(3, [Contender(Broken())])
+    with pytest.raises(ModelError, match="not finite"):
+        scorer.frame(small().frame(0, 2))
+    assert scorer.expect == -1 and all(msgspec.msgpack.decode(key)[2] == "roster" for key, _ in scorer.records())
+
+
+def test_messages_have_exactly_the_records_fields() -> None:
+    scorer = Scorer(3, [Contender(V1)])
+    scored = scorer.frame(small().frame(0, 6))
+    assert scored is not None
+    prediction = msgspec.json.decode(encode_predictions(scored, 1, {"ingest": 3})[0])
+    assert set(prediction) == set(Prediction.__struct_fields__)
+    (outcome, *_) = msgspec.json.decode(encode_outcomes(scored, 2)[0])
+    assert set(outcome) == set(Outcome.__struct_fields__)
+    assert prediction["id"] == "A-102000-fake-1" and prediction["as_of"] == 102_000 and prediction["feature_hash"] == features.feature_hash()
+
+
+def test_without_models_only_the_offset_moves() -> None:
+    scorer = Scorer(3)
+    scored = scorer.frame(small().frame(0, 6))
+    assert scored is not None and not scored.symbols and not scored.outcomes and scorer.expect == 7
+    scorer.set_champion(V1, scorer.expect)
+    assert scorer.champion == ("fake", "1")
