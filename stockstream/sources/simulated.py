@@ -382,17 +382,16 @@ def _two_normals(keys: Words, counters: NDArray[Any], what: int) -> tuple[Floats
 def _noise(keys: Words, first: int, count: int, what: int, memory: int, pull: float) -> Floats:
     """A stationary series of unit variance at `count` points from `first` on: the moving average, with weights pull^k, of `memory` shocks."""
     shocks, _ = _two_normals(keys, np.arange(first - memory + 1, first + count), what)
-    weights = pull ** np.arange(memory)
+    weights: Floats = pull ** np.arange(memory, dtype=np.float64)
     out: Floats = np.zeros((len(keys), count))
     for back, weight in enumerate(weights):
         out += weight * shocks[:, memory - 1 - back : memory - 1 - back + count]
-    out *= 1.0 / np.sqrt((weights**2).sum())
-    return out
+    return out / float(np.sqrt((weights**2).sum()))
 
 
 def _anchors(paths: _Paths, day: int) -> Floats:
     """Log level at the day's start and end, around the base. A day's change has about the variance of the day's steps."""
-    spread = paths.daily / np.sqrt(1.0 - DAY_PULL**2)
+    spread: Floats = paths.daily / (1.0 - DAY_PULL**2) ** 0.5
     return spread[:, None] * _noise(paths.keys, day, 2, _DAILY, DAY_MEMORY, DAY_PULL)
 
 

@@ -1,0 +1,320 @@
+"""`stockstream replay`: publish a recording to `ticks.raw`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from stockstream.broker import client_options, ensure_topics, producer_options
+from stockstream.errors import BrokerError, DeliveryError, SourceError
+from stockstream.records import SCHEMA_VERSION, Punctuation
+from stockstream.settings import Settings, load_settings
+from stockstream.sources.base import Batch, Clock, SystemClock
+from stockstream.sources.replay import LISTED_BAD_ROWS, MAX_SOURCE, Recording, ReplaySource, Survey, obstacle, source_name
+from stockstream.transforms.partitioning import home_partition
+
+HEADERS = [("schema_version", str(SCHEMA_VERSION).encode())]
+MOST_IN_A_FRAME = 4_000
+OUTSTANDING_BATCHES = 64
+LATEST_TIMEOUT_S = 20.0
+BROKER_TIMEOUT_S = 10.0
+
+encode = msgspec.json.Encoder().encode
+
+
+class BatchBuilder(Protocol):
+    """What of aiokafka's `BatchBuilder` is used: `append` answers None where the batch is full."""
+
+    def append(self, *, timestamp: int | None, key: bytes | None, value: bytes, headers: Any) -> Any: ...
+    def close(self) -> None: ...
+    def record_count(self) -> int: ...
+
+
+class Producer(Protocol):
+    """What of aiokafka's producer is used."""
+
+    def create_batch(self) -> BatchBuilder: ...
+    async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> Awaitable[Any]: ...
+
+
+class Publisher:
+    """Sends ticks to their home partitions, in order, as messages of one tick keyed by symbol or, with `frame` above 0, as arrays of so many ticks.
+
+    Messages are gathered into whole batches; `flush` sends what is gathered. Raises `DeliveryError` where the broker does not confirm.
+    """
+
+    def __init__(self, producer: Producer, topic: str, partitions: int, frame: int = 0) -> None:
+        self._producer, self._topic, self._partitions, self._frame = producer, topic, partitions, frame
+        self._batches: dict[int, BatchBuilder] = {}
+        self._frames: dict[int, list[bytes]] = {}
+        self._homes: dict[str, tuple[int, bytes]] = {}
+        self._outstanding: deque[Awaitable[Any]] = deque()
+        self.newest: dict[int, int] = {}
+        """By partition that got ticks: their newest event time, epoch ms."""
+
+    async def publish(self, batch: Batch) -> None:
+        """Take the ticks; waits where the broker is behind."""
+        for symbol, event_time, value in batch:
+            home = self._homes.get(symbol)
+            if home is None:
+                home = self._homes[symbol] = (home_partition(symbol, self._partitions), symbol.encode())
+            partition, key = home
+            if event_time > self.newest.get(partition, -1):
+                self.newest[partition] = event_time
+            if not self._frame:
+                builder = self._batches.get(partition)
+                if builder is None or builder.append(timestamp=None, key=key, value=value, headers=HEADERS) is None:
+                    await self._append(partition, key, value)
+                continue
+            frame = self._frames.setdefault(partition, [])
+            frame.append(value)
+            if len(frame) == self._frame:
+                await self._append(partition, None, _array(self._frames.pop(partition)))
+
+    async def flush(self) -> None:
+        """Hand all that is gathered to the broker."""
+        for partition, frame in list(self._frames.items()):
+            del self._frames[partition]
+            await self._append(partition, None, _array(frame))
+        for partition in list(self._batches):
+            await self._send(partition)
+
+    async def finish(self, source: str) -> None:
+        """Send a punctuation for the newest second of each partition that got ticks, and wait until everything is confirmed."""
+        await self.flush()
+        for partition, newest in sorted(self.newest.items()):
+            await self._append(partition, None, encode(Punctuation(punctuate=newest // 1000, source=source)))
+        await self.flush()
+        while self._outstanding:
+            await self._confirm()
+
+    async def _append(self, partition: int, key: bytes | None, value: bytes) -> None:
+        builder = self._batches.get(partition)
+        if builder is not None:
+            if builder.append(timestamp=None, key=key, value=value, headers=HEADERS) is not None:
+                return
+            await self._send(partition)
+        builder = self._batches[partition] = self._producer.create_batch()
+        if builder.append(timestamp=None, key=key, value=value, headers=HEADERS) is None:
+            raise DeliveryError(f"a message of {len(value):,} bytes is more than a batch holds: use smaller --frames")
+
+    async def _send(self, partition: int) -> None:
+        builder = self._batches.pop(partition)
+        if not builder.record_count():
+            return
+        builder.close()
+        try:
+            self._outstanding.append(await self._producer.send_batch(builder, self._topic, partition=partition))
+        except KafkaError as error:
+            raise DeliveryError(f"the broker takes no more: {error}") from error
+        while len(self._outstanding) > OUTSTANDING_BATCHES:
+            await self._confirm()
+
+    async def _confirm(self) -> None:
+        try:
+            await self._outstanding.popleft()
+        except KafkaError as error:
+            raise DeliveryError(f"the broker did not confirm ticks: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was published; times in epoch ms, `seconds` of wall time from the first tick to the last confirmation."""
+
+    file: str
+    kind: str
+    source: str
+    topic: str
+    ticks: int
+    bad_rows: int
+    first_bad_rows: list[dict[str, Any]]
+    unordered_rows: int
+    partitions: int
+    first_event_time: int
+    last_event_time: int
+    seconds: float
+    ticks_per_s: float
+
+
+def _array(values: list[bytes]) -> bytes:
+    return b"[" + b",".join(values) + b"]"
+
+
+async def read_latest(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The last row of each symbol in the topic `latest`. Raises `BrokerError` where it cannot be read in time."""
+    topic = settings.topic("latest")
+    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+    latest: dict[str, dict[str, Any]] = {}
+    try:
+        async with asyncio.timeout(LATEST_TIMEOUT_S):
+            await consumer.start()
+            places = [TopicPartition(topic, number) for number in range(settings.partitions)]
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            ends = await consumer.end_offsets(places)
+            left = {place for place in places if ends[place] > 0}
+            while left:
+                batches = await consumer.getmany(timeout_ms=300)
+                for records in batches.values():
+                    for record in records:
+                        _note_latest(latest, record.key, record.value)
+                if not batches:                                  # an end may be in the middle of a batch, so going on until nothing comes is part of it
+                    left = {place for place in left if await consumer.position(place) < ends[place]}
+    except (TimeoutError, KafkaError) as error:
+        why = str(error) or "timed out"
+        raise BrokerError(f"topic {topic} cannot be read to see whether the ticks would be accepted ({why}); --yes goes on anyhow") from error
+    finally:
+        await consumer.stop()
+    return latest
+
+
+def _note_latest(latest: dict[str, dict[str, Any]], key: bytes | None, value: bytes | None) -> None:
+    if key is None:
+        return
+    if value is None:
+        latest.pop(key.decode(), None)
+        return
+    row = msgspec.json.decode(value)
+    latest[key.decode()] = {"source": row["source"], "second": row["second"]}
+
+
+async def publish(settings: Settings, source: ReplaySource, publisher: Publisher, *, paced: bool, advance: Callable[[int], None]) -> int:
+    """Publish all of the source's ticks and wait until they are confirmed; returns their number. `advance` is told of each batch."""
+    ticks = 0
+    async for batch in source.stream():
+        await publisher.publish(batch)
+        if paced:
+            await publisher.flush()
+        ticks += len(batch)
+        advance(len(batch))
+    await publisher.finish(source.name)
+    return ticks
+
+
+async def replay(
+    settings: Settings, recording: Recording, survey: Survey, *, name: str, speed: float | None, rebase: bool, frame: int, anyhow: bool,
+    advance: Callable[[int], None], clock: Clock,
+) -> Summary:  # fmt: skip
+    """The command's work, apart from talking. Raises `StockstreamError`."""
+    await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
+    shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
+    if not anyhow:
+        found = obstacle(survey, name, await read_latest(settings), settings.partitions, shift_ms=shift_ms)
+        if found is not None:
+            ways = "--prefix for a log of its own" if rebase else "--rebase (times moved to now, at real speed) or --prefix for a log of its own"
+            raise SourceError(f"{found}; choose {ways}, or --yes to go on anyhow")
+    producer = AIOKafkaProducer(**await producer_options(settings, timeout_s=BROKER_TIMEOUT_S))
+    await producer.start()
+    try:
+        source = ReplaySource(recording, name, speed=speed, shift_ms=shift_ms, clock=clock)
+        publisher = Publisher(producer, settings.topic("ticks.raw"), settings.partitions, frame)
+        if rebase:
+            await clock.sleep(max(0, survey.first + shift_ms - clock.now_ms()) / 1000)
+        started = time.monotonic()
+        ticks = await publish(settings, source, publisher, paced=speed is not None, advance=advance)
+        seconds = time.monotonic() - started
+    finally:
+        await producer.stop()
+    return Summary(
+        str(recording.path), recording.kind, name, settings.topic("ticks.raw"), ticks, survey.bad_count, [asdict(row) for row in survey.bad], survey.unordered,
+        len(publisher.newest), survey.first + shift_ms, survey.last + shift_ms, round(seconds, 3), round(ticks / max(seconds, 1e-9), 1),
+    )  # fmt: skip
+
+
+class _Speed(click.ParamType):
+    name = "max|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value == "max":
+            return None
+        try:
+            speed = float(value)
+        except ValueError:
+            speed = 0.0
+        if not 0 < speed < 1e6:
+            self.fail(f"{value!r} is neither 'max' nor a number above 0", param, ctx)
+        return speed
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--speed", type=_Speed(), default=None, help="How often real time, or max.  [default: max; 1 with --rebase]")
+@click.option("--bars", is_flag=True, help="The file holds one-second bars (found out by its columns otherwise).")
+@click.option("--rebase", is_flag=True, help="Move the times so that the first tick is now, and play at real speed.")
+@click.option("--prefix", help="Topic prefix: another log, with a worker of its own.  [default: STOCKSTREAM_TOPIC_PREFIX]")
+@click.option("--source", "source", help="The ticks' source.  [default: replay.<file and options>]")
+@click.option("--symbols", default="", help="Only these symbols, by comma.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first ticks, so many.")
+@click.option("--frames", type=click.IntRange(1, MOST_IN_A_FRAME), help="Publish arrays of so many ticks instead of single ticks.")
+@click.option("--yes", is_flag=True, help="Go on also where the ticks would be rejected.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+def command(
+    file: Path, speed: float | None, bars: bool, rebase: bool, prefix: str | None, source: str | None, symbols: str, limit: int | None, frames: int | None,
+    yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Publish recorded trades or one-second bars (Parquet or CSV) to ticks.raw.
+
+    Each tick goes to its symbol's partition, in the file's order; at the end the last second is closed. A trade file has the columns symbol,
+    event_time, price and size, a bar file symbol, event_time, close and volume.
+    """
+    if rebase and speed not in (None, 1.0):
+        raise click.UsageError("--rebase plays at real speed: leave --speed out")
+    if source is not None and not 1 <= len(source) <= MAX_SOURCE:
+        raise click.UsageError(f"--source must have 1 to {MAX_SOURCE} characters")
+    settings = load_settings(**({"topic_prefix": prefix} if prefix is not None else {}))
+    chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
+    recording = Recording(file, bars=bars, symbols=chosen, limit=limit)
+    if recording.kind == "bars" and not bars:
+        _say(f"{file.name} has the columns of one-second bars: replayed as such")
+    survey = recording.survey()
+    _warn(survey, settings)
+    if absent := sorted(set(chosen) - set(survey.first_seen)):
+        _say(f"not in the file: {', '.join(absent)}")
+    name = source or source_name(recording, rebased=rebase)
+    with _progress(survey.ticks, shown=not as_json) as advance:
+        work = replay(
+            settings, recording, survey, name=name, speed=1.0 if rebase else speed, rebase=rebase, frame=frames or 0, anyhow=yes, advance=advance,
+            clock=SystemClock(),
+        )  # fmt: skip
+        summary = asyncio.run(work)
+    if as_json:
+        click.echo(msgspec.json.encode(summary).decode())
+        return
+    bad = f", {summary.bad_rows:,} rows could not be ticks" if summary.bad_rows else ""
+    where = f"{summary.partitions} partition{'s' if summary.partitions != 1 else ''} of {summary.topic}"
+    click.echo(f"{summary.ticks:,} ticks of {name} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
+
+
+def _warn(survey: Survey, settings: Settings) -> None:
+    for row in survey.bad:
+        _say(f"row {row.row}: {row.reason}")
+    if survey.bad_count > LISTED_BAD_ROWS:
+        _say(f"and {survey.bad_count - LISTED_BAD_ROWS:,} more rows that cannot be ticks")
+    if survey.unordered:
+        behind = f"by up to {survey.behind_ms / 1000:g} s"
+        _say(f"{survey.unordered:,} rows are out of order {behind}: where it is more than {settings.revise_s} s they will be rejected as late")
+
+
+def _say(text: str) -> None:
+    click.echo(f"stockstream: {text}", err=True)
+
+
+@contextlib.contextmanager
+def _progress(ticks: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    stderr = click.get_text_stream("stderr")
+    if not shown or not stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=ticks, label="ticks", file=stderr) as bar:
+        yield bar.update

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
+
+from stockstream import cli
+from stockstream.broker import client_options, ensure_topics
+from stockstream.commands.replay import HEADERS, Publisher, publish, read_latest
+from stockstream.embedded import EmbeddedBroker
+from stockstream.errors import DeliveryError
+from stockstream.settings import Settings
+from stockstream.sources.base import Batch
+from stockstream.sources.replay import Recording, ReplaySource
+from stockstream.transforms.partitioning import home_partition
+
+START = 1_381_132_800_000
+SYMBOLS = ["AIG", "BAC", "IBM", "SPY", "Q"]
+HOMES = {home_partition(symbol, 8) for symbol in SYMBOLS}
+
+
+class FakeBuilder:
+    def __init__(self, room: int) -> None:
+        self.room, self.records, self.closed = room, list[tuple[bytes | None, bytes]](), False
+
+    def append(self, *, timestamp: int | None, key: bytes | None, value: bytes, headers: Any) -> object | None:
+        assert timestamp is None and headers == HEADERS and not self.closed
+        if len(self.records) == self.room:
+            return None
+        self.records.append((key, value))
+        return object()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def record_count(self) -> int:
+        return len(self.records)
+
+
+class FakeProducer:
+    """Takes batches of `room` messages; the `fails`-th batch is not confirmed."""
+
+    def __init__(self, room: int = 7, fails: int = -1) -> None:
+        self.room, self.fails, self.sent = room, fails, 0
+        self.log: dict[int, list[tuple[bytes | None, Any]]] = defaultdict(list)
+        self.topics: set[str] = set()
+
+    def create_batch(self) -> FakeBuilder:
+        return FakeBuilder(self.room)
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Awaitable[Any]:
+        self.topics.add(topic)
+        self.log[partition] += [(key, msgspec.json.decode(value)) for key, value in batch.records]
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.sent == self.fails:
+            future.set_exception(KafkaTimeoutError())
+        else:
+            future.set_result(None)
+        self.sent += 1
+        return future
+
+
+def file(folder: Path, rows: int = 100, name: str = "day.parquet") -> Path:
+    table = pa.table({
+        "symbol": [SYMBOLS[i * 7 % 11 % 5] for i in range(rows)], "event_time": pa.array([START + 70 * i for i in range(rows)], pa.timestamp("ms", "UTC")),
+        "price": [10.0 + i for i in range(rows)], "size": list(range(rows)),
+    })  # fmt: skip
+    pq.write_table(table, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("frame", [0, 1, 3, 50])
+@pytest.mark.parametrize("paced", [False, True])
+async def test_every_tick_goes_to_its_home_in_order_and_the_last_second_is_closed(tmp_path: Path, frame: int, paced: bool) -> None:
+    producer = FakeProducer()
+    publisher = Publisher(producer, "raw", 8, frame)
+    told: list[int] = []
+    ticks = await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "replay.day"), publisher, paced=paced, advance=told.append)
+    assert ticks == sum(told) == 100 and producer.topics == {"raw"}
+    assert set(producer.log) == HOMES
+    total = 0
+    for partition, records in producer.log.items():
+        *messages, (last_key, last) = records
+        if frame:
+            assert all(key is None and 1 <= len(value) <= frame for key, value in messages)
+            found = [tick for _, value in messages for tick in value]
+        else:
+            assert all(key == value["symbol"].encode() for key, value in messages)
+            found = [value for _, value in messages]
+        total += len(found)
+        assert {home_partition(tick["symbol"], 8) for tick in found} == {partition}
+        assert [tick["price"] for tick in found] == sorted(tick["price"] for tick in found)
+        assert (last_key, last) == (None, {"punctuate": found[-1]["event_time"] // 1000, "source": "replay.day"})
+    assert total == 100
+
+
+async def test_what_is_not_confirmed_is_an_error(tmp_path: Path) -> None:
+    publisher = Publisher(FakeProducer(fails=2), "raw", 8)
+    with pytest.raises(DeliveryError, match="did not confirm"):
+        await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "s"), publisher, paced=False, advance=lambda _: None)
+
+
+async def test_a_message_too_large_is_an_error() -> None:
+    publisher = Publisher(FakeProducer(room=0), "raw", 8)
+    with pytest.raises(DeliveryError, match="--frames"):
+        await publisher.publish(Batch(["A"], [START], [b"{}"]))
+
+
+@pytest.mark.parametrize(("arguments", "says", "code"), [
+    (["none.parquet"], "no such file", 1), ([], "Missing argument", 2),
+    (["x", "--speed", "fast"], "neither 'max' nor", 2), (["x", "--speed", "-1"], "neither", 2),
+    (["x", "--rebase", "--speed", "60"], "leave --speed out", 2), (["x", "--frames", "0"], "--frames", 2), (["x", "--source", ""], "--source", 2),
+])  # fmt: skip
+def test_wrong_options_are_told(arguments: list[str], says: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["replay", *arguments]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_no_broker_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCKSTREAM_BROKER", "kafka://127.0.0.1:9")
+    monkeypatch.setattr("stockstream.commands.replay.BROKER_TIMEOUT_S", 0.5)
+    assert cli.run(["replay", str(file(tmp_path))]) == 1
+    assert "no broker answers at kafka://127.0.0.1:9" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    broker = EmbeddedBroker(tmp_path_factory.mktemp("broker") / "log")
+    asyncio.run(broker.start())
+    yield Settings(broker=broker.bootstrap)
+    asyncio.run(broker.stop())
+
+
+async def read(settings: Settings, topic: str, count: int) -> list[Any]:
+    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None)
+    await consumer.start()
+    try:
+        places = [TopicPartition(settings.topic(topic), number) for number in range(settings.partitions)]
+        consumer.assign(places)
+        await consumer.seek_to_beginning()
+        found: list[Any] = []
+        async with asyncio.timeout(20):
+            while len(found) < count:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found += records
+        return found
+    finally:
+        await consumer.stop()
+
+
+def test_the_command_publishes_and_foresees_rejections(
+    tmp_path: Path, settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOCKSTREAM_BROKER", settings.broker)
+    path = file(tmp_path, 500)
+    assert cli.run(["replay", str(path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["ticks"], summary["source"], summary["partitions"], summary["bad_rows"]) == (500, "replay.day", len(HOMES), 0)
+    assert (summary["first_event_time"], summary["last_event_time"]) == (START, START + 499 * 70)
+    records = asyncio.run(read(settings, "ticks.raw", 500 + len(HOMES)))
+    assert len(records) == 500 + len(HOMES) and sum(record.key is None for record in records) == len(HOMES)
+    for record in records:
+        assert list(record.headers) == HEADERS and record.timestamp > START + 10**10
+        assert record.key is None or home_partition(record.key.decode(), settings.partitions) == record.partition
+
+    async def say_latest(source: str, second: int) -> None:
+        producer = AIOKafkaProducer(**client_options(settings))
+        await producer.start()
+        for symbol in ("AIG", "BAC", "SPY"):
+            value = json.dumps({"symbol": symbol, "source": source, "second": second, "close": 1.5}).encode()
+            await producer.send_and_wait(settings.topic("latest"), value, key=symbol.encode(), partition=home_partition(symbol, settings.partitions))
+        await producer.stop()
+
+    asyncio.run(say_latest("replay.day", START // 1000 + 35))
+    assert cli.run(["replay", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert "has been replayed into this log before" in told and "--rebase" in told and "--prefix" in told
+    asyncio.run(say_latest("simulated.1", START // 1000 + 10**6))
+    assert cli.run(["replay", str(path), "--limit", "9"]) == 1
+    assert "AIG belongs to simulated.1" in capsys.readouterr().err
+    assert cli.run(["replay", str(path), "--limit", "9", "--yes", "--frames", "4"]) == 0
+    assert "9 ticks of replay.day.first9" in capsys.readouterr().out
+    assert cli.run(["replay", str(path), "--limit", "9", "--prefix", "other."]) == 0
+    assert "of other.ticks.raw" in capsys.readouterr().out
+    assert cli.run(["replay", str(path), "--limit", "9", "--rebase"]) == 0
+    assert "replay.day.first9.rebased" in capsys.readouterr().out
+
+
+def test_latest_of_an_empty_log_is_empty(settings: Settings) -> None:
+    empty = settings.model_copy(update={"topic_prefix": "empty."})
+
+    async def main() -> dict[str, Any]:
+        await ensure_topics(empty)
+        return await read_latest(empty)
+
+    assert asyncio.run(main()) == {}
