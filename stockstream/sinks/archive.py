@@ -73,8 +73,8 @@ class Line(msgspec.Struct, gc=False, omit_defaults=True):
     partition: int
     offset: int
     timestamp: int
-    key: str | None | UnsetType = UNSET
-    value: str | None | UnsetType = UNSET
+    key: str | UnsetType | None = UNSET
+    value: str | UnsetType | None = UNSET
     key_base64: str | UnsetType = UNSET
     value_base64: str | UnsetType = UNSET
 
@@ -216,7 +216,7 @@ def key_and_value(line: Line) -> tuple[bytes | None, bytes | None]:
     return _bytes(line.key, line.key_base64), _bytes(line.value, line.value_base64)
 
 
-def _bytes(text: str | None | UnsetType, encoded: str | UnsetType) -> bytes | None:
+def _bytes(text: str | UnsetType | None, encoded: str | UnsetType) -> bytes | None:
     if isinstance(encoded, str):
         return base64.b64decode(encoded)
     return text.encode() if isinstance(text, str) else None
@@ -261,6 +261,24 @@ def chains(store: Store) -> list[tuple[str, int]]:
     """Log id and partition of every chain, sorted."""
     found = {name.split("/")[1] for name in store.list("chains/")}
     return sorted((text[:-6], int(text[-5:])) for text in found if _CHAIN.fullmatch(text))
+
+
+def chain_begins(store: Store, log: str, partition: int) -> int:
+    """First offset that the chain's objects cover: 0, or what retention had left when the first of them was made."""
+    begin = 0
+    for name in store.list(f"chains/{log}-{partition:05d}/"):
+        entry = _read_entry(store, name)
+        if isinstance(entry, Turn) or entry.first != begin:
+            break
+        begin = entry.through + 1
+    return begin
+
+
+def _read_entry(store: Store, name: str) -> Turn | Lost:
+    try:
+        return _decode_entry(store.read(name))
+    except msgspec.MsgspecError as error:
+        raise ArchiveError(f"{name} cannot be read: {error}") from error
 
 
 # Raw objects
@@ -365,25 +383,16 @@ class Chain:
                 self._went_to(names[-1], read_extent(self.store, names[-1]))
                 return
         if self.folder is None:
-            for name in self._entries():
-                entry = self._entry(name)
-                if isinstance(entry, Lost):
-                    self.end = max(self.end, entry.through)
+            self.end = chain_begins(self.store, self.log, self.partition) - 1
 
     def _entries(self) -> list[str]:
         return list(self.store.list(f"chains/{self.log}-{self.partition:05d}/"))
 
     def _turns(self) -> Iterator[Turn]:
         for name in reversed(self._entries()):
-            entry = self._entry(name)
+            entry = _read_entry(self.store, name)
             if isinstance(entry, Turn):
                 yield entry
-
-    def _entry(self, name: str) -> Turn | Lost:
-        try:
-            return _decode_entry(self.store.read(name))
-        except msgspec.MsgspecError as error:
-            raise ArchiveError(f"{name} cannot be read: {error}") from error
 
     def names(self, folder: str, first: int = 0) -> list[str]:
         """Raw objects of this chain in one folder, from the one that begins at `first` on."""
@@ -456,7 +465,7 @@ class Chain:
         name = f"chains/{self.log}-{self.partition:05d}/{entry.first:020d}.json"
         if self.store.create(name, _encode_json(entry)):
             return entry
-        return self._entry(name)
+        return _read_entry(self.store, name)
 
     def _create(self, extent: Extent, data: bytes) -> None:
         name = raw_name(self.folder or "", self.log, self.partition, extent.first)

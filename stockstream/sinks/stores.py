@@ -78,7 +78,7 @@ class FileStore:
         return True
 
     def _write(self, path: Path, data: bytes) -> None:
-        with open(path, "xb") as file:
+        with path.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -107,7 +107,7 @@ class FileStore:
 
     def read(self, name: str, tail: int = 0) -> bytes:
         try:
-            with open(self.root / name, "rb") as file:
+            with (self.root / name).open("rb") as file:
                 if tail:
                     file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
                 return file.read()

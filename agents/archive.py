@@ -1,0 +1,716 @@
+"""archive: every raw record once, and every accepted tick, to the object store; nothing else waits for it.
+
+Live records are kept in memory until an object's worth is there, then added to the partition's chain (`sinks/archive.py`). What a crash, an outage
+or the memory bound took is read back from Kafka: the chain's own end says from where. So there is nothing to commit and nothing to recover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from stockstream.broker import client_options
+from stockstream.errors import ArchiveError, BrokerError, FrameError, StockstreamError
+from stockstream.records import TICKS_SCHEMA
+from stockstream.settings import Settings
+from stockstream.sinks.archive import Chain, Extent, Piece, RawRecord, after, encode, lines, parse_name, processed_objects, read_extent, unprocessed
+from stockstream.sinks.stores import Store
+from stockstream.transforms.frames import Assembler, Frame, decode
+
+logger = logging.getLogger(__name__)
+
+MAX_RECORDS = 100_000
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+REMIND_S = 60.0
+QUIET_S = 10.0
+"""A store that fails at random is told to be back after this long without a failure."""
+REPAIRS_AT_ONCE = 2
+CALLS_AT_ONCE = 4
+CLOSE_S = 4.0
+READ_STALL_S = 15.0
+NEWEST_FRAMES = 50
+"""So many of the last frames are looked at for the newest one: a woken zombie may have written the very last."""
+
+T = TypeVar("T")
+
+
+class RawReader(Protocol):
+    """Reads `ticks.raw` back. Both raise `BrokerError` where Kafka does not answer, or does not hold what is asked for yet."""
+
+    async def begin(self, partition: int) -> int:
+        """First offset that is kept: what is below has expired."""
+
+    def read(self, partition: int, first: int, last: int) -> AsyncGenerator[Sequence[RawRecord], None]:
+        """The records from `first` to `last`, ascending. When it ends, nothing else is there between them."""
+
+
+class CleanReader(Protocol):
+    """Reads `ticks.clean` back. Both raise `BrokerError` where Kafka does not answer."""
+
+    async def newest(self, partition: int) -> tuple[str, int] | None:
+        """Log id and last raw offset of the newest frame; None where the topic holds none."""
+
+    def read(self, partition: int, log: str, first: int, last: int) -> AsyncGenerator[Frame, None]:
+        """Whole frames of the log, ascending, that cover raw offsets `first` to `last`. What none of them covers is not to be had any more."""
+
+
+@dataclass(slots=True)
+class _Clean:
+    """A frame's offsets and rows."""
+
+    start: int
+    through: int
+    rows: pa.RecordBatch
+
+
+@dataclass(slots=True)
+class _Life:
+    """One partition of one log while we own it: what is held, what is known."""
+
+    partition: int
+    log: str | None = None
+    chain: Chain | None = None
+    verified: bool = False
+    pieces: deque[Piece] = field(default_factory=deque)
+    seen: int = -1
+    missed: int = -1
+    since: float = 0.0
+    frames: deque[_Clean] = field(default_factory=deque)
+    clean_through: int = -1
+    backlog: deque[str] = field(default_factory=deque)
+    processed: int = -1
+    raw_held: int = 0
+    held: int = 0
+    final: bool = False
+    state: str = "starting"
+    fault: str = ""
+    failures: int = 0
+    idle_since: float = 0.0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Trouble:
+    """One line at the first failure, one each minute, one when it is over."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.since: float | None = None
+        self._last = self._told = 0.0
+
+    def failed(self, error: Exception) -> None:
+        now = self._clock()
+        if self.since is None:
+            self.since = self._told = now
+            logger.warning("archive: %s; it is tried again, and read back from Kafka once that goes well", error)
+        elif now - self._told >= REMIND_S:
+            self._told = now
+            logger.warning("archive: failing for %.0f s: %s", now - self.since, error)
+        self._last = now
+
+    def worked(self) -> None:
+        if self.since is not None and self._clock() - self._last >= QUIET_S:
+            logger.info("archive: works again, %.0f s after the first failure", self._clock() - self.since)
+            self.since = None
+
+
+class Archive:
+    """The archive of the partitions that this worker owns. All methods belong to one event loop; the store is called in threads.
+
+    `add_raw` and `add_clean` never wait for the store and never raise for what it does: what does not fit into `archive_buffer_bytes` is dropped and
+    read back later.
+    """
+
+    def __init__(self, settings: Settings, store: Store, raw: RawReader, clean: CleanReader, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._store, self._raw, self._clean, self._clock = settings, store, raw, clean, clock
+        self._lives: dict[int, _Life] = {}
+        self._tasks: dict[asyncio.Task[None], _Life] = {}
+        self._assemblers: dict[int, Assembler] = {}
+        self._held = 0
+        self._trouble = _Trouble(clock)
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._repairs = asyncio.Semaphore(REPAIRS_AT_ONCE)
+        self._closing = False
+
+    # What the agent calls
+
+    def assign(self, partition: int) -> None:
+        """We own the partition now: finds its chain and what is missing from it."""
+        if partition not in self._lives:
+            self._start(_Life(partition))
+
+    def revoke(self, partition: int) -> None:
+        """We own it no more: what is held is forgotten, and read back by the next owner."""
+        life = self._lives.pop(partition, None)
+        self._assemblers.pop(partition, None)
+        for task, of in list(self._tasks.items()):
+            if of.partition == partition:
+                task.cancel()
+        if life:
+            self._forget(life)
+
+    async def add_raw(self, partition: int, records: Sequence[RawRecord], start: int | None = None) -> None:
+        """Records of one chunk, ascending by offset. `start`: the caller vouches that Kafka holds nothing else from there through the last one."""
+        if not records:
+            return
+        self.assign(partition)
+        life = self._lives[partition]
+        last = records[-1].offset
+        if last <= life.seen:                           # read again, or another log in the same place: Kafka will tell
+            self._rewind(life)
+            return
+        if records[0].offset <= life.seen:
+            records = [record for record in records if record.offset > life.seen]
+            start = life.seen + 1 if start is not None else None
+        life.idle_since = self._clock()
+        life.seen = last
+        if life.chain and last <= life.chain.end and life.verified:
+            return
+        was_due = self._raw_due(life)
+        expected = life.pieces[-1].last + 1 if life.pieces else None
+        for piece in encode(partition, records, start):
+            if (expected is not None and piece.start > expected) or self._held + piece.nbytes > self._settings.archive_buffer_bytes:
+                life.missed = last
+                break
+            if not life.pieces:
+                life.since = self._clock()
+                life.wake.set()
+            life.pieces.append(piece)
+            self._hold_raw(life, piece.nbytes)
+            expected = piece.last + 1
+        if not was_due and (self._raw_due(life) or not life.pieces):
+            life.wake.set()
+
+    async def add_clean(self, partition: int, frame: Frame) -> None:
+        """One message of `ticks.clean`; a message that is one of several parts waits for the others."""
+        self.assign(partition)
+        whole = self._assemblers.setdefault(partition, Assembler()).feed(frame)
+        life = self._lives[partition]
+        if whole is None or (life.log is not None and whole.log < life.log):
+            return
+        if life.log is not None and whole.log > life.log:
+            life = self._next_life(life)
+        if life.log is None:
+            life.log = whole.log
+            life.wake.set()
+        begins_before = life.clean_through
+        life.clean_through = max(life.clean_through, whole.through)
+        self._take_frame(life, whole)
+        if life.backlog and life.clean_through > begins_before:
+            life.wake.set()
+
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Writes what is held, as far as `timeout_s` allows; the rest is read back from Kafka at the next start."""
+        self._closing = True
+        for life in self._tasks.values():
+            life.final = True
+            life.wake.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        for partition in list(self._lives):
+            self.revoke(partition)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """For each partition: `log`, `archived` and `processed` (last raw offset), `buffered_bytes`, `state` (starting, live, repairing, failing), `fault`."""
+        now = self._clock()
+        return [
+            {
+                "partition": life.partition, "log": life.log, "archived": life.chain.end if life.chain else -1, "processed": life.processed,
+                "buffered_bytes": life.held, "state": life.state, "fault": life.fault,
+                "failing_s": round(now - self._trouble.since, 1) if self._trouble.since is not None and life.state == "failing" else 0.0,
+            }
+            for _, life in sorted(self._lives.items())
+        ]  # fmt: skip
+
+    # Lives
+
+    def _start(self, life: _Life) -> None:
+        life.idle_since = self._clock()
+        self._lives[life.partition] = life
+        task = asyncio.get_running_loop().create_task(self._work(life), name=f"archive-{life.partition}")
+        self._tasks[task] = life
+        task.add_done_callback(self._tasks.pop)
+
+    def _next_life(self, old: _Life) -> _Life:
+        """The topic was made again: what is held of the old log is written, and what the new one holds is read from Kafka."""
+        logger.info("archive: partition %d begins a new log after %s", old.partition, old.log)
+        old.final = True
+        old.wake.set()
+        life = _Life(old.partition)
+        self._start(life)
+        return life
+
+    def _forget(self, life: _Life) -> None:
+        self._hold(life, -life.held)
+        life.raw_held = 0
+        life.pieces.clear()
+        life.frames.clear()
+
+    def _rewind(self, life: _Life) -> None:
+        self._hold_raw(life, -life.raw_held)
+        life.pieces.clear()
+        life.verified = False
+        life.missed = life.seen
+        life.wake.set()
+
+    def _hold(self, life: _Life, nbytes: int) -> None:
+        life.held += nbytes
+        self._held += nbytes
+
+    def _hold_raw(self, life: _Life, nbytes: int) -> None:
+        life.raw_held += nbytes
+        self._hold(life, nbytes)
+
+    async def _work(self, life: _Life) -> None:
+        while True:
+            life.wake.clear()
+            try:
+                wait = await self._step(life)
+            except StockstreamError as error:
+                if life.final and not error.retriable:
+                    self._forget(life)
+                    return
+                wait = self._failed(life, error)
+            except Exception as error:          # whatever it is, alerts and predictions go on, and the archive tries again
+                logger.exception("archive: partition %d", life.partition)
+                wait = self._failed(life, error)
+            else:
+                life.failures, life.fault = 0, ""
+                if life.final:
+                    self._forget(life)
+                    return
+            if life.failures:
+                await asyncio.sleep(wait or 0)
+                continue
+            try:
+                await asyncio.wait_for(life.wake.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def _failed(self, life: _Life, error: Exception) -> float:
+        self._trouble.failed(error)
+        life.state, life.fault = "failing", str(error)
+        life.failures += 1
+        if not isinstance(error, StockstreamError) or not error.retriable:
+            return LAST_RETRY_S
+        return float(min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(life.failures - 1, 10)))
+
+    async def _step(self, life: _Life) -> float | None:
+        """Does what is due; returns after how many seconds something may be due next."""
+        if life.log is None and life.final:
+            return None
+        if life.log is None:
+            newest = await self._clean.newest(life.partition)
+            if life.log is None and newest is None:
+                return None
+            if newest is not None and (life.log is None or life.log == newest[0]):
+                life.log = newest[0]
+                life.clean_through = max(life.clean_through, newest[1])
+                life.missed = max(life.missed, newest[1])
+        if life.chain is None:
+            chain = Chain(self._store, str(life.log), life.partition)
+            await self._call(chain.open)
+            backlog = await self._call(partial(unprocessed, chain))
+            oldest = parse_name(backlog[0]) if backlog else None
+            life.processed = oldest.first - 1 if oldest else chain.end
+            life.backlog.extend(backlog)
+            life.chain = chain
+        await self._archive_raw(life, life.chain)
+        await self._archive_processed(life, life.chain)
+        self._trouble.worked()
+        life.state = "live"
+        return max(0.0, self._deadline(life) - self._clock())
+
+    def _deadline(self, life: _Life) -> float:
+        return (life.since if life.pieces else max(life.idle_since, self._clock() - self._settings.archive_flush_s + 1)) + self._settings.archive_flush_s
+
+    # Raw records
+
+    def _object_bytes(self) -> int:
+        """What an object may hold, so that all partitions' together, with their clean ticks, stay well within the bound."""
+        return min(self._settings.archive_max_bytes, self._settings.archive_buffer_bytes // (4 * max(1, len(self._lives))))
+
+    def _raw_due(self, life: _Life) -> bool:
+        if not life.pieces:
+            return False
+        first, last = life.pieces[0], life.pieces[-1]
+        return (
+            life.final or last.hour > first.hour or last.last - first.start >= MAX_RECORDS or self._clock() >= life.since + self._settings.archive_flush_s
+            or life.raw_held >= self._object_bytes() or life.missed > last.last
+        )  # fmt: skip
+
+    async def _archive_raw(self, life: _Life, chain: Chain) -> None:
+        while True:
+            if life.pieces and not life.verified:
+                self._verify_by_overlap(life, chain)
+            self._trim(life, chain.end)
+            if life.pieces and life.pieces[0].start == chain.end + 1 and life.verified:
+                if not self._raw_due(life):
+                    return
+                await self._append(life, chain, self._next_object(life))
+                continue
+            last = life.pieces[0].start - 1 if life.pieces else self._missing(life)
+            if life.final or (last <= chain.end and (life.verified or not life.pieces)):
+                return
+            async with self._repairs:
+                life.state = "repairing"
+                await self._verify(life, chain)
+                if last > chain.end:
+                    await self._repair(life, chain, last)
+
+    def _missing(self, life: _Life) -> int:
+        """Last offset that must be read back: dropped here, told of by a frame at the start, or told of by a frame and not seen for long."""
+        if self._clock() - life.idle_since >= self._settings.archive_flush_s:
+            return max(life.missed, life.seen, life.clean_through)
+        return max(life.missed, life.seen)
+
+    def _next_object(self, life: _Life) -> list[Piece]:
+        taken: list[Piece] = []
+        limit = self._object_bytes()
+        for piece in life.pieces:
+            if taken and (piece.hour > taken[0].hour or limit <= 0 or piece.last - taken[0].start >= MAX_RECORDS):
+                break
+            taken.append(piece)
+            limit -= piece.nbytes
+        return taken
+
+    async def _append(self, life: _Life, chain: Chain, pieces: Sequence[Piece]) -> None:
+        if pieces[0].start < pieces[0].offsets[0] and await self._raw.begin(life.partition) > pieces[0].start:
+            pieces = [replace(pieces[0], expired=True), *pieces[1:]]
+        before = chain.newest
+        await self._call(partial(chain.append, pieces))
+        self._appended(life, chain, before)
+
+    def _appended(self, life: _Life, chain: Chain, before: str) -> None:
+        if chain.newest != before:
+            life.backlog.append(chain.newest)
+        self._trim(life, chain.end)
+
+    def _trim(self, life: _Life, end: int) -> None:
+        while life.pieces and life.pieces[0].start <= end:
+            piece = life.pieces.popleft()
+            rest = after(piece, end)
+            self._hold_raw(life, -piece.nbytes)
+            life.since = self._clock()
+            if rest:
+                life.pieces.appendleft(rest)
+                self._hold_raw(life, rest.nbytes)
+
+    def _verify_by_overlap(self, life: _Life, chain: Chain) -> None:
+        """The first live records of a life may hold the chain's last one: then they show whether it is the same log."""
+        for piece in life.pieces:
+            if chain.tail and piece.start <= chain.tail.offset <= piece.last and chain.tail.offset in piece.offsets:
+                line = piece.data.split(b"\n")[piece.offsets.index(chain.tail.offset)] + b"\n"
+                self._must_be(life, chain, zlib.crc32(line))
+
+    async def _verify(self, life: _Life, chain: Chain) -> None:
+        """Whether Kafka still holds the chain's last record: a topic that was made again must not be taken for the old one."""
+        if life.verified:
+            return
+        tail = chain.tail
+        if tail is None or await self._raw.begin(life.partition) > tail.offset:
+            life.verified = True
+            return
+        async with aclosing(self._raw.read(life.partition, tail.offset, tail.offset)) as found:
+            async for records in found:
+                self._must_be(life, chain, zlib.crc32(lines(life.partition, records[:1])))
+        if not life.verified and await self._raw.begin(life.partition) <= tail.offset:
+            raise ArchiveError(f"partition {life.partition}: Kafka holds no offset {tail.offset} of log {chain.log}: the topic was made again")
+        life.verified = True
+
+    def _must_be(self, life: _Life, chain: Chain, crc32: int) -> None:
+        if not chain.tail or crc32 != chain.tail.crc32:
+            raise ArchiveError(f"partition {life.partition}: what Kafka holds is not log {chain.log} any more: the topic was made again")
+        life.verified = True
+
+    async def _repair(self, life: _Life, chain: Chain, last: int) -> None:
+        """Adds what Kafka holds from the chain's end through `last`, in objects of bounded size."""
+        cursor = chain.end + 1
+        held: list[Piece] = []
+        size = 0
+        async with aclosing(self._raw.read(life.partition, cursor, last)) as found:
+            async for records in found:
+                for piece in encode(life.partition, records, cursor):
+                    if held and (piece.hour > held[0].hour or size >= self._object_bytes() or piece.last - held[0].start >= MAX_RECORDS):
+                        await self._append_all(life, chain, held)
+                        held, size = [], 0
+                    held.append(piece)
+                    size += piece.nbytes
+                    cursor = piece.last + 1
+        if held:
+            await self._append_all(life, chain, held)
+        if chain.end < last:
+            await self._pass_hole(life, chain, last)
+
+    async def _append_all(self, life: _Life, chain: Chain, pieces: Sequence[Piece]) -> None:
+        last = pieces[-1].last
+        while chain.end < last:
+            rest = [piece for piece in (after(piece, chain.end) for piece in pieces) if piece]
+            await self._append(life, chain, rest)
+
+    async def _pass_hole(self, life: _Life, chain: Chain, last: int) -> None:
+        """Kafka holds nothing from the chain's end through `last`."""
+        if life.pieces and life.pieces[0].start == last + 1:
+            life.pieces[0] = replace(life.pieces[0], start=chain.end + 1)
+        elif await self._raw.begin(life.partition) > last:
+            before = chain.newest
+            await self._call(partial(chain.append_hole, last))
+            self._appended(life, chain, before)
+        else:
+            raise BrokerError(f"partition {life.partition}: Kafka does not give offsets {chain.end + 1} to {last}, though they have not expired")
+
+    # Accepted ticks
+
+    def _take_frame(self, life: _Life, frame: Frame) -> None:
+        end = life.frames[-1].through if life.frames else None
+        if end is not None and (frame.start > end + 1 or frame.through <= end):
+            return
+        rows = frame.rows if end is None or frame.start > end else _rows_between(frame.rows, end + 1, frame.through)
+        if self._held + rows.nbytes > self._settings.archive_buffer_bytes:
+            return
+        life.frames.append(_Clean(frame.start if end is None else end + 1, frame.through, rows))
+        self._hold(life, rows.nbytes)
+
+    async def _archive_processed(self, life: _Life, chain: Chain) -> None:
+        while life.backlog:
+            name = life.backlog[0]
+            extent = await self._call(partial(read_extent, self._store, name))
+            first, last = extent.first, extent.last
+            if extent.count:
+                missing: list[tuple[int, int]] = []
+                covered = life.frames and life.frames[0].start <= first and life.frames[-1].through >= last
+                if covered:
+                    batches = [_rows_between(frame.rows, first, last) for frame in life.frames if frame.start <= last]
+                elif life.clean_through >= last and not self._closing:
+                    async with self._repairs:
+                        batches, missing = await self._read_clean(life, chain.log, first, last)
+                else:
+                    return
+                await self._call(partial(self._create_processed, extent, name, batches, missing))
+            life.backlog.popleft()
+            life.processed = last
+            while life.frames and life.frames[0].through <= last:
+                self._hold(life, -life.frames.popleft().rows.nbytes)
+
+    def _create_processed(self, extent: Extent, name: str, batches: Sequence[pa.RecordBatch], missing: Sequence[tuple[int, int]]) -> None:
+        rows = pa.Table.from_batches(batches, schema=TICKS_SCHEMA)
+        for processed, data in processed_objects(extent, name, rows, missing):
+            self._store.create(processed, data)
+
+    async def _read_clean(self, life: _Life, log: str, first: int, last: int) -> tuple[list[pa.RecordBatch], list[tuple[int, int]]]:
+        batches: list[pa.RecordBatch] = []
+        missing: list[tuple[int, int]] = []
+        expect = first
+        async with aclosing(self._clean.read(life.partition, log, first, last)) as found:
+            async for frame in found:
+                if frame.through < expect or expect > last:
+                    continue
+                if frame.start > expect:
+                    missing.append((expect, min(frame.start - 1, last)))
+                batches.append(_rows_between(frame.rows, max(expect, frame.start), last))
+                expect = frame.through + 1
+        if expect <= last:
+            missing.append((expect, last))
+        if missing:
+            logger.warning("archive: partition %d: ticks.clean no longer tells of raw offsets %s; they are recorded as missing", life.partition, missing)
+        return batches, missing
+
+    # Threads
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        async with self._calls:
+            return await in_thread(call)
+
+
+def _rows_between(rows: pa.RecordBatch, first: int, last: int) -> pa.RecordBatch:
+    offsets = rows.column("offset").to_numpy()
+    begin, end = offsets.searchsorted(first), offsets.searchsorted(last, side="right")
+    return rows.select(TICKS_SCHEMA.names).slice(begin, end - begin).replace_schema_metadata(None)
+
+
+def in_thread(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
+    """Runs a blocking call in a thread of its own that a hanging store cannot make the process wait for at its end, as the pools of the library would."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def run() -> None:
+        result, fault = None, None
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  it is raised where the result is awaited
+            fault = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, fault)
+
+    threading.Thread(target=run, name="archive-store", daemon=True).start()
+
+    async def wait() -> T:
+        return await future
+
+    return wait()
+
+
+# Kafka
+
+
+class _Topic:
+    """Reads one topic without a group: each call has a consumer of its own, as long as it lasts."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings, self._name = settings, settings.topic(name)
+
+    @asynccontextmanager
+    async def _open(self, partition: int) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
+        """A consumer assigned to the partition. Whatever Kafka raises inside becomes a `BrokerError`."""
+        at = TopicPartition(self._name, partition)
+        consumer = AIOKafkaConsumer(
+            **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
+            fetch_max_wait_ms=100, request_timeout_ms=10_000,
+        )  # fmt: skip
+        try:
+            await consumer.start()
+            consumer.assign([at])
+            yield consumer, at
+        except (KafkaError, OSError) as error:
+            raise BrokerError(f"cannot read {self._name} back, partition {partition}: {type(error).__name__} {error}") from error
+        finally:
+            await consumer.stop()
+
+    async def _records(self, consumer: AIOKafkaConsumer, at: TopicPartition, first: int) -> AsyncGenerator[list[Any], None]:
+        """What a fetch brought, from `first` on; an empty list where the position moved without records or nothing came for now."""
+        consumer.seek(at, first)
+        while True:
+            records = (await consumer.getmany(at, timeout_ms=200, max_records=5_000)).get(at, [])
+            if records and records[0].offset < first:
+                raise BrokerError(f"{self._name}, partition {at.partition}: offset {first} is not there any more: the topic was made again")
+            yield records
+
+
+class KafkaRaw(_Topic):
+    """`RawReader` on `ticks.raw`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, "ticks.raw")
+
+    async def begin(self, partition: int) -> int:
+        async with self._open(partition) as (consumer, at):
+            return int((await consumer.beginning_offsets([at]))[at])
+
+    async def read(self, partition: int, first: int, last: int) -> AsyncGenerator[Sequence[RawRecord], None]:
+        async with self._open(partition) as (consumer, at):
+            first = max(first, (await consumer.beginning_offsets([at]))[at])
+            if first > last:
+                return
+            stall = _Stall(self._name, partition)
+            async with aclosing(self._records(consumer, at, first)) as chunks:
+                async for records in chunks:
+                    wanted = [record for record in records if record.offset <= last]
+                    if wanted:
+                        yield wanted
+                    position = await consumer.position(at)
+                    if position > last:
+                        return
+                    stall.at(position)
+
+
+class KafkaClean(_Topic):
+    """`CleanReader` on `ticks.clean`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, "ticks.clean")
+
+    async def newest(self, partition: int) -> tuple[str, int] | None:
+        best: tuple[str, int] | None = None
+        async with self._open(partition) as (consumer, at):
+            begin, end = await _bounds(consumer, at)
+            if begin < end:
+                async with aclosing(self._frames(consumer, at, max(begin, end - NEWEST_FRAMES), end)) as frames:
+                    async for frame in frames:
+                        through = frame.through if frame.part == frame.parts - 1 else frame.start - 1
+                        best = max(best or (frame.log, through), (frame.log, through))
+        return best
+
+    async def read(self, partition: int, log: str, first: int, last: int) -> AsyncGenerator[Frame, None]:
+        async with self._open(partition) as (consumer, at):
+            begin, end = await _bounds(consumer, at)
+            expect, back = first, NEWEST_FRAMES
+            while expect <= last:
+                start = max(begin, end - back)
+                beyond = None
+                assembler = Assembler()
+                async with aclosing(self._frames(consumer, at, start, end)) as frames:
+                    async for part in frames:
+                        frame = assembler.feed(part) if part.log == log else None
+                        if frame is None:
+                            continue
+                        if frame.start <= expect <= frame.through:
+                            yield frame
+                            expect = frame.through + 1
+                            if expect > last:
+                                return
+                        elif frame.start > expect:
+                            if start > begin and beyond is None:
+                                break                       # what we want is further back
+                            beyond = min(beyond or frame.start, frame.start)
+                if start == begin:
+                    if beyond is None or beyond <= expect or beyond > last:
+                        return
+                    expect = beyond
+                back *= 8
+
+    async def _frames(self, consumer: AIOKafkaConsumer, at: TopicPartition, start: int, end: int) -> AsyncGenerator[Frame, None]:
+        """The topic's messages from Kafka's offset `start` through its end, as they are."""
+        stall = _Stall(self._name, at.partition)
+        async with aclosing(self._records(consumer, at, start)) as chunks:
+            async for records in chunks:
+                for record in records:
+                    try:
+                        yield decode(record.value)
+                    except FrameError as error:
+                        logger.warning("archive: %s, partition %d, offset %d: %s", self._name, at.partition, record.offset, error)
+                position = await consumer.position(at)
+                if position >= max(end, consumer.highwater(at) or 0):
+                    return
+                stall.at(position)
+
+
+async def _bounds(consumer: AIOKafkaConsumer, at: TopicPartition) -> tuple[int, int]:
+    return (await consumer.beginning_offsets([at]))[at], (await consumer.end_offsets([at]))[at]
+
+
+class _Stall:
+    """Raises `BrokerError` once a position has not moved for `READ_STALL_S`."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._where = f"{topic}, partition {partition}"
+        self._position = -1
+        self._since = time.monotonic()
+
+    def at(self, position: int) -> None:
+        if position != self._position:
+            self._position, self._since = position, time.monotonic()
+        elif time.monotonic() - self._since > READ_STALL_S:
+            raise BrokerError(f"{self._where}: nothing comes at offset {position}")

@@ -1,0 +1,208 @@
+"""`stockstream verify`: reads the whole archive and proves that it holds every raw offset exactly once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import click
+
+from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
+from stockstream.settings import load_settings
+from stockstream.sinks.archive import (
+    HOUR_MS,
+    Extent,
+    Made,
+    Name,
+    chain_begins,
+    chains,
+    folder_of_hour,
+    parse_name,
+    processed_name,
+    read_extent,
+    read_made,
+    read_raw_object,
+)  # fmt: skip
+from stockstream.sinks.stores import Store, open_store
+
+
+@dataclass(slots=True)
+class Coverage:
+    """One partition of one log: offsets `first` to `last` are covered by `objects`; `holes` held nothing, `records` were archived.
+
+    `processed`: last offset whose ticks are stored; `ticks`: how many; `missing`: offsets whose verdict by `clean` was lost.
+    """
+
+    log: str
+    partition: int
+    first: int = 0
+    last: int = -1
+    objects: int = 0
+    records: int = 0
+    holes: int = 0
+    processed: int = -1
+    ticks: int = 0
+    missing: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """What the archive holds, and every fault, one line each."""
+
+    chains: list[Coverage] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
+    """Reads every object. A writer may be at work: what it adds meanwhile is left for the next time. `step` is called for each raw object.
+
+    Raises `ArchiveUnavailable` where the store fails; faults of the archive itself are in the report.
+    """
+    report = Report()
+    names = list(store.list("raw/"))            # before the chains: a writer makes a chain's beginning first
+    raw: dict[tuple[str, int], list[tuple[str, Name]]] = {key: [] for key in chains(store)}
+    for name in names:
+        parsed = parse_name(name)
+        if parsed is None:
+            report.faults.append(f"{name}: not a name of ours")
+        elif (parsed.log, parsed.partition) not in raw:
+            report.faults.append(f"{name}: its chain has no beginning in chains/")
+        else:
+            raw[parsed.log, parsed.partition].append((name, parsed))
+    processed: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for name in store.list("processed/"):
+        parsed = parse_name(name)
+        if parsed is None:
+            report.faults.append(f"{name}: not a name of ours")
+        else:
+            processed[parsed.log, parsed.partition].add(name)
+    for (log, partition), objects in sorted(raw.items()):
+        coverage = Coverage(log, partition)
+        report.chains.append(coverage)
+        objects.sort(key=lambda item: item[1].first)
+        _check_chain(store, coverage, objects, processed[log, partition], report.faults, step)
+    for key in sorted(set(processed) - set(raw)):
+        report.faults.append(f"{min(processed[key])}: there is no raw chain of log {key[0]}, partition {key[1]}")
+    return report
+
+
+def _check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]], processed: set[str], faults: list[str], step: Callable[[], None]) -> None:
+    expect = chain_begins(store, coverage.log, coverage.partition)
+    coverage.holes = expect
+    coverage.processed = expect - 1
+    previous, behind = "", False
+    for name, parsed in names:
+        step()
+        try:
+            extent, lines = read_raw_object(store, name)
+        except ArchiveUnavailable:
+            raise
+        except ArchiveError as error:
+            faults.append(str(error))
+            try:
+                extent, lines = read_extent(store, name), []
+            except ArchiveUnavailable:
+                raise
+            except ArchiveError:
+                previous, expect = name, parsed.first
+                continue
+        if (extent.log, extent.partition, extent.first) != (parsed.log, parsed.partition, parsed.first):
+            faults.append(f"{name}: its trailer is that of log {extent.log}, partition {extent.partition}, offset {extent.first}")
+        if extent.first > expect:
+            faults.append(f"{name}: offsets {expect} to {extent.first - 1} of log {coverage.log}, partition {coverage.partition} are missing before it")
+        elif extent.first < expect:
+            faults.append(f"{name}: offsets {extent.first} to {min(expect - 1, extent.last)} are there twice")
+        elif extent.previous != previous:
+            faults.append(f"{name}: it says that it follows {extent.previous or 'nothing'}, and {previous or 'nothing'} is before it")
+        if lines and folder_of_hour(lines[0].timestamp // HOUR_MS) != parsed.folder:
+            faults.append(f"{name}: its first record is of another hour than its folder")
+        expect, previous = extent.last + 1, name
+        coverage.objects += 1
+        coverage.records += extent.count
+        coverage.holes += extent.last - extent.first + 1 - extent.count
+        behind = _check_processed(store, coverage, name, extent, processed, behind, faults)
+    coverage.last = expect - 1
+    for stray in sorted(processed):
+        first = (parse_name(stray) or Name("", "", "", 0, 0)).first
+        if first <= coverage.processed:
+            faults.append(f"{stray}: not one of the objects of offset {first}")
+
+
+def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent, processed: set[str], behind: bool, faults: list[str]) -> bool:
+    """Takes the raw object's processed ones out of `processed`; returns whether this one or one before has none yet."""
+    if not extent.count:
+        coverage.processed = coverage.processed if behind else extent.last
+        return behind
+    main = processed_name(raw)
+    if main not in processed:
+        return True
+    if behind:
+        faults.append(f"{main}: objects before it have not been processed")
+    made = _made(store, main, extent, faults)
+    if made is None:
+        processed.discard(main)
+        return behind
+    for name, rows in made.objects.items():
+        if name not in processed:
+            faults.append(f"{main}: {name} is missing")
+            continue
+        processed.discard(name)
+        part = made if name == main else _made(store, name, extent, faults)
+        if part and part.rows != rows:
+            faults.append(f"{name}: {part.rows} rows, and {main} says {rows}")
+        coverage.ticks += rows if name.startswith("processed/ticks/") else 0
+    coverage.missing += sum(last - first + 1 for first, last in made.missing)
+    coverage.processed = coverage.processed if behind else extent.last
+    return behind
+
+
+def _made(store: Store, name: str, extent: Extent, faults: list[str]) -> Made | None:
+    try:
+        made = read_made(store, name)
+    except ArchiveUnavailable:
+        raise
+    except ArchiveError as error:
+        faults.append(str(error))
+        return None
+    if (made.log, made.partition, made.first, made.last) != (extent.log, extent.partition, extent.first, extent.last):
+        faults.append(f"{name}: made of offsets {made.first} to {made.last} of log {made.log}, and the raw object holds {extent.first} to {extent.last}")
+    return made
+
+
+@click.command(help="Check that the archive holds every raw offset exactly once.")
+@click.option("--archive", help="The archive's URL; STOCKSTREAM_ARCHIVE where it is not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(archive: str | None, as_json: bool) -> int:
+    url = archive or load_settings().archive
+    if url == "none":
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none")
+    done = 0
+
+    def show() -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty() and done % 20 == 0:
+            click.echo(f"\r{done} objects", err=True, nl=False)
+
+    report = check(open_store(url), show)
+    if sys.stderr.isatty() and done >= 20:
+        click.echo("\r" + " " * 30 + "\r", err=True, nl=False)
+    if as_json:
+        click.echo(json.dumps({"archive": url, "ok": not report.faults, "chains": [asdict(chain) for chain in report.chains], "faults": report.faults}))
+        return 1 if report.faults else 0
+    for chain in report.chains:
+        lost = f", {chain.missing} offsets without a verdict" if chain.missing else ""
+        click.echo(
+            f"log {chain.log} partition {chain.partition}: offsets {chain.first} to {chain.last} once each ({chain.records} records, {chain.holes} holes) "
+            f"in {chain.objects} objects; processed through {chain.processed}, {chain.ticks} ticks{lost}"
+        )
+    if not report.chains:
+        click.echo(f"{url} holds no archive yet", err=True)
+    for fault in report.faults:
+        click.echo(f"FAULT {fault}")
+    records = sum(chain.records for chain in report.chains)
+    click.echo(f"{len(report.faults)} faults" if report.faults else f"all is well: {len(report.chains)} chains, {records} records")
+    return 1 if report.faults else 0

@@ -1,0 +1,134 @@
+"""What every store must do, written once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
+from stockstream.sinks.memory import MemoryStore
+from stockstream.sinks.stores import STALE_S, TEMPORARY, FileStore, Store, open_store
+
+
+class StoreContract:
+    """Inherit, and give `store`."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        raise NotImplementedError
+
+    def test_creates_once_and_keeps_the_first(self, store: Store) -> None:
+        assert store.create("raw/a/1", b"one")
+        assert not store.create("raw/a/1", b"another")
+        assert store.read("raw/a/1") == b"one"
+
+    def test_reads_the_tail(self, store: Store) -> None:
+        store.create("x", b"0123456789")
+        assert store.read("x", 3) == b"789" and store.read("x", 99) == b"0123456789"
+
+    def test_knows_what_is_not_there(self, store: Store) -> None:
+        store.create("there/is", b"")
+        assert store.size("there/is") == 0 and store.size("there/is not") is None
+        with pytest.raises(ArchiveError, match="there is no"):
+            store.read("there/is not")
+
+    def test_lists_in_the_order_of_bytes(self, store: Store) -> None:
+        names = ["a/b/1", "a/b/2", "a/b-c/1", "a/b.d", "a/c", "ab", "b/x/y/z", "a/b/10"]
+        for name in names:
+            store.create(name, b"")
+        assert list(store.list("")) == sorted(names)
+        for prefix in ("a/", "a/b", "a/b/", "a/b/1", "b/x", "nothing/"):
+            found = sorted(name for name in names if name.startswith(prefix))
+            assert list(store.list(prefix)) == found
+            for start in [*names, "a/b", "zzz"]:
+                assert list(store.list(prefix, start)) == [name for name in found if name > start]
+
+    def test_one_of_many_wins(self, store: Store) -> None:
+        won: list[int] = []
+
+        def race(number: int) -> None:
+            if store.create("raw/contested", bytes([number]) * 1000):
+                won.append(number)
+
+        threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and store.read("raw/contested") == bytes([won[0]]) * 1000
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return MemoryStore()
+
+    def test_fails_on_purpose(self) -> None:
+        store = MemoryStore(seed=3)
+        store.down = True
+        with pytest.raises(ArchiveUnavailable):
+            store.create("a", b"")
+        store.down, store.failing = False, 1.0
+        outcomes = set()
+        for number in range(50):
+            with pytest.raises(ArchiveUnavailable):
+                store.create(str(number), b"")
+            outcomes.add(str(number) in store.objects)
+        assert outcomes == {True, False}        # an answer may be lost, and so may the request
+
+
+class TestFileStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return FileStore(tmp_path / "archive")
+
+    def test_leaves_no_temporary_file(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path)
+        store.create("a/b", b"x")
+        store.create("a/b", b"x")
+        assert list((tmp_path / TEMPORARY).iterdir()) == []
+        assert list(store.list("")) == ["a/b"]
+
+    def test_sweeps_what_a_crash_left(self, tmp_path: Path) -> None:
+        (tmp_path / TEMPORARY).mkdir()
+        old, new = tmp_path / TEMPORARY / "old", tmp_path / TEMPORARY / "new"
+        for path in (old, new):
+            path.write_bytes(b"half")
+        os.utime(old, (0, old.stat().st_mtime - STALE_S - 60))
+        store = FileStore(tmp_path)
+        store.create("a", b"x")
+        assert not old.exists() and new.exists() and list(store.list("")) == ["a"]
+
+    def test_a_full_disk_leaves_nothing_and_can_be_tried_again(self, tmp_path: Path) -> None:
+        class Full(FileStore):
+            full = True
+
+            def _write(self, path: Path, data: bytes) -> None:
+                if self.full:
+                    path.write_bytes(data[: len(data) // 2])
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                super()._write(path, data)
+
+        store = Full(tmp_path)
+        with pytest.raises(ArchiveUnavailable, match="No space left") as raised:
+            store.create("a/b", b"0123456789")
+        assert raised.value.retriable and store.size("a/b") is None and list((tmp_path / TEMPORARY).iterdir()) == []
+        store.full = False
+        assert store.create("a/b", b"0123456789") and store.read("a/b") == b"0123456789"
+
+    def test_a_folder_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ArchiveUnavailable, match="cannot write a/b"):
+            FileStore(tmp_path / "file").create("a/b", b"")
+
+
+def test_urls(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/x")
+    assert store.create("a", b"1") and (tmp_path / "x" / "a").read_bytes() == b"1"
+    for url in ("s3://bucket/x", "file://", "/tmp", ""):
+        with pytest.raises(SettingsError, match="not file://path"):
+            open_store(url)
