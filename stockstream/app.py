@@ -71,6 +71,11 @@ class App(faust.App):
         await super().on_start()
         self.add_future(watchdog(self))
 
+    async def on_stop(self) -> None:
+        """Settles what is under way while the producer still runs."""
+        await self.release()
+        await super().on_stop()
+
     async def positions(self, assigned: set[TP]) -> Mapping[TP, int | None]:
         """Where reading goes on, from the state of every part; where several read one topic, the earliest."""
         by_topic: dict[str, list[int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from stockstream.app import app
 from stockstream.web.live import Live
@@ -19,7 +18,9 @@ def _version() -> str:
         return "0"
 
 
-@app.on_worker_init.connect
-def _register(sender: Any, signal: Any = None, **_: Any) -> None:
+def _register() -> None:
     live = Live()
     register(app, live, status, metrics, Tail(app.settings, live, metrics), version=_version())
+
+
+_register()                                                              # Faust adds its own pages as soon as all modules are loaded; ours come before
