@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     gather_ms: int = Field(40, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
     archive: str = Field("file://./data", description="where raw and processed data go: file://path, or none")
+    archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
+    archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
+    archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
     models: str = Field("file://./models-store", description="where models are kept: file://path")
     state_dir: Path = Field(Path("./data/state"), description="small local files: the simulation's log of events, broker logs")
     model: str = Field("xgboost", description="name of the champion model that score loads")
