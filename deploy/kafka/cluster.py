@@ -213,6 +213,63 @@ def _receive(connection: socket.socket, length: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------------- the cluster
 
 
+def broker_settings(mode: str, node: int, ports: Sequence[int], inner_ports: Sequence[int], directory: Path) -> dict[str, str]:
+    """What stands in a broker's properties file: small, quick to start, quick to notice a fault.
+
+    `inner_ports` are those of the KRaft controllers, or ZooKeeper's one.
+    """
+    nodes = len(ports)
+    insync = 2 if nodes >= 3 else 1
+    shared = {
+        "listeners": f"PLAINTEXT://127.0.0.1:{ports[node]}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports[node]}",
+        "log.dirs": str(directory / f"data-{node}"),
+        "auto.create.topics.enable": "false",
+        "num.partitions": "8",
+        "default.replication.factor": str(nodes),
+        "min.insync.replicas": str(insync),
+        "offsets.topic.replication.factor": str(nodes),
+        "offsets.topic.num.partitions": "8",
+        "transaction.state.log.replication.factor": str(nodes),
+        "transaction.state.log.min.isr": str(insync),
+        "transaction.state.log.num.partitions": "8",
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "1000",
+        "log.segment.bytes": "16777216",
+        "log.retention.check.interval.ms": "2000",
+        "log.initial.task.delay.ms": "1000",
+        "log.segment.delete.delay.ms": "1000",
+        "log.cleaner.dedupe.buffer.size": "8388608",
+        "log.cleaner.threads": "1",
+        "log.cleaner.backoff.ms": "1000",
+        "num.network.threads": "2",
+        "num.io.threads": "4",
+        "background.threads": "2",
+    }
+    if mode == "zookeeper":
+        own = {
+            "broker.id": str(node + 1),
+            "zookeeper.connect": f"127.0.0.1:{inner_ports[0]}",
+            "zookeeper.session.timeout.ms": "4000",
+            "zookeeper.connection.timeout.ms": "20000",
+            "controlled.shutdown.retry.backoff.ms": "500",
+        }
+    else:
+        own = {
+            "node.id": str(node + 1),
+            "process.roles": "broker,controller",
+            "listeners": f"PLAINTEXT://127.0.0.1:{ports[node]},CONTROLLER://127.0.0.1:{inner_ports[node]}",
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.voters": ",".join(f"{other + 1}@127.0.0.1:{port}" for other, port in enumerate(inner_ports)),
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "1000",
+            "share.coordinator.state.topic.replication.factor": str(nodes),
+            "share.coordinator.state.topic.min.isr": str(insync),
+        }
+    return shared | own
+
+
 class Cluster:
     """`nodes` brokers on 127.0.0.1, numbered from 0; their ids in Kafka are one higher.
 
@@ -272,7 +329,7 @@ class Cluster:
             self._jars = fetch_jars(self.mode)
             self.directory.mkdir(parents=True, exist_ok=True)
             cluster_id = self._prepare()
-            self._write_configuration(cluster_id)
+            self._write_configuration()
             if self.mode == "kraft":
                 self._format(cluster_id)
             else:
@@ -345,6 +402,18 @@ class Cluster:
         process = self._processes.get(_name(node))
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGCONT)
+
+    def heal(self, timeout_s: float = 60.0) -> None:
+        """Thaw and start what faults have frozen or ended, and wait until all is in sync."""
+        for node in tuple(self._frozen):
+            self.thaw(node)
+        ended = [node for node in range(self.nodes) if node not in self.running()]
+        for node in ended:
+            self._spawn_node(node)
+        if ended:
+            self._wait_for_nodes(ended, self.nodes)
+            self._write_pids()
+        self.wait_in_sync(timeout_s)
 
     def metadata(self) -> Metadata:
         """What the first node that answers says."""
@@ -424,60 +493,10 @@ class Cluster:
         pids = {name: process.pid for name, process in self._processes.items()}
         (self.directory / "pids.json").write_text(json.dumps(pids))
 
-    def _broker_settings(self, node: int) -> dict[str, str]:
-        insync = 2 if self.nodes >= 3 else 1
-        shared = {
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.ports[node]}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.ports[node]}",
-            "log.dirs": str(self.directory / f"data-{node}"),
-            "auto.create.topics.enable": "false",
-            "num.partitions": "8",
-            "default.replication.factor": str(self.nodes),
-            "min.insync.replicas": str(insync),
-            "offsets.topic.replication.factor": str(self.nodes),
-            "offsets.topic.num.partitions": "8",
-            "transaction.state.log.replication.factor": str(self.nodes),
-            "transaction.state.log.min.isr": str(insync),
-            "transaction.state.log.num.partitions": "8",
-            "group.initial.rebalance.delay.ms": "0",
-            "group.min.session.timeout.ms": "1000",
-            "log.segment.bytes": "16777216",
-            "log.retention.check.interval.ms": "2000",
-            "log.initial.task.delay.ms": "1000",
-            "log.segment.delete.delay.ms": "1000",
-            "log.cleaner.dedupe.buffer.size": "8388608",
-            "log.cleaner.threads": "1",
-            "log.cleaner.backoff.ms": "1000",
-            "num.network.threads": "2",
-            "num.io.threads": "4",
-            "background.threads": "2",
-        }
-        if self.mode == "zookeeper":
-            own = {
-                "broker.id": str(node + 1),
-                "zookeeper.connect": f"127.0.0.1:{self._inner_ports[0]}",
-                "zookeeper.session.timeout.ms": "4000",
-                "zookeeper.connection.timeout.ms": "20000",
-                "controlled.shutdown.retry.backoff.ms": "500",
-            }
-        else:
-            own = {
-                "node.id": str(node + 1),
-                "process.roles": "broker,controller",
-                "listeners": f"PLAINTEXT://127.0.0.1:{self.ports[node]},CONTROLLER://127.0.0.1:{self._inner_ports[node]}",
-                "controller.listener.names": "CONTROLLER",
-                "controller.quorum.voters": ",".join(f"{other + 1}@127.0.0.1:{port}" for other, port in enumerate(self._inner_ports)),
-                "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-                "broker.session.timeout.ms": "4000",
-                "broker.heartbeat.interval.ms": "1000",
-                "share.coordinator.state.topic.replication.factor": str(self.nodes),
-                "share.coordinator.state.topic.min.isr": str(insync),
-            }
-        return shared | own | self.settings
-
-    def _write_configuration(self, cluster_id: str) -> None:
+    def _write_configuration(self) -> None:
         for node in range(self.nodes):
-            _write_properties(self.directory / f"{_name(node)}.properties", self._broker_settings(node))
+            ours = broker_settings(self.mode, node, self.ports, self._inner_ports, self.directory)
+            _write_properties(self.directory / f"{_name(node)}.properties", ours | self.settings)
         if self.mode == "zookeeper":
             data = self.directory / "zookeeper"
             data.mkdir(exist_ok=True)

@@ -1,0 +1,70 @@
+"""Fixtures for all tests: brokers, unique names, and an environment without the developer's own settings."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from stockstream.embedded import EmbeddedBroker
+from tests.kafka import Brokers, Cluster
+
+hypothesis.settings.register_profile("stockstream", deadline=None, print_blob=True)     # no timed assertions: the machine may be busy
+hypothesis.settings.load_profile("stockstream")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"kafka", "kafka3"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.kafka)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tuple(os.environ):
+        if name.startswith("STOCKSTREAM_") and name != "STOCKSTREAM_REQUIRE_KAFKA":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def brokers() -> Iterator[Brokers]:
+    """All brokers of the session; ask for `kafka`, `kafka3` or `embedded` instead."""
+    started = Brokers()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(brokers: Brokers) -> Cluster:
+    """Real Kafka, one broker."""
+    return brokers.cluster(1)
+
+
+@pytest.fixture(scope="session")
+def kafka3(brokers: Brokers) -> Cluster:
+    """Real Kafka, three brokers; whole again before each test, whatever the one before did to it."""
+    return brokers.cluster(3)
+
+
+@pytest.fixture(scope="session")
+def embedded(brokers: Brokers) -> EmbeddedBroker:
+    """Tansu, the demo's broker."""
+    return brokers.embedded()
+
+
+@pytest.fixture(autouse=True)
+def _whole_clusters(request: pytest.FixtureRequest) -> None:
+    for name in {"kafka", "kafka3"} & set(request.fixturenames):
+        cluster: Cluster = request.getfixturevalue(name)
+        cluster.heal()
+
+
+@pytest.fixture
+def prefix(brokers: Brokers) -> Iterator[str]:
+    """A topic prefix (and with it an app id) that no other test has; its topics are deleted afterwards."""
+    name = f"t{uuid.uuid4().hex[:10]}."
+    yield name
+    brokers.delete_topics(name[:-1])

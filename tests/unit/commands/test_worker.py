@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stockstream.commands import worker
+from stockstream.commands.worker import NO_RESTART_STATUS, Supervisor, worker_command
+
+
+def counting(path: Path, *statuses: int) -> list[str]:
+    """A command that appends its process id to a file and ends with the next of the statuses."""
+    code = (
+        f"import os, sys; f = open({str(path)!r}, 'a+'); f.seek(0); n = len(f.readlines())\n"
+        f"print(os.getpid(), file=f, flush=True); sys.exit({statuses!r}[n])"
+    )
+    return [sys.executable, "-c", code]
+
+
+def starts(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_failed_worker_is_started_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    supervisor = Supervisor(counting(tmp_path / "pids", 1, 3, 0), told.append, delays_s=(0.0, 0.01))
+    assert supervisor.run(restart=True) == 0
+    assert starts(tmp_path / "pids") == 3
+    assert told == ["the worker ended with status 1; it is started again in 0 s", "the worker ended with status 3; it is started again in 0.01 s"]
+
+
+def test_waits_grow_and_begin_anew_after_good_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(worker, "HEALTHY_S", 0.0)
+    Supervisor(counting(tmp_path / "pids", 1, 1, 1, 0), told.append, delays_s=(0.0, 99.0)).run(restart=True)
+    assert [line.rpartition(" in ")[2] for line in told] == ["0 s"] * 3
+
+
+def test_once_ends_with_the_workers_status(tmp_path: Path) -> None:
+    assert Supervisor(counting(tmp_path / "pids", 5, 0), print).run(restart=False) == 5
+    assert starts(tmp_path / "pids") == 1
+
+
+def test_what_a_person_must_change_is_not_tried_again(tmp_path: Path) -> None:
+    assert Supervisor(counting(tmp_path / "pids", NO_RESTART_STATUS, 0), print).run(restart=True) == NO_RESTART_STATUS
+    assert starts(tmp_path / "pids") == 1
+
+
+def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    code = (
+        f"import os, signal; f = open({str(path)!r}, 'a+'); f.seek(0); n = len(f.readlines()); print(n, file=f, flush=True)\n"
+        "if n == 0: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    told: list[str] = []
+    assert Supervisor([sys.executable, "-c", code], told.append, delays_s=(0.0,)).run(restart=True) == 0
+    assert told == ["the worker ended with status 137; it is started again in 0 s"]
+
+
+def _signal_when(path: Path, number: signal.Signals) -> threading.Thread:
+    def wait_and_signal() -> None:
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=wait_and_signal)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_handed_on_and_the_worker_is_not_started_again(tmp_path: Path, number: signal.Signals) -> None:
+    ready = tmp_path / "ready"
+    code = (
+        f"import signal, sys, time, pathlib\nsignal.signal({int(number)}, lambda *_: sys.exit(9))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\nwhile True: time.sleep(0.05)"
+    )
+    thread = _signal_when(ready, number)
+    assert Supervisor([sys.executable, "-c", code], print).run(restart=True) == 9
+    thread.join()
+
+
+def test_a_worker_that_does_not_heed_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = f"import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path({str(ready)!r}).touch(); time.sleep(600)"
+    thread = _signal_when(ready, signal.SIGTERM)
+    assert Supervisor([sys.executable, "-c", code], print, grace_s=0.2).run(restart=True) == 128 + signal.SIGKILL
+    thread.join()
+
+
+def test_a_signal_while_it_waits_ends_it(tmp_path: Path) -> None:
+    def say(_: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert Supervisor(counting(tmp_path / "pids", 1, 1), say, delays_s=(60.0,)).run(restart=True) == 0
+    assert starts(tmp_path / "pids") == 1
+
+
+def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    Supervisor(counting(tmp_path / "pids", 0), print).run(restart=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_faust_knows_the_options_that_we_give_it() -> None:
+    told = subprocess.run([sys.executable, "-m", "faust", "worker", "--help"], capture_output=True, text=True, check=True).stdout
+    for web in (True, False):
+        line = worker_command("127.0.0.1", 7000, "info", web=web)
+        options = [word for word in line[line.index("worker") :] if word.startswith("-")]
+        assert [option for option in options if option not in told] == []
