@@ -152,7 +152,7 @@ def test_frames_beyond_what_is_expected_or_of_an_older_log_are_dropped_and_a_new
 
 def test_a_state_that_cannot_be_read_is_an_error() -> None:
     with pytest.raises(StateError, match="partition 3"):
-        Detector.restore(3, {b"3/log-1/open": b"\xc1"})
+        Detector.restore(3, {b"3/log-1/0/open": b"\xc1"})
 
 
 def test_records_hold_only_what_changed_and_others_partitions_and_older_logs_are_ignored() -> None:
@@ -160,18 +160,18 @@ def test_records_hold_only_what_changed_and_others_partitions_and_older_logs_are
     log[1][1].append(row("A", START + 1, volume=1000))
     detector = Detector(3)
     detector.feed(frame(log[:1], 0, 0))
-    assert [key for key, _ in detector.records()] == [b"3/log-1/open", b"3/log-1/head"]
+    assert [key for key, _ in detector.records()] == [b"3/log-1/0/open", b"3/log-1/0/head"]
     assert detector.records() == []
     detector.feed(frame(log[1:2], 1, 1))
     records = dict(detector.records())
-    assert list(records) == [b"3/log-1/open", b"3/log-1/head"]
+    assert list(records) == [b"3/log-1/0/open", b"3/log-1/0/head"]
     assert all(msgspec.msgpack.decode(value)[0] == 1 for value in records.values())
     other = {b"33/log-9/head": msgspec.msgpack.encode([99, "log-9"]), b"3/log-0/head": msgspec.msgpack.encode([99, "log-0"])}
     again = Detector.restore(3, records | other)
     assert (again.log, again.expect, again.open_alerts) == ("log-1", 2, detector.open_alerts)
     assert dict(again.records(everything=True)) == records
     again.feed(frame(log[2:3], 2, 2))
-    assert [key for key, _ in again.records()] == [b"3/log-1/head"]
+    assert [key for key, _ in again.records()] == [b"3/log-1/0/head"]
 
 
 def oracle(log: Log) -> list[tuple[str, str, int]]:
