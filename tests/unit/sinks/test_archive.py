@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
@@ -74,7 +74,8 @@ def test_lines_keep_every_byte(pairs: list[tuple[bytes | None, bytes | None]]) -
     chain = Chain(store, "log1", 3)
     chain.append(encode(3, given_records))
     _, found = read_raw_object(store, chain.newest)
-    assert [(line.partition, line.offset, line.timestamp, *key_and_value(line)) for line in found] == [(3, r.offset, r.timestamp, r.key, r.value) for r in given_records]
+    told = [(line.partition, line.offset, line.timestamp, *key_and_value(line)) for line in found]
+    assert told == [(3, r.offset, r.timestamp, r.key, r.value) for r in given_records]
 
 
 def test_a_line_is_plain_json() -> None:
@@ -127,9 +128,8 @@ def test_an_object_is_read_by_ordinary_readers(tmp_path: Path) -> None:
     chain.append(encode(0, records(3010, 3100)))
     path = tmp_path / chain.newest
     everything = f"{tmp_path}/raw/*/*/*.jsonl.zst"
-    assert duckdb.sql(f"SELECT count(*), sum(\"offset\"), any_value(date) FROM read_json('{everything}', format='newline_delimited')").fetchall()[0][:2] == (
-        3091, sum(range(3000)) + sum(range(3010, 3101)),
-    )  # fmt: skip
+    sql = f"SELECT count(*), sum(\"offset\") FROM read_json('{everything}', format='newline_delimited')"
+    assert duckdb.connect().execute(sql).fetchall() == [(3091, sum(range(3000)) + sum(range(3010, 3101)))]
     data = path.read_bytes()
     expected = lines(0, records(3010, 3100))
     assert pa.CompressedInputStream(pa.BufferReader(data), "zstd").read() == expected
@@ -316,11 +316,11 @@ def test_writers_that_know_nothing_of_each_other_make_one_chain(seed: int) -> No
                 raise ArchiveUnavailable("sent, and no answer")
             if depth < 2 and rng.random() < 0.3:
                 depth += 1
-                rng.choice([writer for writer in writers if writer not in busy]).step_as_other()
+                step(rng.choice([writer for writer in writers if writer not in busy]))
                 depth -= 1
             return store.create(name, data)
 
-        def list(self, prefix: str, start_after: str = ""):  # type: ignore[no-untyped-def]
+        def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
             return store.list(prefix, start_after)
 
         def read(self, name: str, tail: int = 0) -> bytes:
@@ -334,15 +334,13 @@ def test_writers_that_know_nothing_of_each_other_make_one_chain(seed: int) -> No
     def step(writer: Writer) -> None:
         busy.append(writer)
         try:
-            Writer.step(writer)
+            writer.step()
         finally:
             busy.remove(writer)
 
     for writer in writers:
         writer.store = Delaying()
-        writer.step_as_other = lambda writer=writer: step(writer)  # type: ignore[attr-defined]
 
-    lost: set[int] = set()
     for _ in range(250):
         step(rng.choice(writers))
         if late and rng.random() < 0.1:

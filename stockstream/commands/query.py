@@ -1,0 +1,166 @@
+"""`stockstream query`: SQL over the archive, by an embedded DuckDB that can only read it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import duckdb
+
+from stockstream.errors import ArchiveError, SettingsError
+from stockstream.settings import load_settings
+from stockstream.sinks.archive import BARS_SQL, STORED_BARS, STORED_TICKS
+
+TABLE_ROWS = 100
+"""A table on a screen ends here unless `--limit` says otherwise; CSV and JSON are whole."""
+
+RAW_COLUMNS = {
+    "partition": "INTEGER", "offset": "BIGINT", "timestamp": "BIGINT", "key": "VARCHAR", "value": "VARCHAR", "key_base64": "VARCHAR", "value_base64": "VARCHAR",
+}  # fmt: skip
+_TYPES = {"string": "VARCHAR", "int64": "BIGINT", "int32": "INTEGER", "double": "DOUBLE", "timestamp[ms]": "TIMESTAMP"}
+_NAME_OF_RAW = r"([A-Za-z0-9._-]+)-\d{5}-\d{20}\.jsonl\.zst$"
+
+VIEWS = {
+    "ticks": "accepted ticks, by event time (UTC)",
+    "bars_1m": "one row for each symbol, source and minute with a price, made from the ticks",
+    "raw": "records of ticks.raw as received; timestamp is Kafka's, epoch ms",
+}
+EXAMPLE = "SELECT symbol, minute, open, high, low, close, volume, vwap FROM bars_1m WHERE date = current_date ORDER BY volume DESC LIMIT 10"
+
+
+class SqlError(ArchiveError):
+    """The user's SQL does not work: what DuckDB says, in one line."""
+
+
+def connect(root: Path) -> tuple[duckdb.DuckDBPyConnection, bool]:
+    """A connection with the views `ticks`, `bars_1m` and `raw` over the archive folder, and whether there is anything in it.
+
+    Nothing else can be read or written through it. A view of nothing has its columns and no rows.
+    """
+    root = root.absolute()
+    connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
+    found = False
+    for name, folder, pattern, columns in (
+        ("stored_ticks", "processed/ticks", "*/*/*.parquet", {field.name: _TYPES[str(field.type)] for field in STORED_TICKS}),
+        ("bar_parts", "processed/bars_1m", "*/*.parquet", {field.name: _TYPES[str(field.type)] for field in STORED_BARS}),
+        ("stored_raw", "raw", "*/*/*.jsonl.zst", RAW_COLUMNS),
+    ):
+        hive = {"date": "DATE"} | ({} if name == "bar_parts" else {"hour": "BIGINT"})
+        if next((root / folder).glob(pattern), None) is None:
+            wanted = columns | hive | ({"filename": "VARCHAR"} if name == "stored_raw" else {})
+            nothing = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in wanted.items())
+            connection.execute(f"CREATE VIEW {name} AS SELECT {nothing} WHERE false")
+            continue
+        found = True
+        at = str(root / folder / pattern).replace("'", "''")
+        types = ", ".join(f"'{column}': {kind}" for column, kind in hive.items())
+        options = f"hive_partitioning=true, hive_types={{{types}}}"
+        if name == "stored_raw":
+            given = ", ".join(f"'{column}': '{kind}'" for column, kind in columns.items())
+            source = f"read_json('{at}', format='newline_delimited', compression='zstd', columns={{{given}}}, filename=true, {options})"
+        else:
+            source = f"read_parquet('{at}', {options})"
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")
+    connection.execute("CREATE VIEW ticks AS SELECT * FROM stored_ticks")
+    connection.execute(f"CREATE VIEW bars_1m AS {BARS_SQL}")
+    connection.execute(f"CREATE VIEW raw AS SELECT * EXCLUDE (filename), regexp_extract(filename, '{_NAME_OF_RAW}', 1) AS log FROM stored_raw")
+    quoted = str(root).replace("'", "''")
+    connection.execute(f"SET allowed_directories=['{quoted}']")
+    connection.execute("SET enable_external_access=false")
+    connection.execute("SET lock_configuration=true")
+    return connection, found
+
+
+def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, limit: int) -> tuple[list[str], list[tuple[Any, ...]], bool]:
+    """Columns, rows (at most `limit`; 0: all) and whether there were more. Raises `SqlError`."""
+    try:
+        statements = duckdb.extract_statements(sql)
+        if len(statements) != 1:
+            raise SqlError(f"one SQL statement is expected, not {len(statements)}")
+        if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+            raise SqlError("the archive is read-only: SELECT, and nothing that changes anything")
+        result = connection.execute(statements[0])
+        columns = [column[0] for column in result.description or []]
+        rows = result.fetchmany(limit + 1) if limit else result.fetchall()
+    except duckdb.Error as error:
+        raise SqlError(str(error).split("\n\n")[0].replace("\n", " ")) from error
+    return columns, rows[:limit] if limit else rows, bool(limit) and len(rows) > limit
+
+
+def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned text: numbers to the right."""
+    cells = [list(columns), *(["" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in column) for column in zip(*rows, strict=True)]
+    right = right or [False] * len(columns)
+    lines = [[cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right, strict=True)] for row in cells]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def as_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """An array of objects; times in ISO 8601, what JSON has no number for as null."""
+    return json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
+
+
+FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+
+
+def describe(connection: duckdb.DuckDBPyConnection) -> str:
+    """The views with their columns, and an example."""
+    lines = []
+    for view, meaning in VIEWS.items():
+        columns = connection.execute(f"DESCRIBE {view}").fetchall()
+        lines += [f"{view}: {meaning}", "    " + ", ".join(f"{column[0]} {column[1]}" for column in columns), ""]
+    return "\n".join([*lines, "Example:", f'    stockstream query "{EXAMPLE}"'])
+
+
+@click.command(help="Ask the archive in SQL. Without SQL: what can be asked.")
+@click.argument("sql", required=False)
+@click.option("--archive", help="The archive's URL; STOCKSTREAM_ARCHIVE where it is not given.")
+@click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="table", show_default=True, help="How rows are printed.")
+@click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
+@click.option("--limit", type=click.IntRange(min=0), help=f"Rows at most; 0: all. {TABLE_ROWS} in a table where it is not given.")
+def command(sql: str | None, archive: str | None, form: str, as_json_: bool, limit: int | None) -> None:
+    url = archive or load_settings().archive
+    if not url.startswith("file://") or url == "file://":
+        raise SettingsError(f"archive {url!r} is not file://path")
+    form = "json" if as_json_ else form
+    connection, found = connect(Path(url.removeprefix("file://")))
+    with connection:
+        if not found:
+            click.echo(f"{url} holds no archive yet: the views are empty", err=True)
+        if sql is None:
+            click.echo(describe(connection))
+            return
+        columns, rows, more = run_sql(connection, sql, (TABLE_ROWS if form == "table" else 0) if limit is None else limit)
+        click.echo(FORMATS[form](columns, rows))
+        if more:
+            click.echo(f"there are more rows than {len(rows)}: see --limit", err=True)

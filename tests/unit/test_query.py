@@ -1,0 +1,135 @@
+"""`stockstream query` and `stockstream verify` on a small archive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from stockstream.commands import query, verify
+from stockstream.errors import SettingsError
+from stockstream.records import TICKS_SCHEMA
+from stockstream.sinks.archive import Chain, Piece, lines, processed_objects, read_extent
+from stockstream.sinks.stores import FileStore
+
+T0 = 1_760_000_000_000 // 3_600_000 * 3_600_000     # 2025-10-09 08:00
+
+
+class _Record:
+    def __init__(self, offset: int, value: bytes) -> None:
+        self.offset, self.timestamp, self.key, self.value = offset, T0 + offset, b"A", value
+
+
+def _archive(root: Path) -> None:
+    """Two objects; the second one has a tick that comes late and one that shares its second with the first object's last."""
+    store = FileStore(root)
+    chain = Chain(store, "log1", 2)
+    told: list[tuple[int, list[tuple[str, int, float | None, int]]]] = [
+        (0, [("A", T0, 10.0, 5), ("B", T0 + 1_500, 7.0, 1)]),
+        (1, [("A", T0 + 30_900, 12.0, 5), ("A", T0 + 59_900, 11.0, 10), ("A", T0 + 60_000, 11.5, 1), ("A", T0 + 60_100, None, 0)]),
+        (2, [("A", T0 + 59_100, 11.25, 4), ("A", T0 + 40_000, 9.0, 2)]),
+    ]
+    for offset, rows in told:
+        chain.append([Piece(offset, range(offset, offset + 1), T0 // 3_600_000, lines(2, [_Record(offset, b"{%d}" % offset)]))])
+        table = pa.Table.from_pylist(
+            [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n, "offset": offset, "index": i} for i, (s, at, p, n) in enumerate(rows)],
+            schema=TICKS_SCHEMA,
+        )
+        for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, table):
+            store.create(name, data)
+
+
+def _run(root: Path, *arguments: str) -> Result:
+    result = CliRunner().invoke(query.command, ["--archive", f"file://{root}", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_bars_are_made_of_all_their_parts(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    bars = json.loads(_run(tmp_path, "--json", "SELECT * FROM bars_1m ORDER BY symbol, minute").stdout)
+    assert bars == [
+        {"symbol": "A", "source": "x", "minute": "2025-10-09T08:00:00", "open": 10.0, "high": 12.0, "low": 9.0, "close": 11.25, "volume": 26,
+         "vwap": (50 + 60 + 110 + 45 + 18) / 26, "ticks": 5, "date": "2025-10-09"},
+        {"symbol": "A", "source": "x", "minute": "2025-10-09T08:01:00", "open": 11.5, "high": 11.5, "low": 11.5, "close": 11.5, "volume": 1, "vwap": 11.5,
+         "ticks": 1, "date": "2025-10-09"},
+        {"symbol": "B", "source": "x", "minute": "2025-10-09T08:00:00", "open": 7.0, "high": 7.0, "low": 7.0, "close": 7.0, "volume": 1, "vwap": 7.0,
+         "ticks": 1, "date": "2025-10-09"},
+    ]  # fmt: skip
+
+
+def test_ticks_and_raw(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    assert _run(tmp_path, "--format", "csv", "SELECT count(*) AS n, max(event_time) AS newest, max(hour) AS h, max(date) AS d FROM ticks").stdout == (
+        "n,newest,h,d\n8,2025-10-09 08:01:00.100000,8,2025-10-09\n"
+    )
+    sql = 'SELECT "offset", partition, timestamp, key, value, value_base64, log, hour FROM raw ORDER BY "offset"'
+    raw = json.loads(_run(tmp_path, "--json", sql).stdout)
+    expected = {"offset": 1, "partition": 2, "timestamp": T0 + 1, "key": "A", "value": "{1}", "value_base64": None, "log": "log1", "hour": 8}
+    assert len(raw) == 3 and raw[1] == expected
+    minutes = _run(tmp_path, "SELECT date_trunc('minute', event_time) AS minute, min_by(price, event_time) AS first FROM ticks GROUP BY 1 ORDER BY 1").stdout
+    assert minutes.splitlines()[2:] == ["2025-10-09 08:00:00     10", "2025-10-09 08:01:00   11.5"]
+
+
+def test_an_empty_archive_has_the_same_columns(tmp_path: Path) -> None:
+    _archive(tmp_path / "full")
+    for view in query.VIEWS:
+        columns = [[column[:2] for column in query.connect(tmp_path / root)[0].execute(f"DESCRIBE {view}").fetchall()] for root in ("full", "empty")]
+        assert sorted(columns[0]) == sorted(columns[1])
+    result = _run(tmp_path / "empty", "SELECT * FROM bars_1m")
+    assert result.exit_code == 0 and "holds no archive yet" in result.stderr and result.stdout.startswith("symbol")
+
+
+def test_limits(tmp_path: Path) -> None:
+    many = "SELECT * FROM range(250)"
+    assert len(_run(tmp_path, many).stdout.splitlines()) == query.TABLE_ROWS + 2
+    assert "see --limit" in _run(tmp_path, many).stderr
+    assert len(json.loads(_run(tmp_path, "--json", many).stdout)) == 250
+    assert len(_run(tmp_path, "--limit", "0", many).stdout.splitlines()) == 252
+    cut = _run(tmp_path, "--json", "--limit", "3", many)
+    assert len(json.loads(cut.stdout)) == 3 and "see --limit" in cut.stderr
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["SELEC 1", "SELECT nothing FROM ticks", "DROP VIEW ticks", "COPY (SELECT 1) TO '{tmp}/out.csv'", "SELECT 1; SELECT 2", "",
+     "SELECT * FROM read_text('/etc/passwd')", "SET enable_external_access=true", "CREATE TABLE t (a INT)", "SELECT 'a'::INT"],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_one_line(tmp_path: Path, sql: str) -> None:
+    with pytest.raises(query.SqlError) as raised:
+        _run(tmp_path, sql.format(tmp=tmp_path))
+    assert "\n" not in str(raised.value) and str(raised.value)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_without_sql_it_says_what_can_be_asked(tmp_path: Path) -> None:
+    told = _run(tmp_path).stdout
+    for view in query.VIEWS:
+        assert f"{view}: " in told
+    assert _run(tmp_path, query.EXAMPLE).exit_code == 0
+
+
+def test_other_urls() -> None:
+    for command in (query.command, verify.command):
+        result = CliRunner().invoke(command, ["--archive", "s3://x/y"])
+        assert isinstance(result.exception, SettingsError)
+
+
+def test_verify_tells_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    arguments = ["--archive", f"file://{tmp_path}"]
+    good = CliRunner().invoke(verify.command, arguments, standalone_mode=False)
+    assert good.return_value == 0 and "offsets 0 to 2 once each (3 records, 0 holes) in 3 objects; processed through 2, 8 ticks" in good.stdout
+    assert json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)["ok"] is True
+    middle = sorted((tmp_path / "raw").rglob("*.zst"))[1]
+    middle.unlink()
+    bad = CliRunner().invoke(verify.command, arguments, standalone_mode=False)
+    assert bad.return_value == 1 and "offsets 1 to 1 of log log1, partition 2 are missing before it" in bad.stdout
+    told = json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)
+    assert told["ok"] is False and told["faults"]
+    empty = CliRunner().invoke(verify.command, ["--archive", f"file://{tmp_path}/nothing"], standalone_mode=False)
+    assert empty.return_value == 0 and "holds no archive yet" in empty.stderr
