@@ -98,8 +98,10 @@ class Events:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The view of `/events`."""
-        if self._closing or len(self._clients) >= MAX_CLIENTS:
-            raise web.HTTPServiceUnavailable(text=f"this worker serves {MAX_CLIENTS} event streams and no more" if not self._closing else "this worker is stopping")
+        if self._closing:
+            raise web.HTTPServiceUnavailable(text="this worker is stopping")
+        if len(self._clients) >= MAX_CLIENTS:
+            raise web.HTTPServiceUnavailable(text=f"this worker serves {MAX_CLIENTS} event streams and no more")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         transport = request.transport

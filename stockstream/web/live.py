@@ -1,14 +1,13 @@
 """What the views answer from: the newest state of every symbol, in memory, made only of messages.
 
 Pure: no I/O and no clock of its own. Rows of `windows` go into rings of one-second bars, one slot per second, 300 seconds long, 1,024 symbols to a
-block (60 bytes a bar: 18 MB for 1,000 symbols, 180 MB for 10,000 that tick every second); the last row of each symbol is kept whole, in columns.
-Predictions stay bytes until somebody asks.
+block; the last row of each symbol is kept whole, in columns. Predictions stay bytes until somebody asks. Measured: 10,000 symbols that tick every
+second take 210 MB and 22 ms of CPU for each of their seconds.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -354,7 +353,7 @@ class Live:
         if interval_s > 1:
             bars = [_merged(group, interval_s) for group in _by_interval(ring, interval_s)]
         else:
-            bars = [_merged(ring[i : i + 1], 1) for i in range(len(ring))]
+            bars = [_bar(*values) for values in ring[["second", "open", "high", "low", "close", "volume", "ticks", "quotes"]].tolist()]
         if before is not None:
             bars = bars[: bisect_left([bar.second for bar in bars], before)]
         kept = bars[-limit:]
@@ -552,7 +551,8 @@ class Live:
         source, last = self._last["source"][at], self._last["second"][at].item()
         clock = max(last, self._clocks.get((self._last["partition"][at].item(), source), last))
         ring = ring[(ring["second"] > clock - WINDOW_S) & (ring["second"] <= last) & (ring["source"] == self._source(source))]
-        return ring[np.argsort(ring["second"])]
+        ordered: Array = ring[np.argsort(ring["second"])]
+        return ordered
 
     def _prediction(self, symbol: str) -> Prediction | None:
         held = self._predictions.get(symbol)
@@ -633,6 +633,12 @@ def _columns(rows: pa.RecordBatch) -> dict[str, Array]:
 def _by_interval(ring: Array, interval_s: int) -> list[Array]:
     starts = ring["second"] // interval_s
     return [group for group in np.split(ring, np.flatnonzero(np.diff(starts)) + 1) if len(group)]
+
+
+def _bar(second: int, open: float, high: float, low: float, close: float, volume: int, ticks: int, quotes: int) -> Bar:
+    return Bar(
+        second=second, open=_or_null(open), high=_or_null(high), low=_or_null(low), close=_or_null(close), volume=volume, ticks=ticks, quotes=quotes, seconds=1,
+    )  # fmt: skip
 
 
 def _merged(group: Array, interval_s: int) -> Bar:

@@ -112,7 +112,7 @@ class Status(Protocol):
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def register(app: AppT[Any], live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
+def register(app: AppT, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
     """Put the views on a Faust app's web server, before its own pages; the server's start and stop are those of the tail and the event stream.
 
     Call it once the app has its settings.

@@ -1,12 +1,13 @@
 // The page: what the API holds, then what the event stream changes.
 
-import { count, ms, rate, signed, stamp, time } from "./format.js";
+import { ago, count, ms, rate, signed, stamp, time } from "./format.js";
 import { SymbolTable } from "./table.js";
 
 const at = (id) => document.getElementById(id);
-const table = new SymbolTable({ head: at("head"), body: at("body"), room: at("room"), shown: at("shown") });
+const table = new SymbolTable({ table: at("table"), head: at("head"), room: at("room"), shown: at("shown") });
 const alerts = new Map();
 const ALERTS_SHOWN = 100;
+const QUIET_S = 15;
 let pipeline = null;
 let models = [];
 let openAlerts = 0;
@@ -106,14 +107,14 @@ function drawEmpty() {
   } else {
     strong.textContent = "Waiting for the first closed second";
     words.textContent = "The topics are read and hold no symbol yet. A symbol appears here when its first second has closed: start a source (STOCKSTREAM_SOURCE=simulated), "
-      + "run `stockstream replay FILE`, or write ticks to the topic ticks.raw.";
+      + "run stockstream replay FILE, or write ticks to the topic ticks.raw.";
   }
   at("empty").replaceChildren(strong, words);
 }
 
 function drawAlerts() {
   const newestFirst = [...alerts.values()].sort((a, b) => b.opened_at - a.opened_at || (a.id < b.id ? 1 : -1));
-  at("no-alerts").hidden = newestFirst.length > 0;
+  at("no-alerts").hidden = !loaded || newestFirst.length > 0;
   const lines = newestFirst.slice(0, ALERTS_SHOWN).map((alert) => {
     const line = document.createElement("li");
     const what = document.createElement("div");
@@ -194,7 +195,12 @@ function drawPipeline() {
 function showState() {
   const tail = pipeline?.views?.tail;
   if (tail && tail.state !== "reading") say("waiting", `the broker's topics: ${tail.state}`);
-  else say("live", newest === null ? "connected, no market data yet" : "live");
+  else if (newest === null) say("waiting", "connected, no market data yet");
+  else {
+    const age = Date.now() / 1000 - newest;
+    if (age > QUIET_S) say("waiting", `connected, last second ${ago(age)} ago`);
+    else say("live", "live");
+  }
 }
 
 const stream = new EventSource("/events");

@@ -21,3 +21,9 @@ export const signed = (value, digits = 2) => {
 };
 
 export const direction = (value) => (value == null || value === 0 ? "" : value > 0 ? "up" : "down");
+
+/** An age in its largest unit: `3 min`. */
+export const ago = (seconds) => {
+  for (const [unit, length] of [["days", 86_400], ["h", 3_600], ["min", 60]]) if (seconds >= 2 * length) return `${count(Math.floor(seconds / length))} ${unit}`;
+  return `${count(seconds)} s`;
+};

@@ -6,8 +6,8 @@ const ROW = 34;
 const SPARE = 4;
 
 export class SymbolTable {
-  constructor({ head, body, room, shown }) {
-    Object.assign(this, { head, body, room, shown });
+  constructor({ table, head, room, shown }) {
+    Object.assign(this, { table, head, room, shown });
     this.rows = new Map();
     this.order = [];
     this.key = "symbol";
@@ -15,8 +15,8 @@ export class SymbolTable {
     this.search = "";
     this.pool = [];
     this.pending = false;
-    body.addEventListener("scroll", () => this.draw(), { passive: true });
-    new ResizeObserver(() => this.draw()).observe(body);
+    table.addEventListener("scroll", () => this.draw(), { passive: true });
+    new ResizeObserver(() => this.draw()).observe(table);
     head.addEventListener("click", (event) => this.sortBy(event.target.dataset.key));
   }
 
@@ -44,7 +44,7 @@ export class SymbolTable {
 
   find(text) {
     this.search = text.trim().toLowerCase();
-    this.body.scrollTop = 0;
+    this.table.scrollTop = 0;
     this.arrange();
   }
 
@@ -58,7 +58,7 @@ export class SymbolTable {
     this.order = rows;
     this.room.style.height = `${rows.length * ROW}px`;
     this.shown.textContent = rows.length === this.rows.size ? `${count(rows.length)} symbols` : `${count(rows.length)} of ${count(this.rows.size)} symbols`;
-    this.body.parentElement.setAttribute("aria-rowcount", String(rows.length + 1));
+    this.table.setAttribute("aria-rowcount", String(rows.length + 1));
     this.draw();
   }
 
@@ -72,8 +72,8 @@ export class SymbolTable {
   }
 
   paint() {
-    const first = Math.max(0, Math.floor(this.body.scrollTop / ROW) - SPARE);
-    const last = Math.min(this.order.length, Math.ceil((this.body.scrollTop + this.body.clientHeight) / ROW) + SPARE);
+    const first = Math.max(0, Math.floor(this.table.scrollTop / ROW) - SPARE);
+    const last = Math.min(this.order.length, Math.ceil((this.table.scrollTop + this.table.clientHeight) / ROW) + SPARE);
     while (this.pool.length < last - first) this.pool.push(this.create());
     this.pool.forEach((line, i) => {
       const row = this.order[first + i];

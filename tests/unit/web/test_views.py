@@ -246,8 +246,8 @@ async def test_every_view_answers_as_the_document_says(make: Any) -> None:
                     {"error": {"status": 404, "message": await get(client, path.replace("{symbol}", "NONE") + ("" if "{" in path else "?symbol=NONE"), 404)}}
                 )
         assert len(checked) == 10
-        bad = jsonschema.Draft202012Validator({**document["paths"]["/api/symbols"]["get"]["responses"]["200"]["content"]["application/json"]["schema"], **components})
-        assert not bad.is_valid({"items": [{"symbol": 3}], "next": None})
+        page = document["paths"]["/api/symbols"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert not jsonschema.Draft202012Validator({**page, **components}).is_valid({"items": [{"symbol": 3}], "next": None})
 
 
 async def test_the_documents_defaults_and_bounds_are_those_of_the_views(make: Any) -> None:
@@ -299,13 +299,12 @@ async def test_streams_end_with_the_server(make: Any) -> None:
     application = web.Application()
     views.mount(application, Live(), FakeStatus(), Metrics())
     server = TestServer(application)
-    async with TestClient(server) as client:
-        async with client.get("/events") as response:
-            await response.content.readline()
-            async with asyncio.timeout(5):
-                await server.close()
-                while await response.content.readline():
-                    pass
+    async with TestClient(server) as client, client.get("/events") as response:
+        await response.content.readline()
+        async with asyncio.timeout(5):
+            await server.close()
+            while await response.content.readline():
+                pass
 
 
 async def test_a_slow_client_is_dropped_and_the_others_go_on(make: Any) -> None:

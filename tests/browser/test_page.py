@@ -1,0 +1,96 @@
+"""The page in a real browser, over a `Live` filled by hand: it draws, it follows the stream, it asks nobody but this worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from stockstream.records import WINDOWS_SCHEMA, Alert, Closing
+from stockstream.transforms.frames import Frame
+from stockstream.web import views
+from stockstream.web.live import Live
+from stockstream.web.metrics import Metrics
+
+pytestmark = pytest.mark.asyncio
+
+SECOND = 1_700_000_000
+ROWS = "document.querySelectorAll('.row:not([hidden])').length"
+
+
+class Status:
+    def ready(self) -> tuple[bool, str]:
+        return True, "ready"
+
+    def healthy(self) -> tuple[bool, str]:
+        return True, "healthy"
+
+    def pipeline(self) -> dict[str, Any]:
+        return {"lag": [{"topic": "ticks.raw", "partition": 0, "lag": 1}]}
+
+    def models(self) -> list[dict[str, Any]]:
+        return [{"name": "xgboost", "version": "1", "role": "champion"}]
+
+
+def frame(symbols: list[str], offset: int, price: float) -> Frame:
+    row: dict[str, Any] = {f.name: 1 if pa.types.is_integer(f.type) else None for f in WINDOWS_SCHEMA}
+    row |= {"source": "simulated.1", "second": SECOND + offset, "offset": offset, "quality": "", "revised": False, "price": price}
+    rows = pa.RecordBatch.from_pylist([{**row, "symbol": symbol} for symbol in symbols], schema=WINDOWS_SCHEMA)
+    return Frame("1", 0, offset, (Closing(offset, "simulated.1", SECOND, SECOND + offset),), rows)
+
+
+def alert(state: Any) -> bytes:
+    return msgspec.json.encode(Alert(
+        id="S00003:price_drop:1", symbol="S00003", rule="price_drop", state=state, severity="critical", opened_at=SECOND * 1_000, as_of=SECOND * 1_000,
+        value=-0.02, baseline=10.0, threshold=-0.01, message="<b>2 % below</b> the price 60 s before", window={},
+    ))  # fmt: skip
+
+
+@pytest_asyncio.fixture
+async def served() -> AsyncIterator[tuple[str, Live]]:
+    live, application = Live(), web.Application()
+    views.mount(application, live, Status(), Metrics())
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield "http://{}:{}".format(*runner.addresses[0][:2]), live
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, dark: bool) -> None:
+    url, live = served
+    async with browser(url + "/", tmp_path, dark=dark) as page:
+        await page.until("document.getElementById('empty')?.hidden === false")
+        assert "Waiting for the first closed second" in await page.ask("document.getElementById('empty').textContent")
+
+        symbols = [f"S{i:05d}" for i in range(3_000)]
+        live.frame(0, frame(symbols, 1, 12.5))
+        await page.until("document.getElementById('symbols').textContent === '3,000'")
+        await page.until(f"{ROWS} > 10")
+        assert await page.ask(ROWS) < 60
+        assert "12.50" in await page.ask("document.querySelector('.row').textContent")
+
+        await page.ask("document.getElementById('table').scrollTop = 1e9")
+        await page.until("[...document.querySelectorAll('.row:not([hidden]) a')].some((a) => a.textContent === 'S02999')")
+        await page.ask("document.getElementById('filter').value = 's00003'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        await page.until(f"{ROWS} === 1")
+
+        live.frame(0, frame(["S00003"], 2, 99.5))
+        await page.until("document.querySelector('.row:not([hidden])').textContent.includes('99.50')")
+
+        live.alert(alert("opened"))
+        await page.until("document.querySelector('#alert-list li')?.textContent.includes('<b>2 % below</b>')")
+        assert "alert" in await page.ask("document.querySelector('.row:not([hidden])').textContent")
+        live.alert(alert("closed"))
+        await page.until("document.querySelectorAll('#alert-list li').length === 0")
+
+        assert "ticks.raw" in await page.until("document.getElementById('pipeline').textContent")
+        assert page.errors == []
+        assert page.requests and all(request.startswith(url + "/") for request in page.requests)
