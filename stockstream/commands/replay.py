@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import click
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from stockstream.broker import client_options, ensure_topics, producer_options
+from stockstream.broker import ensure_topics, producer_options
+from stockstream.compacted import read_compacted
 from stockstream.errors import BrokerError, DeliveryError, SourceError
 from stockstream.records import SCHEMA_VERSION, Punctuation
 from stockstream.settings import Settings, load_settings
@@ -27,7 +28,6 @@ from stockstream.transforms.partitioning import home_partition
 HEADERS = [("schema_version", str(SCHEMA_VERSION).encode())]
 MOST_IN_A_FRAME = 4_000
 OUTSTANDING_BATCHES = 64
-LATEST_TIMEOUT_S = 20.0
 BROKER_TIMEOUT_S = 10.0
 
 encode = msgspec.json.Encoder().encode
@@ -153,40 +153,11 @@ def _array(values: list[bytes]) -> bytes:
 
 async def read_latest(settings: Settings) -> dict[str, dict[str, Any]]:
     """The last row of each symbol in the topic `latest`. Raises `BrokerError` where it cannot be read in time."""
-    topic = settings.topic("latest")
-    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
-    latest: dict[str, dict[str, Any]] = {}
     try:
-        async with asyncio.timeout(LATEST_TIMEOUT_S):
-            await consumer.start()
-            places = [TopicPartition(topic, number) for number in range(settings.partitions)]
-            consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends = await consumer.end_offsets(places)
-            left = {place for place in places if ends[place] > 0}
-            while left:
-                batches = await consumer.getmany(timeout_ms=300)
-                for records in batches.values():
-                    for record in records:
-                        _note_latest(latest, record.key, record.value)
-                if not batches:                                  # an end may be in the middle of a batch, so going on until nothing comes is part of it
-                    left = {place for place in left if await consumer.position(place) < ends[place]}
-    except (TimeoutError, KafkaError) as error:
-        why = str(error) or "timed out"
-        raise BrokerError(f"topic {topic} cannot be read to see whether the ticks would be accepted ({why}); --yes goes on anyhow") from error
-    finally:
-        await consumer.stop()
-    return latest
-
-
-def _note_latest(latest: dict[str, dict[str, Any]], key: bytes | None, value: bytes | None) -> None:
-    if key is None:
-        return
-    if value is None:
-        latest.pop(key.decode(), None)
-        return
-    row = msgspec.json.decode(value)
-    latest[key.decode()] = {"source": row["source"], "second": row["second"]}
+        table = await read_compacted(settings, "latest")
+    except BrokerError as error:
+        raise BrokerError(f"{error}, so that nobody knows whether the ticks would be accepted; --yes goes on anyhow") from error
+    return {key.decode(): msgspec.json.decode(value) for key, value in table.items()}
 
 
 async def publish(settings: Settings, source: ReplaySource, publisher: Publisher, *, paced: bool, advance: Callable[[int], None]) -> int:
