@@ -74,6 +74,10 @@ class _Source:
     unsent: bool = False
     feeds: dict[str, _Feed] = field(default_factory=dict)
 
+    def forgotten(self, ts: int) -> bool:
+        """Whether it was not heard for a day of the log's time; what is still to be closed keeps it."""
+        return ts - self.ts > FORGET_MS and not self.unsent
+
 
 @dataclass(slots=True)
 class _Held:
@@ -146,13 +150,13 @@ def _reason(error: msgspec.MsgspecError) -> tuple[str, str]:
     text = str(error)
     if not isinstance(error, msgspec.ValidationError):
         return "invalid_json", text
+    at = text.partition(" - at `$")[2].rstrip("`")
+    if text.startswith("Expected `object") and "." not in at:
+        return "invalid_shape", text
     if text.startswith("Object missing required field") or ", got `null`" in text:
         return "missing_field", text
     if "out of range" in text:
         return "out_of_range", text
-    at = text.partition(" - at `$")[2].rstrip("`")
-    if text.startswith("Expected `object") and "." not in at:
-        return "invalid_shape", text
     return "invalid_type", text
 
 
@@ -224,7 +228,10 @@ class Cleaner:
         if type(item) is Punctuation:
             self._punctuate(item, offset, ts, value, rejections)
             return
-        if type(item) is list and item and type(item[0]) is Tick:
+        if not item:
+            rejections.append(self._reject(("invalid_shape", "a frame without ticks"), offset, 0, value))
+            return
+        if type(item[0]) is Tick:
             item = list(enumerate(item))
         clocks: dict[str, int] = {}
         first: dict[str, int] = {}
@@ -264,7 +271,7 @@ class Cleaner:
 
     def _source(self, name: str, ts: int) -> _Source:
         source = self._sources.get(name)
-        if source is None or ts - source.ts > FORGET_MS:
+        if source is None or source.forgotten(ts):
             source = self._sources[name] = _Source()
         source.ts = ts
         return source
@@ -283,7 +290,7 @@ class Cleaner:
         if event_time > ts + FUTURE_MS:
             return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
         known = self._sources.get(name)
-        if known is not None and ts - known.ts > FORGET_MS:
+        if known is not None and known.forgotten(ts):
             known = None
         feed = None
         if tick.seq is not None or tick.snapshot or tick.day_volume is not None:
@@ -459,7 +466,7 @@ class Cleaner:
     def _forget(self) -> None:
         """Drops what is older than a day of the log's time; the verdicts ignore it already."""
         now = self.last_record[0]
-        for name in [name for name, s in self._sources.items() if now - s.ts > FORGET_MS]:
+        for name in [name for name, s in self._sources.items() if s.forgotten(now)]:
             del self._sources[name]
         for symbol in [symbol for symbol, h in self._held.items() if now - h.ts > FORGET_MS]:
             del self._held[symbol]

@@ -266,7 +266,7 @@ class _Ring:
             part = slice(lo, min(lo + _ROWS_AT_ONCE, n))
             i, c = rows[part], start[part]
             outside = WINDOW_S - length[part]
-            young = bool((outside > 0).any())
+            young = bool((returns[part] < WINDOW_S).any())
             prices, change = views["price"][i, c], views["log_return"][i, c]
             if young:
                 prices = np.where(position < outside[:, None], 0.0, prices)

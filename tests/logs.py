@@ -1,0 +1,87 @@
+"""Logs of `ticks.raw` for tests: random ones with every quirk, and generated days."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stockstream.transforms.batch import RawRecord
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+KAFKA_MS = 1 << 41
+"""Kafka's time of the records of random logs: after all their ticks."""
+
+
+def shared_model(name: str) -> ModuleType:
+    """A program of the owner's model of the windows; the test is skipped where it is not there."""
+    path = SHARED / "model" / f"{name}.py"
+    if not path.exists():
+        pytest.skip(f"the model {path} is not there")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def records_of(log: list[tuple[int, Any]]) -> list[RawRecord]:
+    """Records of a model's log: [(offset, ticks or punctuation)]; a record of one tick is now an object, now a frame."""
+    return [RawRecord(offset, KAFKA_MS, json.dumps(item[0] if isinstance(item, list) and len(item) == 1 and offset % 2 else item).encode()) for offset, item in log]
+
+
+def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.DataFrame:
+    """Ticks in order of arrival with the quirks of real data, none of them late: equal trades in one millisecond, silences over 300 s, quotes without price,
+    ticks out of order within the lateness. Columns symbol, event_time (epoch ms), price (NaN in a quote), size, bid, ask."""
+    rng = np.random.default_rng(seed)
+    begin = 1_700_000_000
+    parts = []
+    for number in range(symbols):
+        rate = (0.02, 0.3, 1.5, 4.0)[number % 4]
+        count = int(rate * seconds)
+        at = np.sort(rng.integers(0, seconds * 1000, count)) + begin * 1000
+        quiet = rng.integers(0, max(1, seconds - 900), 2)
+        for q in quiet:
+            at = at[(at < (begin + q) * 1000) | (at >= (begin + q + rng.integers(290, 800)) * 1000)]
+        price = np.round(100 * np.exp(np.cumsum(rng.normal(0, 2e-4, len(at)))), 2)
+        frame = pd.DataFrame({"symbol": f"G{number}", "event_time": at, "price": price, "size": rng.integers(0, 900, len(at))})
+        quote = rng.random(len(at)) < 0.2
+        frame.loc[quote, ["price", "size"]] = [np.nan, 0]
+        frame["bid"] = np.where(rng.random(len(at)) < 0.5, price - 0.01, np.nan)
+        frame["ask"] = np.where(rng.random(len(at)) < 0.5, price + 0.01, np.nan)
+        twins = frame[rng.random(len(at)) < 0.05]
+        parts += [frame, twins]
+    day = pd.concat(parts)
+    arrival = day.event_time + rng.integers(0, 150, len(day))
+    return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def day_records(day: pd.DataFrame, source: str) -> list[RawRecord]:
+    """The day as a log of one partition, closed by a punctuation."""
+    records = []
+    columns = [name for name in day.columns if name != "symbol"]
+    for offset, row in enumerate(day.to_dict("records")):
+        tick = {"symbol": str(row["symbol"]), "source": source, **{name: None if pd.isna(row[name]) else row[name] for name in columns}}
+        records.append(RawRecord(offset, int(row["event_time"]) + 200, json.dumps(tick).encode()))
+    newest = int(day.event_time.max())
+    records.append(RawRecord(len(records), newest + 2000, json.dumps({"punctuate": newest // 1000, "source": source}).encode()))
+    return records
+
+
+def cuts(rng: random.Random, records: list[Any], longest: int = 12) -> list[list[Any]]:
+    """The records in chunks of random length."""
+    out, at = [], 0
+    while at < len(records):
+        size = rng.randrange(1, longest)
+        out.append(records[at : at + size])
+        at += size
+    return out

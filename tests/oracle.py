@@ -1,0 +1,106 @@
+"""What `windows` must hold, computed with pandas from the ticks alone, by a way of its own: no ring, no frames, no state.
+
+For logs in which no tick is late: then every row is sent once, at the closing of its second. `tests/unit/transforms/test_windows.py` covers the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+WINDOW_S = 300
+FLOATS = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "mid", "mean_5m", "vwap_5m", "high_5m", "low_5m", "return_std_5m")
+EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "quality")
+
+
+def rows(ticks: pd.DataFrame) -> pd.DataFrame:
+    """One row for each symbol and second with a tick, indexed by (symbol, second).
+
+    `ticks` has symbol, event_time (epoch ms), price (NaN in a quote), size and optionally bid, ask, bid_size, ask_size, in the order of arrival.
+    """
+    ticks = ticks.assign(second=ticks.event_time // 1000, notional=ticks.price * ticks["size"])
+    for name in ("bid", "ask", "bid_size", "ask_size"):
+        if name not in ticks:
+            ticks[name] = np.nan
+    return pd.concat([_symbol(symbol, of) for symbol, of in ticks.groupby("symbol", sort=True)])
+
+
+def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
+    by = ticks.groupby("second")
+    bars = pd.DataFrame({
+        "open": by.price.first(), "high": by.price.max(), "low": by.price.min(), "close": by.price.last(), "volume": by["size"].sum(), "ticks": by.price.count(),
+        "quotes": by["size"].count() - by.price.count(), "bid": by.bid.last(), "ask": by.ask.last(), "bid_size": by.bid_size.last(), "ask_size": by.ask_size.last(),
+        "notional": by.notional.sum(),
+    })  # fmt: skip
+    bars["mid"] = (bars.bid + bars.ask) / 2
+    priced = bars.index[bars.close.notna()].to_numpy()
+    gap = np.diff(priced, prepend=priced[:1] - 10 * WINDOW_S) > WINDOW_S
+    begins = pd.Series(np.where(gap, priced, np.nan), priced).ffill()
+    # stretches with no gap of more than a window between seconds with anything: beyond one, nothing of the window is left
+    stretch = (np.diff(bars.index.to_numpy(), prepend=bars.index[0]) > 2 * WINDOW_S).cumsum()
+    return pd.concat([_stretch(symbol, part, begins) for _, part in bars.groupby(stretch)])
+
+
+def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame:
+    grid = bars.reindex(np.arange(bars.index[0], bars.index[-1] + 1))
+    second = pd.Series(grid.index, grid.index)
+    last = second.where(grid.close.notna()).ffill()
+    alive = last.notna() & (second - last <= WINDOW_S)
+    begun = begins.reindex(grid.index).ffill().where(alive)
+    price = grid.close.ffill().where(alive)
+    out = bars.copy()
+    rolling = {name: grid[name].fillna(0).rolling(WINDOW_S, min_periods=1).sum() for name in ("volume", "ticks")}
+    high, low = (getattr(grid[name].rolling(WINDOW_S, min_periods=1), how)() for name, how in (("high", "max"), ("low", "min")))
+    prices, notional = price.to_numpy(), grid.notional.fillna(0).to_numpy()
+    change = np.full(len(grid), np.nan)
+    inside = (second.to_numpy() > begun.to_numpy())[1:]
+    change[1:][inside] = np.log(prices[1:][inside] / prices[:-1][inside])
+    first = int(grid.index[0])
+    values: dict[str, list[float]] = {name: [] for name in ("mean_5m", "vwap_5m", "return_std_5m", "seconds_5m")}
+    for s in bars.index:
+        at = int(s) - first
+        lo = max(0, at - WINDOW_S + 1)
+        volume = rolling["volume"].iloc[at]
+        values["vwap_5m"].append(notional[lo : at + 1].sum() / volume if volume else np.nan)
+        if not alive.iloc[at]:
+            values["mean_5m"].append(np.nan)
+            values["return_std_5m"].append(np.nan)
+            values["seconds_5m"].append(0)
+            continue
+        lo = max(lo, int(begun.iloc[at]) - first)
+        returns = change[lo : at + 1]
+        if lo == int(begun.iloc[at]) - first:
+            returns = returns[1:]
+        values["mean_5m"].append(prices[lo : at + 1].mean())
+        values["return_std_5m"].append(np.std(returns, ddof=1) if len(returns) > 1 else np.nan)
+        values["seconds_5m"].append(at - lo + 1)
+    for name, column in values.items():
+        out[name] = column
+    out["volume_5m"], out["ticks_5m"] = rolling["volume"].reindex(bars.index), rolling["ticks"].reindex(bars.index)
+    out["high_5m"], out["low_5m"] = high.reindex(bars.index), low.reindex(bars.index)
+    # with only one price, or none, in a window that is alive the carried price is no tick's
+    out.loc[out.ticks_5m == 0, ["high_5m", "low_5m"]] = np.nan
+    out["quality"] = np.where(out.seconds_5m < WINDOW_S, "partial", "")
+    out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])
+    return out
+
+
+def differences(got: pd.DataFrame, want: pd.DataFrame) -> list[str]:
+    """What differs between rows of `windows` and the oracle's, in words; empty where all is equal: 1e-9 relative, 1e-12 absolute for the deviation."""
+    got = got.set_index(["symbol", "second"]).sort_index()
+    want = want.sort_index()
+    if not got.index.equals(want.index):
+        return [f"{len(want.index.difference(got.index))} rows missing, {len(got.index.difference(want.index))} too many of {len(want)}"]
+    out = []
+    for name in FLOATS:
+        a, b = got[name].to_numpy(float), want[name].to_numpy(float)
+        close = np.isclose(a, b, rtol=1e-9, atol=1e-12 if name == "return_std_5m" else 0, equal_nan=True)
+        if not close.all():
+            at = int(np.flatnonzero(~close)[0])
+            out.append(f"{name}: {(~close).sum()} differ, first at {want.index[at]}: {a[at]!r} for {b[at]!r}")
+    for name in EXACT:
+        equal = got[name].to_numpy() == want[name].to_numpy()
+        if not equal.all():
+            at = int(np.flatnonzero(~equal)[0])
+            out.append(f"{name}: {(~equal).sum()} differ, first at {want.index[at]}: {got[name].iloc[at]!r} for {want[name].iloc[at]!r}")
+    return out

@@ -1,0 +1,171 @@
+"""The windows are the model's, bit for bit the same however the log is cut, and after any crash."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from typing import Any
+
+import pandas as pd
+import pytest
+from tests import oracle
+from tests.logs import SHARED, cuts, day_records, generated_day, records_of, shared_model
+
+from stockstream.transforms import batch, validation
+from stockstream.transforms.frames import Frame
+from stockstream.transforms.validation import Cleaner
+from stockstream.transforms.windows import Windows
+
+Key = tuple[str, int, int]
+
+
+@pytest.fixture(autouse=True)
+def one_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+
+
+def frames_of(rng: random.Random, records: list[Any], longest: int) -> list[Frame]:
+    core = Cleaner(0, 8, lateness_ms=200, revise_s=30, log="x")
+    out = []
+    for some in cuts(rng, records, longest):
+        core.chunk(some)
+        frame = core.frame()
+        assert frame is not None
+        out.append(frame)
+    return out
+
+
+def equal(got: Any, want: Any, name: str) -> bool:
+    if isinstance(want, float) and got is not None:
+        return math.isclose(got, want, rel_tol=1e-9, abs_tol=1e-12 if name == "return_std_5m" else 0.0)
+    return bool(got == want)
+
+
+class Judge:
+    """Holds every row ever sent to the model's, and to the bits it was sent with before."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self.want: dict[Key, dict[str, Any]] = {(r["symbol"], r["second"], r["offset"]): r for c in shared_model("windows_model").closings(log) for r in c["rows"]}
+        self.bits: dict[Key, str] = {}
+        self.seen: set[Key] = set()
+
+    def take(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            key = row["symbol"], row["second"], row["offset"]
+            assert key in self.want
+            assert self.bits.setdefault(key, repr(row)) == repr(row)
+            for name, value in self.want[key].items():
+                assert equal(row[name], value, name), (key, name, row[name], value)
+            self.seen.add(key)
+
+
+def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str, Any]], list[tuple[bytes, bytes]]]:
+    rows = core.frame(frame, at)
+    if rows is None:
+        return [], []
+    return rows.batch(0).to_pylist(), core.records(term)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
+    rng = random.Random(seed)
+    log = shared_model("recovery_model").random_log(rng, rng.randrange(20, 160))
+    judge = Judge(log)
+    for longest in (2, 12, 1_000):
+        judge.seen.clear()
+        core = Windows(0, revise_s=30)
+        for at, frame in enumerate(frames_of(rng, records_of(log), longest)):
+            judge.take(work(core, frame, at, 0)[0])
+        assert judge.seen == judge.want.keys()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
+    """Dies while sending and while writing; frozen copies wake, send and write. The changelog keeps the last record of a key, as compaction does."""
+    rng = random.Random(seed)
+    log = shared_model("recovery_model").random_log(rng, rng.randrange(20, 160))
+    judge = Judge(log)
+    frames = frames_of(rng, records_of(log), 12)
+    changelog: dict[bytes, bytes] = {}
+    core, at, term, crashes = Windows(0, revise_s=30), 0, 0, 0
+    asleep: list[tuple[Windows, int, int, list[Any], list[Any]]] = []
+    while at < len(frames):
+        rows, records = work(core, frames[at], at, term)
+        die = rng.random()
+        if die < 0.12:
+            judge.take(rows[: rng.randrange(len(rows) + 1)] if die < 0.06 else rows)
+            changelog |= dict(records[: rng.randrange(len(records) + 1)] if die >= 0.06 else [])
+            if rng.random() < 0.4:
+                asleep.append((copy.deepcopy(core), at + 1, term, rows, records))      # it was frozen, not dead
+            term += 1
+            crashes += 1
+            core = Windows.restore(0, changelog, revise_s=30)
+            at = core.resume_input
+            continue
+        judge.take(rows)
+        changelog |= dict(records)
+        at += 1
+        if asleep and rng.random() < 0.2:
+            zombie, its, old, rows, records = asleep.pop(rng.randrange(len(asleep)))
+            judge.take(rows)                                             # it goes on where it stood: its writes come in order
+            changelog |= dict(records)
+            for frame in frames[its : its + rng.randrange(1, 4)]:
+                rows, records = work(zombie, frame, its, old)
+                its += 1
+                judge.take(rows)
+                changelog |= dict(records)
+    assert judge.seen == judge.want.keys()
+
+
+@pytest.mark.parametrize("chunk", [37, 5_000])
+def test_a_generated_day_equals_pandas(chunk: int) -> None:
+    day = generated_day()
+    results = batch.run(day_records(day, "replay.generated"), partition=0, partitions=1, chunk=chunk)
+    assert results.rejections == []
+    got = results.rows().to_pandas()
+    assert not got.revised.any()
+    assert oracle.differences(got, oracle.rows(day)) == []
+
+
+def test_the_real_day_equals_pandas() -> None:
+    path = SHARED / "data" / "trades_2013-10-07.parquet"
+    if not path.exists():
+        pytest.skip(f"the real trades {path} are not there")
+    trades = pd.read_parquet(path)
+    day = pd.DataFrame({
+        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"), "price": trades.price, "size": trades["size"],
+    })  # fmt: skip
+    results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
+    assert sum(frame.rows.num_rows for frame in results.clean) == 388_417
+    assert results.rejections == []
+    got = results.rows().to_pandas()
+    assert oracle.differences(got, oracle.rows(day)) == []
+
+
+def test_two_sources_of_different_delay_do_not_disturb_each_other() -> None:
+    day = generated_day(seconds=1_500, symbols=4)
+    mine, other = day[day.symbol != "G1"], day[day.symbol == "G1"].assign(event_time=lambda d: d.event_time - 900_000)
+    alone = batch.run(day_records(mine, "a"), partition=0, partitions=1).rows().to_pandas()
+    records = day_records(mine, "a") + day_records(other, "b")
+    rng = random.Random(1)
+    order = sorted(range(len(records)), key=lambda i: (i if i <= len(mine) else (i - len(mine)) * (len(mine) / len(other))) + rng.random())
+    mixed = [records[i]._replace(offset=offset, timestamp=records[-1].timestamp + 10**7) for offset, i in enumerate(order)]
+    both = batch.run(mixed, partition=0, partitions=1).rows().to_pandas()
+    columns = [name for name in alone.columns if name != "offset"]
+    got = both[both.source == "a"][columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(got, alone[columns].reset_index(drop=True))
+    assert (both.source == "b").any()
+
+
+def test_a_long_silence_costs_no_memory() -> None:
+    day = generated_day(seconds=1_200, symbols=3)
+    later = day.assign(event_time=day.event_time + 40 * 86_400_000)
+    core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+    cleaner.chunk(day_records(pd.concat([day, later], ignore_index=True), "replay.two"))
+    frame = cleaner.frame()
+    assert frame is not None
+    rows = core.frame(frame)
+    assert rows is not None
+    assert oracle.differences(rows.batch(0).to_pandas(), pd.concat([oracle.rows(day), oracle.rows(later)])) == []
+    assert all(ring.width < 10_000 for ring in core._rings.values())
