@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -87,6 +87,7 @@ class _Life:
     pieces: deque[Piece] = field(default_factory=deque)
     seen: int = -1
     missed: int = -1
+    rewound: bool = False
     since: float = 0.0
     frames: deque[_Clean] = field(default_factory=deque)
     clean_through: int = -1
@@ -100,6 +101,13 @@ class _Life:
     failures: int = 0
     idle_since: float = 0.0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def finish(self) -> None:
+        """Write what is held, then end."""
+        self.final = True
+        self.ending.set()
+        self.wake.set()
 
 
 class _Trouble:
@@ -168,13 +176,10 @@ class Archive:
         self.assign(partition)
         life = self._lives[partition]
         last = records[-1].offset
-        if last <= life.seen:                           # read again, or another log in the same place: Kafka will tell
-            self._rewind(life)
-            return
-        if records[0].offset <= life.seen:
-            records = [record for record in records if record.offset > life.seen]
-            start = life.seen + 1 if start is not None else None
         life.idle_since = self._clock()
+        if records[0].offset <= life.seen or life.rewound:      # read again, or another log in the same place: Kafka will tell
+            self._rewind(life, last)
+            return
         life.seen = last
         if life.chain and last <= life.chain.end and life.verified:
             return
@@ -215,8 +220,7 @@ class Archive:
         """Writes what is held, as far as `timeout_s` allows; the rest is read back from Kafka at the next start."""
         self._closing = True
         for life in self._tasks.values():
-            life.final = True
-            life.wake.set()
+            life.finish()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
@@ -249,8 +253,7 @@ class Archive:
     def _next_life(self, old: _Life) -> _Life:
         """The topic was made again: what is held of the old log is written, and what the new one holds is read from Kafka."""
         logger.info("archive: partition %d begins a new log after %s", old.partition, old.log)
-        old.final = True
-        old.wake.set()
+        old.finish()
         life = _Life(old.partition)
         self._start(life)
         return life
@@ -261,11 +264,13 @@ class Archive:
         life.pieces.clear()
         life.frames.clear()
 
-    def _rewind(self, life: _Life) -> None:
-        self._hold_raw(life, -life.raw_held)
-        life.pieces.clear()
-        life.verified = False
-        life.missed = life.seen
+    def _rewind(self, life: _Life, last: int) -> None:
+        """What is held is written, if we know whose it is; nothing more is taken until the chain's last record was found in Kafka."""
+        if not life.verified:
+            self._hold_raw(life, -life.raw_held)
+            life.pieces.clear()
+        life.rewound = True
+        life.seen = life.missed = max(life.seen, last)
         life.wake.set()
 
     def _hold(self, life: _Life, nbytes: int) -> None:
@@ -294,13 +299,12 @@ class Archive:
                 if life.final:
                     self._forget(life)
                     return
-            if life.failures:
+            told = life.ending if life.failures else life.wake      # what comes meanwhile does not shorten the wait after a failure
+            if told is life.ending and life.final:
                 await asyncio.sleep(wait or 0)
                 continue
-            try:
-                await asyncio.wait_for(life.wake.wait(), wait)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(told.wait(), wait)
 
     def _failed(self, life: _Life, error: Exception) -> float:
         self._trouble.failed(error)
@@ -351,7 +355,7 @@ class Archive:
         first, last = life.pieces[0], life.pieces[-1]
         return (
             life.final or last.hour > first.hour or last.last - first.start >= MAX_RECORDS or self._clock() >= life.since + self._settings.archive_flush_s
-            or life.raw_held >= self._object_bytes() or life.missed > last.last
+            or life.raw_held >= self._object_bytes() or life.missed > last.last or life.rewound
         )  # fmt: skip
 
     async def _archive_raw(self, life: _Life, chain: Chain) -> None:
@@ -364,8 +368,11 @@ class Archive:
                     return
                 await self._append(life, chain, self._next_object(life))
                 continue
+            if life.rewound and not life.pieces:
+                life.rewound = life.verified = False
             last = life.pieces[0].start - 1 if life.pieces else self._missing(life)
-            if life.final or (last <= chain.end and (life.verified or not life.pieces)):
+            done = last <= chain.end and (life.verified or not life.pieces)
+            if done or (life.final and (last > chain.end or not life.pieces)):
                 return
             async with self._repairs:
                 life.state = "repairing"
