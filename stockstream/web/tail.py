@@ -8,7 +8,6 @@ is asked again and again, which the log and `state` say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -66,6 +65,25 @@ T = TypeVar("T")
 async def _within(seconds: float, answer: Awaitable[T]) -> T:
     async with asyncio.timeout(seconds):
         return await answer
+
+
+async def _close(consumer: Consumer) -> None:
+    """Stop a consumer in a task of its own, so that neither its errors nor its cancellations are ours."""
+    stopping = asyncio.create_task(consumer.stop())
+    await asyncio.wait({stopping}, timeout=CLOSE_S)
+    if not stopping.done():
+        stopping.cancel()
+    elif not stopping.cancelled() and (error := stopping.exception()) is not None:
+        log.debug("the views' consumer did not close well: %r", error)
+
+
+class _KafkaConsumer(AIOKafkaConsumer):
+    async def stop(self) -> None:
+        try:
+            await super().stop()
+        except asyncio.CancelledError:
+            await self._client.close()      # aiokafka 0.14 lets the cancellation of its own requests out of `Fetcher.close` and leaves the client open
+            raise
 
 
 class Consumer(Protocol):
@@ -151,6 +169,11 @@ class Tail:
                 reason = str(error) or type(error).__name__
                 if self.state == "reading" or reason != self.reason:
                     log.warning("the views have no topics to read and try again: %s", reason)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise
+                reason = "a request was cancelled by the client library"
+                log.warning("the views' reader begins anew: %s", reason)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 log.exception("the views' reader failed and tries again")       # a mistake of ours must not end the views for good
@@ -169,8 +192,7 @@ class Tail:
             self.state, self.reason = "reading", ""
             await self._poll(consumer)
         finally:
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                await _within(CLOSE_S, consumer.stop())
+            await _close(consumer)
 
     async def _assign(self, consumer: Consumer) -> list[TopicPartition]:
         """Assign all partitions. Asks for all topics first: asking for one that is missing would create it on some brokers."""
@@ -287,7 +309,7 @@ class Tail:
             log.warning("the views cannot read a message of %s, partition %d, offset %d: %s (told once; counted from now on)", topic, partition, offset, error)
 
     def _kafka_consumer(self) -> Consumer:
-        consumer: Consumer = AIOKafkaConsumer(
+        consumer: Consumer = _KafkaConsumer(
             **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=POLL_MS
         )
         return consumer

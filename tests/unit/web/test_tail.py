@@ -64,6 +64,8 @@ class FakeConsumer:
 
     async def stop(self) -> None:
         self.open = False
+        if not self.log.up:
+            raise asyncio.CancelledError        # as aiokafka's fetcher does when a request of its own is under way
 
     async def topics(self) -> set[str]:
         self.answer()
