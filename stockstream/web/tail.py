@@ -120,7 +120,6 @@ class Tail:
         self._new_consumer = consumer or self._kafka_consumer
         self._now, self._retry_s, self._quiet_s = now, retry_s, quiet_s
         self._names = {settings.topic(name): name for name in REACH}
-        self._positions: dict[TopicPartition, int] = {}
         self._targets: dict[TopicPartition, int] = {}
         self._assemblers: dict[int, Assembler] = {}
         self._unreadable: dict[str, int] = {}
@@ -210,6 +209,7 @@ class Tail:
         return partitions
 
     async def _seek(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Always as far back as at the start: `Live` takes everything twice without harm, and after a loss the topics may be others of the same name."""
         first = await _within(2 * ANSWER_S, consumer.beginning_offsets(partitions))
         end = await _within(2 * ANSWER_S, consumer.end_offsets(partitions))
         by_time = await self._by_time(consumer, partitions)
@@ -220,12 +220,8 @@ class Tail:
             if partition in by_time:
                 found = by_time[partition]
                 start = after if found is None else found
-            held = self._positions.get(partition)
-            if held is not None and begin <= held <= after + 1:
-                start = max(held, start)
             start = min(max(start, begin), max(after, begin))
             consumer.seek(partition, start)
-            self._positions[partition] = start
             if start < after:
                 self._targets[partition] = after
             else:
@@ -270,7 +266,6 @@ class Tail:
                 heard = loop.time()
 
     def _advance(self, partition: TopicPartition, position: int) -> None:
-        self._positions[partition] = position
         target = self._targets.get(partition)
         if target is not None and position >= target:
             del self._targets[partition]
