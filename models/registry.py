@@ -84,6 +84,15 @@ class Registry:
             raise RegistryError(f"cannot store model {name} under {folder}: {error.strerror or error}") from error
         return Entry(name, version, folder / version, full)
 
+    def prepare(self, name: str) -> None:
+        """Makes the model's folder, so that what would keep `store` from it is known before the training."""
+        folder = self._folder(name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(tempfile.mkdtemp(prefix=".new-", dir=folder)).rmdir()
+        except OSError as error:
+            raise RegistryError(f"cannot store models under {folder}: {error.strerror or error}") from error
+
     def promote(self, name: str, version: str) -> None:
         """Makes a stored version the champion."""
         self.entry(name, version)

@@ -137,11 +137,12 @@ def train(
                 raise TrainingError(f"too little data to {part} at {horizon_s} s: {count} rows with a known outcome, {MIN_ROWS} are needed")
         progress(f"{horizon_s} s: training on {counts['train']:,} rows")
         head = xgboost.train_head(horizon_s, matrix[parts[0]], returns[parts[0]], rounds=rounds, seed=seed, threads=threads)
-        head = xgboost.calibrated(head, matrix[parts[1]], returns[parts[1]])
+        baseline = float((returns[parts[0]] > 0).mean())
+        independent = len(np.unique(second[parts[1]])) / horizon_s
+        head = xgboost.calibrated(head, matrix[parts[1]], returns[parts[1]], base=baseline, independent=independent)
         progress(f"{horizon_s} s: measuring on {counts['test']:,} rows")
         alone = xgboost.XGBoostModel("", "", features.feature_hash(), (head,))
         predicted, p_up = alone.predict(test_matrix if test is not None else matrix[parts[2]])
-        baseline = float((returns[parts[0]] > 0).mean())
         metrics[str(horizon_s)] = evaluate(predicted[:, 0], p_up[:, 0], test_returns, baseline)
         heads.append(head)
         rows = rows or counts

@@ -23,6 +23,8 @@ ROUNDS = 150
 UP_ROUNDS = 60
 DEPTH = 4
 _CLIP_QUANTILE = 0.999
+PRIOR = 2.0
+"""Of Platt's fit: a day's hours outweigh it by far, some minutes do not."""
 _MOST_ROWS_OF_A_LEAF = 500
 
 Floats = NDArray[np.float64]
@@ -105,33 +107,37 @@ def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int =
     return Head(horizon_s, booster, up)
 
 
-def calibrated(head: Head, matrix: Matrix, returns: Floats) -> Head:
-    """The head with Platt's fit on rows that it was not trained on; as it is where they cannot tell (no rise, or nothing else)."""
-    up = (returns > 0).astype(np.float64)
-    if not len(up) or up.min() == up.max():
-        return head
-    slope, intercept = platt(_predict(head.up, matrix).astype(np.float64), up)
+def calibrated(head: Head, matrix: Matrix, returns: Floats, *, base: float, independent: float) -> Head:
+    """The head with Platt's fit on rows that it was not trained on.
+
+    `base` is the share of rises among the training rows, `independent` how many independent observations the rows are worth.
+    """
+    margin = _predict(head.up, matrix).astype(np.float64)
+    slope, intercept = platt(margin, (returns > 0).astype(np.float64), base=base, independent=independent)
     return Head(head.horizon_s, head.returns, head.up, slope, intercept)
 
 
-def platt(margin: Floats, up: Floats, steps: int = 50) -> tuple[float, float]:
-    """Slope and intercept of a logistic regression of `up` (0 or 1) on `margin`, by Newton's method; the slope is not below 0.
+def platt(margin: Floats, up: Floats, *, base: float, independent: float, steps: int = 50) -> tuple[float, float]:
+    """Slope (not below 0) and intercept of a logistic regression of `up` (0 or 1) on `margin`, by Newton's method.
 
-    Platt, 'Probabilistic outputs for support vector machines', 1999.
+    Rows overlap in time and symbols move together, so n rows count as `independent` ones, and a Gaussian prior of precision PRIOR holds the slope to 0 and
+    the mean to `base`: a short stretch of one mood does not teach certainty. Platt, 'Probabilistic outputs for support vector machines', 1999.
     """
-    design = np.column_stack([margin, np.ones_like(margin)])
-    weights = np.array([1.0, 0.0])
+    base = min(max(base, 1e-3), 1 - 1e-3)
+    middle = float(margin.mean())
+    design = np.column_stack([margin - middle, np.ones_like(margin)])
+    weight = min(1.0, independent / len(margin))
+    centre = np.array([0.0, np.log(base / (1 - base))])
+    fitted = centre.copy()
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, design.T @ (up - p))
-        weights += np.clip(step, -2, 2)
+        p = 1 / (1 + np.exp(-np.clip(design @ fitted, -30, 30)))
+        curvature = weight * ((design * (p * (1 - p))[:, None]).T @ design) + PRIOR * np.eye(2)
+        step = np.linalg.solve(curvature, weight * (design.T @ (up - p)) - PRIOR * (fitted - centre))
+        fitted += np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-9:
             break
-    if weights[0] <= 0:
-        share = np.clip(up.mean(), 1e-6, 1 - 1e-6)
-        return 0.0, float(np.log(share / (1 - share)))
-    return float(weights[0]), float(weights[1])
+    slope = max(0.0, float(fitted[0]))
+    return slope, float(fitted[1]) - slope * middle
 
 
 def _booster(data: bytes) -> xgb.Booster:

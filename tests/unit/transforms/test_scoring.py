@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -24,7 +25,6 @@ from stockstream.transforms.frames import Frame, decode, encode
 from stockstream.transforms.scoring import Contender, Scorer, encode_outcomes, encode_predictions
 
 Row = dict[str, Any]
-ROW_OFFSET = 1_700_000_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Fake:
 
 def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False) -> Row:
     blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) else 0 for name in WINDOWS_SCHEMA.names}
-    return blank | {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised, "quality": ""}
+    known = {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised}
+    return blank | known | {"quality": ""}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Log:
 
     def cut(self, cuts: Iterable[int]) -> list[Frame]:
         edges = sorted({0, self.end + 1, *(cut for cut in cuts if 0 < cut <= self.end)})
-        return [self.frame(low, high - 1) for low, high in zip(edges, edges[1:], strict=False)]
+        return [self.frame(low, high - 1) for low, high in pairwise(edges)]
 
 
 def oracle(log: Log, roster: Sequence[tuple[int, Sequence[tuple[Fake, str]]]]) -> tuple[dict[str, tuple[Any, ...]], dict[tuple[str, int], tuple[Any, ...]]]:

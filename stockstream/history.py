@@ -1,0 +1,52 @@
+"""Recorded ticks as `windows` rows, made by the very code that the worker runs: what models are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from stockstream.errors import SourceError
+from stockstream.sources.replay import Recording
+from stockstream.transforms.batch import windows_of
+
+SOURCE = "history"
+_QUOTES = ("bid", "ask", "bid_size", "ask_size")
+TICKS = pa.schema([
+    ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.int64()),
+    *((name, pa.float64()) for name in _QUOTES),
+])  # fmt: skip
+"""Ticks as `windows_of` takes them: times in epoch ms, prices null in a pure quote."""
+
+
+def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[[int], None] = lambda ticks: None) -> pa.Table:
+    """The ticks of a file of trades or one-second bars (CSV or Parquet, known by its columns), in order of time; returns TICKS.
+
+    A bar is a tick at its second's last millisecond. Rows that cannot be ticks are left out. `progress` is told how many ticks came since it was last.
+    Raises `SourceError`.
+    """
+    tables = []
+    for chunk in Recording(path, symbols=symbols).chunks():
+        columns = {
+            "symbol": chunk.symbols.cast(pa.string()),
+            "source": pa.repeat(pa.scalar(SOURCE), len(chunk)),
+            "event_time": pa.array(chunk.times, pa.int64()),
+            "price": pa.array(chunk.price, pa.float64(), from_pandas=True),
+            "size": pa.array(np.rint(np.nan_to_num(chunk.size)).astype(np.int64)),
+        }
+        for name in _QUOTES:
+            known = chunk.quotes.get(name)
+            columns[name] = pa.nulls(len(chunk), pa.float64()) if known is None else pa.array(known, pa.float64(), from_pandas=True)
+        tables.append(pa.table(columns, schema=TICKS))
+        progress(len(chunk))
+    ticks = pa.concat_tables(tables) if tables else TICKS.empty_table()
+    if not ticks.num_rows:
+        raise SourceError(f"{path}: no row can be a tick" + (" of these symbols" if symbols else ""))
+    return ticks.take(pa.array(np.argsort(ticks.column("event_time").to_numpy(), kind="stable")))
+
+
+def window_rows(ticks: pa.Table) -> pa.Table:
+    """The rows of `windows` (`records.WINDOWS_SCHEMA`) that a worker would make of these ticks, closed at their end."""
+    return windows_of(ticks)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models import features, xgboost
+from models.xgboost import Head, XGBoostModel, calibrated, platt, train_head
+
+
+def sample(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(n, len(features.FEATURES))).astype(np.float32)
+    matrix[rng.random(matrix.shape) < 0.1] = np.nan
+    return matrix, 1e-4 * (np.nan_to_num(matrix[:, 3]) + rng.normal(size=n))
+
+
+@pytest.fixture(scope="module")
+def model() -> XGBoostModel:
+    matrix, returns = sample(2_000)
+    heads = [calibrated(train_head(h, matrix, returns, rounds=30), matrix, returns, base=0.5, independent=2_000) for h in (10, 60)]
+    return XGBoostModel("m", "v", features.feature_hash(), tuple(heads))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64, 125])
+def test_a_prediction_depends_on_its_row_alone(model: XGBoostModel, size: int) -> None:
+    matrix, _ = sample(1_000, seed=5)
+    parts = [model.predict(matrix[i : i + size]) for i in range(0, 1_000, size)]
+    for column in (0, 1):
+        assert np.concatenate([part[column] for part in parts]).tobytes() == model.predict(matrix)[column].tobytes()
+
+
+def test_shapes_and_ranges(model: XGBoostModel) -> None:
+    matrix, returns = sample(500, seed=6)
+    predicted, p_up = model.predict(matrix)
+    assert predicted.shape == p_up.shape == (500, 2) and predicted.dtype == p_up.dtype == np.float64
+    assert (p_up > 0).all() and (p_up < 1).all() and np.abs(predicted).max() < 0.01
+    assert np.corrcoef(predicted[:, 0], returns)[0, 1] > 0.3
+    assert model.horizons_s == (10, 60)
+    assert model.predict(matrix[:0])[0].shape == (0, 2)
+
+
+def test_files_bring_the_same_model_back(model: XGBoostModel) -> None:
+    matrix, _ = sample(300, seed=7)
+    again = xgboost.load("m", "v", features.feature_hash(), model.files())
+    for mine, theirs in zip(model.predict(matrix), again.predict(matrix), strict=True):
+        assert mine.tobytes() == theirs.tobytes()
+
+
+def test_files_of_something_else_are_refused(model: XGBoostModel) -> None:
+    files = model.files()
+    with pytest.raises(ValueError, match="not a booster"):
+        xgboost.load("m", "v", "h", files | {"up_10s.ubj": b"{garbage"})
+    with pytest.raises(KeyError):
+        xgboost.load("m", "v", "h", {"heads.json": files["heads.json"]})
+    assert [item["horizon_s"] for item in json.loads(files["heads.json"])] == [10, 60]
+
+
+def test_platt_finds_slope_and_intercept() -> None:
+    rng = np.random.default_rng(1)
+    margin = rng.normal(size=20_000)
+    up = (rng.random(20_000) < 1 / (1 + np.exp(-(0.5 * margin - 1)))).astype(np.float64)
+    slope, intercept = platt(margin, up, base=0.5, independent=20_000)
+    assert slope == pytest.approx(0.5, abs=0.06) and intercept == pytest.approx(-1, abs=0.06)
+
+
+def test_platt_believes_a_short_stretch_little_and_a_wrong_margin_not_at_all() -> None:
+    margin = np.linspace(-1, 1, 1_000)
+    slope, intercept = platt(margin, np.ones(1_000), base=0.4, independent=3)
+    assert 0.4 < 1 / (1 + np.exp(-intercept)) < 0.75 and slope < 0.5
+    against = platt(margin, (margin < 0).astype(np.float64), base=0.5, independent=1_000)
+    assert against[0] == 0
+
+
+def test_a_head_knows_its_horizon() -> None:
+    matrix, returns = sample(400)
+    head = train_head(7, matrix, returns, rounds=3)
+    assert isinstance(head, Head) and head.horizon_s == 7
