@@ -13,6 +13,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.errors import ModelError
 from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.warmup import warm_up
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status, truncated
 from tables import score as table
@@ -128,6 +129,8 @@ class Scoring(Stage[Scorer]):
 
 
 stage = Scoring()
+stage.refresh()
+warm_up(stage.champion)
 
 
 @app.agent(topics.windows)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import ssl
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import aiokafka
 import faust
@@ -15,6 +17,7 @@ from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
 from stockstream.errors import StockstreamError
+from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
 from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Producer, Sender, Transport, watchdog
 
@@ -24,6 +27,8 @@ MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect",
 """Loaded one by one, by name: Faust's own discovery would go on without an agent that fails to import."""
 
 SETTLE_S = 2.0
+DO_NOT_RESTART = 78
+"""Exit status (EX_CONFIG) of a start that nobody's patience can mend."""
 
 
 class Part(Protocol):
@@ -65,7 +70,7 @@ class App(faust.App):
         try:
             self.embedded = await ensure_topics(self.settings)
         except StockstreamError as error:
-            raise SystemExit(f"stockstream: {error}") from None
+            stop_start(error)
         if self.embedded:
             logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
         await super().on_start()
@@ -163,11 +168,17 @@ def create_app(settings: Settings) -> App:
     return app
 
 
+def stop_start(error: StockstreamError) -> NoReturn:
+    """Ends the start with one line. The status tells a supervisor whether starting again can help."""
+    print(f"stockstream: {error}", file=sys.stderr, flush=True)
+    os._exit(1 if error.retriable else DO_NOT_RESTART)
+
+
 def _settings() -> Settings:
     try:
         return load_settings()
     except StockstreamError as error:
-        raise SystemExit(f"stockstream: {error}") from None
+        stop_start(error)
 
 
 app = create_app(_settings())
@@ -175,6 +186,10 @@ app = create_app(_settings())
 
 def load() -> App:
     """The app with all its agents and views; heavy imports are done here, before the worker joins its group."""
+    try:
+        require_own_packages()
+    except StockstreamError as error:
+        stop_start(error)
     for module in MODULES:
         importlib.import_module(module)
     return app
