@@ -12,9 +12,9 @@ from faust.types import TP
 
 from stockstream.app import App, app
 from stockstream.errors import FrameError
+from stockstream.metrics import Metrics
 from stockstream.transforms.frames import Assembler, Frame, decode
 from stockstream.transport import Chunk
-from stockstream.web.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

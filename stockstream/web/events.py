@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from stockstream.metrics import Metrics
 from stockstream.web.live import Live
-from stockstream.web.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

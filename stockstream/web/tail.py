@@ -20,10 +20,10 @@ from aiokafka.errors import KafkaError
 
 from stockstream.broker import client_options
 from stockstream.errors import BrokerError, FrameError, StockstreamError, TopicError
+from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.transforms.frames import Assembler, decode
 from stockstream.web.live import WINDOW_S, Live
-from stockstream.web.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiohttp import web
 
+from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
 from stockstream.web import events, openapi
 from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, SymbolSummary
-from stockstream.web.metrics import CONTENT_TYPE, Metrics
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from stockstream.metrics import Metrics
 from stockstream.records import WINDOWS_SCHEMA, Alert, Closing
 from stockstream.transforms.frames import Frame
 from stockstream.web import views
 from stockstream.web.live import Live
-from stockstream.web.metrics import Metrics
 
 pytestmark = pytest.mark.asyncio
 

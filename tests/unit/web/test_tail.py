@@ -12,10 +12,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, UnsupportedVersionError
 
+from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.transforms.frames import encode, encode_within
 from stockstream.web.live import Live
-from stockstream.web.metrics import Metrics
 from stockstream.web.tail import REACH, Tail
 
 pytestmark = pytest.mark.asyncio

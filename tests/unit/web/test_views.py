@@ -13,9 +13,9 @@ import pytest
 from aiohttp import ClientTimeout, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from stockstream.metrics import Metrics
 from stockstream.web import events, views
 from stockstream.web.live import Live
-from stockstream.web.metrics import Metrics
 
 pytestmark = pytest.mark.asyncio
 

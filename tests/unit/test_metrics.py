@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from stockstream.web.metrics import MAX_LABELS, SPAN_S, Metrics
+from stockstream.metrics import MAX_LABELS, SPAN_S, Metrics
 
 
 class Clock:
