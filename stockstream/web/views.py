@@ -101,7 +101,10 @@ class Status(Protocol):
         ...
 
     def pipeline(self) -> dict[str, Any]:
-        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; more as it likes. The counts of `Metrics` are added."""
+        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; more as it likes. The counts of `Metrics` are added.
+
+        Sets the gauges of `Metrics` that say the same; `/metrics` calls it for that.
+        """
         ...
 
     def models(self) -> list[dict[str, Any]]:
@@ -195,6 +198,7 @@ class _Views:
         return _health(ready, words)
 
     async def answer_metrics(self, _: web.Request) -> web.Response:
+        self._status.pipeline()     # sets the gauges
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     async def answer_openapi(self, _: web.Request) -> web.Response:
