@@ -66,7 +66,8 @@ class Cleaning(Stage[Cleaner]):
         others = await self._other_logs()
         for partition, core in list(self.cores.items()):
             if partition in others:
-                logger.warning("%s[%d] is not the log that was read through %d (it was made again): beginning a new one", self.topic, partition, core.expect - 1)
+                last = core.expect - 1
+                logger.warning("%s[%d] is not the log that was read through %d (it was made again): beginning a new one", self.topic, partition, last)
                 metrics.restart("log")
                 self.cores[partition] = core = self._new(partition)
                 found[TP(self.topic, partition)] = None

@@ -65,7 +65,8 @@ def client_options(settings: Settings) -> dict[str, Any]:
         options["ssl_context"] = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
     if settings.security_protocol.startswith("SASL"):
         options |= {
-            "sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username, "sasl_plain_password": settings.sasl_password.get_secret_value(),
+            "sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
         }  # fmt: skip
     return options
 
@@ -181,8 +182,6 @@ async def producer_options(settings: Settings, *, timeout_s: float = 30.0) -> di
     """All options of an `AIOKafkaProducer` outside Faust. Raises `BrokerError`."""
     embedded = await is_embedded(settings, timeout_s=timeout_s)
     return client_options(settings) | producer_settings(settings, embedded=embedded) | {"request_timeout_ms": 30_000}
-
-
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], *, embedded: bool) -> dict[TopicPartition, int]:

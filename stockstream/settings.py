@@ -125,4 +125,5 @@ def load_settings(**changes: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "STOCKSTREAM_" + str(first["loc"][0]).upper() if first["loc"] else "STOCKSTREAM_*"
-        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})" if first["loc"] else f"{name}: {first['msg']}") from None
+        got = f" (got {first['input']!r})" if first["loc"] else ""
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None

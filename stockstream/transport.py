@@ -215,7 +215,7 @@ class Pipe:
             await work()
         except FencedError:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the process leaves and tells it
             with contextlib.suppress(FencedError):
                 self._fence.leave(f"{self.name}: {type(error).__name__}: {error}")
 
@@ -425,8 +425,8 @@ class Consumer(driver.Consumer):
             consumer = self._thread._ensure_consumer()
             partition = TopicPartition(tp.topic, tp.partition)
             stable, high = consumer.last_stable_offset(partition), consumer.highwater(partition)
-        except Exception:
-            return False                                                 # not assigned just now
+        except Exception:  # noqa: BLE001  whatever aiokafka says of a partition that is not assigned just now
+            return False
         end = stable if stable is not None and stable >= 0 else high
         return end is not None and (expected or 0) >= end
 
@@ -519,8 +519,8 @@ class Consumer(driver.Consumer):
         last = records[-1]
         self._delivered[tp].append(last.offset)
         message = ConsumerMessage(
-            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None, Chunk(tp.topic, tp.partition, records), None, None, None, tp,
-            generation_id=self.app.consumer_generation_id,
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
+            Chunk(tp.topic, tp.partition, records), None, None, None, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
 

@@ -94,7 +94,8 @@ class Status:
         if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
             return False, "waiting for the group, or recovering state"
         assigned = self._assigned()
-        return True, f"{len([tp for tp in assigned if tp.topic.endswith('ticks.raw')])} partitions of ticks.raw" if assigned else "no partition: others have them all"
+        raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)
+        return True, f"{raw} partitions of ticks.raw" if assigned else "no partition: others have them all"
 
     def healthy(self) -> tuple[bool, str]:
         return (False, "fenced") if self._app.fence.left else (True, "alive")

@@ -57,7 +57,9 @@ class Stage(Generic[Core]):
         position: the offset in `topic` at which a core goes on; None for the beginning.
     """
 
-    def __init__(self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes]], Core], position: Callable[[Core], int | None]) -> None:
+    def __init__(
+        self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes]], Core], position: Callable[[Core], int | None]
+    ) -> None:
         self.app, self.table, self.topic = app, table, topic
         self._restore, self._position = restore, position
         self.cores: dict[int, Core] = {}

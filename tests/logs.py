@@ -36,7 +36,8 @@ def shared_model(name: str) -> ModuleType:
 
 def records_of(log: list[tuple[int, Any]]) -> list[RawRecord]:
     """Records of a model's log: [(offset, ticks or punctuation)]; a record of one tick is now an object, now a frame."""
-    return [RawRecord(offset, KAFKA_MS, json.dumps(item[0] if isinstance(item, list) and len(item) == 1 and offset % 2 else item).encode()) for offset, item in log]
+    bare = [(offset, item[0] if isinstance(item, list) and len(item) == 1 and offset % 2 else item) for offset, item in log]
+    return [RawRecord(offset, KAFKA_MS, json.dumps(item).encode()) for offset, item in bare]
 
 
 def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.DataFrame:

@@ -28,8 +28,10 @@ def rows(ticks: pd.DataFrame) -> pd.DataFrame:
 def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
     by = ticks.groupby("second")
     bars = pd.DataFrame({
-        "open": by.price.first(), "high": by.price.max(), "low": by.price.min(), "close": by.price.last(), "volume": by["size"].sum(), "ticks": by.price.count(),
-        "quotes": by["size"].count() - by.price.count(), "bid": by.bid.last(), "ask": by.ask.last(), "bid_size": by.bid_size.last(), "ask_size": by.ask_size.last(),
+        "open": by.price.first(), "high": by.price.max(), "low": by.price.min(), "close": by.price.last(), "volume": by["size"].sum(),
+        "ticks": by.price.count(),
+        "quotes": by["size"].count() - by.price.count(), "bid": by.bid.last(), "ask": by.ask.last(), "bid_size": by.bid_size.last(),
+        "ask_size": by.ask_size.last(),
         "notional": by.notional.sum(),
     })  # fmt: skip
     bars["mid"] = (bars.bid + bars.ask) / 2

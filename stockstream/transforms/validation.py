@@ -334,7 +334,8 @@ class Cleaner:
             feed.snapshot = _snapshot_of(tick) if tick.snapshot else b""
             size = _size(tick, feed)
         self.accepted += 1
-        self._rows.append((symbol, name, event_time, tick.price, size, tick.bid, tick.ask, tick.bid_size, tick.ask_size, tick.exchange, tick.condition, offset, index))
+        quote = tick.bid, tick.ask, tick.bid_size, tick.ask_size
+        self._rows.append((symbol, name, event_time, tick.price, size, *quote, tick.exchange, tick.condition, offset, index))
         return None
 
     def _close(self, source: _Source, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
@@ -431,7 +432,8 @@ class Cleaner:
         index = {name: i for i, name in enumerate(names)}
         return _pack([
             self.expect, self.log, self.lateness_ms, self.revise_s, self.partitions, self.last_record, self.accepted, self.rejected,
-            [(name, s.clock, s.closed, s.ts, s.newest, s.unsent, list(s.feeds), [(f.seq, f.day_volume, f.day_time, f.session, f.snapshot, f.ts) for f in s.feeds.values()])
+            [(name, s.clock, s.closed, s.ts, s.newest, s.unsent, list(s.feeds),
+              [(f.seq, f.day_volume, f.day_time, f.session, f.snapshot, f.ts) for f in s.feeds.values()])
              for name, s in self._sources.items()],
             list(self._held), [index.get(h.source, -1) if h.source in index else h.source for h in self._held.values()],
             [h.newest for h in self._held.values()], [h.ts for h in self._held.values()],
@@ -459,7 +461,8 @@ class Cleaner:
             cleaner._sources[name] = source
             names.append(name)
         cleaner._held = {
-            symbol: _Held(owner if isinstance(owner, str) else names[owner], second, ts) for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
+            symbol: _Held(owner if isinstance(owner, str) else names[owner], second, ts)
+            for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
         }
         return cleaner
 

@@ -131,7 +131,8 @@ def test_two_broken_records_never_make_a_good_one() -> None:
 
 
 def test_duplicates_are_told_by_seq_and_snapshots_by_content_nothing_else() -> None:
-    rejected, _ = judge(tick(), tick(), tick(seq=5), tick(seq=5), tick(seq=4), tick(seq=6), tick(snapshot=True), tick(snapshot=True, received_at=9), tick(snapshot=True, price=9))
+    snapshots = tick(snapshot=True), tick(snapshot=True, received_at=9), tick(snapshot=True, price=9)
+    rejected, _ = judge(tick(), tick(), tick(seq=5), tick(seq=5), tick(seq=4), tick(seq=6), *snapshots)
     assert rejected == [(3, 0, "duplicate"), (4, 0, "duplicate"), (7, 0, "duplicate")]
 
 
@@ -163,7 +164,7 @@ def test_state_of_other_settings_is_refused_in_words() -> None:
     core = cleaner()
     core.chunk([RawRecord(0, NOW, tick())])
     core.frame()
-    with pytest.raises(StateError, match="STOCKSTREAM_LATENESS_MS is 300 .* another STOCKSTREAM_TOPIC_PREFIX"):
+    with pytest.raises(StateError, match=r"STOCKSTREAM_LATENESS_MS is 300 .* another STOCKSTREAM_TOPIC_PREFIX"):
         Cleaner.restore(core.partition, 8, core.snapshot(), lateness_ms=300, revise_s=30)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tests import oracle
-from tests.logs import SHARED, cuts, day_records, generated_day, records_of, shared_model
 
 from stockstream.transforms import batch, validation
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
+from tests import oracle
+from tests.logs import SHARED, cuts, day_records, generated_day, records_of, shared_model
 
 Key = tuple[str, int, int]
 
@@ -46,7 +46,8 @@ class Judge:
     """Holds every row ever sent to the model's, and to the bits it was sent with before."""
 
     def __init__(self, log: list[Any]) -> None:
-        self.want: dict[Key, dict[str, Any]] = {(r["symbol"], r["second"], r["offset"]): r for c in shared_model("windows_model").closings(log) for r in c["rows"]}
+        closings = shared_model("windows_model").closings(log)
+        self.want: dict[Key, dict[str, Any]] = {(r["symbol"], r["second"], r["offset"]): r for c in closings for r in c["rows"]}
         self.bits: dict[Key, str] = {}
         self.seen: set[Key] = set()
 
@@ -134,7 +135,8 @@ def test_the_real_day_equals_pandas() -> None:
         pytest.skip(f"the real trades {path} are not there")
     trades = pd.read_parquet(path)
     day = pd.DataFrame({
-        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"), "price": trades.price, "size": trades["size"],
+        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"),
+        "price": trades.price, "size": trades["size"],
     })  # fmt: skip
     results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
     assert sum(frame.rows.num_rows for frame in results.clean) == 388_417
