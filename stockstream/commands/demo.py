@@ -1,0 +1,419 @@
+"""`stockstream demo`: the whole line on this machine, with a simulated market."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import aiohttp
+import click
+import msgspec
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from models.registry import Registry, RegistryError
+from stockstream.broker import connect, ensure_topics, producer_options
+from stockstream.children import Child
+from stockstream.commands.train import train_first_model
+from stockstream.commands.worker import NO_RESTART_STATUS, worker_command
+from stockstream.compacted import read_compacted
+from stockstream.embedded import EmbeddedBroker
+from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
+from stockstream.records import SCHEMA_VERSION
+from stockstream.settings import Settings, load_settings
+from stockstream.sources.ingestion import Watch
+from stockstream.sources.simulated import default_symbols
+from stockstream.transforms.partitioning import home_partition
+
+EMBEDDED = "embedded"
+HOST = "127.0.0.1"
+SESSION_TIMEOUT_S = 6.0
+"""The embedded broker lets a group wait for half of it."""
+BROKER_TIMEOUT_S = 5.0
+WORKER_GRACE_S = 5.5
+"""With the broker's own 3 s the whole demo ends within 10 s."""
+RESTARTS = 3
+RESTART_DELAY_S = 1.0
+TOLD_LOG_LINES = 8
+PLAIN_LINE_EVERY_S = 10
+SILENT_S = 60
+BROKER_BYTES_A_TICK = 800
+"""Measured with zstd: what the embedded broker grows by for a tick and all that follows from it."""
+LATENCY_HOP = "raw_to_prediction"
+
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one worker's `/api/pipeline` says: rates over the last minute, totals since it began, latency in ms (None before there is one)."""
+
+    ticks_per_s: float = 0.0
+    p99_ms: float | None = None
+    ticks: int = 0
+    alerts: int = 0
+    predictions: int = 0
+
+    @classmethod
+    def of(cls, pipeline: Mapping[str, Any]) -> Figures:
+        """From the view's JSON; what is not there counts as nothing."""
+        rates, totals, latency = pipeline.get("rates_per_s", {}), pipeline.get("totals", {}), pipeline.get("latency_ms", {})
+        p99 = latency.get(LATENCY_HOP, {}).get("p99")
+        counts = (int(totals.get(name, 0)) for name in ("ticks_accepted", "alerts", "predictions"))
+        return cls(float(rates.get("ticks_accepted", 0.0)), None if p99 is None else float(p99), *counts)
+
+    def after(self, before: Figures) -> Figures:
+        """These figures with an earlier worker's totals added."""
+        return Figures(self.ticks_per_s, self.p99_ms, self.ticks + before.ticks, self.alerts + before.alerts, self.predictions + before.predictions)
+
+    def line(self, clock: str, broker_bytes: int = 0) -> str:
+        """The live line."""
+        latency = "-" if self.p99_ms is None else f"{self.p99_ms:,.0f} ms"
+        parts = [clock, f"{self.ticks_per_s:,.0f} ticks/s", f"p99 latency {latency}", f"alerts {self.alerts:,}", f"predictions {self.predictions:,}"]
+        return "  ".join([*parts, f"broker {broker_bytes / 2**20:,.0f} MB"] if broker_bytes else parts)
+
+
+@dataclass(slots=True)
+class LiveLine:
+    """One line kept up to date on a terminal; elsewhere a line every `PLAIN_LINE_EVERY_S` seconds."""
+
+    terminal: bool
+    shown: bool = False
+    due: float = 0.0
+
+    def show(self, text: str, now: float) -> None:
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r{text[:width]}\x1b[K", nl=False)
+            self.shown = True
+        elif now >= self.due:
+            click.echo(text)
+            self.due = now + PLAIN_LINE_EVERY_S
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        click.echo(text)
+
+    def clear(self) -> None:
+        if self.shown:
+            click.echo("\r\x1b[K", nl=False)
+            self.shown = False
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run. `settings` are the worker's; `broker` is None where the user named one; `minutes` 0 means until it is told to stop."""
+
+    settings: Settings
+    symbols: Sequence[str]
+    minutes: float
+    memory_bytes: int
+    logs: Path
+    broker: EmbeddedBroker | None
+    line: LiveLine
+    worker: Child | None = None
+    started: float = 0.0
+    restarts: int = 0
+    before: Figures = field(default_factory=Figures)
+    current: Figures = field(default_factory=Figures)
+
+    @property
+    def log(self) -> Path:
+        """Where the worker's output goes."""
+        return self.logs / "worker.log"
+
+    @property
+    def figures(self) -> Figures:
+        """Of all workers of this run."""
+        return self.current.after(self.before)
+
+    async def run(self) -> None:
+        """Until the time is over, the memory's bound is reached, or SIGINT or SIGTERM comes; no worker is left then. Raises `StockstreamError`."""
+        asked = asyncio.Event()
+        _on_signals(asked.set)
+        work, stopper = asyncio.create_task(self._work()), asyncio.create_task(asked.wait())
+        try:
+            await asyncio.wait({work, stopper}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            stopper.cancel()
+            work.cancel()
+            await asyncio.gather(work, stopper, return_exceptions=True)
+            self.line.clear()
+            if self.worker is not None:
+                click.echo("stopping ...")
+                await asyncio.to_thread(self.worker.stop, WORKER_GRACE_S)
+
+    async def _work(self) -> None:
+        await ensure_topics(self.settings)
+        await write_watchlist(self.settings, self.symbols)
+        self._start()
+        self._tell_where()
+        await self._watch()
+
+    def _start(self) -> None:
+        environment = worker_environment(self.settings)
+        with self.log.open("ab") as output:
+            self.worker = Child(worker_command(HOST, self.settings.web_port, "info", web=True), output=output, environment=environment)
+        self.started = time.monotonic()
+
+    def _tell_where(self) -> None:
+        settings = self.settings
+        data = Path(settings.archive.removeprefix("file://"))
+        kind = "embedded, in memory: it ends with the demo" if self.broker is not None else "yours"
+        topics = ", ".join(settings.topic(name) for name in ("ticks.raw", "windows", "alerts", "predictions", "outcomes"))
+        rows = [
+            ("dashboard", f"http://{HOST}:{settings.web_port}/"), ("broker", f"{settings.broker} ({kind})"), ("topics", topics),
+            ("archive", f"{data}/raw and {data}/processed; ask it with: stockstream query --archive {settings.archive}"),
+            ("events", f"{settings.state_dir}/simulated.{settings.seed}.events.jsonl: what the simulation put into the market"),
+            ("worker log", str(self.log)), ("stop", "Ctrl-C" + (f", or by itself after {self.minutes:g} min" if self.minutes else "")),
+        ]  # fmt: skip
+        if self.broker is not None:
+            minutes = self.memory_bytes / (BROKER_BYTES_A_TICK * len(self.symbols)) / 60
+            bound = f"{self.memory_bytes / 2**20:,.0f} MB (--memory-mb)"
+            rows.append(("memory", f"the broker forgets nothing: at {bound} the demo ends, after about {minutes:,.0f} min"))
+        for name, value in rows:
+            click.echo(f"  {name:<11}{value}")
+
+    async def _watch(self) -> None:
+        begun = time.monotonic()
+        told_first = told_silence = False
+        timeout = aiohttp.ClientTimeout(total=2.0)
+        async with aiohttp.ClientSession(timeout=timeout) as web:
+            while not self.minutes or time.monotonic() - begun < self.minutes * 60:
+                await asyncio.sleep(1.0)
+                await self._check_worker()
+                if not self._check_broker():
+                    return
+                answer = await _pipeline(web, self.settings.web_port)
+                now = time.monotonic()
+                if answer is not None:
+                    self.current = Figures.of(answer)
+                figures = self.figures
+                if figures.predictions and not told_first:
+                    told_first = True
+                    self.line.say(f"first prediction {now - begun:.0f} s after the worker's start")
+                if not figures.predictions and not told_silence and now - begun > SILENT_S:
+                    told_silence = True
+                    self.line.say(f"no prediction yet after {SILENT_S} s: {self.log} says why")
+                starting = "the worker is starting" if not figures.ticks else ""
+                self.line.show(starting or figures.line(time.strftime("%H:%M:%S"), self.broker.rss_bytes() if self.broker else 0), now)
+
+    async def _check_worker(self) -> None:
+        """Start the worker again where it has died; raises `StockstreamError` where that does not help."""
+        assert self.worker is not None
+        status = self.worker.poll()
+        if status is None:
+            return
+        self.worker = None
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        self.line.say(f"the worker {how}; its last lines in {self.log}:")
+        for text in last_lines(self.log, TOLD_LOG_LINES):
+            self.line.say(f"    {text}")
+        if status == NO_RESTART_STATUS or self.restarts == RESTARTS:
+            again = "" if status == NO_RESTART_STATUS else f" again, after {RESTARTS} restarts"
+            raise StockstreamError(f"the worker {how}{again}: see {self.log}")
+        self.restarts += 1
+        self.before, self.current = self.figures, Figures()
+        self.line.say(f"it is started again ({self.restarts} of {RESTARTS})")
+        await asyncio.sleep(RESTART_DELAY_S)
+        self._start()
+
+    def _check_broker(self) -> bool:
+        """False where the embedded broker has grown to its bound. Raises `BrokerError` where it has ended."""
+        if self.broker is None:
+            return True
+        if (status := self.broker.exit_status()) is not None:
+            raise BrokerError(f"the embedded broker ended with status {status}: see {self.broker.log}")
+        if self.broker.rss_bytes() <= self.memory_bytes:
+            return True
+        self.line.say(
+            f"the embedded broker, which keeps everything in memory, has reached {self.memory_bytes / 2**20:,.0f} MB (--memory-mb): the demo ends. "
+            "On Kafka it runs as long as you like: `make demo KAFKA=1`, or `stockstream demo --broker kafka://host:port`"
+        )
+        return False
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """What of the demo's settings its worker must be told."""
+    return {
+        "STOCKSTREAM_BROKER": settings.broker, "STOCKSTREAM_COMPRESSION": settings.compression,
+        "STOCKSTREAM_SOURCE": ",".join(settings.source), "STOCKSTREAM_SYMBOLS": "", "STOCKSTREAM_SEED": str(settings.seed),
+        "STOCKSTREAM_ARCHIVE": settings.archive, "STOCKSTREAM_MODELS": settings.models, "STOCKSTREAM_STATE_DIR": str(settings.state_dir),
+        "STOCKSTREAM_SESSION_TIMEOUT_S": str(settings.session_timeout_s), "STOCKSTREAM_WEB_HOST": settings.web_host,
+        "STOCKSTREAM_WEB_PORT": str(settings.web_port), "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+
+
+async def write_watchlist(settings: Settings, symbols: Sequence[str]) -> None:
+    """Put exactly these symbols of the simulated market on the watchlist; other sources' are left alone. Raises `BrokerError`, `DeliveryError`."""
+    wanted = {symbol.encode(): Watch(symbol=symbol, source="simulated") for symbol in symbols}
+    for key, value in (await read_compacted(settings, "watchlist")).items():
+        with contextlib.suppress(msgspec.MsgspecError):          # what is not ours to read is not ours to change
+            watch = msgspec.json.decode(value, type=Watch)
+            if watch.source == "simulated" and watch.active and key not in wanted:
+                wanted[key] = Watch(symbol=watch.symbol, source="simulated", active=False)
+    producer = AIOKafkaProducer(**await producer_options(settings))
+    await producer.start()
+    try:
+        headers = [("schema_version", str(SCHEMA_VERSION).encode())]
+        topic = settings.topic("watchlist")
+        deliveries = [
+            await producer.send(topic, encode(watch), key=key, partition=home_partition(key.decode(), settings.partitions), headers=headers)
+            for key, watch in wanted.items()
+        ]
+        await asyncio.gather(*deliveries)
+    except KafkaError as error:
+        raise DeliveryError(f"the watchlist cannot be written: {error}") from error
+    finally:
+        await producer.stop()
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a file that is being written, blank ones left out."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 65_536))
+            return [text for text in file.read().decode(errors="replace").splitlines() if text.strip()][-count:]
+    except OSError as error:
+        return [f"({path} cannot be read: {error.strerror})"]
+
+
+def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str], None]) -> None:
+    """Train a first model where the store has no champion. Raises `StockstreamError`."""
+    try:
+        version = Registry(settings.models).champion(settings.model)
+    except RegistryError as error:
+        raise ModelError(str(error)) from error
+    if version is not None:
+        say(f"model: {settings.model} {version} of {settings.models}")
+        return
+    say("no model yet: a first one is trained on simulated history ...")
+    for sentence in train_first_model(settings, symbols).sentences():
+        say(f"  {sentence}")
+
+
+def require_free_port(port: int) -> None:
+    """Raise `StockstreamError` where nothing can listen on the port."""
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise StockstreamError(f"port {port} of {HOST} cannot be used for the web ({error.strerror}): choose another with --port") from None
+
+
+async def _reachable(settings: Settings) -> None:
+    logger = logging.getLogger("stockstream.broker")             # the error says it all
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        await (await connect(settings, timeout_s=BROKER_TIMEOUT_S)).close()
+    finally:
+        logger.setLevel(level)
+
+
+async def _pipeline(web: aiohttp.ClientSession, port: int) -> dict[str, Any] | None:
+    """The worker's own figures; None while it does not answer."""
+    try:
+        async with web.get(f"http://{HOST}:{port}/api/pipeline") as response:
+            if response.status != 200:
+                return None
+            answer: dict[str, Any] = await response.json()
+            return answer
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+
+
+def _on_signals(call: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):           # Windows: Ctrl-C cancels the run instead
+            loop.add_signal_handler(number, call)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C while no event loop handles it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@click.command()
+@click.option("--symbols", "count", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Stocks, a tick a second each.")
+@click.option("--minutes", type=click.FloatRange(0), default=0.0, show_default=True, help="End after so long; 0: at Ctrl-C.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=6066, show_default=True, help="Port of the dashboard.")
+@click.option("--broker", default=EMBEDDED, show_default=True, help="kafka://host:port, or the embedded broker.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Which market: another seed is another one.")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=Path("data"), show_default=True, help="Folder of archive, models and logs.")
+@click.option("--memory-mb", type=click.IntRange(64), default=2048, show_default=True, help="What the embedded broker may grow to.")
+def command(count: int, minutes: float, port: int, broker: str, seed: int, data: Path, memory_mb: int) -> None:
+    """Run everything on this machine: a broker, a simulated market, a worker and its dashboard.
+
+    Without a model it trains a first one. What it archives in ./data stays, and the next run goes on top of it.
+    """
+    if math.isnan(minutes):
+        raise click.BadParameter("must be a number", param_hint="--minutes")
+    require_free_port(port)
+    data = data.resolve()
+    logs = data / "logs"
+    embedded = EmbeddedBroker(logs / "broker.log") if broker == EMBEDDED else None
+    address = broker if "//" in broker else f"kafka://{broker}"
+    settings = load_settings(
+        source=("simulated",), symbols=(), seed=seed, archive=f"file://{data}", models=f"file://{data}/models", state_dir=data / "state",
+        web_host=HOST, web_port=port, session_timeout_s=SESSION_TIMEOUT_S, **({"compression": "zstd"} if embedded else {"broker": address}),
+    )  # fmt: skip
+    symbols = default_symbols(count)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / "worker.log").write_bytes(b"")
+    except OSError as error:
+        raise StockstreamError(f"--data {data} cannot be written: {error.strerror}") from error
+    with _terminable():
+        try:
+            if embedded is None:
+                asyncio.run(_reachable(settings))
+            else:
+                asyncio.run(embedded.start())
+                settings = settings.model_copy(update={"broker": embedded.bootstrap})
+            click.echo(f"stockstream demo: {count:,} simulated stocks, seed {seed}")
+            ensure_model(settings, symbols, click.echo)
+            demo = Demo(settings, symbols, minutes, memory_mb * 2**20, logs, embedded, LiveLine(sys.stdout.isatty()))
+            begun = time.monotonic()
+            asyncio.run(demo.run())
+            _summarise(demo, time.monotonic() - begun)
+        except KeyboardInterrupt:
+            click.echo("stopped")
+        finally:
+            if embedded is not None:
+                asyncio.run(embedded.stop())
+
+
+def _summarise(demo: Demo, seconds: float) -> None:
+    figures = demo.figures
+    minutes, left = divmod(round(seconds), 60)
+    counts = f"{figures.ticks:,} ticks, {figures.alerts:,} alert messages, {figures.predictions:,} predictions"
+    latency = "" if figures.p99_ms is None else f", p99 latency {figures.p99_ms:,.0f} ms in the last minute"
+    click.echo(f"ran {minutes}:{left:02}: {counts}{latency}; archived in {demo.settings.archive.removeprefix('file://')}")
