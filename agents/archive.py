@@ -156,7 +156,7 @@ class Archive:
 
     def assign(self, partition: int) -> None:
         """We own the partition now: finds its chain and what is missing from it."""
-        if partition not in self._lives:
+        if partition not in self._lives and not self._closing:
             self._start(_Life(partition))
 
     def revoke(self, partition: int) -> None:
@@ -170,22 +170,26 @@ class Archive:
             self._forget(life)
 
     async def add_raw(self, partition: int, records: Sequence[RawRecord], start: int | None = None) -> None:
-        """Records of one chunk, ascending by offset. `start`: the caller vouches that Kafka holds nothing else from there through the last one."""
-        if not records:
+        """Records of one chunk, ascending by offset; those of a partition that is not assigned are ignored.
+
+        `start`: the caller vouches that Kafka holds nothing else from there through the last one. Without it a gap is read back, to be sure.
+        """
+        life = self._lives.get(partition)
+        if life is None or not records:
             return
-        self.assign(partition)
-        life = self._lives[partition]
         last = records[-1].offset
         life.idle_since = self._clock()
         if records[0].offset <= life.seen or life.rewound:      # read again, or another log in the same place: Kafka will tell
             self._rewind(life, last)
             return
-        life.seen = last
         if life.chain and last <= life.chain.end and life.verified:
+            life.seen = last
             return
         was_due = self._raw_due(life)
         expected = life.pieces[-1].last + 1 if life.pieces else None
-        for piece in encode(partition, records, start):
+        vouched = None if start is None else max(start, life.seen + 1)
+        life.seen = last
+        for piece in encode(partition, records, vouched):
             if (expected is not None and piece.start > expected) or self._held + piece.nbytes > self._settings.archive_buffer_bytes:
                 life.missed = last
                 break
@@ -200,9 +204,10 @@ class Archive:
 
     async def add_clean(self, partition: int, frame: Frame) -> None:
         """One message of `ticks.clean`; a message that is one of several parts waits for the others."""
-        self.assign(partition)
+        life = self._lives.get(partition)
+        if life is None:
+            return
         whole = self._assemblers.setdefault(partition, Assembler()).feed(frame)
-        life = self._lives[partition]
         if whole is None or (life.log is not None and whole.log < life.log):
             return
         if life.log is not None and whole.log > life.log:
@@ -485,7 +490,7 @@ class Archive:
 
     def _take_frame(self, life: _Life, frame: Frame) -> None:
         end = life.frames[-1].through if life.frames else None
-        if end is not None and (frame.start > end + 1 or frame.through <= end):
+        if frame.through <= life.processed or (end is not None and (frame.start > end + 1 or frame.through <= end)):
             return
         rows = frame.rows if end is None or frame.start > end else _rows_between(frame.rows, end + 1, frame.through)
         if self._held + rows.nbytes > self._settings.archive_buffer_bytes:

@@ -224,6 +224,40 @@ async def test_a_rejected_record_at_the_end_is_archived_before_any_frame_tells_o
     await one.close()
 
 
+async def test_holes_that_the_caller_vouches_for_are_not_read_back() -> None:
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store)
+    one.assign(0)
+    await feed(kafka, [one], 5)
+    await until(lambda: is_whole(kafka, store))
+    for _ in range(20):
+        kafka.marker()
+        made = kafka.produce(1)
+        kafka.marker()
+        made += kafka.produce(1)
+        await one.add_raw(0, made, start=made[0].offset - 1)
+    kafka.reads = 0
+    for frame in kafka.clean():
+        await one.add_clean(0, frame)
+    await until(lambda: is_whole(kafka, store))
+    assert_exact(kafka, store)
+    assert kafka.reads <= 3                             # one question for each object that begins with a hole
+    await one.close()
+
+
+async def test_what_is_not_ours_is_ignored() -> None:
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store)
+    await feed(kafka, [one], 5)
+    one.assign(0)
+    one.revoke(0)
+    await feed(kafka, [one], 5)
+    assert one.progress() == [] and kafka.reads == 0
+    await one.close()
+    one.assign(0)
+    assert one.progress() == []
+
+
 async def test_without_a_log_id_nothing_is_written() -> None:
     kafka, store = Kafka(), MemoryStore()
     one = archive(kafka, store)
