@@ -82,7 +82,7 @@ class Chunk:
         return int(self.records[-1].offset)
 
 
-class ChunkSchema(faust.Schema):
+class ChunkSchema(faust.Schema[Any, Any]):
     """Hands a chunk on as it is."""
 
     def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
@@ -368,6 +368,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 class Consumer(driver.Consumer):
     """Reads chunks; see the module's docstring."""
 
+    app: Any
     _thread: ConsumerThread
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -520,13 +521,16 @@ class Consumer(driver.Consumer):
         self._delivered[tp].append(last.offset)
         message = ConsumerMessage(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
-            Chunk(tp.topic, tp.partition, records), None, None, None, tp, generation_id=self.app.consumer_generation_id,
+            Chunk(tp.topic, tp.partition, records), None, None, None, tp,  # type: ignore[arg-type]
+            generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
 
 
 class Producer(driver.Producer):
     """Idempotent: else retries duplicate and reorder, and no Faust setting reaches it (drivers/aiokafka.py:1323)."""
+
+    app: Any
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return producer_settings(self.app.settings, embedded=self.app.embedded)

@@ -91,7 +91,7 @@ class Status:
         """Ready once the group has settled and recovery is done."""
         if self._app.fence.left:
             return False, "fenced"
-        if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
+        if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
             return False, "waiting for the group, or recovering state"
         assigned = self._assigned()
         raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)

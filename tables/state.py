@@ -19,7 +19,7 @@ Core = TypeVar("Core")
 Records = Sequence[tuple[bytes, bytes]]
 
 
-class StateTable(faust.Table):
+class StateTable(faust.Table[bytes, bytes]):
     """Keeps, for each partition, the records of its changelog as bytes. They are written by the stage, through its pipe, never by item assignment.
 
     Faust's recovery fills it; what a partition's records mean is for its core to say.

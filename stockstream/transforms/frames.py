@@ -45,7 +45,8 @@ def encode(frame: Frame) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, frame.rows.schema.with_metadata(metadata)) as writer:
         writer.write_batch(frame.rows)
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def decode(data: bytes) -> Frame:

@@ -10,4 +10,4 @@ from aiokafka.partitioner import murmur2
 @lru_cache(maxsize=1 << 18)
 def home_partition(symbol: str, partitions: int) -> int:
     """Partition number, 0 to `partitions` - 1."""
-    return (murmur2(symbol.encode()) & 0x7FFFFFFF) % partitions
+    return int((murmur2(symbol.encode()) & 0x7FFFFFFF) % partitions)

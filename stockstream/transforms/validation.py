@@ -487,11 +487,11 @@ def _size(tick: Tick, feed: _Feed) -> int:
     """
     volume = tick.day_volume
     if volume is None or tick.price is None:
-        return 0 if tick.size is UNSET else int(tick.size)  # type: ignore[arg-type]
+        return 0 if tick.size is UNSET else int(tick.size)
     before, day = feed.day_volume, feed.day_time // 86_400_000
     restarted = before >= 0 and (tick.session != feed.session or tick.event_time // 86_400_000 > day) and volume < before
     derived = 0 if before < 0 else volume if restarted else max(0, volume - before)
     if volume >= before or restarted:
         feed.day_volume, feed.session = volume, tick.session
         feed.day_time = max(feed.day_time, tick.event_time)
-    return min(derived, MAX_SIZE) if tick.size is UNSET else int(tick.size)  # type: ignore[arg-type]
+    return min(derived, MAX_SIZE) if tick.size is UNSET else int(tick.size)

@@ -14,7 +14,7 @@ SECONDS = 75
 def warm_up(model: ScoringModel | None = None) -> None:
     """Takes some tens of milliseconds; nothing of it is kept."""
     encode = msgspec.json.Encoder().encode
-    records = []
+    records: list[batch.RawRecord] = []
     for second in range(SECONDS):
         at = 1_600_000_000_000 + second * 1000
         tick = {"symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second}
