@@ -64,15 +64,10 @@ class Aggregation(Stage[Windows]):
             metrics.rows("windows", batch.num_rows)
             if len(hops) == 2:
                 metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)
-        if messages:
-            sends = [Outgoing(settings.topic("windows"), partition, messages)]
-            if latest:
-                sends.append(Outgoing(topics.latest, partition, latest))
-            await self.pipes[partition].submit(sends, self.state(partition, core.records(app.term)))
-        else:
-            records = core.records(app.term)
-            if records:
-                await self.pipes[partition].submit(records=self.state(partition, records))
+        sends = [Outgoing(settings.topic("windows"), partition, messages)] if messages else []
+        if latest:
+            sends.append(Outgoing(topics.latest, partition, latest))
+        await self.submit(partition, sends, core.records(app.term))
 
     @staticmethod
     def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:

@@ -73,7 +73,7 @@ class Cleaning(Stage[Cleaner]):
                 found[TP(self.topic, partition)] = None
             if core.expect < 0:
                 # the id must outlive us before anything is sent under it
-                await self.pipes[partition].submit(records=self.state(partition, [(self._key(), core.snapshot())]))
+                await self.submit(partition, records=[(self._key(), core.snapshot())])
         await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
         now = time.monotonic()
         self.snapshot_at = dict.fromkeys(self.cores, now)
@@ -137,7 +137,7 @@ class Cleaning(Stage[Cleaner]):
             for rejection in rejections:
                 metrics.ticks_rejected(rejection.reason)
             sends.append(Outgoing(topics.ticks_rejected, partition, [Message(_symbol_of(r), _encode(r)) for r in rejections]))
-        state = None
+        records: list[tuple[bytes, bytes]] = []
         now = time.monotonic()
         if core.due or force:
             frame = core.frame()
@@ -150,14 +150,15 @@ class Cleaning(Stage[Cleaner]):
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
                 if now - self.snapshot_at[partition] >= SNAPSHOT_S:
                     self.snapshot_at[partition] = now
-                    state = self.state(partition, [(self._key(), core.snapshot())])
-        if sends or state:
-            await self.pipes[partition].submit(sends, state)
+                    records = [(self._key(), core.snapshot())]
+        await self.submit(partition, sends, records)
 
     async def timer(self) -> None:
         """Sends what has waited for long, and closes the seconds of sources that have fallen quiet."""
         now, wall = time.monotonic(), now_ms()
         for partition, core in list(self.cores.items()):
+            if partition not in self.pipes:
+                return                                                   # the partitions went while the one before was served
             if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
             tp = TP(self.topic, partition)
@@ -169,8 +170,7 @@ class Cleaning(Stage[Cleaner]):
                     continue
                 self.told[partition, idle.source] = idle.second, now
                 value = _encode(Punctuation(punctuate=idle.second, source=idle.source))
-                if (pipe := self.pipes.get(partition)) is not None:
-                    await pipe.submit([Outgoing(self.topic, partition, [Message(None, value)])])
+                await self.submit(partition, [Outgoing(self.topic, partition, [Message(None, value)])])
 
 
 def _symbol_of(rejection: Rejection) -> bytes | None:

@@ -51,9 +51,7 @@ class Detection(Stage[Detector]):
         sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
         if market:
             sends.append(Outgoing(topics.market, 0, market))
-        records = core.records(app.term)
-        if sends or records:
-            await self.pipes[partition].submit(sends, self.state(partition, records))
+        await self.submit(partition, sends, core.records(app.term))
 
 
 stage = Detection()

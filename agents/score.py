@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from faust.types import TP
 
 from models import ScoringModel
 from models.registry import Registry, RegistryError
 from stockstream import topics
 from stockstream.app import app
 from stockstream.errors import ModelError
-from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status, truncated
@@ -25,6 +28,15 @@ RELOAD_S = 5.0
 settings = app.settings
 
 
+@dataclass(slots=True)
+class _Told:
+    """What is to be sent: messages, how many predictions, and when the newest raw record among them arrived (epoch ms)."""
+
+    sends: list[Outgoing] = field(default_factory=list)
+    count: int = 0
+    raw_ms: int = 0
+
+
 class Scoring(Stage[Scorer]):
     """The cores of `score`, and the champion model that new closings are scored with."""
 
@@ -35,6 +47,8 @@ class Scoring(Stage[Scorer]):
         self.loaded: dict[tuple[str, str], ScoringModel] = {}
         self.champion: ScoringModel | None = None
         self.why = ""
+        self.unsaid: dict[int, int] = {}
+        """By partition: offsets of `windows` from here on were not there when the partition came."""
         status.model_list = self.models
 
     def load(self, name: str, version: str) -> ScoringModel:
@@ -76,27 +90,41 @@ class Scoring(Stage[Scorer]):
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
         self.refresh()
-        return await super().assign(partitions)
+        found = await super().assign(partitions)
+        ends = await app.reader.highwaters(*(TP(self.topic, partition) for partition in self.cores))
+        self.unsaid = {tp.partition: end for tp, end in ends.items()}
+        return found
 
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
         self.reader.forget()
+
+    def new_champion(self, partition: int, core: Scorer, offset: int) -> ScoringModel | None:
+        """The model that is to be champion from a `windows` frame at `offset` on; None where it is already, or where the frame may have been told before.
+
+        What was in the topic when the partition came may have been predicted by whoever had it, its record lost: it is told again by the same model.
+        """
+        model = self.champion
+        if model is None or core.champion == (model.name, model.version) or (core.champion is not None and offset < self.unsaid.get(partition, 0)):
+            return None
+        return model
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
         core = self.cores.get(partition)
         if core is None:
             return
-        sends: list[Outgoing] = []
-        count = 0
-        raw_ms = 0
-        if self.champion is not None and core.champion != (self.champion.name, self.champion.version):
-            # who is champion from where on is written before it is used
-            core.set_champion(self.champion, max(core.expect, 0))
-            pipe = self.pipes[partition]
-            await pipe.submit(records=self.state(partition, core.records(app.term)))
-            await pipe.drain()
+        told = _Told()
         for frame, offset, record in self.reader.frames(chunk):
+            model = self.new_champion(partition, core, offset)
+            if model is not None:
+                await self.send(partition, core, told)
+                told = _Told()
+                core.set_champion(model, max(core.expect, 0))
+                await self.send(partition, core, told)                 # who is champion from where on is written before it is used
+                if (pipe := self.pipes.get(partition)) is None:
+                    return
+                await pipe.drain()
             scored = core.frame(frame, offset)
             if scored is None and frame.log >= core.log and truncated(chunk, offset):
                 core.expect = frame.start
@@ -104,28 +132,34 @@ class Scoring(Stage[Scorer]):
             if scored is None:
                 metrics.frame_dropped("score", "older_log" if frame.log < core.log else "beyond")
                 continue
-            made_at = now_ms()
-            hops = hops_of(record)
-            latency = {}
-            if len(hops) == 3:
-                raw_ms = hops[0]
-                latency = {"clean": hops[1] - hops[0], "windows": hops[2] - hops[1], "score": made_at - hops[2], "total": made_at - hops[0]}
-            values = encode_predictions(scored, made_at, latency)
-            if values:
-                count += len(values)
-                sends.append(Outgoing(topics.predictions, partition, [Message(s.encode(), v) for s, v in zip(scored.symbols, values, strict=True)]))
-            outcomes = encode_outcomes(scored, made_at)
-            if outcomes:
-                sends.append(Outgoing(topics.outcomes, partition, [Message(None, value) for value in outcomes]))
-        records = core.records(app.term)
-        if sends or records:
+            self.tell(told, scored, hops_of(record))
+        await self.send(partition, core, told)
 
-            def delivered() -> None:
-                metrics.predictions(count)
-                if count and raw_ms:
-                    metrics.observe_many("raw_to_prediction", max(0, now_ms() - raw_ms) / 1000, count)
+    @staticmethod
+    def tell(told: _Told, scored: Scored, hops: list[int]) -> None:
+        """Adds what a frame brought to what is to be sent."""
+        partition, made_at = scored.partition, now_ms()
+        latency = {}
+        if len(hops) == 3:
+            told.raw_ms = hops[0]
+            latency = {"clean": hops[1] - hops[0], "windows": hops[2] - hops[1], "score": made_at - hops[2], "total": made_at - hops[0]}
+        values = encode_predictions(scored, made_at, latency)
+        if values:
+            told.count += len(values)
+            told.sends.append(Outgoing(topics.predictions, partition, [Message(s.encode(), v) for s, v in zip(scored.symbols, values, strict=True)]))
+        outcomes = encode_outcomes(scored, made_at)
+        if outcomes:
+            told.sends.append(Outgoing(topics.outcomes, partition, [Message(None, value) for value in outcomes]))
 
-            await self.pipes[partition].submit(sends, self.state(partition, records), delivered)
+    async def send(self, partition: int, core: Scorer, told: _Told) -> None:
+        """Sends what is to be told, then the state that counts it."""
+
+        def delivered() -> None:
+            metrics.predictions(told.count)
+            if told.count and told.raw_ms:
+                metrics.observe_many("raw_to_prediction", max(0, now_ms() - told.raw_ms) / 1000, told.count)
+
+        await self.submit(partition, told.sends, core.records(app.term), delivered)
 
 
 stage = Scoring()

@@ -184,6 +184,7 @@ class Pipe:
     def __init__(self, sender: Sender, fence: Fence, name: str) -> None:
         self._sender, self._fence, self.name = sender, fence, name
         self._closed = False
+        self._gone = asyncio.Event()
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
         self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
         self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
@@ -195,7 +196,16 @@ class Pipe:
         await self._jobs.put(_Job(sends, records, delivered))
 
     async def drain(self) -> None:
-        """Waits until all that was submitted is confirmed and its state written."""
+        """Waits until all that was submitted is confirmed and its state written, or the pipe is closed."""
+        gone = asyncio.create_task(self._gone.wait())
+        settled = asyncio.create_task(self._settled())
+        try:
+            await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            settled.cancel()
+
+    async def _settled(self) -> None:
         await self._jobs.join()
         await self._sent.join()
 
@@ -203,7 +213,9 @@ class Pipe:
         """Drains for at most `timeout_s`, then drops the rest: the state says where to go on."""
         self._closed = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.drain(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._settled()
+        self._gone.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -87,8 +87,13 @@ class Stage(Generic[Core]):
         for pipe in pipes.values():
             await pipe.close(timeout_s)
 
-    def state(self, partition: int, records: Records) -> Outgoing | None:
-        """The message set that stores the records; None where there are none."""
+    async def submit(self, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None) -> None:
+        """Sends, then stores the records, through the partition's pipe; nothing where the partition has gone."""
+        pipe = self.pipes.get(partition)
+        if pipe is not None and (sends or records):
+            await pipe.submit(sends, self._state(partition, records), delivered)
+
+    def _state(self, partition: int, records: Records) -> Outgoing | None:
         if not records:
             return None
         return Outgoing(self.table.changelog_topic.get_topic_name(), partition, [Message(key, value) for key, value in records])

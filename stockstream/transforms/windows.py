@@ -12,7 +12,7 @@ slot in the ring: so a frozen worker that wakes can only replace what it wrote i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class _Ring:
         self.width = self.keep + 128
         self.rank: Ints = np.zeros(0, np.int64)
         self.names: NDArray[np.object_] = np.zeros(0, object)
-        self.arrays: dict[str, NDArray[np.generic]] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
         for name in (*_FLOATS, "price", "log_return"):
             self.arrays[name] = np.zeros((0, self.width), np.float64)
         for name in (*_INTS, "last", "begun"):
@@ -242,9 +242,9 @@ class _Ring:
         rows, columns = np.nonzero(live)
         return rows, columns + first
 
-    def statistics(self, rows: Ints, columns: Ints) -> dict[str, NDArray[np.generic]]:
+    def statistics(self, rows: Ints, columns: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
-        out: dict[str, NDArray[np.generic]] = {}
+        out: dict[str, NDArray[Any]] = {}
         get = {name: self.arrays[name][rows, columns] for name in (*_FLOATS, *_INTS, "price", "last", "begun")}
         second = columns + self.base
         traded = get["ticks"] > 0
@@ -260,14 +260,11 @@ class _Ring:
         high, low = np.empty(n), np.empty(n)
         mean = np.zeros(n)
         start = columns - (WINDOW_S - 1)
-        views = {name: sliding_window_view(self.arrays[name], WINDOW_S, axis=1) for name in ("price", "notional", "volume", "ticks", "high", "low", "log_return")}
         position = np.arange(WINDOW_S)
-        for lo in range(0, n, _ROWS_AT_ONCE):
-            part = slice(lo, min(lo + _ROWS_AT_ONCE, n))
-            i, c = rows[part], start[part]
+        for part, take in self._windows(rows, start):
             outside = WINDOW_S - length[part]
             young = bool((returns[part] < WINDOW_S).any())
-            prices, change = views["price"][i, c], views["log_return"][i, c]
+            prices, change = take("price"), take("log_return")
             if young:
                 prices = np.where(position < outside[:, None], 0.0, prices)
                 change = np.where(position < outside[:, None], 0.0, change)
@@ -277,12 +274,13 @@ class _Ring:
             deviation = change - mean[part, None]
             if young:
                 deviation = np.where(position < WINDOW_S - returns[part][:, None], 0.0, deviation)
-            sums["squares"][part] = np.square(deviation).sum(axis=1)
-            sums["notional"][part] = views["notional"][i, c].sum(axis=1)
-            totals["volume"][part] = views["volume"][i, c].sum(axis=1)
-            totals["ticks"][part] = views["ticks"][i, c].sum(axis=1)
-            high[part] = views["high"][i, c].max(axis=1)
-            low[part] = views["low"][i, c].min(axis=1)
+            np.square(deviation, out=deviation)
+            sums["squares"][part] = deviation.sum(axis=1)
+            sums["notional"][part] = take("notional").sum(axis=1)
+            totals["volume"][part] = take("volume").sum(axis=1)
+            totals["ticks"][part] = take("ticks").sum(axis=1)
+            high[part] = take("high").max(axis=1)
+            low[part] = take("low").min(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             out["mean_5m"] = np.where(length > 0, sums["price"] / length, np.nan)
             out["vwap_5m"] = np.where(totals["volume"] > 0, sums["notional"] / totals["volume"], np.nan)
@@ -306,6 +304,26 @@ class _Ring:
         out["second"] = second
         out["quality"] = length < WINDOW_S
         return out
+
+    def _windows(self, rows: Ints, start: Ints) -> Iterator[tuple[slice, Callable[[str], NDArray[Any]]]]:
+        """The rows' windows, some at a time: (which of them, array name -> (n, 300) values). Cells come column by column where many share one.
+
+        Each row is summed over 300 neighbours in memory, whichever way they are had, so the bits are the same.
+        """
+        n = len(rows)
+        breaks = np.flatnonzero(np.diff(start)) + 1
+        if n < 8 * (len(breaks) + 1):
+            for lo in range(0, n, _ROWS_AT_ONCE):
+                part = slice(lo, min(lo + _ROWS_AT_ONCE, n))
+                i, c = rows[part], start[part]
+                yield part, lambda name, i=i, c=c: sliding_window_view(self.arrays[name], WINDOW_S, axis=1)[i, c]  # type: ignore[misc]
+            return
+        for begin, end in zip([0, *breaks.tolist()], [*breaks.tolist(), n], strict=True):
+            first = int(start[begin])
+            for lo in range(begin, end, _ROWS_AT_ONCE):
+                part = slice(lo, min(lo + _ROWS_AT_ONCE, end))
+                i = rows[part]
+                yield part, lambda name, i=i, first=first: self.arrays[name][i, first : first + WINDOW_S]  # type: ignore[misc]
 
     # -- state --------------------------------------------------------------
 
@@ -338,7 +356,7 @@ class Rows:
     start: int
     through: int
     closings: list[Closing] = field(default_factory=list)
-    parts: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
+    parts: list[dict[str, NDArray[Any]]] = field(default_factory=list)
 
     def batch(self, partition: int) -> pa.RecordBatch:
         """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
@@ -644,7 +662,8 @@ class Windows:
     def restore(cls, partition: int, records: Mapping[bytes, bytes], *, revise_s: int) -> Windows:
         """The state in a partition's records: those of the newest log, for each second the ones that count the furthest."""
         windows = cls(partition, revise_s=revise_s)
-        heads, buckets = [], []
+        heads: list[list[Any]] = []
+        buckets: list[list[Any]] = []
         try:
             for key, value in records.items():
                 (heads if _unpack(key)[0] == "head" and len(_unpack(key)) == 2 else buckets).append(_unpack(value))
