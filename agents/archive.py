@@ -235,11 +235,11 @@ class Archive:
             self.revoke(partition)
 
     def progress(self) -> list[dict[str, Any]]:
-        """For each partition: `log`, `archived` and `processed` (last raw offset), `buffered_bytes`, `state` (starting, live, repairing, failing), `fault`."""
+        """For each partition: `log`, `offset` (archived through) and `processed` (likewise), `buffered_bytes`, `state` (starting, live, repairing, failing), `fault`."""
         now = self._clock()
         return [
             {
-                "partition": life.partition, "log": life.log, "archived": life.chain.end if life.chain else -1, "processed": life.processed,
+                "partition": life.partition, "log": life.log, "offset": life.chain.end if life.chain else -1, "processed": life.processed,
                 "buffered_bytes": life.held, "state": life.state, "fault": life.fault,
                 "failing_s": round(now - self._trouble.since, 1) if self._trouble.since is not None and life.state == "failing" else 0.0,
             }

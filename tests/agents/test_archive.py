@@ -185,7 +185,7 @@ async def test_live_chunks_are_archived_once() -> None:
     await until(lambda: is_whole(kafka, store))
     assert_exact(kafka, store)
     [progress] = one.progress()
-    assert (progress["log"], progress["archived"], progress["processed"], progress["state"]) == ("log1", 279, 279, "live")
+    assert (progress["log"], progress["offset"], progress["processed"], progress["state"]) == ("log1", 279, 279, "live")
     await one.close()
 
 
