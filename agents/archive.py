@@ -235,7 +235,10 @@ class Archive:
             self.revoke(partition)
 
     def progress(self) -> list[dict[str, Any]]:
-        """For each partition: `log`, `offset` (archived through) and `processed` (likewise), `buffered_bytes`, `state` (starting, live, repairing, failing), `fault`."""
+        """For each partition: `log`, `offset` (archived through), `processed` (likewise), `buffered_bytes`, `fault`, `failing_s` and `state`.
+
+        A state is `starting`, `live`, `repairing` or `failing`.
+        """
         now = self._clock()
         return [
             {
