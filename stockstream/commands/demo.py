@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import shutil
 import signal
@@ -26,6 +25,7 @@ from aiokafka.errors import KafkaError
 from models.registry import Registry, RegistryError
 from stockstream.broker import connect, ensure_topics, producer_options
 from stockstream.children import Child
+from stockstream.commands.logs import quiet_clients
 from stockstream.commands.train import train_first_model
 from stockstream.commands.worker import NO_RESTART_STATUS, worker_command
 from stockstream.compacted import read_compacted
@@ -96,7 +96,7 @@ class LiveLine:
     def show(self, text: str, now: float) -> None:
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1
-            click.echo(f"\r{text[:width]}\x1b[K", nl=False)
+            click.echo(f"\r{text[:width]}\x1b[K", nl=False, color=True)
             self.shown = True
         elif now >= self.due:
             click.echo(text)
@@ -109,7 +109,7 @@ class LiveLine:
 
     def clear(self) -> None:
         if self.shown:
-            click.echo("\r\x1b[K", nl=False)
+            click.echo("\r\x1b[K", nl=False, color=True)
             self.shown = False
 
 
@@ -318,14 +318,11 @@ def require_free_port(port: int) -> None:
             raise StockstreamError(f"port {port} of {HOST} cannot be used for the web ({error.strerror}): choose another with --port") from None
 
 
-async def _reachable(settings: Settings) -> None:
-    logger = logging.getLogger("stockstream.broker")             # the error says it all
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+async def _reach(settings: Settings) -> None:
     try:
         await (await connect(settings, timeout_s=BROKER_TIMEOUT_S)).close()
-    finally:
-        logger.setLevel(level)
+    except BrokerError as error:
+        raise BrokerError(f"no broker answers at {settings.broker}: start one (`make kafka`), or leave --broker out for the embedded one") from error
 
 
 async def _pipeline(web: aiohttp.ClientSession, port: int) -> dict[str, Any] | None:
@@ -391,10 +388,10 @@ def command(count: int, minutes: float, port: int, broker: str, seed: int, data:
         (logs / "worker.log").write_bytes(b"")
     except OSError as error:
         raise StockstreamError(f"--data {data} cannot be written: {error.strerror}") from error
-    with _terminable():
+    with quiet_clients(), _terminable():
         try:
             if embedded is None:
-                asyncio.run(_reachable(settings))
+                asyncio.run(_reach(settings))
             else:
                 asyncio.run(embedded.start())
                 settings = settings.model_copy(update={"broker": embedded.bootstrap})

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from stockstream.broker import ensure_topics, producer_options
+from stockstream.commands.logs import quiet_clients
 from stockstream.compacted import read_compacted
 from stockstream.errors import BrokerError, DeliveryError, SourceError
 from stockstream.records import SCHEMA_VERSION, Punctuation
@@ -253,7 +254,7 @@ def command(
     if absent := sorted(set(chosen) - set(survey.first_seen)):
         _say(f"not in the file: {', '.join(absent)}")
     name = source or source_name(recording, rebased=rebase)
-    with _progress(survey.ticks, shown=not as_json) as advance:
+    with quiet_clients(), _progress(survey.ticks, shown=not as_json) as advance:
         work = replay(
             settings, recording, survey, name=name, speed=1.0 if rebase else speed, rebase=rebase, frame=frames or 0, anyhow=yes, advance=advance,
             clock=SystemClock(),

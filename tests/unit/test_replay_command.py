@@ -130,7 +130,8 @@ def test_no_broker_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("STOCKSTREAM_BROKER", "kafka://127.0.0.1:9")
     monkeypatch.setattr("stockstream.commands.replay.BROKER_TIMEOUT_S", 0.5)
     assert cli.run(["replay", str(file(tmp_path))]) == 1
-    assert "no broker answers at kafka://127.0.0.1:9" in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no broker answers at kafka://127.0.0.1:9" in line
 
 
 @pytest.fixture(scope="module")
