@@ -18,7 +18,7 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 	if [ -z "$$python" ]; then echo "stockstream needs Python 3.11 or later, and python3 here is: $$(python3 --version 2>&1 | head -n 1)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint kafka kafka-stop soak bench bench-quick lock clean
+.PHONY: help setup demo test lint kafka kafka-stop soak bench bench-quick schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench: $(STAMP) ## Side-by-side measurements
 
 bench-quick: $(STAMP) ## The same in short
 	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+schema: $(STAMP) ## Write docs/asyncapi.json anew from the code
+	$(BIN)/python -m stockstream.schema > docs/asyncapi.tmp && mv docs/asyncapi.tmp docs/asyncapi.json
 
 lock: $(STAMP) ## Renew constraints.txt within what pyproject.toml allows; one version of a package for all Pythons and systems
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --all-extras --upgrade --no-header --no-annotate pyproject.toml -o build.lock
