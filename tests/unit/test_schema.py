@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,7 +128,7 @@ def test_frames_are_as_described(channel: str, message: str, columns: Any) -> No
     told = document()["channels"][channel]["messages"][message]["payload"]["schema"]
     assert [(column["name"], column["type"]) for column in told["columns"]] == [(column.name, str(column.type)) for column in columns]
     sent = results().windows[-1] if channel == "windows" else results().clean[-1]
-    metadata = frames.pa.ipc.open_stream(frames.encode(sent)).schema.metadata
+    metadata = pa.ipc.open_stream(frames.encode(sent)).schema.metadata
     assert {name.decode() for name in metadata} == set(told["metadata"])
     assert frames.decode(frames.encode(sent)).rows.schema.equals(columns)
 
