@@ -104,7 +104,7 @@ class Fence:
     def __init__(self, session_s: float, leave: Callable[[str], None] | None = None) -> None:
         self.limit_s = session_s / 2
         self._leave = leave or leave_now
-        self._seen = time.monotonic()
+        self._seen: float | None = None                                  # the imports before the first tick are no standing still
         self.left = False
 
     def tick(self) -> None:
@@ -114,7 +114,7 @@ class Fence:
 
     def check(self) -> None:
         """Raises `FencedError` where the process has stood still for half a session, after asking it to leave."""
-        stood = time.monotonic() - self._seen
+        stood = 0.0 if self._seen is None else time.monotonic() - self._seen
         if stood > self.limit_s:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
 
