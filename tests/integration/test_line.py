@@ -1,0 +1,268 @@
+"""The whole line as its users run it: a worker process, the commands, real brokers, and what comes out judged from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+import pyarrow as pa
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from tests import oracle
+from tests.faults.workers import ROOT, Worker, wait_until
+from tests.logs import SHARED, generated_day
+
+from stockstream import broker
+from stockstream.records import WINDOWS_SCHEMA, Prediction
+from stockstream.settings import Settings, load_settings
+from stockstream.transforms import frames
+from stockstream.transforms.partitioning import home_partition
+
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Line:
+    """A running worker and where its things are."""
+
+    settings: Settings
+    worker: Worker
+    environment: dict[str, str]
+    folder: Path
+
+    def command(self, *arguments: str, status: int = 0) -> str:
+        """Runs a `stockstream` command to its end and returns what it printed; both streams."""
+        done = subprocess.run([sys.executable, "-m", "stockstream.cli", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout + done.stderr
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a view."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}{path}", timeout=10) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}(\{{|\s)", line))
+
+    def read(self, topic: str) -> list[Any]:
+        """All records of a topic so far, by an ordinary consumer without group."""
+        return asyncio.run(self._read(topic))
+
+    async def _read(self, topic: str) -> list[Any]:
+        consumer = AIOKafkaConsumer(self.settings.topic(topic), **broker.client_options(self.settings), auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            out: list[Any] = []
+            quiet = 0
+            while quiet < 3:
+                some = await consumer.getmany(timeout_ms=500)
+                quiet = 0 if some else quiet + 1
+                out += [record for records in some.values() for record in records]
+            return out
+        finally:
+            await consumer.stop()
+
+    def rows(self, source: str) -> pd.DataFrame:
+        """The rows of `windows` of one source: of several of one symbol and second the one with the highest offset."""
+        assembler: dict[int, frames.Assembler] = {}
+        whole = []
+        for record in self.read("windows"):
+            frame = assembler.setdefault(record.partition, frames.Assembler()).feed(frames.decode(record.value))
+            if frame is not None:
+                whole.append(frame.rows)
+        table = pa.Table.from_batches(whole, schema=WINDOWS_SCHEMA).to_pandas()
+        table = table[table.source == source].sort_values("offset", kind="stable")
+        return table.drop_duplicates(["symbol", "second"], keep="last")
+
+    def send(self, values: list[tuple[int, bytes | None]]) -> list[tuple[int, int]]:
+        """Publishes values to partitions of ticks.raw; returns (partition, offset) of each."""
+
+        async def publish() -> list[tuple[int, int]]:
+            producer = AIOKafkaProducer(**await broker.producer_options(self.settings))
+            await producer.start()
+            try:
+                places = []
+                for partition, value in values:
+                    sent = await producer.send_and_wait(self.settings.topic("ticks.raw"), value, key=None if value is not None else b"k", partition=partition)
+                    places.append((sent.partition, sent.offset))
+                return places
+            finally:
+                await producer.stop()
+
+        return asyncio.run(publish())
+
+
+@pytest.fixture(scope="module", params=["kafka", "embedded"])
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    """One worker on each kind of broker, with a model, for all tests of this module."""
+    where = request.getfixturevalue(request.param).bootstrap
+    folder = tmp_path_factory.mktemp(request.param)
+    own = {
+        "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
+        "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_ARCHIVE_FLUSH_S": "2",
+    }  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_")} | own | {"PYTHONPATH": str(ROOT)}
+    settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
+    worker = Worker("worker", environment, folder)
+    line = Line(settings, worker, environment, folder)
+    line.command("train", "xgboost", "--simulated", "--symbols", "4", "--minutes", "20", "--rounds", "20")
+    worker.start()
+    try:
+        worker.wait_ready()
+        yield line
+        assert worker.exits == [], f"the worker ended by itself; see {worker.log}"
+        worker.stop()
+    finally:
+        worker.close()
+
+
+def wait_for(line: Line, accepted: float) -> None:
+    """Waits until so many ticks more were judged and all partitions are read to their end."""
+    wait_until(lambda: line.metric("stockstream_ticks_accepted_total") + line.metric("stockstream_ticks_rejected_total") >= accepted, PATIENCE_S, f"{accepted} ticks judged")
+    wait_until(lambda: all(of["lag"] == 0 for of in line.get("/api/pipeline")[1]["lag"]), PATIENCE_S, "all is read")
+
+
+def replayed(line: Line, day: pd.DataFrame, path: Path, name: str) -> None:
+    """Replays a file of ticks and holds rows, counts and archive to it."""
+    before = line.metric("stockstream_ticks_accepted_total"), line.metric("stockstream_ticks_rejected_total")
+    raw_before = len(line.read("ticks.raw"))
+    line.command("replay", str(path), "--speed", "max", "--source", name)
+    wait_for(line, sum(before) + len(day))
+    accepted, rejected = line.metric("stockstream_ticks_accepted_total") - before[0], line.metric("stockstream_ticks_rejected_total") - before[1]
+    assert (accepted, rejected) == (len(day), 0)
+    want = oracle.rows(day)
+    wait_until(lambda: len(line.rows(name)) >= len(want), PATIENCE_S, f"{len(want)} rows of windows", 1.0)
+    assert oracle.differences(line.rows(name), want) == []
+    raw = line.read("ticks.raw")
+    symbols = day.symbol.nunique()
+    assert len(day) < len(raw) - raw_before <= len(day) + symbols       # one punctuation for each partition
+    archived(line, raw)
+
+
+def archived(line: Line, raw: list[Any]) -> None:
+    """The archive holds each raw message exactly once, as it was."""
+    query = "select partition, \"offset\", value from raw"
+
+    def rows() -> list[dict[str, Any]]:
+        return json.loads(line.command("query", query, "--archive", line.settings.archive, "--format", "json", "--limit", "0").partition("\n[")[0] or "[]")
+
+    def complete() -> bool:
+        return json.loads(line.command("query", "select count(*) as n from raw", "--archive", line.settings.archive, "--format", "json"))[0]["n"] >= len(raw)
+
+    wait_until(complete, PATIENCE_S, f"{len(raw)} raw records in the archive", 1.0)
+    assert sorted((of["partition"], of["offset"]) for of in rows()) == sorted((record.partition, record.offset) for record in raw)
+    line.command("verify", "--archive", line.settings.archive)
+
+
+def test_a_generated_day_replayed_equals_pandas(line: Line, tmp_path: Path) -> None:
+    day = generated_day(seconds=2_000)
+    path = tmp_path / "generated.csv"
+    day.assign(event_time=pd.to_datetime(day.event_time, unit="ms", utc=True)).to_csv(path, index=False)
+    replayed(line, day, path, "replay.generated")
+
+
+def test_a_second_replay_of_the_same_file_is_refused_in_words(line: Line, tmp_path: Path) -> None:
+    day = generated_day(seconds=2_000)
+    path = tmp_path / "generated.csv"
+    day.assign(event_time=pd.to_datetime(day.event_time, unit="ms", utc=True)).to_csv(path, index=False)
+    said = line.command("replay", str(path), "--speed", "max", "--source", "replay.generated", status=1)
+    assert "--rebase" in said and "--prefix" in said
+
+
+def test_the_real_day_replayed_equals_pandas(line: Line) -> None:
+    path = SHARED / "data" / "trades_2013-10-07.parquet"
+    if not path.exists():
+        pytest.skip(f"the real trades {path} are not there")
+    trades = pd.read_parquet(path)
+    day = pd.DataFrame({
+        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"), "price": trades.price, "size": trades["size"],
+    })  # fmt: skip
+    assert len(day) == 388_417
+    replayed(line, day, path, "replay.day")
+
+
+def test_predictions_are_json_that_an_ordinary_consumer_reads(line: Line) -> None:
+    records = wait_until(lambda: line.read("predictions"), PATIENCE_S, "predictions")
+    seen = set()
+    for record in records:
+        prediction = msgspec.json.decode(record.value, type=Prediction)
+        assert record.key.decode() == prediction.symbol
+        assert record.partition == home_partition(prediction.symbol, line.settings.partitions)
+        assert ("schema_version", b"1") in record.headers
+        assert prediction.id == f"{prediction.symbol}-{prediction.as_of}-{prediction.model}-{prediction.version}"
+        assert [h.horizon_s for h in prediction.horizons] == [10, 60]
+        assert all(0 <= h.p_up <= 1 for h in prediction.horizons)
+        seen.add(prediction.id)
+    assert len(seen) == len(records)
+
+
+def test_bad_input_is_rejected_with_its_place_and_nobody_stumbles(line: Line) -> None:
+    now = int(time.time() * 1000)
+    home = home_partition("BAD1", line.settings.partitions)
+    other = next(s for s in ("BAD2", "BAD3", "BAD4", "BAD5", "BAD6") if home_partition(s, line.settings.partitions) != home)
+    good = {"symbol": "BAD1", "event_time": now, "price": 5.0, "size": 1, "source": "bad"}
+
+    def tick(**changes: Any) -> bytes:
+        return json.dumps(good | changes).encode()
+
+    bad: list[tuple[str, bytes | None]] = [
+        ("invalid_json", b"not json"), ("invalid_json", b"\xff\x00"), ("invalid_json", tick(price=float("nan"))), ("invalid_json", tick(price=float("inf"))),
+        ("invalid_shape", b"17"), ("invalid_shape", b"[]"), ("empty_message", b""), ("empty_message", None), ("missing_field", b'{"symbol":"BAD1"}'),
+        ("missing_field", tick(symbol=None)), ("invalid_type", tick(price="5")), ("out_of_range", tick(price=0)), ("out_of_range", tick(price=-1)),
+        ("out_of_range", tick(size=-1)), ("out_of_range", tick(size=10**25)), ("out_of_range", tick(price=1e300)), ("out_of_range", tick(symbol="")),
+        ("out_of_range", tick(symbol="B" * 33)), ("size_without_price", tick(price=None, size=3)), ("future", tick(event_time=now + 3_600_000)),
+        ("wrong_partition", tick(symbol=other)), ("out_of_range", json.dumps({"punctuate": now, "source": "bad"}).encode()),
+    ]  # fmt: skip
+    values: list[tuple[int, bytes | None]] = []
+    for _, value in bad:
+        values += [(home, tick()), (home, value)]
+    values.append((home, b"[" + b",".join([tick(), b'{"symbol":5}', tick()]) + b"]"))
+    accepted, rejected = line.metric("stockstream_ticks_accepted_total"), line.metric("stockstream_ticks_rejected_total")
+    places = line.send(values)
+    expected = {(p, o, 0): reason for (p, o), reason in zip(places[1::2], [reason for reason, _ in bad], strict=False)} | {(*places[-1], 1): "invalid_type"}
+    wait_until(lambda: line.metric("stockstream_ticks_rejected_total") >= rejected + len(expected), PATIENCE_S, "rejections counted")
+    wait_until(lambda: line.metric("stockstream_ticks_accepted_total") >= accepted + len(bad) + 2, PATIENCE_S, "neighbours accepted")
+    told = [json.loads(record.value) for record in line.read("ticks.rejected")]
+    told = [r for r in told if (r["partition"], r["offset"]) in set(places)]
+    assert {(r["partition"], r["offset"], r["index"]): r["reason"] for r in told} == expected
+    assert len(told) == len(expected)
+    originals = {place: value for place, (_, value) in zip(places, values, strict=True)}
+    assert all(r.get("value") is None or r["index"] == 1 or r["value"].encode() == originals[r["partition"], r["offset"]] for r in told)
+    assert all(r["detail"] for r in told)
+    assert line.worker.exits == []
+
+
+def test_the_views_answer_with_live_values_and_errors_say_why(line: Line) -> None:
+    home = home_partition("VIEW", line.settings.partitions)
+    now = int(time.time() * 1000)
+    line.send([(home, json.dumps({"symbol": "VIEW", "event_time": now, "price": 12.5, "size": 7, "source": "view"}).encode())])
+    wait_until(lambda: line.get("/api/symbols/VIEW")[0] == 200, PATIENCE_S, "the symbol is known: its quiet second was closed by a punctuation")
+    status, detail = line.get("/api/symbols/VIEW")
+    assert status == 200 and "12.5" in json.dumps(detail)
+    status, bars = line.get("/api/symbols/VIEW/bars?interval=1s&limit=5")
+    assert status == 200 and bars["items"][-1]["close"] == 12.5 and bars["items"][-1]["volume"] == 7
+    assert line.get("/api/symbols?q=VIEW")[1]["items"][0]["symbol"] == "VIEW"
+    for path in ("/api/alerts", "/api/predictions", "/api/models", "/api/pipeline", "/healthz", "/readyz", "/openapi.json"):
+        assert line.get(path)[0] == 200, path
+    for path, expected in (("/api/symbols/NOSUCH", 404), ("/api/nothing", 404), ("/api/symbols/VIEW/bars?interval=2s", 400), ("/api/symbols?limit=x", 400)):
+        status, error = line.get(path)
+        assert status == expected and error["error"]["message"], path
