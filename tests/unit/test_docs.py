@@ -1,0 +1,57 @@
+"""Docs that list what the code has: options, defaults, reasons."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import SecretStr
+
+from stockstream.cli import COMMANDS, group
+from stockstream.settings import Settings
+from stockstream.transforms import validation
+
+ROOT = Path(__file__).parents[2]
+
+
+def section(name: str) -> str:
+    """The part of commands.md about one command."""
+    text = (ROOT / "docs" / "commands.md").read_text()
+    return text.partition(f"## `stockstream {name}`")[2].partition("\n## ")[0]
+
+
+def options_of(command: click.Command) -> set[str]:
+    found = {name for option in command.params if isinstance(option, click.Option) for name in (*option.opts, *option.secondary_opts)}
+    return found.union(*(options_of(below) for below in command.commands.values())) if isinstance(command, click.Group) else found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented_and_no_other(name: str) -> None:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    cells = [line.split(" | ")[0] for line in section(name).splitlines() if line.startswith("| `-")]
+    documented = {option for cell in cells for option in re.findall(r"`(--?[a-z][a-z-]*)", cell)}
+    assert documented == options_of(command)
+
+
+def test_every_default_is_documented() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    for name, setting in Settings.model_fields.items():
+        (told,) = re.findall(rf"^\| `STOCKSTREAM_{name.upper()}` \| (.*?) \|", text, re.MULTILINE)
+        default = setting.default
+        if isinstance(default, SecretStr) or default in (None, "", ()):
+            assert told.strip() == "", name
+            continue
+        default = ",".join(default) if isinstance(default, tuple) else default
+        told = told.strip().strip("`").removeprefix("./" if isinstance(default, Path) else "")
+        assert told == (f"{default:g}" if isinstance(default, float) else str(default)), name
+
+
+def test_every_reason_for_a_rejection_is_documented() -> None:
+    text = (ROOT / "docs" / "topics.md").read_text()
+    source = Path(validation.__file__).read_text()
+    reasons = set(re.findall(r'"([a-z_]+)", (?:text|f?"[^"]* )', source))
+    assert {"late", "duplicate", "future", "other_source", "wrong_partition", "empty_message", "invalid_json"} <= reasons
+    assert [reason for reason in sorted(reasons) if f"`{reason}`" not in text] == []
