@@ -41,7 +41,7 @@ class Aggregation(Stage[Windows]):
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
-        core = self.cores.get(partition)
+        core = self.core_of(chunk)
         if core is None:
             return
         messages: list[Message] = []

@@ -20,7 +20,7 @@ from stockstream.broker import client_options
 from stockstream.records import Punctuation, Rejection
 from stockstream.transforms.frames import encode_within
 from stockstream.transforms.validation import Cleaner
-from stockstream.transport import Message, Outgoing
+from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import hops_header, metrics, now_ms
 from tables import clean as table
 from tables.state import Stage
@@ -117,9 +117,10 @@ class Cleaning(Stage[Cleaner]):
         finally:
             await consumer.stop()
 
-    async def chunk(self, partition: int, records: list[Any]) -> None:
+    async def chunk(self, chunk: Chunk) -> None:
         """Judges a chunk and sends what is due."""
-        core = self.cores.get(partition)
+        partition, records = chunk.partition, chunk.records
+        core = self.core_of(chunk)
         if core is None:
             return
         records = records[next((i for i, r in enumerate(records) if r.offset >= core.expect), len(records)) :] if records[0].offset < core.expect else records
@@ -148,7 +149,7 @@ class Cleaning(Stage[Cleaner]):
                 self.flushed_at[partition] = now
                 metrics.rows("ticks.clean", frame.rows.num_rows)
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
-                if now - self.snapshot_at[partition] >= SNAPSHOT_S:
+                if now - self.snapshot_at.get(partition, 0.0) >= SNAPSHOT_S:
                     self.snapshot_at[partition] = now
                     records = [(self._key(), core.snapshot())]
         await self.submit(partition, sends, records)
@@ -191,7 +192,7 @@ stage = Cleaning()
 async def clean(stream: Any) -> None:
     """One chunk at a time; nothing raises but what ends the worker."""
     async for chunk in stream:
-        await stage.chunk(chunk.partition, chunk.records)
+        await stage.chunk(chunk)
 
 
 @app.task

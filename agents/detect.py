@@ -31,7 +31,7 @@ class Detection(Stage[Detector]):
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
-        core = self.cores.get(partition)
+        core = self.core_of(chunk)
         if core is None:
             return
         alerts: list[Message] = []

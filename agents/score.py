@@ -111,7 +111,7 @@ class Scoring(Stage[Scorer]):
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
-        core = self.cores.get(partition)
+        core = self.core_of(chunk)
         if core is None:
             return
         told = _Told()
@@ -125,6 +125,8 @@ class Scoring(Stage[Scorer]):
                 if (pipe := self.pipes.get(partition)) is None:
                     return
                 await pipe.drain()
+                if self.cores.get(partition) is not core:              # assigned anew meanwhile
+                    return
             scored = core.frame(frame, offset)
             if scored is None and frame.log >= core.log and truncated(chunk, offset):
                 core.expect = frame.start

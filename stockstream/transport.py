@@ -72,6 +72,8 @@ class Chunk:
     topic: str
     partition: int
     records: list[Any]
+    epoch: int = 0
+    """`Consumer.epoch` when it was read: one of an earlier assignment is of no use to the state that was built anew."""
 
     @property
     def first(self) -> int:
@@ -388,6 +390,9 @@ class Consumer(driver.Consumer):
         self._held: dict[TP, list[Any]] = {}
         self._held_since: dict[TP, float] = {}
         self._delivered: dict[TP, list[int]] = defaultdict(list)
+        self.epoch = 0
+        """Counts the assignments, for chunks of an earlier one that are still under way."""
+        self._seeking = False
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -404,6 +409,8 @@ class Consumer(driver.Consumer):
 
         Faust calls this when recovery is done and before the flow resumes.
         """
+        self.epoch += 1
+        self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
         self._held.clear()
         self._held_since.clear()
@@ -416,6 +423,7 @@ class Consumer(driver.Consumer):
         await self._thread.call_thread(self._thread.seek_to_start, [tp for tp in assigned if tp not in known])
         self.guard.expected = {tp: known.get(tp) for tp in assigned}
         self.guard.probed.clear()
+        self._seeking = False
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
         """Offsets after the last record, also on the embedded broker, whose ListOffsets falls short."""
@@ -489,12 +497,17 @@ class Consumer(driver.Consumer):
                 if not self.flow_active:
                     await self.sleep(0)
                     continue
-                count = 0
+                count, epoch = 0, self.epoch
                 for tp, got in (records or {}).items():
                     count += len(got)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
-                    if not self._is_changelog_tp(tp) and tp.topic not in unguarded:
-                        got = await self._admit(tp, got)
+                    if not self._is_changelog_tp(tp):
+                        if self._seeking or epoch != self.epoch:
+                            continue                                     # read for the assignment before; the seek brings it again
+                        if tp.topic not in unguarded:
+                            got = await self._admit(tp, got)
+                        if epoch != self.epoch:
+                            continue
                     if not got:
                         continue
                     if tp.topic == raw and gather_s:
@@ -506,8 +519,9 @@ class Consumer(driver.Consumer):
                     await self._deliver(tp, got)
                 now = time.monotonic()
                 for tp in [tp for tp, begun in since.items() if now - begun >= gather_s]:
-                    del since[tp]
-                    await self._deliver(tp, held.pop(tp))
+                    since.pop(tp, None)
+                    if tp in held:                                       # a seek meanwhile has dropped it
+                        await self._deliver(tp, held.pop(tp))
                 await asyncio.sleep(PACE_S if count < SMALL_FETCH else 0)
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:
@@ -533,7 +547,7 @@ class Consumer(driver.Consumer):
         self._delivered[tp].append(last.offset)
         message = ConsumerMessage(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
-            Chunk(tp.topic, tp.partition, records), None, None, None, tp,  # type: ignore[arg-type]
+            Chunk(tp.topic, tp.partition, records, self.epoch), None, None, None, tp,  # type: ignore[arg-type]
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())

@@ -11,7 +11,7 @@ from faust.types import TP
 
 from stockstream.app import App
 from stockstream.broker import changelog
-from stockstream.transport import ChunkSchema, Message, Outgoing, Pipe
+from stockstream.transport import Chunk, ChunkSchema, Message, Outgoing, Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,10 @@ class Stage(Generic[Core]):
         pipes, self.pipes, self.cores = self.pipes, {}, {}
         for pipe in pipes.values():
             await pipe.close(timeout_s)
+
+    def core_of(self, chunk: Chunk) -> Core | None:
+        """The core that a chunk is for; None where the partition has gone, or the chunk was read for an assignment before this one."""
+        return self.cores.get(chunk.partition) if chunk.epoch == self.app.reader.epoch else None
 
     async def submit(self, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None) -> None:
         """Sends, then stores the records, through the partition's pipe; nothing where the partition has gone."""
