@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 WINDOW_S = 300
-FLOATS = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "mid", "mean_5m", "vwap_5m", "high_5m", "low_5m", "return_std_5m")
-EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "quality")
+FLOATS = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "mid", "mean_5m", "vwap_5m", "high_5m", "low_5m", "return_std_5m",
+          "price", "price_60s", "return_1s", "return_5s", "return_10s", "return_30s", "return_60s")  # fmt: skip
+EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "volume_10s", "volume_60s", "ticks_10s", "quality")
 
 
 def rows(ticks: pd.DataFrame) -> pd.DataFrame:
@@ -82,13 +83,20 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
     out["high_5m"], out["low_5m"] = high.reindex(bars.index), low.reindex(bars.index)
     # with only one price, or none, in a window that is alive the carried price is no tick's
     out.loc[out.ticks_5m == 0, ["high_5m", "low_5m"]] = np.nan
+    out["price"] = bars.mid.fillna(bars.close).fillna(price.reindex(bars.index))
+    for lag in (1, 5, 10, 30, 60):
+        before = price.shift(lag).where(second - lag >= begun).reindex(bars.index)
+        out[f"return_{lag}s"] = np.log(price.reindex(bars.index) / before)
+        out[f"price_{lag}s"] = before
+    for name, lag, of in (("volume_10s", 10, "volume"), ("volume_60s", 60, "volume"), ("ticks_10s", 10, "ticks")):
+        out[name] = grid[of].fillna(0).rolling(lag, min_periods=1).sum().reindex(bars.index)
     out["quality"] = np.where(out.seconds_5m < WINDOW_S, "partial", "")
     out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])
     return out
 
 
 def differences(got: pd.DataFrame, want: pd.DataFrame) -> list[str]:
-    """What differs between rows of `windows` and the oracle's, in words; empty where all is equal: 1e-9 relative, 1e-12 absolute for the deviation."""
+    """What differs between rows of `windows` and the oracle's, in words; empty where all is equal: 1e-9 relative, 1e-12 absolute for returns."""
     got = got.set_index(["symbol", "second"]).sort_index()
     want = want.sort_index()
     if not got.index.equals(want.index):
@@ -96,7 +104,7 @@ def differences(got: pd.DataFrame, want: pd.DataFrame) -> list[str]:
     out = []
     for name in FLOATS:
         a, b = got[name].to_numpy(float), want[name].to_numpy(float)
-        close = np.isclose(a, b, rtol=1e-9, atol=1e-12 if name == "return_std_5m" else 0, equal_nan=True)
+        close = np.isclose(a, b, rtol=1e-9, atol=1e-12 if name.startswith("return_") else 0, equal_nan=True)
         if not close.all():
             at = int(np.flatnonzero(~close)[0])
             out.append(f"{name}: {(~close).sum()} differ, first at {want.index[at]}: {a[at]!r} for {b[at]!r}")
