@@ -57,7 +57,7 @@ def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.D
         frame = pd.DataFrame({"symbol": f"G{number}", "event_time": at, "price": price, "size": rng.integers(0, 900, len(at))})
         quote = rng.random(len(at)) < 0.2
         frame.loc[quote, ["price", "size"]] = [np.nan, 0]
-        frame["bid"] = np.where(rng.random(len(at)) < 0.5, price - 0.01, np.nan)
+        frame["bid"] = np.where(quote | (rng.random(len(at)) < 0.5), price - 0.01, np.nan)
         frame["ask"] = np.where(rng.random(len(at)) < 0.5, price + 0.01, np.nan)
         twins = frame[rng.random(len(at)) < 0.05]
         parts += [frame, twins]

@@ -1,0 +1,94 @@
+"""Archives: `ticks.raw` and the verdicts in `ticks.clean` -> the store. Nothing waits for it, and nothing is committed: its chain says where it stands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from faust.types import TP
+
+from stockstream import topics
+from stockstream.app import app
+from stockstream.errors import FrameError
+from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
+from stockstream.sinks.stores import open_store
+from stockstream.transforms.frames import decode
+from stockstream.worker import metrics, status
+
+REPORT_S = 1.0
+settings = app.settings
+
+
+class Archiving:
+    """Takes part in assignments: the archive of a partition goes with `ticks.raw`."""
+
+    def __init__(self) -> None:
+        self.archive: Archive | None = None
+        self.owned: set[int] = set()
+        self.next: dict[int, int] = {}
+        """By partition: the raw offset that follows the last chunk; what the transport found to be a hole before the next chunk is none of ours to look for."""
+        app.parts.append(self)
+
+    async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
+        if settings.archive == "none":
+            return {}
+        if self.archive is None:
+            self.archive = Archive(settings, open_store(settings.archive), KafkaRaw(settings), KafkaClean(settings))
+            status.archive_positions = self.archive.progress
+        now = set(partitions.get(settings.topic("ticks.raw"), []))
+        for partition in self.owned - now:
+            self.archive.revoke(partition)
+            metrics.forget_archive_offset(partition)
+        for partition in now - self.owned:
+            self.archive.assign(partition)
+        self.owned, self.next = now, {}
+        return {}
+
+    async def release(self, timeout_s: float) -> None:
+        """At the end what is held is written; in a rebalance it stays, for most partitions do."""
+        if app.should_stop and self.archive is not None:
+            await self.archive.close()
+            self.archive = None
+
+    async def raw(self, partition: int, records: list[Any]) -> None:
+        if self.archive is not None and partition in self.owned:
+            await self.archive.add_raw(partition, records, self.next.get(partition))
+            self.next[partition] = records[-1].offset + 1
+
+    async def clean(self, partition: int, records: list[Any]) -> None:
+        if self.archive is None or partition not in self.owned:
+            return
+        for record in records:
+            try:
+                frame = decode(record.value or b"")
+            except FrameError:
+                continue                                                 # told by `aggregate`, which reads it too
+            await self.archive.add_clean(partition, frame)
+
+
+stage = Archiving()
+
+
+@app.agent(topics.ticks_raw)
+async def archive_raw(stream: Any) -> None:
+    """Raw records, as they come."""
+    async for chunk in stream:
+        await stage.raw(chunk.partition, chunk.records)
+
+
+@app.agent(topics.ticks_clean)
+async def archive_clean(stream: Any) -> None:
+    """Verdicts, as they come."""
+    async for chunk in stream:
+        await stage.clean(chunk.partition, chunk.records)
+
+
+@app.task
+async def archive_report() -> None:
+    """Keeps the metric of how far the archive is."""
+    while not app.should_stop:
+        await asyncio.sleep(REPORT_S)
+        if stage.archive is not None:
+            for of in stage.archive.progress():
+                metrics.archive_offset(of["partition"], of["offset"])
