@@ -14,6 +14,7 @@ from stockstream.errors import FrameError
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transforms.frames import decode
+from stockstream.transport import Chunk
 from stockstream.worker import metrics, status
 
 REPORT_S = 1.0
@@ -51,15 +52,20 @@ class Archiving:
             await self.archive.close()
             self.archive = None
 
-    async def raw(self, partition: int, records: list[Any]) -> None:
-        if self.archive is not None and partition in self.owned:
-            await self.archive.add_raw(partition, records, self.next.get(partition))
-            self.next[partition] = records[-1].offset + 1
+    async def raw(self, chunk: Chunk) -> None:
+        if self._takes(chunk) and self.archive is not None:
+            # what a chunk of an assignment before vouched for, the seek may have left behind
+            begin, self.next[chunk.partition] = self.next.get(chunk.partition), chunk.last + 1
+            await self.archive.add_raw(chunk.partition, chunk.records, begin)
 
-    async def clean(self, partition: int, records: list[Any]) -> None:
-        if self.archive is None or partition not in self.owned:
+    def _takes(self, chunk: Chunk) -> bool:
+        return chunk.epoch == app.reader.epoch and chunk.partition in self.owned
+
+    async def clean(self, chunk: Chunk) -> None:
+        if self.archive is None or not self._takes(chunk):
             return
-        for record in records:
+        partition = chunk.partition
+        for record in chunk.records:
             try:
                 frame = decode(record.value or b"")
             except FrameError:
@@ -74,14 +80,14 @@ stage = Archiving()
 async def archive_raw(stream: Any) -> None:
     """Raw records, as they come."""
     async for chunk in stream:
-        await stage.raw(chunk.partition, chunk.records)
+        await stage.raw(chunk)
 
 
 @app.agent(topics.ticks_clean)
 async def archive_clean(stream: Any) -> None:
     """Verdicts, as they come."""
     async for chunk in stream:
-        await stage.clean(chunk.partition, chunk.records)
+        await stage.clean(chunk)
 
 
 @app.task
