@@ -108,6 +108,8 @@ class Fence:
         self._leave = leave or leave_now
         self._seen: float | None = None                                  # the imports before the first tick are no standing still
         self.left = False
+        self.heard: Callable[[], float] = lambda: 0.0
+        """When the group last confirmed our membership (monotonic): a process that computes for long is no frozen one, its heartbeats have their own thread."""
 
     def tick(self) -> None:
         """Called several times a second by the watchdog; a process that was frozen notices here or in `check`, whichever comes first."""
@@ -115,8 +117,8 @@ class Fence:
         self._seen = time.monotonic()
 
     def check(self) -> None:
-        """Raises `FencedError` where the process has stood still for half a session, after asking it to leave."""
-        stood = 0.0 if self._seen is None else time.monotonic() - self._seen
+        """Raises `FencedError` where the process has neither run nor been heard by its group for half a session, after asking it to leave."""
+        stood = 0.0 if self._seen is None else time.monotonic() - max(self._seen, self.heard())
         if stood > self.limit_s:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
 
@@ -581,6 +583,7 @@ class Transport(driver.Transport):
 
 async def watchdog(app: Any, interval_s: float = 0.25) -> None:
     """Leaves when the process stood still, the group membership is gone, or nothing can be sent. Runs until cancelled."""
+    app.fence.heard = lambda: app.consumer.thread.last_heartbeat
     while True:
         await asyncio.sleep(interval_s)
         try:
