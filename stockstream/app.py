@@ -16,7 +16,7 @@ import faust
 from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
-from stockstream.errors import StockstreamError
+from stockstream.errors import ModelError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
 from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Producer, Sender, Transport, watchdog
@@ -87,10 +87,13 @@ class App(faust.App):
         for tp in sorted(assigned):
             by_topic.setdefault(tp.topic, []).append(tp.partition)
         found: dict[TP, int | None] = {}
-        for part in self.parts:
-            for tp, offset in (await part.assign(by_topic)).items():
-                known = found.get(tp, offset)
-                found[tp] = None if offset is None or known is None else min(offset, known)
+        try:
+            for part in self.parts:
+                for tp, offset in (await part.assign(by_topic)).items():
+                    known = found.get(tp, offset)
+                    found[tp] = None if offset is None or known is None else min(offset, known)
+        except (StateError, ModelError) as error:
+            stop_start(error)
         return found
 
     async def release(self, *_: Any, **__: Any) -> None:

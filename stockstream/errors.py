@@ -9,6 +9,7 @@
     ├── FrameError              bytes that are not one of our frames
     ├── StateError              a state record that does not fit this log or these settings
     ├── SourceError             a market-data source or an input file we cannot use
+    │   └── SourceUnavailable   the source does not answer for now (in `sources.base`)  retriable
     ├── ArchiveError            the archive's store failed
     │   └── ArchiveUnavailable  the store is down or slow                        retriable
     └── ModelError              a model that cannot be trained, found or loaded

@@ -409,8 +409,18 @@ class Consumer(driver.Consumer):
     async def perform_seek(self) -> None:
         """Puts every partition where its state says; without one, at the log's beginning.
 
-        Faust calls this when recovery is done and before the flow resumes.
+        Faust calls this when recovery is done and before the flow resumes. Where it takes too long Faust drops it and would go on from anywhere: we leave.
         """
+        begun = time.monotonic()
+        try:
+            await self._seek_to_state()
+        except asyncio.CancelledError:
+            if time.monotonic() - begun >= 0.95 * self.app.conf.broker_request_timeout:
+                with contextlib.suppress(FencedError):
+                    self.app.fence.leave(f"taking over the partitions took {time.monotonic() - begun:.1f} s, too long for the group")
+            raise
+
+    async def _seek_to_state(self) -> None:
         self.epoch += 1
         self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
