@@ -25,12 +25,12 @@ from aiokafka.errors import KafkaError
 from models.registry import Registry, RegistryError
 from stockstream.broker import connect, ensure_topics, producer_options
 from stockstream.children import Child
-from stockstream.commands.logs import quiet_clients
 from stockstream.commands.train import train_first_model
 from stockstream.commands.worker import NO_RESTART_STATUS, worker_command
 from stockstream.compacted import read_compacted
 from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
+from stockstream.quiet import quiet_clients
 from stockstream.records import SCHEMA_VERSION
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.ingestion import Watch
