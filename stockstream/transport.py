@@ -306,6 +306,20 @@ class Guard:
         return admitted, None
 
 
+class _Fetched(dict[Any, Any]):
+    """What aiokafka's fetcher has fetched, by partition: its records come as parsed, not copied into `ConsumerRecord`s, which cost more than the parsing."""
+
+    def __setitem__(self, partition: Any, result: Any) -> None:
+        records = getattr(result, "_partition_records", None)
+        if records is not None:
+            records._consumer_record = _as_parsed
+        super().__setitem__(partition, result)
+
+
+def _as_parsed(_: Any, record: Any) -> Any:
+    return record
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
@@ -320,6 +334,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        fetcher._records = _Fetched(fetcher._records)
         coordinator = self._ensure_consumer()._coordinator
         if isinstance(coordinator, GroupCoordinator):
             beat = coordinator._do_heartbeat

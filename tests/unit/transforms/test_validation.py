@@ -193,3 +193,30 @@ def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, 
             core = Cleaner.restore(0, 8, core.snapshot(), lateness_ms=200, revise_s=30)
     assert closings == [(c["offset"], c["source"], c["after"], c["second"]) for c in expected]
     assert [(r.offset, r.index, r.reason) for r in rejections] == [place for c in expected for place in c["rejected"]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tick_and_a_frame_of_that_one_tick_are_judged_alike(seed: int) -> None:
+    """Single ticks take a shorter way through the code than ticks of frames."""
+    rng = random.Random(seed)
+    values = []
+    now = NOW
+    for number in range(400):
+        now += rng.choice((0, 50, 400, 1_500, 400_000 if rng.random() < 0.02 else 90))
+        changes: dict[str, Any] = {
+            "symbol": rng.choice(("AAA", "AAA", "AAB")), "event_time": now - rng.choice((0, 0, 0, 5_000, 40_000, -1_000, -3_000)),
+            "source": rng.choice(("a", "a", "a", "b")), "price": rng.choice((1.0, 2.5, 2.5, None, 0, 1e12)), "size": rng.choice((1, 5, 0, 0.0, 1.5, 10**12)),
+            "bid": rng.choice((None, None, 1.0, 0)), "ask_size": rng.choice((None, None, 3, -1)), "seq": rng.choice((None, number, number, number - 3)),
+            "snapshot": rng.random() < 0.1, "day_volume": rng.choice((None, None, None, number * 10)),
+        }  # fmt: skip
+        values.append((now, tick(**{k: v for k, v in changes.items() if rng.random() < 0.9 or k in ("symbol", "event_time")})))
+    alone, framed = cleaner(), cleaner()
+    single = alone.chunk([RawRecord(i, at, value) for i, (at, value) in enumerate(values)])
+    in_frames = framed.chunk([RawRecord(i, at, b"[" + value + b"]") for i, (at, value) in enumerate(values)])
+    assert [(r.offset, r.reason) for r in single] == [(r.offset, r.reason) for r in in_frames]
+    one, other = alone.frame(), framed.frame()
+    assert one is not None and other is not None
+    assert one.rows == other.rows and one.closings == other.closings
+    alone.last_record = framed.last_record                              # the bytes differ by the brackets
+    assert alone.snapshot() == framed.snapshot()
+
