@@ -21,15 +21,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from tests import oracle
-from tests.faults.workers import ROOT, Worker, wait_until
-from tests.logs import SHARED, generated_day
 
 from stockstream import broker
 from stockstream.records import WINDOWS_SCHEMA, Prediction
 from stockstream.settings import Settings, load_settings
 from stockstream.transforms import frames
 from stockstream.transforms.partitioning import home_partition
+from tests import oracle
+from tests.faults.workers import ROOT, Worker, wait_until
+from tests.logs import SHARED, generated_day
 
 PATIENCE_S = 120.0
 
@@ -45,7 +45,8 @@ class Line:
 
     def command(self, *arguments: str, status: int = 0) -> str:
         """Runs a `stockstream` command to its end and returns what it printed; both streams."""
-        done = subprocess.run([sys.executable, "-m", "stockstream.cli", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-m", "stockstream.cli", *arguments]
+        done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == status, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout + done.stderr
 
@@ -137,7 +138,8 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def wait_for(line: Line, accepted: float) -> None:
     """Waits until so many ticks more were judged and all partitions are read to their end."""
-    wait_until(lambda: line.metric("stockstream_ticks_accepted_total") + line.metric("stockstream_ticks_rejected_total") >= accepted, PATIENCE_S, f"{accepted} ticks judged")
+    judged = ("stockstream_ticks_accepted_total", "stockstream_ticks_rejected_total")
+    wait_until(lambda: sum(line.metric(name) for name in judged) >= accepted, PATIENCE_S, f"{accepted} ticks judged")
     wait_until(lambda: all(of["lag"] == 0 for of in line.get("/api/pipeline")[1]["lag"]), PATIENCE_S, "all is read")
 
 
@@ -200,7 +202,8 @@ def test_the_real_day_replayed_equals_pandas(line: Line) -> None:
         pytest.skip(f"the real trades {path} are not there")
     trades = pd.read_parquet(path)
     day = pd.DataFrame({
-        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"), "price": trades.price, "size": trades["size"],
+        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"),
+        "price": trades.price, "size": trades["size"],
     })  # fmt: skip
     assert len(day) == 388_417
     replayed(line, day, path, "replay.day")
