@@ -16,6 +16,9 @@ from stockstream.transforms import validation
 ROOT = Path(__file__).parents[2]
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
 def section(name: str) -> str:
     """The part of commands.md about one command."""
     text = (ROOT / "docs" / "commands.md").read_text()
@@ -55,3 +58,11 @@ def test_every_reason_for_a_rejection_is_documented() -> None:
     reasons = set(re.findall(r'"([a-z_]+)", (?:text|f?"[^"]* )', source))
     assert {"late", "duplicate", "future", "other_source", "wrong_partition", "empty_message", "invalid_json"} <= reasons
     assert [reason for reason in sorted(reasons) if f"`{reason}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = [page.parent / link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    files = [ROOT / name for name in re.findall(r"`((?:stockstream|tests|agents|tables|models|deploy|benchmarks)/[\w/.]+\.\w+)`", text)]
+    assert [str(path) for path in links + files if not path.exists()] == []
