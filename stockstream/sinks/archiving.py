@@ -1,4 +1,4 @@
-"""archive: every raw record once, and every accepted tick, to the object store; nothing else waits for it.
+"""The archive of a worker: every raw record once, and every accepted tick, to the object store; nothing else waits for it.
 
 Live records are kept in memory until an object's worth is there, then added to the partition's chain (`sinks/archive.py`). What a crash, an outage
 or the memory bound took is read back from Kafka: the chain's own end says from where. So there is nothing to commit and nothing to recover.

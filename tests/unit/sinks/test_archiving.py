@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from agents.archive import Archive
 from stockstream.commands.verify import check
 from stockstream.errors import BrokerError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive import RawRecord, key_and_value, parse_name, read_raw_object
+from stockstream.sinks.archiving import Archive
 from stockstream.sinks.memory import MemoryStore
 from stockstream.transforms.frames import Frame
 
@@ -314,7 +314,7 @@ async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCa
     one.assign(0)
     await feed(kafka, [one], 100)
     await until(lambda: is_whole(kafka, store))
-    with caplog.at_level(logging.INFO, "agents.archive"):
+    with caplog.at_level(logging.INFO, "stockstream.sinks.archiving"):
         store.down = True
         most = 0
         for _ in range(60):
