@@ -1,8 +1,8 @@
 """What `aggregate` adds up: one-second bars and the rolling 5-minute window of every symbol and source of one partition.
 
 `Windows` takes `ticks.clean` frames and, at each closing, gives the rows of the seconds that close and those that late ticks have changed. Sums are
-taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window over
-the 300 seconds from the oldest to the newest.
+taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window in an
+order that follows from its last second alone (`_whole_windows`).
 
 A `_Ring` holds one source's last seconds as arrays (symbol, second). Records for the state (`records`): buckets, the seconds that closed or were revised,
 and a head, which says how far the log is counted and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its
@@ -12,7 +12,7 @@ slot in the ring: so a frozen worker that wakes can only replace what it wrote i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,10 @@ SPAN_S = 480
 TERMS = 8
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
-FAR_S = 64
+BLOCK_S = 20
+"""Seconds whose sums are kept ready; blocks begin at multiples of it in epoch seconds. A window is 14 of them and 20 single seconds around."""
+BLOCKS = (WINDOW_S - BLOCK_S) // BLOCK_S
+FAR_S = 60
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (16 arrays of 8 bytes a cell)."""
 
@@ -48,7 +51,8 @@ _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "volume": 0, "ticks":
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _ROWS_AT_ONCE = 256
-"""Rows whose windows are gathered together: 256 x 300 x 8 bytes stay in the second-level cache."""
+"""Rows whose whole windows are gathered together: 256 x 300 x 8 bytes stay in the second-level cache."""
+_SUMMED = ("price", "log_return", "notional", "volume", "ticks")
 _NEVER = -1
 
 
@@ -70,6 +74,14 @@ class _Ticks:
         return _Ticks(*(getattr(self, name)[which] for name in self.__slots__))
 
 
+def _down(seconds: int) -> int:
+    return seconds // BLOCK_S * BLOCK_S
+
+
+def _up(seconds: int) -> int:
+    return -(-seconds // BLOCK_S) * BLOCK_S
+
+
 class _Ring:
     """One source's seconds. Column c of every array is second `base` + c; rows are symbols in the order first heard."""
 
@@ -79,7 +91,7 @@ class _Ring:
         self.symbols: dict[str, int] = {}
         self.base = _NEVER
         self.closed = _NEVER
-        self.width = self.keep + 128
+        self.width = _up(self.keep + 128)
         self.rank: Ints = np.zeros(0, np.int64)
         self.names: NDArray[np.object_] = np.zeros(0, object)
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -87,6 +99,10 @@ class _Ring:
             self.arrays[name] = np.zeros((0, self.width), np.float64)
         for name in (*_INTS, "last", "begun"):
             self.arrays[name] = np.zeros((0, self.width), np.int64)
+        self.blocks: dict[str, NDArray[Any]] = {}
+        """For each block (array (symbol, block), the first begins at `base`): sums, greatest and least, and `squares`, of returns from the block's mean."""
+        for name in (*_SUMMED, "high", "low", "squares"):
+            self.blocks[name] = np.zeros((0, self.width // BLOCK_S), np.int64 if name in _INTS else np.float64)
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -105,14 +121,14 @@ class _Ring:
     # -- room ---------------------------------------------------------------
 
     def _resize(self, rows: int, width: int, shift: int) -> None:
-        """New arrays of this size; columns move `shift` to the left (to the right where it is negative)."""
-        old_rows = len(self.arrays["close"])
-        source, target = max(shift, 0), max(-shift, 0)
-        columns = max(0, min(self.width - source, width - target))
-        for name, old in self.arrays.items():
-            new = np.full((rows, width), _EMPTY.get(name, np.nan), old.dtype)
-            new[:old_rows, target : target + columns] = old[:, source : source + columns]
-            self.arrays[name] = new
+        """New arrays of this size; columns move `shift` to the left (to the right where it is negative). Widths and shifts are whole blocks."""
+        for arrays, size, by in ((self.arrays, width, shift), (self.blocks, width // BLOCK_S, shift // BLOCK_S)):
+            source, target = max(by, 0), max(-by, 0)
+            for name, old in arrays.items():
+                new = np.full((rows, size), _EMPTY.get(name, np.nan), old.dtype)
+                columns = max(0, min(old.shape[1] - source, size - target))
+                new[: len(old), target : target + columns] = old[:, source : source + columns]
+                arrays[name] = new
         self.width = width
         self.base += shift
 
@@ -132,20 +148,21 @@ class _Ring:
     def cover(self, first: int, last: int) -> None:
         """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
         if self.base == _NEVER:
-            self.base = first - self.keep
+            self.base = _down(first - self.keep)
         if first < self.base:
-            self._resize(len(self.arrays["close"]), self.width + self.base - first, first - self.base)
+            more = _up(self.base - first)
+            self._resize(len(self.arrays["close"]), self.width + more, -more)
         if last - self.base < self.width:
             return
         start = min(first, min(self.unsaved, default=first), self.closed + 1 if self.closed != _NEVER else first) - self.keep
-        shift = max(0, start - self.base)
-        self._resize(len(self.arrays["close"]), max(self.keep + 128, last - (self.base + shift) + FAR_S), shift)
+        shift = _down(max(0, start - self.base))
+        self._resize(len(self.arrays["close"]), _up(max(self.keep + 128, last - (self.base + shift) + FAR_S)), shift)
 
     def skip_to(self, second: int) -> None:
         """Where nothing is heard for longer than anything is kept, begins anew with `second` as the last closed: no window or series reaches over that."""
         if second - self.closed > self.keep and self.closed != _NEVER and not self.unsaved:
-            self._resize(len(self.arrays["close"]), self.keep + 128, self.width)
-            self.base, self.closed = second - self.keep, second
+            self._resize(len(self.arrays["close"]), _up(self.keep + 128), self.width)
+            self.base, self.closed = _down(second - self.keep), second
 
     # -- ticks --------------------------------------------------------------
 
@@ -218,6 +235,19 @@ class _Ring:
         self.arrays["price"][rows, first : last + 1] = price[:, 1:]
         self.arrays["last"][rows, first : last + 1] = before[:, 1:]
         self.arrays["begun"][rows, first : last + 1] = begun[:, 1:]
+        for block in range(first // BLOCK_S, (last + 1) // BLOCK_S):
+            self._sum_block(rows, block)
+
+    def _sum_block(self, rows: slice | Ints, block: int) -> None:
+        """Sums a block whose seconds are all closed."""
+        columns = slice(block * BLOCK_S, (block + 1) * BLOCK_S)
+        for name in _SUMMED:
+            self.blocks[name][rows, block] = self.arrays[name][rows, columns].sum(axis=1)
+        self.blocks["high"][rows, block] = self.arrays["high"][rows, columns].max(axis=1)
+        self.blocks["low"][rows, block] = self.arrays["low"][rows, columns].min(axis=1)
+        change = self.arrays["log_return"][rows, columns]
+        deviation = change - (self.blocks["log_return"][rows, block] / BLOCK_S)[:, None]
+        self.blocks["squares"][rows, block] = np.square(deviation).sum(axis=1)
 
     def revise(self) -> tuple[Ints, Ints]:
         """Carries prices again from the changed seconds on; returns (rows, columns) of the cells up to `closed` that are to be sent again."""
@@ -254,40 +284,20 @@ class _Ring:
         alive = ~np.isnan(carried)
         length = np.where(alive, np.minimum(second - begun + 1, WINDOW_S), 0)
         returns = length - (second - begun < WINDOW_S)                   # the first second of a series has no return
-        n = len(rows)
-        sums = {name: np.empty(n, np.float64) for name in ("price", "notional", "squares")}
-        totals = {name: np.empty(n, np.int64) for name in ("volume", "ticks")}
-        high, low = np.empty(n), np.empty(n)
-        mean = np.zeros(n)
-        start = columns - (WINDOW_S - 1)
-        position = np.arange(WINDOW_S)
-        for part, take in self._windows(rows, start):
-            outside = WINDOW_S - length[part]
-            young = bool((returns[part] < WINDOW_S).any())
-            prices, change = take("price"), take("log_return")
-            if young:
-                prices = np.where(position < outside[:, None], 0.0, prices)
-                change = np.where(position < outside[:, None], 0.0, change)
-            sums["price"][part] = prices.sum(axis=1)
-            count = np.maximum(returns[part], 1)
-            mean[part] = change.sum(axis=1) / count
-            deviation = change - mean[part, None]
-            if young:
-                deviation = np.where(position < WINDOW_S - returns[part][:, None], 0.0, deviation)
-            np.square(deviation, out=deviation)
-            sums["squares"][part] = deviation.sum(axis=1)
-            sums["notional"][part] = take("notional").sum(axis=1)
-            totals["volume"][part] = take("volume").sum(axis=1)
-            totals["ticks"][part] = take("ticks").sum(axis=1)
-            high[part] = take("high").max(axis=1)
-            low[part] = take("low").min(axis=1)
+        sums = {name: np.zeros(len(rows), np.int64 if name in _INTS else np.float64) for name in (*_SUMMED, "squares", "high", "low")}
+        whole = returns == WINDOW_S
+        for which, window in ((np.flatnonzero(whole), self._whole_windows), (np.flatnonzero(~whole), self._young_windows)):
+            if len(which):
+                for name, values in window(rows[which], columns[which], length[which], returns[which]).items():
+                    sums[name][which] = values
+        high, low = sums["high"], sums["low"]
         with np.errstate(divide="ignore", invalid="ignore"):
             out["mean_5m"] = np.where(length > 0, sums["price"] / length, np.nan)
-            out["vwap_5m"] = np.where(totals["volume"] > 0, sums["notional"] / totals["volume"], np.nan)
+            out["vwap_5m"] = np.where(sums["volume"] > 0, sums["notional"] / sums["volume"], np.nan)
             out["return_std_5m"] = np.where(returns > 1, np.sqrt(sums["squares"] / (returns - 1)), np.nan)
-        out["volume_5m"], out["ticks_5m"], out["seconds_5m"] = totals["volume"], totals["ticks"], length
-        out["high_5m"] = np.where(totals["ticks"] > 0, high, np.nan)
-        out["low_5m"] = np.where(totals["ticks"] > 0, low, np.nan)
+        out["volume_5m"], out["ticks_5m"], out["seconds_5m"] = sums["volume"], sums["ticks"], length
+        out["high_5m"] = np.where(sums["ticks"] > 0, high, np.nan)
+        out["low_5m"] = np.where(sums["ticks"] > 0, low, np.nan)
         mid = (get["bid"] + get["ask"]) / 2
         out["mid"] = mid
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
@@ -305,25 +315,44 @@ class _Ring:
         out["quality"] = length < WINDOW_S
         return out
 
-    def _windows(self, rows: Ints, start: Ints) -> Iterator[tuple[slice, Callable[[str], NDArray[Any]]]]:
-        """The rows' windows, some at a time: (which of them, array name -> (n, 300) values). Cells come column by column where many share one.
+    def _whole_windows(self, rows: Ints, columns: Ints, length: Ints, returns: Ints) -> dict[str, NDArray[Any]]:
+        """Sums over windows that lie in the series, each second with a return: 20 single seconds, oldest first, then 14 blocks."""
+        start = columns - (WINDOW_S - 1)
+        head = -start % BLOCK_S                                          # single seconds before the first whole block
+        position = np.arange(BLOCK_S)
+        single = (rows * self.width + start)[:, None] + position + np.where(position < head[:, None], 0, WINDOW_S - BLOCK_S)
+        block = (rows * (self.width // BLOCK_S) + (start + head) // BLOCK_S)[:, None] + np.arange(BLOCKS)
+        out: dict[str, NDArray[Any]] = {}
+        for name in _SUMMED:
+            out[name] = self.arrays[name].reshape(-1)[single].sum(axis=1) + self.blocks[name].reshape(-1)[block].sum(axis=1)
+        out["high"] = np.maximum(self.arrays["high"].reshape(-1)[single].max(axis=1), self.blocks["high"].reshape(-1)[block].max(axis=1))
+        out["low"] = np.minimum(self.arrays["low"].reshape(-1)[single].min(axis=1), self.blocks["low"].reshape(-1)[block].min(axis=1))
+        # squares of deviations, of groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
+        mean = (out["log_return"] / WINDOW_S)[:, None]
+        of_singles = np.square(self.arrays["log_return"].reshape(-1)[single] - mean).sum(axis=1)
+        of_means = np.square(self.blocks["log_return"].reshape(-1)[block] / BLOCK_S - mean).sum(axis=1) * BLOCK_S
+        out["squares"] = of_singles + (self.blocks["squares"].reshape(-1)[block].sum(axis=1) + of_means)
+        return out
 
-        Each row is summed over 300 neighbours in memory, whichever way they are had, so the bits are the same.
-        """
-        n = len(rows)
-        breaks = np.flatnonzero(np.diff(start)) + 1
-        if n < 8 * (len(breaks) + 1):
-            for lo in range(0, n, _ROWS_AT_ONCE):
-                part = slice(lo, min(lo + _ROWS_AT_ONCE, n))
-                i, c = rows[part], start[part]
-                yield part, lambda name, i=i, c=c: sliding_window_view(self.arrays[name], WINDOW_S, axis=1)[i, c]  # type: ignore[misc]
-            return
-        for begin, end in zip([0, *breaks.tolist()], [*breaks.tolist(), n], strict=True):
-            first = int(start[begin])
-            for lo in range(begin, end, _ROWS_AT_ONCE):
-                part = slice(lo, min(lo + _ROWS_AT_ONCE, end))
-                i = rows[part]
-                yield part, lambda name, i=i, first=first: self.arrays[name][i, first : first + WINDOW_S]  # type: ignore[misc]
+    def _young_windows(self, rows: Ints, columns: Ints, length: Ints, returns: Ints) -> dict[str, NDArray[Any]]:
+        """Sums over windows in which the series began, or that it did not reach: second by second; what is outside the series counts as 0."""
+        out = {name: np.zeros(len(rows), np.int64 if name in _INTS else np.float64) for name in (*_SUMMED, "squares", "high", "low")}
+        views = {name: sliding_window_view(self.arrays[name], WINDOW_S, axis=1) for name in (*_SUMMED, "high", "low")}
+        position = np.arange(WINDOW_S)
+        for lo in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(lo, lo + _ROWS_AT_ONCE)
+            i, c = rows[part], columns[part] - (WINDOW_S - 1)
+            out["price"][part] = np.where(position < WINDOW_S - length[part][:, None], 0.0, views["price"][i, c]).sum(axis=1)
+            inside = position >= WINDOW_S - returns[part][:, None]
+            change = np.where(inside, views["log_return"][i, c], 0.0)
+            out["log_return"][part] = total = change.sum(axis=1)
+            mean = (total / np.maximum(returns[part], 1))[:, None]
+            out["squares"][part] = np.where(inside, np.square(change - mean), 0.0).sum(axis=1)
+            for name in ("notional", "volume", "ticks"):
+                out[name][part] = views[name][i, c].sum(axis=1)
+            out["high"][part] = views["high"][i, c].max(axis=1)
+            out["low"][part] = views["low"][i, c].min(axis=1)
+        return out
 
     # -- state --------------------------------------------------------------
 
