@@ -88,8 +88,8 @@ class App(faust.App):
             by_topic.setdefault(tp.topic, []).append(tp.partition)
         found: dict[TP, int | None] = {}
         try:
-            for part in self.parts:
-                for tp, offset in (await part.assign(by_topic)).items():
+            for positions in await asyncio.gather(*(part.assign(by_topic) for part in self.parts)):
+                for tp, offset in positions.items():
                     known = found.get(tp, offset)
                     found[tp] = None if offset is None or known is None else min(offset, known)
         except (StateError, ModelError) as error:

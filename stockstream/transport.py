@@ -31,7 +31,7 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
-from stockstream.broker import MAX_BATCH_BYTES, client_options, end_offsets, producer_settings
+from stockstream.broker import MAX_BATCH_BYTES, producer_settings
 from stockstream.errors import FencedError
 from stockstream.records import SCHEMA_VERSION
 
@@ -454,16 +454,8 @@ class Consumer(driver.Consumer):
         self._seeking = False
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """Offsets after the last record, also on the embedded broker, whose ListOffsets falls short."""
-        if not self.app.embedded:
-            return await super().highwaters(*partitions)
-        consumer = aiokafka.AIOKafkaConsumer(**client_options(self.app.settings))
-        await consumer.start()
-        try:
-            ends = await end_offsets(consumer, [TopicPartition(tp.topic, tp.partition) for tp in partitions], embedded=True)
-        finally:
-            await consumer.stop()
-        return {TP(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+        """Asked by Faust's recovery alone, of changelogs: where they begin, so that it finds nothing to read. `tables.state` reads them."""
+        return await self.earliest_offsets(*partitions)
 
     def at_end(self, tp: TP) -> bool:
         """Whether all that the log holds of this partition was delivered."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
+import aiokafka
 import faust
 from faust.types import TP
 
 from stockstream.app import App
-from stockstream.broker import changelog
-from stockstream.transport import Chunk, ChunkSchema, Message, Outgoing, Pipe
+from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
+from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -20,31 +21,46 @@ Records = Sequence[tuple[bytes, bytes]]
 
 
 class StateTable(faust.Table[bytes, bytes]):
-    """Keeps, for each partition, the records of its changelog as bytes. They are written by the stage, through its pipe, never by item assignment.
+    """Packed records in the changelog of a Faust table. They are written by the stage, through its pipe, never by item assignment.
 
-    Faust's recovery fills it; what a partition's records mean is for its core to say.
+    They are read here, whole, at every assignment. Faust's own recovery (tables/recovery.py) reads on from where it was for partitions that stay, and
+    lets a chunk that a rebalance has dropped count as read; `Consumer.highwaters` tells it that there is nothing to recover.
     """
 
     def __init__(self, app: App, name: str) -> None:
         topic = app.topic(changelog(app.settings, name), schema=ChunkSchema(allow_empty=True), acks=False, internal=False, maxsize=4_096)
-        self.stored: dict[int, dict[bytes, bytes]] = {}
         super().__init__(app, name=name, changelog_topic=topic, recovery_buffer_size=1)
+        self._app = app
         app.tables.add(self)
 
-    def apply_changelog_batch(self, batch: Iterable[Any]) -> None:
-        """Takes chunks of changelog records, in order."""
-        for event in batch:
-            chunk = event.value
-            stored = self.stored.setdefault(chunk.partition, {})
-            for record in chunk.records:
-                if record.value is None:
-                    stored.pop(record.key, None)
-                else:
-                    stored[record.key] = record.value
-
-    def take(self, partition: int) -> dict[bytes, bytes]:
-        """Hands a partition's recovered records over; recovery reads them anew at the next assignment."""
-        return self.stored.pop(partition, {})
+    async def read(self, partitions: Sequence[int]) -> dict[int, dict[bytes, bytes]]:
+        """The last record of each key, for each partition, as the changelog holds them now."""
+        stored: dict[int, dict[bytes, bytes]] = {partition: {} for partition in partitions}
+        if not stored:
+            return stored
+        consumer = aiokafka.AIOKafkaConsumer(
+            **client_options(self._app.settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_MAX_WAIT_MS, max_partition_fetch_bytes=4 * MAX_BATCH_BYTES,
+        )  # fmt: skip
+        try:
+            await consumer.start()
+            places = [aiokafka.TopicPartition(self.changelog_topic.get_topic_name(), partition) for partition in stored]
+            ends = await end_offsets(consumer, places, embedded=self._app.embedded)
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            left = {place for place in places if ends[place] > 0}
+            while left:
+                for place, records in (await consumer.getmany(*left, timeout_ms=FETCH_MAX_WAIT_MS)).items():
+                    kept = stored[place.partition]
+                    for record in records:
+                        if record.value is None:
+                            kept.pop(record.key, None)
+                        else:
+                            kept[record.key] = record.value
+                left = {place for place in left if await consumer.position(place) < ends[place]}
+        finally:
+            await consumer.stop()
+        return stored
 
 
 class Stage(Generic[Core]):
@@ -70,12 +86,11 @@ class Stage(Generic[Core]):
         """Builds every core anew from the recovered state: whoever had the partition in between, this is what counts."""
         await self.release(0.0)
         found: dict[TP, int | None] = {}
-        for partition in partitions.get(self.topic, []):
-            core = await self.build(partition, self.table.take(partition))
+        for partition, records in (await self.table.read(partitions.get(self.topic, []))).items():
+            core = await self.build(partition, records)
             self.cores[partition] = core
             self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
             found[TP(self.topic, partition)] = self._position(core)
-        self.table.stored.clear()
         return found
 
     async def build(self, partition: int, records: Mapping[bytes, bytes]) -> Core:
