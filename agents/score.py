@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from faust.types import TP
-
 from models import ScoringModel
 from models.registry import Registry, RegistryError
 from stockstream import topics
 from stockstream.app import app
+from stockstream.broker import topic_ends
 from stockstream.errors import ModelError
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
@@ -91,8 +90,7 @@ class Scoring(Stage[Scorer]):
     async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
         self.refresh()
         found = await super().assign(partitions)
-        ends = await app.reader.highwaters(*(TP(self.topic, partition) for partition in self.cores))
-        self.unsaid = {tp.partition: end for tp, end in ends.items()}
+        self.unsaid = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
         return found
 
     async def release(self, timeout_s: float) -> None:

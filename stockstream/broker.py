@@ -201,3 +201,16 @@ async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPart
                 ends[tp] = max(ends[tp], records[-1].offset + 1)
                 missing.discard(tp)
     return ends
+
+
+async def topic_ends(settings: Settings, topic: str, partitions: Sequence[int], *, embedded: bool) -> dict[int, int]:
+    """Offset after the last record of these partitions of a topic."""
+    if not partitions:
+        return {}
+    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, fetch_max_wait_ms=200)
+    await consumer.start()
+    try:
+        ends = await end_offsets(consumer, [TopicPartition(topic, partition) for partition in partitions], embedded=embedded)
+    finally:
+        await consumer.stop()
+    return {tp.partition: end for tp, end in ends.items()}
