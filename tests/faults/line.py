@@ -1,0 +1,233 @@
+"""One line under test: its own prefix, folders and model on a shared cluster, its workers, its producer and who judges it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from models import features
+from models.registry import Registry
+from models.xgboost import XGBoostModel, train_head
+from stockstream.broker import client_options, ensure_topics
+from stockstream.settings import Settings
+from stockstream.transforms.batch import RawRecord
+from tests.faults.market import Market, Producer
+from tests.faults.verdict import Observer, Verdict
+from tests.faults.workers import Failed, Worker, wait_until
+from tests.kafka import Cluster
+
+T = TypeVar("T")
+HISTORY_S = 330
+MODEL_HORIZONS_S = (3, 10)
+
+
+class Line:
+    """A line on `cluster`; `seed` makes its market and its faults. Use as a context: whatever happens, no process is left and the topics are deleted."""
+
+    def __init__(
+        self, cluster: Cluster, seed: int, *, symbols: int = 48, rate: int = 600, partitions: int = 4, session_s: float = 6.0, poison: float = 0.0005,
+        say: Callable[[str], None] = print, models: Line | None = None,
+    ) -> None:  # fmt: skip
+        self.cluster, self.seed, self.say = cluster, seed, say
+        self.folder = Path(tempfile.mkdtemp(prefix="stockstream-faults-"))
+        self.archive = self.folder / "archive"
+        self.prefix = f"f{uuid.uuid4().hex[:10]}."
+        self.settings = Settings(
+            broker=cluster.bootstrap, topic_prefix=self.prefix, partitions=partitions, replication=cluster.nodes, session_timeout_s=session_s,
+            archive=f"file://{self.archive}", archive_flush_s=3, models=models.settings.models if models else f"file://{self.folder}/models", state_dir=self.folder / "state",
+        )  # fmt: skip
+        self.registry = Registry(self.settings.models)
+        self.model = self.registry.load("xgboost", None if models else self._make_model())
+        self.market = Market(seed, symbols, partitions)
+        self.producer = Producer(self.settings, self.market, rate, poison)
+        self.observer = Observer(self.settings, self.model)
+        self.workers: list[Worker] = []
+
+    def _make_model(self) -> str:
+        rng = np.random.default_rng(self.seed)
+        matrix = rng.normal(size=(400, len(features.FEATURES))).astype(np.float32)
+        heads = tuple(train_head(h, matrix, rng.normal(scale=1e-3, size=400), rounds=3, seed=self.seed) for h in MODEL_HORIZONS_S)
+        entry = self.registry.store("xgboost", "xgboost", XGBoostModel("", "", "", heads).files(), {"horizons_s": list(MODEL_HORIZONS_S), "metrics": {}})
+        self.registry.promote("xgboost", entry.version)
+        return entry.version
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self.producer._stop.set()
+        for worker in self.workers:
+            worker.close()
+        with contextlib.suppress(Exception):
+            self.producer.stop()
+        if kind is not None:
+            with contextlib.suppress(Exception):
+                (self.folder / "frames.txt").write_text("\n".join(self.observer.frames()))
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            self.admin(self._delete_topics)
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self.say(f"logs and archive are left in {self.folder}")
+
+    async def _delete_topics(self, admin: AIOKafkaAdminClient) -> None:
+        stem = self.prefix.rstrip(".")
+        names = [name for name in await admin.list_topics() if name.startswith(stem)]
+        if names:
+            await admin.delete_topics(names)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker of this line gets."""
+        own = self.settings
+        return {
+            "STOCKSTREAM_BROKER": own.broker, "STOCKSTREAM_TOPIC_PREFIX": own.topic_prefix, "STOCKSTREAM_PARTITIONS": str(own.partitions),
+            "STOCKSTREAM_REPLICATION": str(own.replication), "STOCKSTREAM_SESSION_TIMEOUT_S": str(own.session_timeout_s),
+            "STOCKSTREAM_ARCHIVE": own.archive, "STOCKSTREAM_ARCHIVE_FLUSH_S": str(own.archive_flush_s), "STOCKSTREAM_MODELS": own.models,
+            "STOCKSTREAM_STATE_DIR": str(own.state_dir),
+        }  # fmt: skip
+
+    def worker(self, fault: str = "", **more: str) -> Worker:
+        """A new worker, started. `more` are settings of its own, `fault` what it does to itself."""
+        worker = Worker(f"worker-{len(self.workers) + 1}", self.environment | more, self.folder, fault)
+        self.workers.append(worker)
+        return worker.start()
+
+    def begin(self, workers: int = 2, *, history_s: int = HISTORY_S, live: bool = True) -> None:
+        """Starts workers, then the producer with its history, and returns once rows are told and every worker is ready."""
+        for _ in range(workers):
+            self.worker()
+        for worker in self.workers:
+            worker.wait_ready()
+        self.producer.start(history_s, live)
+        self.wait_for_windows()
+
+    def wait_for_windows(self, beyond: int | None = None, timeout_s: float = 40.0) -> None:
+        """Waits until every partition has told of raw offsets beyond `beyond` (where None: of what is in its log now)."""
+        self.observer.read()
+        marks = {p: (end if beyond is None else beyond) for p, end in self.observer.raw_end().items() if end}
+
+        def told() -> bool:
+            self.observer.read()
+            through: dict[int, int] = {}
+            for _, partition, offset, *_rest in self.observer.closings:
+                through[partition] = max(through.get(partition, -1), offset)
+            return all(through.get(p, -1) >= mark - 200 for p, mark in marks.items())
+
+        wait_until(told, timeout_s, f"windows of the raw offsets {marks}; see {self.folder}", 0.3)
+
+    def finish(self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True) -> Verdict:
+        """Stops the producer, lets the line come to rest, and judges."""
+        self.producer.stop()
+        begun = time.monotonic()
+        alive = [worker for worker in self.workers if worker.alive]
+        verdict = self.observer.verdict(workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states)
+        self._judge_producer(verdict)
+        for worker in self.workers:
+            odd = [status for status, _ in worker.exits if status == 0]
+            if odd:
+                verdict.fault(f"{worker.name} ended by itself with status 0, {len(odd)} times; see {worker.log}")
+            traces = worker.text().count("Traceback (most recent call last)")
+            if traces:
+                last = re.split(r"Traceback \(most recent call last\):", worker.text())[-1]
+                cause = next((line for line in last.splitlines() if re.match(r"[A-Za-z_.]+(Error|Exception|Exit|Left)\b", line)), last.strip()[:200])
+                self.say(f"  note: {worker.name} logged {traces} tracebacks, the last {cause[:200]}")
+        self.say(f"  settled and judged in {time.monotonic() - begun:.1f} s; {verdict}")
+        return verdict
+
+    def _judge_producer(self, verdict: Verdict) -> None:
+        """What the broker confirmed is in the log once, at the offset that it said."""
+        values = {(p, record.offset): record.value for life in self.observer.lives for p, records in life.items() for record in records}
+        if len(self.observer.lives) == 1:
+            lost = [place[:2] for place in self.producer.sent if (values.get(place[:2], b"-") or b"") != (place[2] or b"")]
+            if lost:
+                verdict.fault(f"raw log: {len(lost)} confirmed records are not there, first {lost[0]}")
+        if self.producer.failed:
+            self.say(f"  note: {len(self.producer.failed)} sends of the producer failed, first {self.producer.failed[0]}")
+
+    def check(self, verdict: Verdict) -> Verdict:
+        """Raises `Failed` where the verdict is not good."""
+        if not verdict.ok:
+            (self.folder / "raw.pickle").write_bytes(pickle.dumps([{p: [tuple(record) for record in some] for p, some in life.items()} for life in self.observer.lives]))
+            (self.folder / "state.pickle").write_bytes(pickle.dumps({table: dict(by) for table, by in self.observer.stored.items()}))
+            raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
+        return verdict
+
+    def copy_log(self, records: dict[int, list[RawRecord]]) -> None:
+        """Makes the topics and writes these records to `ticks.raw`, with their times; no worker may run yet."""
+
+        async def run() -> None:
+            await ensure_topics(self.settings)
+            producer = AIOKafkaProducer(**client_options(self.settings), acks="all", enable_idempotence=True, linger_ms=5, max_batch_size=262_144)
+            await producer.start()
+            try:
+                futures = [
+                    await producer.send(self.settings.topic("ticks.raw"), record.value, key=b"none" if record.value is None else None, partition=p, timestamp_ms=record.timestamp)
+                    for p, some in records.items() for record in some
+                ]  # fmt: skip
+                await asyncio.gather(*futures)
+            finally:
+                await producer.stop()
+
+        asyncio.run(run())
+
+    # -- the broker's side --------------------------------------------------
+
+    def admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, T]]) -> T:
+        """What a coroutine does with an admin client."""
+
+        async def run() -> T:
+            admin = AIOKafkaAdminClient(**client_options(self.settings), request_timeout_ms=15_000)
+            await admin.start()
+            try:
+                return await work(admin)
+            finally:
+                await admin.close()
+
+        return asyncio.run(run())
+
+    def delete_records(self, before: dict[int, int]) -> None:
+        """Deletes raw records below these offsets, as retention does."""
+        from aiokafka.admin.records_to_delete import RecordsToDelete
+
+        topic = self.settings.topic("ticks.raw")
+        self.admin(lambda admin: admin.delete_records({TopicPartition(topic, p): RecordsToDelete(before_offset=o) for p, o in before.items()}))
+
+    def abort_transactions(self, messages: list[tuple[int, bytes | None]], *, transactions: int = 3) -> None:
+        """Sends messages to `ticks.raw` in transactions that are aborted: what is left are offsets that hold nothing."""
+
+        async def run() -> None:
+            producer = AIOKafkaProducer(**client_options(self.settings), transactional_id=f"{self.prefix}aborter", linger_ms=0)
+            await producer.start()
+            try:
+                for number in range(transactions):
+                    await producer.begin_transaction()
+                    for partition, value in messages[number::transactions]:
+                        await producer.send_and_wait(self.settings.topic("ticks.raw"), value or b"-", partition=partition)
+                    await producer.abort_transaction()
+            finally:
+                await producer.stop()
+
+        asyncio.run(run())
+
+    def longest_stall(self, since: float, until: float) -> float:
+        """Seconds between those two times (epoch) in which no row of some partition was told, the longest; by Kafka's time of the frames."""
+        times: dict[int, list[float]] = {p: [since] for p in range(self.settings.partitions)}
+        for partition, at in self.observer.told_at:
+            if since <= at <= until:
+                times[partition].append(at)
+        return max(max((b - a for a, b in zip([*t], [*t[1:], until], strict=True)), default=0.0) for t in times.values())

@@ -1,0 +1,433 @@
+"""Reads back all that a line has told and archived, and holds it to what its raw log says it must be."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from models import ScoringModel
+from stockstream.broker import STATE_TABLES, changelog, client_options
+from stockstream.commands.verify import check
+from stockstream.settings import Settings
+from stockstream.sinks.stores import FileStore
+from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.frames import decode
+from tests.faults.expected import KINDS, Key, Life, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
+from tests.faults.workers import Worker
+
+QUIET_S = 2.5
+"""The workers close what is open one idle time (1 s) after the last tick: a raw log that has not grown for this long will not, if they are well."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was checked and what was wrong. `lost`, `invented`, `different` count by topic; `repeated` tellings with the same content are allowed."""
+
+    offsets: int = 0
+    rows: int = 0
+    alerts: int = 0
+    predictions: int = 0
+    outcomes: int = 0
+    rejected: int = 0
+    repeated: int = 0
+    archived: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    duplicated: Counter[str] = field(default_factory=Counter)
+    invented: Counter[str] = field(default_factory=Counter)
+    different: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not (self.faults or self.lost or self.duplicated or self.invented or self.different)
+
+    def fault(self, text: str) -> None:
+        self.faults.append(text)
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.offsets} offsets checked: {self.rows} rows, {self.alerts} alerts, {self.predictions} predictions, {self.outcomes} outcomes, "
+            f"{self.rejected} rejections, {self.archived} archived; lost {sum(self.lost.values())}, duplicated {sum(self.duplicated.values())}, "
+            f"different {sum(self.different.values())}, invented {sum(self.invented.values())}, told again {self.repeated}"
+        )
+        wrong = [f"{name} {dict(counter)}" for name in ("lost", "duplicated", "different", "invented") if (counter := getattr(self, name))]
+        shown = self.faults[:12] + ([f"... and {len(self.faults) - 12} more"] if len(self.faults) > 12 else [])
+        return "\n  ".join([counts, *wrong, *shown])
+
+
+class Observer:
+    """Follows a line's topics from the outside: `raw[p]` is partition p's log as it was read, before anything was deleted."""
+
+    def __init__(self, settings: Settings, model: ScoringModel | None) -> None:
+        self.settings, self.model = settings, model
+        self.lives: list[dict[int, list[RawRecord]]] = [{p: [] for p in range(settings.partitions)}]
+        self.told: dict[str, dict[Key, Counter[bytes]]] = {kind: {} for kind in KINDS}
+        self.closings: set[Key] = set()
+        self.logs: dict[int, set[str]] = defaultdict(set)
+        self.stored: dict[str, dict[int, dict[bytes, bytes]]] = {table: defaultdict(dict) for table in STATE_TABLES}
+        self.told_at: list[tuple[int, float]] = []
+        """Partition and Kafka's time (epoch s) of each frame of `windows`."""
+        self._state_records: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int] = {}
+        self._topics = {settings.topic(kind if kind != "rejected" else "ticks.rejected"): kind for kind in KINDS}
+        self._clean = settings.topic("ticks.clean")
+        self._raw = settings.topic("ticks.raw")
+        self._tables = {changelog(settings, table): table for table in STATE_TABLES}
+
+    @property
+    def raw(self) -> dict[int, list[RawRecord]]:
+        return self.lives[-1]
+
+    def raw_end(self) -> dict[int, int]:
+        return {p: records[-1].offset + 1 if records else 0 for p, records in self.raw.items()}
+
+    def new_life(self) -> None:
+        """`ticks.raw` was deleted and made again: what is read of it from now on is another log."""
+        self.lives.append({p: [] for p in range(self.settings.partitions)})
+        self._positions = {tp: at for tp, at in self._positions.items() if tp.topic != self._raw}
+
+    def forget_state(self) -> None:
+        """The changelogs are read again from their beginning with the next reading, as a restart would."""
+        self.stored = {table: defaultdict(dict) for table in STATE_TABLES}
+        self._state_records = {}
+        self._positions = {tp: at for tp, at in self._positions.items() if tp.topic not in self._tables}
+
+    def state_offsets(self) -> tuple[Counter[str], Counter[str]]:
+        """By table: how many offsets its changelog has had, and how many records were read of them since `forget_state`."""
+        spans: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        for place, at in self._positions.items():
+            if place.topic in self._tables:
+                spans[self._tables[place.topic]] += at
+                counts[self._tables[place.topic]] += self._state_records.get(place, 0)
+        return spans, counts
+
+    def read(self, *, raw_only: bool = False, timeout_s: float = 60.0) -> None:
+        """Takes what has come since the last reading."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                asyncio.run(self._read(raw_only))
+                return
+            except (KafkaError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    async def _read(self, raw_only: bool) -> None:
+        consumer = AIOKafkaConsumer(
+            **client_options(self.settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed", fetch_max_wait_ms=50
+        )
+        await consumer.start()
+        try:
+            names = [self._raw] if raw_only else [self._raw, self._clean, *self._topics, *self._tables]
+            places = [TopicPartition(name, p) for name in names for p in range(self.settings.partitions)]
+            ends = await consumer.end_offsets(places)
+            begins = await consumer.beginning_offsets(places)
+            open_places = []
+            for place in places:
+                start = max(self._positions.get(place, 0), begins[place])
+                self._positions[place] = start
+                if ends[place] > start:
+                    open_places.append(place)
+            consumer.assign(open_places)
+            for place in open_places:
+                consumer.seek(place, self._positions[place])
+            left = set(open_places)
+            while left:
+                for place, records in (await consumer.getmany(*left, timeout_ms=500, max_records=20_000)).items():
+                    for record in records:
+                        self._take(place, record)
+                for place in list(left):
+                    at = await consumer.position(place)
+                    self._positions[place] = at
+                    if at >= ends[place]:
+                        left.discard(place)
+        finally:
+            await consumer.stop()
+
+    def _take(self, place: TopicPartition, record: Any) -> None:
+        if place.topic == self._raw:
+            self.raw[place.partition].append(RawRecord(record.offset, record.timestamp, record.value))
+        elif place.topic in self._tables:
+            stored = self.stored[self._tables[place.topic]][place.partition]
+            self._state_records[place] = self._state_records.get(place, 0) + 1
+            if record.value is None:
+                stored.pop(record.key, None)
+            else:
+                stored[record.key] = record.value
+        elif place.topic == self._clean:
+            self.logs[place.partition].add(decode(record.value).log)
+        else:
+            kind = self._topics[place.topic]
+            if kind == "windows":
+                frame = decode(record.value)
+                self.logs[place.partition].add(frame.log)
+                self.told_at.append((place.partition, record.timestamp / 1000))
+                self.closings |= {(frame.log, place.partition, c.offset, c.source, c.after, c.second) for c in frame.closings}
+                items = list(of_rows(frame))
+            elif kind == "outcomes":
+                items = list(of_outcomes(record.value))
+            else:
+                items = [{"alerts": of_alert, "predictions": of_prediction, "rejected": of_rejection}[kind](record.value)]
+            told = self.told[kind]
+            for key, content in items:
+                told.setdefault(key, Counter())[content] += 1
+
+    def frames(self) -> list[str]:
+        """Every frame of `ticks.clean` and `windows` in a line, for whoever looks into a failure."""
+        out: list[str] = []
+
+        async def read() -> None:
+            consumer = AIOKafkaConsumer(**client_options(self.settings), group_id=None, auto_offset_reset="earliest", isolation_level="read_committed")
+            await consumer.start()
+            try:
+                places = [TopicPartition(self.settings.topic(name), p) for name in ("ticks.clean", "windows") for p in range(self.settings.partitions)]
+                consumer.assign(places)
+                await consumer.seek_to_beginning(*places)
+                while got := await consumer.getmany(timeout_ms=1_000):
+                    for record in (record for some in got.values() for record in some):
+                        frame = decode(record.value)
+                        closings = ",".join(f"{c.offset}:{c.source}:{c.after}-{c.second}" for c in frame.closings[:3])
+                        place = f"{record.topic}[{record.partition}] {record.offset} at {record.timestamp}"
+                        out.append(f"{place}: {frame.log} {frame.start}..{frame.through} part {frame.part}/{frame.parts} {frame.rows.num_rows} rows {closings}")
+            finally:
+                await consumer.stop()
+
+        asyncio.run(read())
+        return sorted(out)
+
+    # -- what must be -------------------------------------------------------
+
+    def expected(self) -> list[Life]:
+        """The lives of all partitions, in order of their logs."""
+        out = []
+        for number, life in enumerate(self.lives):
+            for partition, records in life.items():
+                ids = sorted(self.logs[partition])
+                at = number - len(self.lives) + len(ids)
+                log = ids[at] if 0 <= at < len(ids) else "none"
+                if records:
+                    out.append(expect(records, partition, self.settings, self.model, log))
+        return out
+
+    def missing(self, lives: list[Life]) -> str:
+        """What has not been told yet, in short; empty where all has."""
+        short = {kind: sum(1 for life in lives for key in getattr(life.told, kind) if key not in self.told[kind]) for kind in KINDS}
+        short["closings"] = sum(1 for life in lives for key in life.told.closings if key not in self.closings)
+        return ", ".join(f"{count} {kind}" for kind, count in short.items() if count)
+
+    def settle(self, timeout_s: float) -> tuple[list[Life], str]:
+        """Waits until the raw log stands still, every second is closed, and all was told; returns the lives and what is missing after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        lives: list[Life] = []
+        missing = "not read yet"
+        seen: dict[int, int] = {}
+        since = time.monotonic()
+        judged: tuple[dict[int, int], dict[int, set[str]]] | None = None
+        while True:
+            self.read()
+            now = self.raw_end()
+            if now != seen:
+                seen, since = now, time.monotonic()
+            late = time.monotonic() >= deadline
+            if time.monotonic() - since >= QUIET_S or late:
+                logs = {p: set(ids) for p, ids in self.logs.items()}
+                if judged != (now, logs):
+                    lives = self.expected()
+                    judged = (dict(now), logs)
+                unclosed = sum(life.open_seconds for life in lives[-len(self.raw) :])
+                missing = self.missing(lives) or (f"{unclosed} sources with an open second" if unclosed else "")
+                if not missing or late:
+                    return lives, missing
+            time.sleep(0.3)
+
+    def verdict(self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True) -> Verdict:
+        """Waits for the line to come to rest, then judges everything."""
+        out = Verdict()
+        lives, missing = self.settle(timeout_s)
+        if missing:
+            out.fault(f"after {timeout_s:.0f} s still missing: {missing}")
+        out.offsets = sum(len(life.records) for life in lives)
+        for partition, ids in self.logs.items():
+            if len(ids) != len([1 for life in lives if life.partition == partition]):
+                out.fault(f"partition {partition}: log ids {sorted(ids)} for {len(self.lives)} logs")
+        want: dict[str, dict[Key, bytes]] = {kind: {} for kind in KINDS}
+        closings: set[Key] = set()
+        for life in lives:
+            closings |= life.told.closings
+            for kind in KINDS:
+                want[kind].update(getattr(life.told, kind))
+        for kind, name in zip(KINDS, ("rows", "alerts", "predictions", "outcomes", "rejected"), strict=True):
+            self._judge(kind, want[kind], out)
+            if kind == "windows" and out.different[kind]:
+                out.faults += self.explain(lives)
+            setattr(out, name, len(self.told[kind]))
+        if lost := len(closings - self.closings):
+            out.lost["closings"] = lost
+        if invented := self.closings - closings:
+            out.invented["closings"] = len(invented)
+            out.fault(f"closing {min(invented)} was told and the log has none such")
+        newest = {life.partition: life for life in lives}
+        if states:
+            for partition, life in newest.items():
+                for fault in state_faults(life, {table: self.stored[table][partition] for table in STATE_TABLES}, self.settings, self.model):
+                    out.fault(fault)
+        if archive is not None:
+            self._judge_archive(lives, archive, out, timeout_s)
+        for worker in workers:
+            self._judge_views(newest, worker, out)
+        return out
+
+    def _judge(self, kind: str, want: Mapping[Key, bytes], out: Verdict) -> None:
+        told = self.told[kind]
+        for key, content in want.items():
+            got = told.get(key)
+            if got is None:
+                out.lost[kind] += 1
+                if out.lost[kind] == 1:
+                    out.fault(f"{kind}: {key} was never told")
+            elif set(got) != {content}:
+                out.different[kind] += 1
+                if out.different[kind] == 1:
+                    out.fault(f"{kind}: {key} was told with {len(got)} contents, {'the right one among them' if content in got else 'none of them right'}")
+        for key, got in told.items():
+            out.repeated += got.total() - 1
+            if key not in want:
+                out.invented[kind] += 1
+                if out.invented[kind] == 1:
+                    out.fault(f"{kind}: {key} was told and the log says nothing of it")
+
+    def explain(self, lives: list[Life], most: int = 4) -> list[str]:
+        """What is different in the first rows that are: the topic is read once more, with its contents."""
+        wanted = {(life.log, row["symbol"], row["second"], row["offset"]): row for life in lives for frame in life.windows for row in frame.rows.to_pylist()}
+        out: list[str] = []
+
+        async def read() -> None:
+            consumer = AIOKafkaConsumer(**client_options(self.settings), group_id=None, auto_offset_reset="earliest", isolation_level="read_committed")
+            await consumer.start()
+            try:
+                places = [TopicPartition(self.settings.topic("windows"), p) for p in range(self.settings.partitions)]
+                consumer.assign(places)
+                await consumer.seek_to_beginning(*places)
+                left = 1
+                while left and len(out) < most:
+                    got = await consumer.getmany(timeout_ms=1_000)
+                    left = sum(map(len, got.values()))
+                    for record in (record for some in got.values() for record in some):
+                        frame = decode(record.value)
+                        for row in frame.rows.to_pylist():
+                            want = wanted.get((frame.log, row["symbol"], row["second"], row["offset"]))
+                            if want is not None and want != row and len(out) < most:
+                                names = [name for name in row if row[name] != want[name]]
+                                shown = ", ".join(f"{name} {row[name]!r} for {want[name]!r}" for name in names[:5])
+                                where = f"{record.topic}[{record.partition}] offset {record.offset}"
+                                out.append(f"{where}, from {frame.start} through {frame.through}, row {row['symbol']} {row['source']} {row['second']} {row['offset']}: {shown}")
+            finally:
+                await consumer.stop()
+
+        asyncio.run(read())
+        return out
+
+    # -- the archive --------------------------------------------------------
+
+    def _judge_archive(self, lives: list[Life], root: Path, out: Verdict, timeout_s: float) -> None:
+        """Every raw offset once, with its bytes; every accepted tick once."""
+        want = {(life.log, life.partition, record.offset): record for life in lives for record in life.records}
+        deadline = time.monotonic() + timeout_s
+        got: Counter[Key] = Counter()
+        ticks: Counter[Key] = Counter()
+        accepted = {(life.log, life.partition, offset, index) for life in lives for offset, index in life.accepted}
+        while True:
+            store = FileStore(root)
+            report = check(store) if root.exists() else None
+            got, wrong = _archived(root, want)
+            ticks = _processed(root)
+            if report is not None and not report.faults and not want.keys() - got.keys() and not accepted - ticks.keys():
+                break
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.5)
+        out.archived = got.total()
+        for fault in report.faults if report else ["there is no archive"]:
+            out.fault(f"verify: {fault}")
+        for name, wanted, found in (("archive", set(want), got), ("processed ticks", accepted, ticks)):
+            if lost := wanted - found.keys():
+                out.lost[name] = len(lost)
+                out.fault(f"{name}: {min(lost)} is missing")
+            if invented := found.keys() - wanted:
+                out.invented[name] = len(invented)
+                out.fault(f"{name}: {min(invented)} is not in the log")
+            if twice := [key for key, count in found.items() if count > 1]:
+                out.duplicated[name] = len(twice)
+                out.fault(f"{name}: {min(twice)} is there {found[min(twice)]} times")
+        if wrong:
+            out.different["archive"] = len(wrong)
+            out.fault(f"archive: {wrong[0]} has other bytes than the log")
+
+    # -- the views ----------------------------------------------------------
+
+    def _judge_views(self, newest: Mapping[int, Life], worker: Worker, out: Verdict, timeout_s: float = 15.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        rows = [row for life in newest.values() for row in life.last_rows.values()]
+        rows = rows[:: max(1, len(rows) // 24)]
+        while True:
+            wrong = []
+            for row in rows:
+                answer = worker.get(f"/api/symbols/{row['symbol']}")
+                last = (answer or {}).get("last") or {}
+                different = [name for name in ("second", "offset", "close", "volume", "volume_5m", "mean_5m", "high_5m", "low_5m", "ticks_5m") if last.get(name) != row[name]]
+                if different:
+                    wrong.append(f"{worker.name}: the view of {row['symbol']} has another {', '.join(different)}: {last.get(different[0])!r} for {row[different[0]]!r}")
+            if not wrong or time.monotonic() >= deadline:
+                break
+            time.sleep(0.5)
+        out.faults += wrong[:3]
+
+
+class _Line(msgspec.Struct):
+    partition: int
+    offset: int
+    value: str | None = None
+    value_base64: str | None = None
+
+
+def _archived(root: Path, want: Mapping[Key, RawRecord]) -> tuple[Counter[Key], list[Key]]:
+    """How often each (log, partition, offset) is in the raw objects, and which of them have other bytes; read here without the archive's own code."""
+    got: Counter[Key] = Counter()
+    wrong: list[Key] = []
+    decoder = msgspec.json.Decoder(_Line)
+    for path in sorted((root / "raw").rglob("*.jsonl.zst")):
+        log = path.name.rsplit("-", 2)[0]
+        with pa.input_stream(path, compression="zstd") as stream:
+            text = stream.read()
+        for line in text.splitlines():
+            item = decoder.decode(line)
+            key = (log, item.partition, item.offset)
+            got[key] += 1
+            value = base64.b64decode(item.value_base64) if item.value_base64 is not None else (item.value or "").encode()
+            record = want.get(key)
+            if record is not None and value != (record.value or b""):
+                wrong.append(key)
+    return got, wrong
+
+
+def _processed(root: Path) -> Counter[Key]:
+    """How often each accepted tick (log, partition, offset, index) is in the processed objects."""
+    got: Counter[Key] = Counter()
+    for path in sorted((root / "processed" / "ticks").rglob("*.parquet")):
+        table = pq.ParquetFile(path).read(columns=["log", "partition", "offset", "index"])
+        got.update(zip(*(table.column(name).to_pylist() for name in ("log", "partition", "offset", "index")), strict=True))
+    return got
