@@ -143,6 +143,7 @@ def create_app(settings: Settings) -> App:
         stream_buffer_maxsize=32,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
+        recovery_consistency_check=False,       # tables.state reads the changelogs; what Faust believes to have read of them means nothing
         table_standby_replicas=0,
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,

@@ -451,6 +451,7 @@ class Consumer(driver.Consumer):
         await self._thread.call_thread(self._thread.seek_to_start, [tp for tp in assigned if tp not in known])
         self.guard.expected = {tp: known.get(tp) for tp in assigned}
         self.guard.probed.clear()
+        self.pause_partitions({tp for tp in self.assignment() if self._is_changelog_tp(tp)})
         self._seeking = False
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
@@ -521,13 +522,12 @@ class Consumer(driver.Consumer):
                 for tp, got in (records or {}).items():
                     count += len(got)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
-                    if not self._is_changelog_tp(tp):
-                        if self._seeking or epoch != self.epoch:
-                            continue                                     # read for the assignment before; the seek brings it again
-                        if tp.topic not in unguarded:
-                            got = await self._admit(tp, got)
-                        if epoch != self.epoch:
-                            continue
+                    if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
+                        continue                                         # read for the assignment before: the seek brings it again
+                    if tp.topic not in unguarded:
+                        got = await self._admit(tp, got)
+                    if epoch != self.epoch:
+                        continue
                     if not got:
                         continue
                     if tp.topic == raw and gather_s:
