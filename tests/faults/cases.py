@@ -1,22 +1,28 @@
-"""The faults. Each case takes a cluster, a seed and whether to run its full numbers, does its harm under steady load, and raises `Failed` where anything is not exact."""
+"""The faults. Each case takes a cluster, a seed and a scale, does its harm under steady load, and raises `Failed` where anything is not exact."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from stockstream.broker import STATE_TABLES, changelog
+from stockstream.broker import STATE_TABLES, changelog, topic_specs
 from stockstream.children import Child
 from tests.faults.line import Line
+from tests.faults.market import POISON
 from tests.faults.verdict import Verdict
-from tests.faults.workers import Failed, wait_until
+from tests.faults.workers import Failed, Worker, free_port, wait_until
 from tests.kafka import Cluster
 
 
@@ -82,7 +88,7 @@ def freeze(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
             pid = victim.freeze()
             time.sleep(2 * line.settings.session_timeout_s)
             victim.thaw()
-            wait_until(lambda v=victim, n=exits: len(v.exits) > n, 5, f"{victim.name} leaves after it was frozen and woken", 0.02)
+            wait_until(partial(_left, victim, exits), 5, f"{victim.name} leaves after it was frozen and woken", 0.02)
             scale.say(f"  {victim.name} (process {pid}) frozen for {2 * line.settings.session_timeout_s:g} s, woken, left with status {victim.exits[-1][0]}")
             line.wait_for_windows(timeout_s=60)
         before = wait_for_compaction(line)
@@ -186,6 +192,178 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     return verdict
 
 
+def broker_faults(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """5. A broker that leads one of our partitions is killed and brought back; then (in full) a rolling restart of all."""
+    rng = random.Random(seed)
+    with Line(cluster, seed, **scale.line) as line:
+        line.begin()
+        for _ in range(scale(1, 3)):
+            time.sleep(rng.uniform(0.5, 2))
+            node = cluster.metadata().topics[line.settings.topic("ticks.raw")][rng.randrange(line.settings.partitions)].leader
+            cluster.kill(node)
+            time.sleep(scale(4, 10))
+            cluster.start_node(node)
+            cluster.wait_in_sync()
+            line.wait_for_windows(timeout_s=60)
+            scale.say(f"  broker {node} killed and brought back")
+        for node in range(cluster.nodes if scale.full else 1):
+            cluster.terminate(node)
+            cluster.start_node(node)
+            cluster.wait_in_sync()
+            line.wait_for_windows(timeout_s=60)
+            scale.say(f"  broker {node} restarted")
+        return line.check(line.finish(timeout_s=60))
+
+
+def all_brokers_frozen(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """6. All brokers stand still, longer than the session."""
+    with Line(cluster, seed, **scale.line) as line:
+        line.begin()
+        seconds = scale(8, 20)
+        for node in range(cluster.nodes):
+            cluster.freeze(node)
+        time.sleep(seconds)
+        for node in range(cluster.nodes):
+            cluster.thaw(node)
+        begun = time.monotonic()
+        line.wait_for_windows(timeout_s=90)
+        scale.say(f"  all brokers frozen {seconds} s; rows again {time.monotonic() - begun:.1f} s after")
+        return line.check(line.finish(timeout_s=60))
+
+
+def poison(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """8. Poison messages of every kind among good ones: each is rejected for its own reason, no agent restarts."""
+    with Line(cluster, seed, **scale.line) as line:
+        line.begin(1)
+        each = scale(5, 100)
+        kinds = [*POISON, "wrong partition"]
+        before = line.rejections()
+        for _ in range(each):
+            now = int(time.time() * 1000)
+            line.producer.add([line.market.poison(kind, now) for kind in kinds])
+            time.sleep(0.15)
+        pids = [worker.pid for worker in line.workers]
+        verdict = line.finish()
+        after = line.rejections()
+        for reason, least in Counter(POISON[kind][0] if kind in POISON else "wrong_partition" for kind in kinds).items():
+            if after[reason] - before[reason] < least * each:
+                verdict.fault(f"{least * each} messages had to be rejected as {reason}, {after[reason] - before[reason]} were")
+        if [worker.pid for worker in line.workers] != pids or any(worker.exits or "Crashed reason" in worker.text() for worker in line.workers):
+            verdict.fault("a worker or an agent ended over a bad message")
+        scale.say(f"  {each} messages of each of {len(kinds)} kinds")
+        return line.check(verdict)
+
+
+def store_down(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """9. The archive's store is down for a while, then slow and failing at random: alerts and predictions go on, memory stays bounded, and it catches up."""
+    return _archive_fault(cluster, seed, scale, "store", scale(8, 600))
+
+
+def disk_full(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """11. The archive's disk is full for a while."""
+    return _archive_fault(cluster, seed, scale, "full", scale(8, 60))
+
+
+def _archive_fault(cluster: Cluster, seed: int, scale: Scale, fault: str, seconds: int) -> Verdict:
+    with Line(cluster, seed, **scale.line) as line:
+        switch = line.folder / "switch"
+        for _ in range(2):
+            line.worker(fault, STOCKSTREAM_TEST_SWITCH=str(switch))
+        for worker in line.workers:
+            worker.wait_ready()
+        line.producer.start(60)
+        line.wait_for_windows()
+        switch.touch()
+        until = time.monotonic() + seconds
+        rounds = 0
+        while time.monotonic() < until:
+            line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
+            rounds += 1
+            time.sleep(1)
+        failing = any(of.get("state") == "failing" for worker in line.workers for of in (worker.get("/api/pipeline") or {}).get("archive", []))
+        memory = max(_rss_mb(worker.pid) for worker in line.workers)
+        switch.unlink()
+        scale.say(f"  store at fault for {seconds} s, rows told meanwhile {rounds} times; largest worker {memory} MB")
+        verdict = line.finish(timeout_s=60)
+        if not failing:
+            verdict.fault("no worker says that its archive is failing")
+        return line.check(verdict)
+
+
+def crash_after_upload(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """10. A worker dies between an object's upload and whatever it makes of that."""
+    with Line(cluster, seed, **scale.line) as line:
+        switch = line.folder / "switch"
+        for _ in range(2):
+            line.worker("crash", STOCKSTREAM_TEST_SWITCH=str(switch))
+        for worker in line.workers:
+            worker.wait_ready()
+        line.producer.start(60)
+        line.wait_for_windows()
+        switch.touch()
+
+        def crashes() -> int:
+            return sum(status == 137 for worker in line.workers for status, _ in worker.exits)
+
+        wait_until(lambda: crashes() >= scale(2, 10), scale(60, 300), "workers crash after uploads")
+        switch.unlink()
+        scale.say(f"  {crashes()} crashes right after an upload")
+        return line.check(line.finish())
+
+
+def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """12. Broker absent at start; wrong partition count; `ticks.raw` deleted and made again: one clear line each, and the line goes on where waiting helps."""
+    with Line(cluster, seed, **scale.line) as line:
+        worker = line.worker(STOCKSTREAM_BROKER=f"kafka://127.0.0.1:{free_port()}")
+        wait_until(lambda: "waiting for a broker at" in worker.text(), 30, "the worker says that it waits for a broker")
+        worker.close()
+        line.workers.clear()
+        line.begin(1)
+        wrong = line.worker(STOCKSTREAM_PARTITIONS=str(line.settings.partitions + 1))
+        said = wait_until(
+            lambda: [text for text in wrong.text().splitlines() if "partitions, STOCKSTREAM_PARTITIONS says" in text], 30, "a line about the partition count"
+        )
+        scale.say(f"  {said[0].strip()[:160]}")
+        if "Traceback" in wrong.text():
+            raise Failed(f"a traceback where one line had to do: {wrong.log}")
+        wrong.close()
+        line.workers.remove(wrong)
+        line.producer.stop()
+        line.observer.settle(60)
+        line.observer.read()
+        raw = line.settings.topic("ticks.raw")
+        line.admin(lambda admin: admin.delete_topics([raw]))
+        wait_until(lambda: raw not in line.admin(lambda admin: admin.list_topics()), 30, "ticks.raw is gone", 0.5)
+        spec = next(spec for spec in topic_specs(line.settings) if spec.name == raw)
+        line.admin(lambda admin: admin.create_topics([NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config)]))
+        cluster.wait_in_sync()
+        line.observer.new_life()
+        line.producer.start(0)
+        wait_until(lambda: line.seen_logs() >= 2, 90, f"a new log id after ticks.raw was made again; see {line.folder}", 1.0)
+        line.wait_for_windows(timeout_s=60)
+        time.sleep(2)
+        return line.check(line.finish(timeout_s=60))
+
+
+def takeover(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """14. From the start of a worker to the first chunk it has processed, where the group is empty; measured and printed."""
+    with Line(cluster, seed, **scale.line) as line:
+        line.begin(1)
+        line.producer.stop()
+        line.observer.settle(60)
+        line.workers[0].stop()
+        line.producer.start(0)
+        time.sleep(1)
+        line.observer.read()
+        before = len(line.observer.told_at)
+        begun = time.monotonic()
+        line.workers[0].start()
+        wait_until(lambda: line.frames_told() > before, 60, "rows after a start", 0.1)
+        scale.say(f"  start to first rows told, imports included: {time.monotonic() - begun:.1f} s")
+        time.sleep(1)
+        return line.check(line.finish())
+
+
 # -- what the cases do it with ------------------------------------------------------
 
 
@@ -223,3 +401,21 @@ def wait_for_compaction(line: Line, timeout_s: float = 60.0) -> str:
         return ", ".join(f"{table} {count} of {span} records left" for table, (count, span) in done.items()) if good else ""
 
     return str(wait_until(compacted, timeout_s, "the changelog of clean is compacted", 1.0))
+
+
+def _left(worker: Worker, exits: int) -> bool:
+    return len(worker.exits) > exits
+
+
+def _rss_mb(pid: int) -> int:
+    pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+
+
+CASES: dict[str, Callable[[Cluster, int, Scale], Verdict]] = {
+    case.__name__: case
+    for case in (
+        kill, join_and_leave, freeze, terminate, broker_faults, all_brokers_frozen, skipped_and_holes, poison, store_down, crash_after_upload, disk_full,
+        topics_at_fault, replay_live_batch, takeover,
+    )
+}  # fmt: skip

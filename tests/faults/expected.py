@@ -234,7 +234,8 @@ def state_faults(life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settin
         return model
 
     cleaners = [
-        Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s) for value in stored["clean"].values()
+        Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
+        for value in stored["clean"].values()
     ]
     if not cleaners:
         return [f"partition {partition}: the changelog of clean is empty"]
@@ -281,13 +282,19 @@ def state_faults(life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settin
         if got[name] != values:
             different = sum(1 for key, value in values.items() if got[name].get(key) != value) + len(got[name].keys() - values.keys())
             first = next(key for key in [*values, *got[name]] if got[name].get(key) != values.get(key))
-            faults.append(f"partition {partition}: after the state in the changelogs {different} of {len(values)} {name} of the log's continuation differ, first {first}")
+            faults.append(
+                f"partition {partition}: after the state in the changelogs {different} of {len(values)} {name} of the log's continuation differ, first {first}"
+            )
     return faults
 
 
 def _plain(snapshot: bytes) -> Any:
     state = msgspec.msgpack.decode(snapshot)
-    return [*state[:8], sorted(state[8], key=lambda source: source[0]), sorted(zip(state[9], [_owner(o, state[8]) for o in state[10]], state[11], state[12], strict=True))]
+    return [
+        *state[:8],
+        sorted(state[8], key=lambda source: source[0]),
+        sorted(zip(state[9], [_owner(o, state[8]) for o in state[10]], state[11], state[12], strict=True)),
+    ]
 
 
 def _owner(owner: Any, sources: Sequence[Any]) -> Any:
@@ -333,5 +340,3 @@ def _answers(cores: Cores, probe: Sequence[RawRecord]) -> dict[str, dict[Key, by
             for value in encode_outcomes(scored, 0):
                 told.outcomes.update(of_outcomes(value))
     return {name: getattr(told, name) for name in KINDS}
-
-

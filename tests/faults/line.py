@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -43,12 +44,14 @@ class Line:
         say: Callable[[str], None] = print, models: Line | None = None,
     ) -> None:  # fmt: skip
         self.cluster, self.seed, self.say = cluster, seed, say
+        self.settings: Settings
         self.folder = Path(tempfile.mkdtemp(prefix="stockstream-faults-"))
         self.archive = self.folder / "archive"
         self.prefix = f"f{uuid.uuid4().hex[:10]}."
         self.settings = Settings(
             broker=cluster.bootstrap, topic_prefix=self.prefix, partitions=partitions, replication=cluster.nodes, session_timeout_s=session_s,
-            archive=f"file://{self.archive}", archive_flush_s=3, models=models.settings.models if models else f"file://{self.folder}/models", state_dir=self.folder / "state",
+            archive=f"file://{self.archive}", archive_flush_s=3, state_dir=self.folder / "state",
+            models=models.settings.models if models else f"file://{self.folder}/models",
         )  # fmt: skip
         self.registry = Registry(self.settings.models)
         self.model = self.registry.load("xgboost", None if models else self._make_model())
@@ -162,21 +165,39 @@ class Line:
     def check(self, verdict: Verdict) -> Verdict:
         """Raises `Failed` where the verdict is not good."""
         if not verdict.ok:
-            (self.folder / "raw.pickle").write_bytes(pickle.dumps([{p: [tuple(record) for record in some] for p, some in life.items()} for life in self.observer.lives]))
+            (self.folder / "raw.pickle").write_bytes(
+                pickle.dumps([{p: [tuple(record) for record in some] for p, some in life.items()} for life in self.observer.lives])
+            )
             (self.folder / "state.pickle").write_bytes(pickle.dumps({table: dict(by) for table, by in self.observer.stored.items()}))
             raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
         return verdict
+
+    def rejections(self) -> Counter[str]:
+        """How many places were rejected so far, by reason."""
+        self.observer.read()
+        return Counter(reason for reason in self.observer.reasons.values())
+
+    def frames_told(self) -> int:
+        """How many frames of `windows` there are."""
+        self.observer.read()
+        return len(self.observer.told_at)
+
+    def seen_logs(self) -> int:
+        """The fewest log ids that frames of any partition with records bear."""
+        self.observer.read()
+        return min((len(self.observer.logs[p]) for p, records in self.observer.raw.items() if records), default=0)
 
     def copy_log(self, records: dict[int, list[RawRecord]]) -> None:
         """Makes the topics and writes these records to `ticks.raw`, with their times; no worker may run yet."""
 
         async def run() -> None:
             await ensure_topics(self.settings)
+            raw = self.settings.topic("ticks.raw")
             producer = AIOKafkaProducer(**client_options(self.settings), acks="all", enable_idempotence=True, linger_ms=5, max_batch_size=262_144)
             await producer.start()
             try:
                 futures = [
-                    await producer.send(self.settings.topic("ticks.raw"), record.value, key=b"none" if record.value is None else None, partition=p, timestamp_ms=record.timestamp)
+                    await producer.send(raw, record.value, key=b"none" if record.value is None else None, partition=p, timestamp_ms=record.timestamp)
                     for p, some in records.items() for record in some
                 ]  # fmt: skip
                 await asyncio.gather(*futures)

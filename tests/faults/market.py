@@ -80,7 +80,7 @@ class _Symbol:
 
 
 class Market:
-    """Ticks of `symbols` symbols by a seed: two sources of different delay, quotes, late ticks up to 45 s, duplicates by seq, cumulative volumes, spikes and drops."""
+    """Ticks of `symbols` symbols by a seed: two sources of different delay, quotes, late ticks, duplicates by seq, cumulative volumes, spikes, drops."""
 
     def __init__(self, seed: int, symbols: int, partitions: int) -> None:
         self._rng = random.Random(seed)
@@ -90,7 +90,15 @@ class Market:
             name = f"F{seed % 1000}X{number:03d}"
             slow = number % 4 == 3
             self.symbols.append(
-                _Symbol(name, home_partition(name, partitions), "slow" if slow else "fast", SLOW_MS if slow else 0, 20 + number * 1.5, number % 2 == 0, number % 10 == 9)
+                _Symbol(
+                    name,
+                    home_partition(name, partitions),
+                    "slow" if slow else "fast",
+                    SLOW_MS if slow else 0,
+                    20 + number * 1.5,
+                    number % 2 == 0,
+                    number % 10 == 9,
+                )
             )
 
     def tick(self, symbol: _Symbol, now_ms: int) -> dict[str, Any]:
@@ -130,7 +138,7 @@ class Market:
                 yield partition, _encode(taken[0] if len(taken) == 1 and rng.random() < 0.8 else taken)
 
     def step(self, now_ms: int, count: int, poison: float = 0.0) -> Iterator[tuple[int, bytes | None]]:
-        """What is sent at `now_ms`: about `count` ticks, now and then a repeated one, a tick of a symbol's other source, and (chance `poison` each) bad ones."""
+        """What is sent at `now_ms`: about `count` ticks, some repeated, some of a symbol's other source, and (chance `poison` each) bad ones."""
         rng = self._rng
         ticks: list[tuple[int, dict[str, Any]]] = []
         bad: list[tuple[int, bytes | None]] = []

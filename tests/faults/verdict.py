@@ -79,6 +79,8 @@ class Observer:
         self.stored: dict[str, dict[int, dict[bytes, bytes]]] = {table: defaultdict(dict) for table in STATE_TABLES}
         self.told_at: list[tuple[int, float]] = []
         """Partition and Kafka's time (epoch s) of each frame of `windows`."""
+        self.reasons: dict[Key, str] = {}
+        """Why a place was rejected."""
         self._state_records: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._topics = {settings.topic(kind if kind != "rejected" else "ticks.rejected"): kind for kind in KINDS}
@@ -128,7 +130,12 @@ class Observer:
 
     async def _read(self, raw_only: bool) -> None:
         consumer = AIOKafkaConsumer(
-            **client_options(self.settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed", fetch_max_wait_ms=50
+            **client_options(self.settings),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=50,
         )
         await consumer.start()
         try:
@@ -182,6 +189,8 @@ class Observer:
                 items = list(of_outcomes(record.value))
             else:
                 items = [{"alerts": of_alert, "predictions": of_prediction, "rejected": of_rejection}[kind](record.value)]
+            if kind == "rejected":
+                self.reasons[items[0][0]] = msgspec.json.decode(record.value)["reason"]
             told = self.told[kind]
             for key, content in items:
                 told.setdefault(key, Counter())[content] += 1
@@ -334,7 +343,7 @@ class Observer:
                                 names = [name for name in row if row[name] != want[name]]
                                 shown = ", ".join(f"{name} {row[name]!r} for {want[name]!r}" for name in names[:5])
                                 where = f"{record.topic}[{record.partition}] offset {record.offset}"
-                                out.append(f"{where}, from {frame.start} through {frame.through}, row {row['symbol']} {row['source']} {row['second']} {row['offset']}: {shown}")
+                                out.append(f"{where}, from {frame.start} through {frame.through}, {row['symbol']} {row['second']} {row['offset']}: {shown}")
             finally:
                 await consumer.stop()
 
@@ -388,9 +397,15 @@ class Observer:
             for row in rows:
                 answer = worker.get(f"/api/symbols/{row['symbol']}")
                 last = (answer or {}).get("last") or {}
-                different = [name for name in ("second", "offset", "close", "volume", "volume_5m", "mean_5m", "high_5m", "low_5m", "ticks_5m") if last.get(name) != row[name]]
+                different = [
+                    name
+                    for name in ("second", "offset", "close", "volume", "volume_5m", "mean_5m", "high_5m", "low_5m", "ticks_5m")
+                    if last.get(name) != row[name]
+                ]
                 if different:
-                    wrong.append(f"{worker.name}: the view of {row['symbol']} has another {', '.join(different)}: {last.get(different[0])!r} for {row[different[0]]!r}")
+                    wrong.append(
+                        f"{worker.name}: the view of {row['symbol']} has another {', '.join(different)}: {last.get(different[0])!r} for {row[different[0]]!r}"
+                    )
             if not wrong or time.monotonic() >= deadline:
                 break
             time.sleep(0.5)

@@ -1,0 +1,70 @@
+"""Faults mixed at random until the time is up: `python -m tests.faults.soak --minutes 30 --seed 7`. Any seed can be run again.
+
+With `--case` only that one; with `--short` its short form, else the full numbers. Exit status 1 where anything was not exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import secrets
+import sys
+import time
+
+from tests.faults.cases import CASES, Scale
+from tests.faults.verdict import Verdict
+from tests.kafka import Cluster
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="Faults mixed at random on three brokers; exact or exit status 1.")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=None, help="of the order of cases, their markets and their moments")
+    parser.add_argument("--case", choices=list(CASES), action="append", help="only this one; may be given again")
+    parser.add_argument("--short", action="store_true", help="the short forms of make test")
+    chosen = parser.parse_args()
+    seed = chosen.seed if chosen.seed is not None else secrets.randbelow(10**6)
+    rng = random.Random(seed)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    begun = time.monotonic()
+    total, runs, failures = Verdict(), 0, []
+    waiting: list[str] = []
+    say(f"seed {seed}, {chosen.minutes:g} minutes")
+    with Cluster(3) as cluster:
+        while not runs or time.monotonic() - begun < chosen.minutes * 60:
+            if not waiting:
+                waiting = list(chosen.case or CASES)
+                rng.shuffle(waiting)
+            name, own = waiting.pop(), rng.randrange(10**6)
+            say(f"{name}, seed {own}: {' '.join((CASES[name].__doc__ or '').split())}")
+            at = time.monotonic()
+            try:
+                verdict = CASES[name](cluster, own, Scale(full=not chosen.short, say=say))
+                add(total, verdict)
+                say(f"{name}: exact, {time.monotonic() - at:.0f} s")
+            except Exception as error:
+                failures.append(f"{name}, seed {own}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                say(f"{name}: FAILED after {time.monotonic() - at:.0f} s: {type(error).__name__}: {error}")
+            runs += 1
+            cluster.heal()
+    say(f"{runs} cases in {(time.monotonic() - begun) / 60:.1f} minutes, seed {seed}: {len(failures)} failed")
+    say(f"in those that held: {total}")
+    for failure in failures:
+        say(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+def add(total: Verdict, verdict: Verdict) -> None:
+    """Adds a verdict's counts to the total's."""
+    for name in ("offsets", "rows", "alerts", "predictions", "outcomes", "rejected", "repeated", "archived"):
+        setattr(total, name, getattr(total, name) + getattr(verdict, name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
