@@ -1,0 +1,114 @@
+"""`python -m benchmarks COMMAND`: measurements, each a program with arguments; tables and JSON go to benchmarks/results/."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import chosen
+from benchmarks.run import run
+from stockstream.errors import StockstreamError
+
+RESULTS = Path(__file__).with_name("results")
+COMMANDS = ("run", "quick", "latency", "growth", "day", "workers", "profile")
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    return {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "processor": model, "cores": os.cpu_count(),
+        "load": os.getloadavg()[0], "python": platform.python_version(), "system": platform.system(),
+    }  # fmt: skip
+
+
+def write(name: str, text: str, data: dict[str, Any]) -> None:
+    """A table to read and the figures behind it."""
+    RESULTS.mkdir(exist_ok=True)
+    about = machine()
+    place = f"{about['processor']}, {about['cores']} cores, Python {about['python']}, load {about['load']:.1f} before"
+    (RESULTS / f"{name}.md").write_text(f"# {name}\n\n{about['at']}, {place}\n\n{text}")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": about, **data}, indent=1) + "\n")
+    print(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    top.add_argument("--quick", action="store_true", help="the same as the command quick")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("--broker", default="kafka", help="kafka (real, started here), embedded, or kafka://host:port of one that holds nothing else")
+        one.add_argument("--name", default="", help="of the files in benchmarks/results")
+        return one
+
+    one = add("run", "contenders side by side: whole-process CPU and wall")
+    one.add_argument("--contenders", default="a,b,c,d,e,f,g,h,peers", help="letters or names, by comma")
+    one.add_argument("--ticks", type=int, default=500_000)
+    one.add_argument("--symbols", type=int, default=1_000)
+    one.add_argument("--repeat", type=int, default=3)
+    one.add_argument("--frames", type=int, default=0, help="ticks of one record; 0: single ticks")
+    one.add_argument("--timeout", type=float, default=600.0, help="seconds that one run may take")
+    add("quick", "(a), (b) and (c) on 200,000 ticks, in under two minutes")
+    one = add("latency", "from an event to its prediction in a subscriber's hands, hop by hop")
+    one.add_argument("--symbols", type=int, default=1_000)
+    one.add_argument("--seconds", type=int, default=90)
+    one = add("growth", "CPU a tick, memory a symbol, changelog bytes and recovery by the number of symbols")
+    one.add_argument("--symbols", default="100,1000,10000,50000", help="by comma")
+    one.add_argument("--ticks", type=int, default=500_000)
+    one = add("recovery", "how long the state of a long log takes to come back")
+    one.add_argument("--symbols", type=int, default=10_000)
+    one.add_argument("--seconds", type=int, default=700)
+    one = add("day", "a day of real trades through the full line")
+    one.add_argument("--trades", type=Path, required=True, help="a Parquet file of trades, as `stockstream replay` takes it")
+    one = add("workers", "CPU a tick of two workers against one")
+    one.add_argument("--ticks", type=int, default=500_000)
+    one.add_argument("--repeat", type=int, default=3)
+    one = add("profile", "where a worker's time goes")
+    one.add_argument("--contender", default="line")
+    one.add_argument("--ticks", type=int, default=300_000)
+    one.add_argument("--frames", type=int, default=0)
+    return top
+
+
+def main() -> int:
+    """Runs one command; a fault of the user's or the machine's is one line."""
+    args = sys.argv[1:]
+    if not args or (args[0].startswith("--") and args[0] not in ("--quick", "-h", "--help")):
+        args = ["run", *args]
+    options = parser().parse_args(args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))             # so that contexts end what they have started
+    command = "quick" if options.quick else options.command
+    try:
+        if command == "quick":
+            text, data = run(getattr(options, "broker", "kafka"), chosen("a,b,c"), 200_000, 1_000, 0, 1, 90.0)
+            write("quick", text, data)
+        elif command == "run":
+            kind = "kafka" if options.broker.startswith("kafka") else options.broker
+            name = options.name or f"run-{kind}-{f'frames{options.frames}' if options.frames else 'single'}"
+            text, data = run(options.broker, chosen(options.contenders), options.ticks, options.symbols, options.frames, options.repeat, options.timeout)
+            write(name, text, data)
+        else:
+            from benchmarks import studies
+
+            text, data = getattr(studies, command)(options)
+            write(options.name or command, text, data)
+    except (StockstreamError, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

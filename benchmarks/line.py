@@ -1,0 +1,24 @@
+"""The line's worker with some of its agents only: `python -m benchmarks.line agents.clean,agents.aggregate worker -l warn`.
+
+What is loaded is all that differs from `faust -A stockstream`: transport, guards and state are the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def main() -> None:
+    """Loads the modules named first; the rest are Faust's arguments."""
+    module = importlib.import_module("stockstream.app")
+    module.MODULES = tuple(sys.argv[1].split(","))
+    vars(sys.modules["stockstream"]).pop("app", None)                   # the submodule's import has put itself where the lazy app is to be
+    sys.argv = ["faust", "-A", "stockstream", *sys.argv[2:]]
+    from faust.cli.faust import cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()
