@@ -103,5 +103,4 @@ stage = Aggregation()
 @app.agent(topics.ticks_clean)
 async def aggregate(stream: Any) -> None:
     """One chunk of frames at a time."""
-    async for chunk in stream:
-        await stage.chunk(chunk)
+    await stage.work(stream)

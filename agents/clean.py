@@ -180,7 +180,7 @@ def _symbol_of(rejection: Rejection) -> bytes | None:
         return None
     try:
         symbol = msgspec.json.decode(rejection.value)["symbol"]
-    except (msgspec.MsgspecError, KeyError, TypeError, IndexError):
+    except (msgspec.MsgspecError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return symbol.encode() if isinstance(symbol, str) and 0 < len(symbol) <= 32 else None
 
@@ -191,8 +191,7 @@ stage = Cleaning()
 @app.agent(topics.ticks_raw)
 async def clean(stream: Any) -> None:
     """One chunk at a time; nothing raises but what ends the worker."""
-    async for chunk in stream:
-        await stage.chunk(chunk)
+    await stage.work(stream)
 
 
 @app.task

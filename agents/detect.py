@@ -60,5 +60,4 @@ stage = Detection()
 @app.agent(topics.windows)
 async def detect(stream: Any) -> None:
     """One chunk of frames at a time."""
-    async for chunk in stream:
-        await stage.chunk(chunk)
+    await stage.work(stream)

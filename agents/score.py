@@ -170,8 +170,7 @@ warm_up(stage.champion)
 @app.agent(topics.windows)
 async def score(stream: Any) -> None:
     """One chunk of frames at a time."""
-    async for chunk in stream:
-        await stage.chunk(chunk)
+    await stage.work(stream)
 
 
 @app.task

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import aiokafka
 import faust
@@ -12,6 +13,7 @@ from faust.types import TP
 
 from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
+from stockstream.errors import FencedError
 from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,23 @@ class Stage(Generic[Core]):
     def core_of(self, chunk: Chunk) -> Core | None:
         """The core that a chunk is for; None where the partition has gone, or the chunk was read for an assignment before this one."""
         return self.cores.get(chunk.partition) if chunk.epoch == self.app.reader.epoch else None
+
+    async def chunk(self, chunk: Chunk) -> None:
+        """Takes a chunk: feeds its core, sends, stores."""
+        raise NotImplementedError
+
+    async def work(self, stream: Any) -> None:
+        """Takes the chunks of a stream. What goes wrong ends the worker: a core may have counted what was not sent, and Faust would go on with the next."""
+        async for chunk in stream:
+            try:
+                await self.chunk(chunk)
+            except FencedError:
+                return
+            except Exception as error:
+                logger.exception("%s[%d] from offset %d", chunk.topic, chunk.partition, chunk.first)
+                with contextlib.suppress(FencedError):
+                    self.app.fence.leave(f"{self.table.name}: {type(error).__name__}: {error}")
+                return
 
     async def submit(self, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None) -> None:
         """Sends, then stores the records, through the partition's pipe; nothing where the partition has gone."""
