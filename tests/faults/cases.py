@@ -42,37 +42,156 @@ class Scale:
         return {"say": self.say} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {})
 
 
-def kill(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+# -- acts: faults on a line that runs -------------------------------------------------
+
+
+def kill(line: Line, rng: random.Random, scale: Scale) -> None:
     """1. kill -9 of a worker; 14. the stall that follows."""
-    rng = random.Random(seed)
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin()
-        for _ in range(scale(1, 5)):
-            time.sleep(rng.uniform(1, 3))
-            victim = rng.choice(line.workers)
-            at = time.time()
-            victim.kill()
-            line.wait_for_windows(timeout_s=60)
-            time.sleep(line.settings.session_timeout_s + 1)
-            line.observer.read()
-            stall = line.longest_stall(at, time.time())
-            scale.say(f"  kill -9 of {victim.name}: longest stall of a partition {stall:.1f} s (session {line.settings.session_timeout_s:g} s)")
-        return line.check(line.finish())
+    for _ in range(scale(1, 5)):
+        time.sleep(rng.uniform(0.5, 3))
+        victim = rng.choice(line.workers)
+        at = time.time()
+        victim.kill()
+        line.wait_for_windows(timeout_s=60)
+        time.sleep(line.settings.session_timeout_s)
+        line.observer.read()
+        stall = line.longest_stall(at, time.time())
+        line.count("kill -9")
+        scale.say(f"  kill -9 of {victim.name}: longest stall of a partition {stall:.1f} s (session {line.settings.session_timeout_s:g} s)")
 
 
-def join_and_leave(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+def join_and_leave(line: Line, rng: random.Random, scale: Scale) -> None:
     """2. A third worker joins and leaves, under CPU overload."""
-    rng = random.Random(seed)
-    with Line(cluster, seed, **scale.line) as line, overload(scale(1, 2)):
-        line.begin()
+    with overload(scale(1, 2)):
         for _ in range(scale(1, 5)):
             third = line.worker()
-            third.wait_ready(60)
-            time.sleep(rng.uniform(0.5, 3))
+            third.wait_ready(90)
+            time.sleep(rng.uniform(0.5, 2))
             took = third.stop()
+            line.workers.remove(third)
+            line.count("joined and left")
             scale.say(f"  a third worker joined, and left {took:.1f} s after SIGTERM")
-            time.sleep(rng.uniform(0.5, 3))
-        return line.check(line.finish())
+            time.sleep(rng.uniform(0.5, 2))
+
+
+def terminate(line: Line, rng: random.Random, scale: Scale) -> None:
+    """4. SIGTERM in the middle of a batch: exit under 10 s."""
+    for _ in range(scale(1, 5)):
+        time.sleep(rng.uniform(0.5, 2))
+        victim = rng.choice(line.workers)
+        took = victim.stop(10.0)
+        line.count("SIGTERM")
+        scale.say(f"  {victim.name} ended {took:.1f} s after SIGTERM")
+        victim.start()
+        line.wait_for_windows(timeout_s=60)
+
+
+def broker_killed(line: Line, rng: random.Random, scale: Scale) -> None:
+    """5. A broker that leads one of our partitions is killed and brought back."""
+    for _ in range(scale(1, 3)):
+        time.sleep(rng.uniform(0.5, 2))
+        node = line.cluster.metadata().topics[line.settings.topic("ticks.raw")][rng.randrange(line.settings.partitions)].leader
+        line.cluster.kill(node)
+        time.sleep(scale(4, 10))
+        line.cluster.start_node(node)
+        line.cluster.wait_in_sync()
+        line.wait_for_windows(timeout_s=60)
+        line.count("broker killed")
+        scale.say(f"  broker {node} killed and brought back")
+
+
+def brokers_restarted(line: Line, rng: random.Random, scale: Scale) -> None:
+    """5. A rolling restart of all brokers."""
+    for node in range(line.cluster.nodes):
+        line.cluster.terminate(node)
+        line.cluster.start_node(node)
+        line.cluster.wait_in_sync()
+    line.wait_for_windows(timeout_s=60)
+    line.count("rolling restart")
+    scale.say("  rolling restart of all brokers")
+
+
+def brokers_frozen(line: Line, rng: random.Random, scale: Scale) -> None:
+    """6. All brokers stand still, for longer than the session."""
+    seconds = scale(8, 20)
+    for node in range(line.cluster.nodes):
+        line.cluster.freeze(node)
+    time.sleep(seconds)
+    for node in range(line.cluster.nodes):
+        line.cluster.thaw(node)
+    begun = time.monotonic()
+    line.wait_for_windows(timeout_s=90)
+    line.count("all brokers frozen")
+    scale.say(f"  all brokers frozen {seconds} s; rows again {time.monotonic() - begun:.1f} s after")
+
+
+def poison(line: Line, rng: random.Random, scale: Scale) -> None:
+    """8. Poison messages of every kind among good ones: each is rejected for its own reason, and no agent restarts."""
+    each, kinds = scale(5, 100), [*POISON, "wrong partition"]
+    crashed = "Crashed reason"
+    before, pids = line.rejections(), [(worker.pid, worker.text().count(crashed)) for worker in line.workers]
+    for _ in range(each):
+        now = int(time.time() * 1000)
+        line.producer.add([line.market.poison(kind, now) for kind in kinds])
+        time.sleep(0.15)
+    wanted = Counter(POISON[kind][0] if kind in POISON else "wrong_partition" for kind in kinds)
+
+    def rejected() -> bool:
+        after = line.rejections()
+        return all(after[reason] - before[reason] >= least * each for reason, least in wanted.items())
+
+    wait_until(rejected, 30, f"{each} messages of each of {len(kinds)} kinds are rejected for their reasons, {dict(wanted)} times {each}", 0.5)
+    if [(worker.pid, worker.text().count(crashed)) for worker in line.workers] != pids:
+        raise Failed(f"a worker or an agent ended over a bad message; see {line.folder}")
+    line.count("poison", each * len(kinds))
+    scale.say(f"  {each} messages of each of {len(kinds)} kinds rejected for their reasons")
+
+
+def begin_anew(line: Line, rng: random.Random, scale: Scale) -> None:
+    """14. From the start of a worker to the first rows, where the group is empty."""
+    line.producer.stop()
+    line.observer.settle(60)
+    for worker in line.workers:
+        worker.stop()
+    line.producer.start(0)
+    time.sleep(1)
+    before = line.frames_told()
+    begun = time.monotonic()
+    for worker in line.workers:
+        worker.start()
+    wait_until(lambda: line.frames_told() > before, 60, "rows after a start", 0.1)
+    line.count("started from nothing")
+    scale.say(f"  start to first rows told, imports included: {time.monotonic() - begun:.1f} s")
+
+
+Act = Callable[[Line, random.Random, Scale], None]
+Case = Callable[[Cluster, int, Scale], Verdict]
+ACTS: tuple[Act, ...] = (kill, join_and_leave, terminate, broker_killed, brokers_restarted, brokers_frozen, poison, begin_anew)
+
+
+def on_one_line(*acts: Act) -> Case:
+    """A case that does the acts one after the other on one line, and then judges all that it told."""
+
+    def case(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+        rng = random.Random(seed)
+        with Line(cluster, seed, **scale.line) as line:
+            line.begin()
+            for act in acts:
+                act(line, rng, scale)
+            return line.check(line.finish(timeout_s=60))
+
+    case.__doc__ = " ".join(act.__doc__ or "" for act in acts)
+    return case
+
+
+def mixed(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """Four acts chosen at random, in their short forms, on one line."""
+    acts = random.Random(seed).sample(ACTS, 4)
+    scale.say(f"  {', '.join(act.__name__ for act in acts)}")
+    return on_one_line(*acts)(cluster, seed, Scale(False, scale.say))
+
+
+# -- cases with lines of their own ------------------------------------------------------
 
 
 def freeze(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
@@ -89,6 +208,7 @@ def freeze(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
             time.sleep(2 * line.settings.session_timeout_s)
             victim.thaw()
             wait_until(partial(_left, victim, exits), 5, f"{victim.name} leaves after it was frozen and woken", 0.02)
+            line.count("worker frozen and woken")
             scale.say(f"  {victim.name} (process {pid}) frozen for {2 * line.settings.session_timeout_s:g} s, woken, left with status {victim.exits[-1][0]}")
             line.wait_for_windows(timeout_s=60)
         before = wait_for_compaction(line)
@@ -99,21 +219,6 @@ def freeze(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
             worker.wait_ready(60)
         line.wait_for_windows(timeout_s=60)
         line.observer.forget_state()
-        return line.check(line.finish())
-
-
-def terminate(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """4. SIGTERM in the middle of a batch: exit under 10 s, and nothing is lost."""
-    rng = random.Random(seed)
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin()
-        for _ in range(scale(2, 5)):
-            time.sleep(rng.uniform(0.5, 3))
-            victim = rng.choice(line.workers)
-            took = victim.stop(10.0)
-            scale.say(f"  {victim.name} ended {took:.1f} s after SIGTERM")
-            victim.start()
-            line.wait_for_windows(timeout_s=60)
         return line.check(line.finish())
 
 
@@ -136,9 +241,12 @@ def skipped_and_holes(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         pipelines = [worker.get("/api/pipeline") or {} for worker in line.workers]
         holes, rereads = [hole for p in pipelines for hole in p.get("holes", [])], sum(p.get("rereads", 0) for p in pipelines)
         dropped = sum(worker.text().count("SABOTAGE") for worker in line.workers)
+        line.count("offset skipped in the consumer", dropped)
+        line.count("hole of an aborted transaction", len(holes))
         scale.say(f"  {dropped} offsets skipped inside the consumers, {rereads} read again; {len(holes)} holes of aborted transactions passed")
         if not dropped or rereads < dropped:
             raise Failed(f"{dropped} offsets were skipped, {rereads} read again; logs in {line.folder}")
+        switch.unlink()                                                      # what is dropped as the log ends is not missed before something follows
         # records that retention deletes while nobody reads
         line.producer.stop()
         line.observer.settle(60)
@@ -192,123 +300,39 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     return verdict
 
 
-def broker_faults(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """5. A broker that leads one of our partitions is killed and brought back; then (in full) a rolling restart of all."""
-    rng = random.Random(seed)
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin()
-        for _ in range(scale(1, 3)):
-            time.sleep(rng.uniform(0.5, 2))
-            node = cluster.metadata().topics[line.settings.topic("ticks.raw")][rng.randrange(line.settings.partitions)].leader
-            cluster.kill(node)
-            time.sleep(scale(4, 10))
-            cluster.start_node(node)
-            cluster.wait_in_sync()
-            line.wait_for_windows(timeout_s=60)
-            scale.say(f"  broker {node} killed and brought back")
-        for node in range(cluster.nodes if scale.full else 1):
-            cluster.terminate(node)
-            cluster.start_node(node)
-            cluster.wait_in_sync()
-            line.wait_for_windows(timeout_s=60)
-            scale.say(f"  broker {node} restarted")
-        return line.check(line.finish(timeout_s=60))
-
-
-def all_brokers_frozen(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """6. All brokers stand still, longer than the session."""
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin()
-        seconds = scale(8, 20)
-        for node in range(cluster.nodes):
-            cluster.freeze(node)
-        time.sleep(seconds)
-        for node in range(cluster.nodes):
-            cluster.thaw(node)
-        begun = time.monotonic()
-        line.wait_for_windows(timeout_s=90)
-        scale.say(f"  all brokers frozen {seconds} s; rows again {time.monotonic() - begun:.1f} s after")
-        return line.check(line.finish(timeout_s=60))
-
-
-def poison(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """8. Poison messages of every kind among good ones: each is rejected for its own reason, no agent restarts."""
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin(1)
-        each = scale(5, 100)
-        kinds = [*POISON, "wrong partition"]
-        before = line.rejections()
-        for _ in range(each):
-            now = int(time.time() * 1000)
-            line.producer.add([line.market.poison(kind, now) for kind in kinds])
-            time.sleep(0.15)
-        pids = [worker.pid for worker in line.workers]
-        verdict = line.finish()
-        after = line.rejections()
-        for reason, least in Counter(POISON[kind][0] if kind in POISON else "wrong_partition" for kind in kinds).items():
-            if after[reason] - before[reason] < least * each:
-                verdict.fault(f"{least * each} messages had to be rejected as {reason}, {after[reason] - before[reason]} were")
-        if [worker.pid for worker in line.workers] != pids or any(worker.exits or "Crashed reason" in worker.text() for worker in line.workers):
-            verdict.fault("a worker or an agent ended over a bad message")
-        scale.say(f"  {each} messages of each of {len(kinds)} kinds")
-        return line.check(verdict)
-
-
-def store_down(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """9. The archive's store is down for a while, then slow and failing at random: alerts and predictions go on, memory stays bounded, and it catches up."""
-    return _archive_fault(cluster, seed, scale, "store", scale(8, 600))
-
-
-def disk_full(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """11. The archive's disk is full for a while."""
-    return _archive_fault(cluster, seed, scale, "full", scale(8, 60))
-
-
-def _archive_fault(cluster: Cluster, seed: int, scale: Scale, fault: str, seconds: int) -> Verdict:
+def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """9. The archive's store is down, then slow and failing at random; 10. crashes between an upload and its record; 11. the disk is full."""
     with Line(cluster, seed, **scale.line) as line:
         switch = line.folder / "switch"
         for _ in range(2):
-            line.worker(fault, STOCKSTREAM_TEST_SWITCH=str(switch))
+            line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))
         for worker in line.workers:
             worker.wait_ready()
         line.producer.start(60)
         line.wait_for_windows()
-        switch.touch()
-        until = time.monotonic() + seconds
-        rounds = 0
-        while time.monotonic() < until:
-            line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
-            rounds += 1
-            time.sleep(1)
-        failing = any(of.get("state") == "failing" for worker in line.workers for of in (worker.get("/api/pipeline") or {}).get("archive", []))
-        memory = max(_rss_mb(worker.pid) for worker in line.workers)
-        switch.unlink()
-        scale.say(f"  store at fault for {seconds} s, rows told meanwhile {rounds} times; largest worker {memory} MB")
-        verdict = line.finish(timeout_s=60)
-        if not failing:
-            verdict.fault("no worker says that its archive is failing")
-        return line.check(verdict)
-
-
-def crash_after_upload(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """10. A worker dies between an object's upload and whatever it makes of that."""
-    with Line(cluster, seed, **scale.line) as line:
-        switch = line.folder / "switch"
-        for _ in range(2):
-            line.worker("crash", STOCKSTREAM_TEST_SWITCH=str(switch))
-        for worker in line.workers:
-            worker.wait_ready()
-        line.producer.start(60)
-        line.wait_for_windows()
-        switch.touch()
+        for fault, seconds in (("down", scale(8, 600)), ("random", scale(4, 60)), ("full", scale(6, 60))):
+            switch.write_text(fault)
+            until, rounds, failing = time.monotonic() + seconds, 0, False
+            while time.monotonic() < until:
+                line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
+                rounds += 1
+                failing = failing or any(of.get("state") == "failing" for w in line.workers for of in (w.get("/api/pipeline") or {}).get("archive", []))
+                time.sleep(1)
+            memory = max(_rss_mb(worker.pid) for worker in line.workers)
+            line.count(f"store {fault}")
+            scale.say(f"  store {fault} for {seconds} s, rows told meanwhile {rounds} times; largest worker {memory} MB")
+            if not failing and fault != "random":
+                raise Failed(f"the store is {fault} and no worker says so in /api/pipeline")
+        switch.write_text("crash")
 
         def crashes() -> int:
             return sum(status == 137 for worker in line.workers for status, _ in worker.exits)
 
         wait_until(lambda: crashes() >= scale(2, 10), scale(60, 300), "workers crash after uploads")
         switch.unlink()
+        line.count("crash after upload", crashes())
         scale.say(f"  {crashes()} crashes right after an upload")
-        return line.check(line.finish())
+        return line.check(line.finish(timeout_s=60))
 
 
 def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
@@ -343,25 +367,6 @@ def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         line.wait_for_windows(timeout_s=60)
         time.sleep(2)
         return line.check(line.finish(timeout_s=60))
-
-
-def takeover(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """14. From the start of a worker to the first chunk it has processed, where the group is empty; measured and printed."""
-    with Line(cluster, seed, **scale.line) as line:
-        line.begin(1)
-        line.producer.stop()
-        line.observer.settle(60)
-        line.workers[0].stop()
-        line.producer.start(0)
-        time.sleep(1)
-        line.observer.read()
-        before = len(line.observer.told_at)
-        begun = time.monotonic()
-        line.workers[0].start()
-        wait_until(lambda: line.frames_told() > before, 60, "rows after a start", 0.1)
-        scale.say(f"  start to first rows told, imports included: {time.monotonic() - begun:.1f} s")
-        time.sleep(1)
-        return line.check(line.finish())
 
 
 # -- what the cases do it with ------------------------------------------------------
@@ -412,10 +417,16 @@ def _rss_mb(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
 
 
-CASES: dict[str, Callable[[Cluster, int, Scale], Verdict]] = {
-    case.__name__: case
-    for case in (
-        kill, join_and_leave, freeze, terminate, broker_faults, all_brokers_frozen, skipped_and_holes, poison, store_down, crash_after_upload, disk_full,
-        topics_at_fault, replay_live_batch, takeover,
-    )
-}  # fmt: skip
+CASES: dict[str, Case] = {
+    "workers": on_one_line(kill, join_and_leave, terminate, poison, begin_anew),
+    "frozen_worker": freeze,
+    "brokers": on_one_line(broker_killed, brokers_restarted, brokers_frozen),
+    "skipped_and_holes": skipped_and_holes,
+    "archive": archive,
+    "topics": topics_at_fault,
+    "replay": replay_live_batch,
+}
+"""The short form of everything: what `make test` runs."""
+
+FULL: dict[str, Case] = {act.__name__: on_one_line(act) for act in ACTS} | {name: case for name, case in CASES.items() if name not in ("workers", "brokers")}
+"""What `make soak` runs with full numbers, between mixes at random."""

@@ -45,6 +45,7 @@ class Line:
     ) -> None:  # fmt: skip
         self.cluster, self.seed, self.say = cluster, seed, say
         self.settings: Settings
+        self.done: Counter[str] = Counter()
         self.folder = Path(tempfile.mkdtemp(prefix="stockstream-faults-"))
         self.archive = self.folder / "archive"
         self.prefix = f"f{uuid.uuid4().hex[:10]}."
@@ -164,6 +165,7 @@ class Line:
 
     def check(self, verdict: Verdict) -> Verdict:
         """Raises `Failed` where the verdict is not good."""
+        verdict.done = self.done
         if not verdict.ok:
             (self.folder / "raw.pickle").write_bytes(
                 pickle.dumps([{p: [tuple(record) for record in some] for p, some in life.items()} for life in self.observer.lives])
@@ -171,6 +173,10 @@ class Line:
             (self.folder / "state.pickle").write_bytes(pickle.dumps({table: dict(by) for table, by in self.observer.stored.items()}))
             raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
         return verdict
+
+    def count(self, fault: str, times: int = 1) -> None:
+        """Notes that a fault was done."""
+        self.done[fault] += times
 
     def rejections(self) -> Counter[str]:
         """How many places were rejected so far, by reason."""

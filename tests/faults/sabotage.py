@@ -18,9 +18,12 @@ SWITCH = "STOCKSTREAM_TEST_SWITCH"
 """Path of a file of the test's: the fault is on while it is there."""
 
 
-def on() -> bool:
-    """Whether the test has switched the fault on."""
-    return Path(os.environ[SWITCH]).exists()
+def mode() -> str:
+    """Which fault the test has switched on; empty where none."""
+    try:
+        return Path(os.environ[SWITCH]).read_text() or "on"
+    except FileNotFoundError:
+        return ""
 
 
 def skip_offsets() -> None:
@@ -33,12 +36,12 @@ def skip_offsets() -> None:
 
     async def admit(self: Any, tp: Any, records: list[Any]) -> list[Any]:
         seen[tp] = seen.get(tp, 0) + 1
-        if on() and tp not in dropped and seen[tp] > 3 and len(records) > 2:
+        if mode() and tp not in dropped and seen[tp] > 3 and len(records) > 2:
             dropped.add(tp)
             at = len(records) // 2
             print(f"SABOTAGE: {tp.topic}[{tp.partition}] offset {records[at].offset} dropped", flush=True)
             records = [*records[:at], *records[at + 1 :]]
-        elif on() and tp not in dropped and seen[tp] > 6 and records:
+        elif mode() and tp not in dropped and seen[tp] > 6 and records:
             dropped.add(tp)
             print(f"SABOTAGE: {tp.topic}[{tp.partition}] offset {records[0].offset} dropped", flush=True)
             records = records[1:]
@@ -49,93 +52,58 @@ def skip_offsets() -> None:
     transport.Consumer._admit = admit  # type: ignore[method-assign]
 
 
-def _store(create: Callable[[Any, Callable[[], bool], str], bool], others: Callable[[], None]) -> None:
+def archive_faults() -> None:
+    """The archive's store is down, slow and failing at random, or full, or the process dies right after an object was created: as the switch says."""
+    from stockstream.errors import ArchiveUnavailable
     from stockstream.sinks import stores
 
-    real = stores.FileStore
+    rng = random.Random(os.getpid())
+    real, write = stores.FileStore, stores.FileStore._write
+    made = [0]
+
+    def fail() -> None:
+        if mode() == "down":
+            raise ArchiveUnavailable("SABOTAGE: the store is down")
+        if mode() == "random":
+            time.sleep(0.05)
+            if rng.random() < 0.3:
+                raise ArchiveUnavailable("SABOTAGE: the store fails at random")
 
     class Store(real):  # type: ignore[misc, valid-type]
         def create(self, name: str, data: bytes) -> bool:
-            return create(self, lambda: real.create(self, name, data), name)
+            fail()
+            created: bool = super().create(name, data)
+            made[0] += 1
+            if mode() == "random" and rng.random() < 0.2:
+                raise ArchiveUnavailable(f"SABOTAGE: {name} may or may not be there")
+            if mode() == "crash" and made[0] >= 3 and created:
+                print(f"SABOTAGE: {name} is there, now dying", flush=True)
+                os._exit(137)
+            return created
+
+        def _write(self, path: Path, data: bytes) -> None:
+            if mode() == "full":
+                if rng.random() < 0.5:
+                    path.write_bytes(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(self, path, data)
 
         def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-            others()
-            return real.list(self, prefix, start_after)
+            fail()
+            return super().list(prefix, start_after)  # type: ignore[no-any-return]
 
         def read(self, name: str, tail: int = 0) -> bytes:
-            others()
-            return real.read(self, name, tail)
+            fail()
+            return super().read(name, tail)  # type: ignore[no-any-return]
 
         def size(self, name: str) -> int | None:
-            others()
-            return real.size(self, name)
+            fail()
+            return super().size(name)  # type: ignore[no-any-return]
 
     stores.FileStore = Store  # type: ignore[misc]
 
 
-def store_fails() -> None:
-    """The archive's store is down while the switch is on; then slow and failing at random for as many calls again."""
-    from stockstream.errors import ArchiveUnavailable
-
-    rng = random.Random(1)
-    left = [60]
-
-    def fail() -> None:
-        if on():
-            raise ArchiveUnavailable("SABOTAGE: the store is down")
-        if left[0] > 0:
-            left[0] -= 1
-            time.sleep(0.02)
-            if rng.random() < 0.3:
-                raise ArchiveUnavailable("SABOTAGE: the store fails at random")
-
-    def create(_: Any, go: Callable[[], bool], name: str) -> bool:
-        fail()
-        made = go()
-        if left[0] > 0 and rng.random() < 0.2:
-            raise ArchiveUnavailable(f"SABOTAGE: {name} may or may not be there")
-        return made
-
-    _store(create, fail)
-
-
-def disk_full() -> None:
-    """Writes of the archive fail with ENOSPC while the switch is on, half of them after a part of the data."""
-    from stockstream.sinks import stores
-
-    inner = stores.FileStore._write
-
-    def write(self: Any, path: Path, data: bytes) -> None:
-        if on():
-            if random.random() < 0.5:
-                path.write_bytes(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        inner(self, path, data)
-
-    stores.FileStore._write = write  # type: ignore[method-assign]
-
-
-def crash_after_upload() -> None:
-    """Dies, as by kill -9, right after an object was created and before anything is made of that; for the first creations after each start, while on."""
-    count = [0]
-
-    def create(_: Any, go: Callable[[], bool], name: str) -> bool:
-        made = go()
-        count[0] += 1
-        if on() and count[0] >= 3 and made:
-            print(f"SABOTAGE: {name} is there, now dying", flush=True)
-            os._exit(137)
-        return made
-
-    _store(create, lambda: None)
-
-
-FAULTS: dict[str, Callable[[], None]] = {
-    "skip": skip_offsets,
-    "store": store_fails,
-    "full": disk_full,
-    "crash": crash_after_upload,
-}
+FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 
-from tests.faults.cases import CASES, Scale
+from tests.faults.cases import CASES, FULL, Scale, mixed
 from tests.faults.verdict import Verdict
 from tests.kafka import Cluster
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="Faults mixed at random on three brokers; exact or exit status 1.")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None, help="of the order of cases, their markets and their moments")
-    parser.add_argument("--case", choices=list(CASES), action="append", help="only this one; may be given again")
+    parser.add_argument("--case", choices=sorted({*CASES, *FULL, "mixed"}), action="append", help="only this one; may be given again")
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
     chosen = parser.parse_args()
     seed = chosen.seed if chosen.seed is not None else secrets.randbelow(10**6)
@@ -34,18 +34,20 @@ def main() -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     begun = time.monotonic()
     total, runs, failures = Verdict(), 0, []
+    cases = (CASES if chosen.short else FULL) | {"mixed": mixed}
+    every = cases | FULL | CASES if chosen.case else cases
     waiting: list[str] = []
     say(f"seed {seed}, {chosen.minutes:g} minutes")
     with Cluster(3) as cluster:
         while not runs or time.monotonic() - begun < chosen.minutes * 60:
             if not waiting:
-                waiting = list(chosen.case or CASES)
+                waiting = list(chosen.case or cases)
                 rng.shuffle(waiting)
             name, own = waiting.pop(), rng.randrange(10**6)
-            say(f"{name}, seed {own}: {' '.join((CASES[name].__doc__ or '').split())}")
+            say(f"{name}, seed {own}: {' '.join((every[name].__doc__ or '').split())}")
             at = time.monotonic()
             try:
-                verdict = CASES[name](cluster, own, Scale(full=not chosen.short, say=say))
+                verdict = every[name](cluster, own, Scale(full=not chosen.short, say=say))
                 add(total, verdict)
                 say(f"{name}: exact, {time.monotonic() - at:.0f} s")
             except Exception as error:
@@ -55,6 +57,7 @@ def main() -> int:
             cluster.heal()
     say(f"{runs} cases in {(time.monotonic() - begun) / 60:.1f} minutes, seed {seed}: {len(failures)} failed")
     say(f"in those that held: {total}")
+    say(f"done to them: {', '.join(f'{what} {count}' for what, count in sorted(total.done.items()))}")
     for failure in failures:
         say(f"FAILED {failure}")
     return 1 if failures else 0
@@ -64,6 +67,7 @@ def add(total: Verdict, verdict: Verdict) -> None:
     """Adds a verdict's counts to the total's."""
     for name in ("offsets", "rows", "alerts", "predictions", "outcomes", "rejected", "repeated", "archived"):
         setattr(total, name, getattr(total, name) + getattr(verdict, name))
+    total.done += verdict.done
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Verdict:
     invented: Counter[str] = field(default_factory=Counter)
     different: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
 
     @property
     def ok(self) -> bool:
