@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import faust
 from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
-from stockstream.errors import ModelError, StateError, StockstreamError
+from stockstream.errors import ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
 from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Producer, Sender, Transport, watchdog
@@ -66,8 +67,10 @@ class App(faust.App):
         return int(self.consumer_generation_id)
 
     async def on_start(self) -> None:
-        """Makes sure of broker and topics before anything joins."""
+        """Makes sure of port, broker and topics before anything joins."""
         try:
+            if self.conf.web_enabled:
+                _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
             self.embedded = await ensure_topics(self.settings)
         except StockstreamError as error:
             stop_start(error)
@@ -102,6 +105,15 @@ class App(faust.App):
 
     def _create_directories(self) -> None:
         """Nothing is kept on disk: the memory store needs no folder."""
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raises `SettingsError` where the web views could not bind there."""
+    try:
+        with socket.create_server((host, port), reuse_port=False):
+            return
+    except OSError as error:
+        raise SettingsError(f"the web views cannot use {host}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {error.strerror or error}") from error
 
 
 def _faust_broker(settings: Settings) -> str:

@@ -524,7 +524,9 @@ class Consumer(driver.Consumer):
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
                         continue                                         # read for the assignment before: the seek brings it again
-                    if tp.topic not in unguarded:
+                    if tp.topic in unguarded:
+                        self.guard.expected[tp] = got[-1].offset + 1
+                    else:
                         got = await self._admit(tp, got)
                     if epoch != self.epoch:
                         continue
