@@ -48,6 +48,8 @@ class Cleaning(Stage[Cleaner]):
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None)
         self.snapshot_at: dict[int, float] = {}
+        self.saved: dict[int, int] = {}
+        """By partition: the raw offset that the last snapshot goes on from."""
         self.flushed_at: dict[int, float] = {}
         self.hops: dict[int, int] = {}
         self.told: dict[tuple[int, str], tuple[int, float]] = {}
@@ -78,6 +80,7 @@ class Cleaning(Stage[Cleaner]):
         now = time.monotonic()
         self.snapshot_at = dict.fromkeys(self.cores, now)
         self.flushed_at = dict.fromkeys(self.cores, now)
+        self.saved = {partition: core.expect for partition, core in self.cores.items()}
         self.told.clear()
         return found
 
@@ -150,9 +153,12 @@ class Cleaning(Stage[Cleaner]):
                 metrics.rows("ticks.clean", frame.rows.num_rows)
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
                 if now - self.snapshot_at.get(partition, 0.0) >= SNAPSHOT_S:
-                    self.snapshot_at[partition] = now
-                    records = [(self._key(), core.snapshot())]
+                    records = self._snapshot(partition, core, now)
         await self.submit(partition, sends, records)
+
+    def _snapshot(self, partition: int, core: Cleaner, now: float) -> list[tuple[bytes, bytes]]:
+        self.snapshot_at[partition], self.saved[partition] = now, core.expect
+        return [(self._key(), core.snapshot())]
 
     async def timer(self) -> None:
         """Sends what has waited for long, and closes the seconds of sources that have fallen quiet."""
@@ -162,6 +168,9 @@ class Cleaning(Stage[Cleaner]):
                 return                                                   # the partitions went while the one before was served
             if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
+            elif not core.waiting and core.expect > self.saved.get(partition, -1) and now - self.snapshot_at[partition] >= SNAPSHOT_S:
+                # a log at rest is counted to its end: what retention deletes while nobody runs was not needed any more
+                await self.submit(partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
             if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
                 continue
