@@ -246,7 +246,7 @@ def skipped_and_holes(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         scale.say(f"  {dropped} offsets skipped inside the consumers, {rereads} read again; {len(holes)} holes of aborted transactions passed")
         if not dropped or rereads < dropped:
             raise Failed(f"{dropped} offsets were skipped, {rereads} read again; logs in {line.folder}")
-        switch.unlink()                                                      # what is dropped as the log ends is not missed before something follows
+        switch.unlink()  # what is dropped as the log ends is not missed before something follows
         # records that retention deletes while nobody reads
         line.producer.stop()
         line.observer.settle(60)

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from models import features
@@ -46,6 +47,7 @@ class Line:
         self.cluster, self.seed, self.say = cluster, seed, say
         self.settings: Settings
         self.done: Counter[str] = Counter()
+        self.deleted: dict[int, int] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="stockstream-faults-"))
         self.archive = self.folder / "archive"
         self.prefix = f"f{uuid.uuid4().hex[:10]}."
@@ -157,7 +159,8 @@ class Line:
         """What the broker confirmed is in the log once, at the offset that it said."""
         values = {(p, record.offset): record.value for life in self.observer.lives for p, records in life.items() for record in records}
         if len(self.observer.lives) == 1:
-            lost = [place[:2] for place in self.producer.sent if (values.get(place[:2], b"-") or b"") != (place[2] or b"")]
+            begins = {p: self.deleted.get(p, 0) for p in range(self.settings.partitions)}
+            lost = [place[:2] for place in self.producer.sent if place[1] >= begins[place[0]] and (values.get(place[:2], b"-") or b"") != (place[2] or b"")]
             if lost:
                 verdict.fault(f"raw log: {len(lost)} confirmed records are not there, first {lost[0]}")
         if self.producer.failed:
@@ -229,8 +232,7 @@ class Line:
 
     def delete_records(self, before: dict[int, int]) -> None:
         """Deletes raw records below these offsets, as retention does."""
-        from aiokafka.admin.records_to_delete import RecordsToDelete
-
+        self.deleted = before
         topic = self.settings.topic("ticks.raw")
         self.admin(lambda admin: admin.delete_records({TopicPartition(topic, p): RecordsToDelete(before_offset=o) for p, o in before.items()}))
 
