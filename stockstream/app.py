@@ -10,10 +10,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
+from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn, Protocol
 
 import aiokafka
 import faust
+import numpy as np
+import pyarrow as pa
 from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
@@ -151,7 +154,7 @@ def create_app(settings: Settings) -> App:
         producer_max_batch_size=MAX_BATCH_BYTES,
         producer_max_request_size=MAX_BATCH_BYTES + 65_536,
         producer_compression_type=None if settings.compression == "none" else settings.compression,
-        producer_request_timeout=max(5.0, session - 1),
+        producer_request_timeout=max(5.0, session - 1),  # of one request; how long a batch is tried is `transport.DELIVERY_S`
         stream_buffer_maxsize=32,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
@@ -206,6 +209,26 @@ def load() -> App:
         require_own_packages()
     except StockstreamError as error:
         stop_start(error)
+    _spare_pandas()
     for module in MODULES:
         importlib.import_module(module)
     return app
+
+
+class _NoPandas(MetaPathFinder):
+    """Says that there is no pandas."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
+
+
+def _spare_pandas() -> None:
+    """Lets pyarrow look for pandas while there seems to be none: it would import it at the first array, a second and 50 MB that a worker has no use for."""
+    if "pandas" not in sys.modules:
+        finder = _NoPandas()
+        sys.meta_path.insert(0, finder)
+        try:
+            pa.array(np.zeros(1), from_pandas=True)
+        finally:
+            sys.meta_path.remove(finder)

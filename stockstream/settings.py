@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     sasl_username: str = Field("", description="SASL user")
     sasl_password: SecretStr = Field(SecretStr(""), description="SASL password")
     ssl_cafile: Path | None = Field(None, description="certificate authority file for TLS; the system's where empty")
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("lz4", description="codec of what we produce")
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="codec of what we produce")
     session_timeout_s: float = Field(6.0, ge=1, le=300, description="a worker not heard for this long loses its partitions")
 
     source: Annotated[tuple[str, ...], NoDecode] = Field(("none",), description="market-data sources of this worker, by comma: none, simulated")

@@ -43,6 +43,8 @@ PACE_S = 0.008
 """Pause after a small fetch: a fetch costs the same whatever it brings, and there are hundreds of tiny ones a second otherwise."""
 SMALL_FETCH = 500
 PIPE_DEPTH = 8
+DELIVERY_S = 30.0
+"""How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
 
@@ -582,6 +584,11 @@ class Producer(driver.Producer):
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return producer_settings(self.app.settings, embedded=self.app.embedded)
+
+    def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
+        producer = super()._new_producer(transactional_id)
+        producer._message_accumulator._batch_ttl = DELIVERY_S            # aiokafka has one time for both, request_timeout_ms
+        return producer
 
     @property
     def client(self) -> aiokafka.AIOKafkaProducer:
