@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,13 +62,14 @@ class Aggregation(Stage[Windows]):
             hops = hops_of(record)
             messages += [Message(None, data, hops_header(*hops, sent)) for data in encode_within(self._frame(core, rows, batch))]
             latest += self._latest(batch)
+            await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
             metrics.rows("windows", batch.num_rows)
             if len(hops) == 2:
                 metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)
         sends = [Outgoing(settings.topic("windows"), partition, messages)] if messages else []
         if latest:
             sends.append(Outgoing(topics.latest, partition, latest))
-        await self.submit(partition, sends, core.records(app.term))
+        await self.submit(core, partition, sends, core.records(app.term))
 
     @staticmethod
     def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:

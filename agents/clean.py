@@ -75,7 +75,7 @@ class Cleaning(Stage[Cleaner]):
                 found[TP(self.topic, partition)] = None
             if core.expect < 0:
                 # the id must outlive us before anything is sent under it
-                await self.submit(partition, records=[(self._key(), core.snapshot())])
+                await self.submit(core, partition, records=[(self._key(), core.snapshot())])
         await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
         now = time.monotonic()
         self.snapshot_at = dict.fromkeys(self.cores, now)
@@ -154,7 +154,7 @@ class Cleaning(Stage[Cleaner]):
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
                 if now - self.snapshot_at.get(partition, 0.0) >= SNAPSHOT_S:
                     records = self._snapshot(partition, core, now)
-        await self.submit(partition, sends, records)
+        await self.submit(core, partition, sends, records)
 
     def _snapshot(self, partition: int, core: Cleaner, now: float) -> list[tuple[bytes, bytes]]:
         self.snapshot_at[partition], self.saved[partition] = now, core.expect
@@ -170,7 +170,7 @@ class Cleaning(Stage[Cleaner]):
                 await self.send(partition, core, [], force=True)
             elif not core.waiting and core.expect > self.saved.get(partition, -1) and now - self.snapshot_at[partition] >= SNAPSHOT_S:
                 # a log at rest is counted to its end: what retention deletes while nobody runs was not needed any more
-                await self.submit(partition, records=self._snapshot(partition, core, now))
+                await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
             if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
                 continue
@@ -180,7 +180,7 @@ class Cleaning(Stage[Cleaner]):
                     continue
                 self.told[partition, idle.source] = idle.second, now
                 value = _encode(Punctuation(punctuate=idle.second, source=idle.source))
-                await self.submit(partition, [Outgoing(self.topic, partition, [Message(None, value)])])
+                await self.submit(core, partition, [Outgoing(self.topic, partition, [Message(None, value)])])
 
 
 def _symbol_of(rejection: Rejection) -> bytes | None:

@@ -51,7 +51,7 @@ class Detection(Stage[Detector]):
         sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
         if market:
             sends.append(Outgoing(topics.market, 0, market))
-        await self.submit(partition, sends, core.records(app.term))
+        await self.submit(core, partition, sends, core.records(app.term))
 
 
 stage = Detection()

@@ -133,6 +133,7 @@ class Scoring(Stage[Scorer]):
                 metrics.frame_dropped("score", "older_log" if frame.log < core.log else "beyond")
                 continue
             self.tell(told, scored, hops_of(record))
+            await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
         await self.send(partition, core, told)
 
     @staticmethod
@@ -159,7 +160,7 @@ class Scoring(Stage[Scorer]):
             if told.count and told.raw_ms:
                 metrics.observe_many("raw_to_prediction", max(0, now_ms() - told.raw_ms) / 1000, told.count)
 
-        await self.submit(partition, told.sends, core.records(app.term), delivered)
+        await self.submit(core, partition, told.sends, core.records(app.term), delivered)
 
 
 stage = Scoring()

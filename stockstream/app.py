@@ -229,6 +229,6 @@ def _spare_pandas() -> None:
         finder = _NoPandas()
         sys.meta_path.insert(0, finder)
         try:
-            pa.array(np.zeros(1), from_pandas=True)
+            pa.array(np.zeros(1), from_pandas=True).to_numpy()
         finally:
             sys.meta_path.remove(finder)

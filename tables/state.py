@@ -125,9 +125,11 @@ class Stage(Generic[Core]):
                     self.app.fence.leave(f"{self.table.name}: {type(error).__name__}: {error}")
                 return
 
-    async def submit(self, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None) -> None:
-        """Sends, then stores the records, through the partition's pipe; nothing where the partition has gone."""
-        pipe = self.pipes.get(partition)
+    async def submit(
+        self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None
+    ) -> None:
+        """Sends, then stores the records, through the partition's pipe; nothing where `core` is no longer the partition's: its successor tells it again."""
+        pipe = self.pipes.get(partition) if self.cores.get(partition) is core else None
         if pipe is not None and (sends or records):
             await pipe.submit(sends, self._state(partition, records), delivered)
 
