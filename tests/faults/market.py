@@ -60,7 +60,7 @@ POISON: dict[str, tuple[str, Poison]] = {
     "no value": ("empty_message", lambda tick: None),
     "frame with one bad": ("invalid_type", lambda tick: _encode([tick | {"symbol": tick["symbol"]}, tick | {"size": "many"}])),
     "empty frame": ("invalid_shape", lambda tick: b"[]"),
-    "deep": ("invalid_json", lambda tick: b"[" * 5_000),
+    "deep": ("invalid_shape", lambda tick: b"[" * 5_000),
 }  # fmt: skip
 """Bad messages by kind: the reason that `clean` must give, and how one is made of a good tick. `wrong_partition` is made by `Market.poison` itself."""
 

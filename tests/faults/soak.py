@@ -39,7 +39,7 @@ def main() -> int:
     waiting: list[str] = []
     say(f"seed {seed}, {chosen.minutes:g} minutes")
     with Cluster(3) as cluster:
-        while not runs or time.monotonic() - begun < chosen.minutes * 60:
+        while not runs or (waiting and chosen.case) or time.monotonic() - begun < chosen.minutes * 60:
             if not waiting:
                 waiting = list(chosen.case or cases)
                 rng.shuffle(waiting)
