@@ -19,6 +19,7 @@ from benchmarks.outputs import Reader
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
+from stockstream.settings import load_settings
 from stockstream.transforms.frames import decode
 
 PEERS = Path(__file__).with_name("peers")
@@ -131,6 +132,7 @@ def _line(name: str, title: str, *, archive: bool, web: bool = False) -> Contend
 def _loop(name: str, title: str, job: str, *, archive: bool) -> Contender:
     def command(place: Place) -> list[str]:
         order = [sys.executable, "-m", "benchmarks.loop", job, place.broker.servers, place.prefix, "--site", str(site_of("loop"))]
+        order += ["--compression", load_settings().compression]         # the line's own
         order += ["--models", model_store()] if job == "full" else []
         order += ["--archive", str(place.folder / "archive"), "--archive-max-bytes", str(ARCHIVE_MAX_BYTES)] if archive else []
         return [*order, *(["--embedded"] if place.broker.embedded else [])]

@@ -27,7 +27,7 @@ PARTITIONS = 8
 class Kafka:
     """Reads a topic from its beginning to the end that it has now, and produces."""
 
-    def __init__(self, servers: str, topic: str, *, embedded: bool) -> None:
+    def __init__(self, servers: str, topic: str, compression: str, *, embedded: bool) -> None:
         from confluent_kafka import Consumer, Producer, TopicPartition
 
         self.consumer = Consumer({
@@ -35,7 +35,7 @@ class Kafka:
             "isolation.level": "read_committed", "fetch.max.bytes": 20_000_000, "queued.max.messages.kbytes": 65_536,
         })  # fmt: skip
         options: dict[str, Any] = {
-            "bootstrap.servers": servers, "compression.type": "lz4", "linger.ms": 5, "acks": "all", "batch.size": 1_000_000,
+            "bootstrap.servers": servers, "compression.type": compression, "linger.ms": 5, "acks": "all", "batch.size": 1_000_000,
             "queue.buffering.max.messages": 500_000, "delivery.report.only.error": True,
         }  # fmt: skip
         options |= {"max.in.flight.requests.per.connection": 1} if embedded else {"enable.idempotence": True}
@@ -328,12 +328,13 @@ def main() -> None:
     parser.add_argument("--models", default="")
     parser.add_argument("--archive", type=Path, default=None, help="folder; without it nothing is archived")
     parser.add_argument("--archive-max-bytes", type=int, default=8_000_000)
+    parser.add_argument("--compression", default="lz4")
     parser.add_argument("--site", default="", help="where confluent-kafka is")
     parser.add_argument("--embedded", action="store_true")
     chosen = parser.parse_args()
     if chosen.site:
         sys.path.append(chosen.site)
-    kafka = Kafka(chosen.servers, chosen.prefix + "ticks.raw", embedded=chosen.embedded)
+    kafka = Kafka(chosen.servers, chosen.prefix + "ticks.raw", chosen.compression, embedded=chosen.embedded)
     if chosen.job == "full":
         full(kafka, chosen.prefix, chosen.models, chosen.archive, chosen.archive_max_bytes)
     else:
