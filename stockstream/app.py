@@ -149,6 +149,7 @@ def create_app(settings: Settings) -> App:
         broker_commit_interval=1.0,
         broker_max_poll_records=MAX_CHUNK_RECORDS,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
         producer_acks=-1,
         producer_linger=PRODUCER_LINGER_MS / 1000,
         producer_max_batch_size=MAX_BATCH_BYTES,
