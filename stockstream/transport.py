@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ SMALL_FETCH = 500
 PIPE_DEPTH = 8
 DELIVERY_S = 30.0
 """How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
+HOLES_KEPT = 1_000
+"""A transactional producer leaves one with every transaction: only the newest are told and asked for."""
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
 
@@ -120,6 +122,8 @@ class Fence:
 
     def check(self) -> None:
         """Raises `FencedError` where the process has neither run nor been heard by its group for half a session, after asking it to leave."""
+        if self.left:
+            raise FencedError("this worker has left")
         stood = 0.0 if self._seen is None else time.monotonic() - max(self._seen, self.heard())
         if stood > self.limit_s:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
@@ -236,6 +240,8 @@ class Pipe:
         except Exception as error:  # noqa: BLE001  whatever it is, the process leaves and tells it
             with contextlib.suppress(FencedError):
                 self._fence.leave(f"{self.name}: {type(error).__name__}: {error}")
+        finally:
+            self._gone.set()                                             # lets go whoever waits in `drain`
 
     async def _send(self) -> None:
         while True:
@@ -277,7 +283,8 @@ class Guard:
     expected: dict[TP, int | None] = field(default_factory=dict)
     probed: dict[TP, int] = field(default_factory=dict)
     rereads: int = 0
-    holes: list[Hole] = field(default_factory=list)
+    holes: deque[Hole] = field(default_factory=lambda: deque(maxlen=HOLES_KEPT))
+    holes_passed: int = 0
     repeats: int = 0
 
     def admit(self, tp: TP, records: list[Any]) -> tuple[list[Any], int | None]:
@@ -301,6 +308,7 @@ class Guard:
                         self.expected[tp] = expected
                         return admitted, expected
                     self.holes.append(Hole(tp.topic, tp.partition, expected, record.offset - 1))
+                    self.holes_passed += 1
                     logger.warning("%s[%d]: the broker has no offsets %d to %d: passed", tp.topic, tp.partition, expected, record.offset - 1)
                 admitted.append(record)
                 expected = record.offset + 1
@@ -326,6 +334,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
     last_heartbeat = 0.0
+    _beating: tuple[Any, float] = (None, 0.0)
+    """The task that beats, and since when: who has just been taken in was confirmed by that, however long the join took."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -388,9 +398,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         task = getattr(coordinator, "_coordination_task", None)
         if task is not None and task.done() and not coordinator._closing.done():
             return "the group coordination ended"
+        if coordinator._heartbeat_task is not self._beating[0]:
+            self._beating = coordinator._heartbeat_task, time.monotonic()
         beating = coordinator._heartbeat_task is not None and not coordinator.need_rejoin(self._subscription(consumer))
-        silent = time.monotonic() - self.last_heartbeat
-        if beating and self.last_heartbeat and silent > limit_s:
+        silent = time.monotonic() - max(self.last_heartbeat, self._beating[1])
+        if beating and silent > limit_s:
             return f"no heartbeat for {silent:.1f} s, half the session is {limit_s:.1f} s"
         return ""
 
@@ -439,7 +451,7 @@ class Consumer(driver.Consumer):
             raise
 
     async def _seek_to_state(self) -> None:
-        self.epoch += 1
+        self.epoch = epoch = self.epoch + 1
         self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
         self._held.clear()
@@ -448,6 +460,8 @@ class Consumer(driver.Consumer):
         self._acked.clear()
         self._acked_index.clear()
         positions: Mapping[TP, int | None] = await self.app.positions(assigned)
+        if epoch != self.epoch:
+            return                                                       # cancelled for a newer assignment, which something awaited has swallowed
         known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
         await self._thread.call_thread(self._thread.seek_all, known)
         await self._thread.call_thread(self._thread.seek_to_start, [tp for tp in assigned if tp not in known])
@@ -615,7 +629,8 @@ async def watchdog(app: Any, interval_s: float = 0.25) -> None:
         await asyncio.sleep(interval_s)
         try:
             app.fence.tick()
-            for why in (app.consumer.thread.trouble(app.fence.limit_s), app.producer.trouble()):
+            crash = f"a part of the worker crashed: {app.crash_reason!r}" if app.crashed else ""     # Faust may hang in its own way out
+            for why in (crash, app.consumer.thread.trouble(app.fence.limit_s), app.producer.trouble()):
                 if why:
                     app.fence.leave(why)
         except FencedError:

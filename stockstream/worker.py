@@ -111,7 +111,7 @@ class Status:
             "app_id": self._app.settings.group,
             "generation": self._app.term,
             "lag": lags,
-            "holes": [hole._asdict() for hole in guard.holes[-100:]],
+            "holes": [hole._asdict() for hole in list(guard.holes)[-100:]],
             "rereads": guard.rereads,
             "archive": self.archive_positions() if self.archive_positions else [],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,11 @@ class Stage(Generic[Core]):
         """Builds every core anew from the recovered state: whoever had the partition in between, this is what counts."""
         await self.release(0.0)
         found: dict[TP, int | None] = {}
-        for partition, records in (await self.table.read(partitions.get(self.topic, []))).items():
+        epoch = self.app.reader.epoch
+        stored = await self.table.read(partitions.get(self.topic, []))
+        if epoch != self.app.reader.epoch:
+            return found                                                 # a newer assignment is under way
+        for partition, records in stored.items():
             core = await self.build(partition, records)
             self.cores[partition] = core
             self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
@@ -101,8 +106,7 @@ class Stage(Generic[Core]):
     async def release(self, timeout_s: float) -> None:
         """Settles the pipes and forgets the cores."""
         pipes, self.pipes, self.cores = self.pipes, {}, {}
-        for pipe in pipes.values():
-            await pipe.close(timeout_s)
+        await asyncio.gather(*(pipe.close(timeout_s) for pipe in pipes.values()))
 
     def core_of(self, chunk: Chunk) -> Core | None:
         """The core that a chunk is for; None where the partition has gone, or the chunk was read for an assignment before this one."""

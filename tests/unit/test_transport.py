@@ -1,0 +1,682 @@
+"""The guards of the transport, each with small fakes: no Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockstream import transport
+from stockstream.broker import MAX_BATCH_BYTES
+from stockstream.errors import FencedError
+from stockstream.transport import (
+    HOLES_KEPT,
+    PIPE_DEPTH,
+    VERSION_HEADER,
+    Chunk,
+    ChunkSchema,
+    Consumer,
+    ConsumerThread,
+    Fence,
+    Guard,
+    Hole,
+    Message,
+    Outgoing,
+    Pipe,
+    Sender,
+    watchdog,
+)
+
+P = TP("ticks.raw", 3)
+
+
+class Record(NamedTuple):
+    offset: int
+
+
+def records(*offsets: int) -> list[Any]:
+    return [Record(offset) for offset in offsets]
+
+
+def offsets(admitted: list[Any]) -> list[int]:
+    return [record.offset for record in admitted]
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+# -- Guard ------------------------------------------------------------------
+
+
+def guard(expected: int | None = 10) -> Guard:
+    return Guard(expected={P: expected})
+
+
+def test_what_follows_is_admitted() -> None:
+    checked = guard()
+    assert checked.admit(P, records(10, 11, 12)) == (records(10, 11, 12), None)
+    assert checked.expected[P] == 13
+    assert (checked.rereads, list(checked.holes), checked.repeats) == (0, [], 0)
+
+
+def test_a_first_offset_beyond_the_expected_one_is_read_again_once_then_believed() -> None:
+    checked = guard()
+    assert checked.admit(P, records(14, 15)) == ([], 10)
+    assert checked.expected[P] == 10
+    assert checked.admit(P, records(14, 15)) == (records(14, 15), None)
+    assert list(checked.holes) == [Hole("ticks.raw", 3, 10, 13)]
+    assert (checked.rereads, checked.expected[P]) == (1, 16)
+
+
+def test_what_was_skipped_by_mistake_comes_at_the_second_reading() -> None:
+    checked = guard()
+    checked.admit(P, records(14, 15))
+    assert checked.admit(P, records(*range(10, 16))) == (records(*range(10, 16)), None)
+    assert not checked.holes
+
+
+def test_a_hole_inside_a_fetch_delivers_what_is_before_it_first() -> None:
+    checked = guard()
+    assert checked.admit(P, records(10, 11, 20)) == (records(10, 11), 12)
+    assert checked.admit(P, records(20, 21)) == (records(20, 21), None)
+    assert list(checked.holes) == [Hole("ticks.raw", 3, 12, 19)]
+
+
+def test_a_gap_probed_once_does_not_hide_a_second_one() -> None:
+    checked = guard()
+    assert checked.admit(P, records(12, 13, 17))[1] == 10
+    assert checked.admit(P, records(12, 13, 17)) == (records(12, 13), 14), "the first is believed, the second must be probed by itself"
+    assert checked.admit(P, records(17)) == (records(17), None)
+    assert [(hole.first, hole.last) for hole in checked.holes] == [(10, 11), (14, 16)]
+
+
+def test_a_gap_of_one_partition_says_nothing_of_another() -> None:
+    checked = Guard(expected={P: 10, TP("ticks.raw", 4): 10})
+    checked.admit(P, records(12))
+    assert checked.admit(TP("ticks.raw", 4), records(12)) == ([], 10)
+
+
+def test_repeats_are_dropped() -> None:
+    checked = guard()
+    assert checked.admit(P, records(7, 8, 9)) == ([], None)
+    assert checked.admit(P, records(8, 9, 10, 11)) == (records(10, 11), None)
+    assert (checked.repeats, checked.expected[P]) == (5, 12)
+
+
+def test_none_accepts_any_first_offset() -> None:
+    checked = guard(None)
+    assert checked.admit(P, records(500, 501)) == (records(500, 501), None)
+    assert checked.admit(P, records(503)) == ([], 502)
+
+
+def test_holes_are_kept_within_bounds_and_counted_all() -> None:
+    """A transactional producer leaves a marker after every transaction."""
+    checked = guard(0)
+    for offset in range(1, 2 * (HOLES_KEPT + 50), 2):
+        for _ in range(2):
+            checked.admit(P, records(offset))
+    assert len(checked.holes) == HOLES_KEPT
+    assert checked.holes_passed == HOLES_KEPT + 50
+    assert checked.holes[-1] == Hole("ticks.raw", 3, offset - 1, offset - 1), "the newest, which `truncated` asks for, are the ones that are kept"
+
+
+@given(there=st.sets(st.integers(0, 60), min_size=1), cuts=st.lists(st.integers(1, 7), min_size=70, max_size=70), skips=st.data())
+def test_every_record_is_delivered_once_in_order_however_it_is_fetched_skipped_and_repeated(there: set[int], cuts: list[int], skips: Any) -> None:
+    log, checked, position, got = sorted(there), guard(0), 0, []
+    for size in cuts:
+        left = [offset for offset in log if offset >= position]
+        if not left:
+            break
+        back = checked.expected[P]
+        skip = skips.draw(st.integers(0, 3)) if checked.probed.get(P) != back else 0        # the broker itself never skips at the second reading
+        fetched = left[skip : skip + size]
+        if not fetched:
+            continue
+        admitted, seek = checked.admit(P, records(*fetched))
+        got += offsets(admitted)
+        position = seek if seek is not None else max(0, fetched[-1] + 1 - skips.draw(st.integers(0, 2)))
+    assert got == log[: len(got)]
+    for hole in checked.holes:
+        assert not there & set(range(hole.first, hole.last + 1))
+
+
+# -- Fence ------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=made.monotonic, time=time.time))
+    return made
+
+
+@pytest.mark.parametrize("notice", [Fence.tick, Fence.check])
+def test_a_process_that_stood_still_notices_wherever_it_looks_first(clock: Clock, notice: Callable[[Fence], None]) -> None:
+    told: list[str] = []
+    fence = Fence(6.0, told.append)
+    fence.tick()
+    clock.now += 2.9
+    notice(fence)
+    fence.tick()
+    clock.now += 3.1
+    with pytest.raises(FencedError, match=r"stood still for 3\.1 s"):
+        notice(fence)
+    assert len(told) == 1
+
+
+def test_the_time_before_the_first_tick_does_not_count(clock: Clock) -> None:
+    fence = Fence(6.0, lambda why: pytest.fail(why))
+    clock.now += 60
+    fence.check()
+    fence.tick()
+
+
+def test_heartbeats_that_the_group_confirmed_keep_a_process_that_computes(clock: Clock) -> None:
+    told: list[str] = []
+    fence = Fence(6.0, told.append)
+    fence.tick()
+    clock.now += 30
+    fence.heard = lambda: clock.now - 1
+    fence.check()
+    assert not told
+    fence.heard = lambda: clock.now - 4
+    with pytest.raises(FencedError):
+        fence.check()
+
+
+def test_it_leaves_only_once_and_nothing_passes_it_afterwards() -> None:
+    told: list[str] = []
+    fence = Fence(6.0, told.append)
+    for why in ("first", "second"):
+        with pytest.raises(FencedError):
+            fence.leave(why)
+    assert told == ["first"]
+    with pytest.raises(FencedError):
+        fence.check()
+
+
+# -- Sender and Pipe --------------------------------------------------------
+
+
+class Batch:
+    """`BatchBuilder`, with room for `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.messages: list[tuple[Any, Any, Any]] = []
+        self.closed = False
+
+    def append(self, *, key: bytes | None, value: bytes, timestamp: int, headers: Any) -> Any:
+        assert isinstance(timestamp, int) and not self.closed
+        if len(value) > self.room:
+            return None
+        self.room -= len(value)
+        self.messages.append((key, value, headers))
+        return object()
+
+    def record_count(self) -> int:
+        return len(self.messages)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Producer:
+    """Keeps what is sent, in order; a future is done at once unless `hold`."""
+
+    def __init__(self, room: int = MAX_BATCH_BYTES) -> None:
+        self.room = room
+        self.sent: list[tuple[str, int, Any]] = []
+        self.batches: list[Batch] = []
+        self.held: list[asyncio.Future[None]] = []
+        self.hold = False
+        self.fail: dict[bytes, Exception] = {}
+
+    def _future(self) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.hold:
+            self.held.append(future)
+        else:
+            future.set_result(None)
+        return future
+
+    async def send(self, topic: str, value: bytes, *, key: bytes | None, partition: int, headers: Any) -> asyncio.Future[None]:
+        if value in self.fail:
+            raise self.fail[value]
+        self.sent.append((topic, partition, (key, value, headers)))
+        return self._future()
+
+    def create_batch(self) -> Batch:
+        return Batch(self.room)
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        self.batches.append(batch)
+        self.sent += [(topic, partition, message) for message in batch.messages]
+        return self._future()
+
+    def values(self, topic: str) -> list[bytes]:
+        return [message[1] for name, _, message in self.sent if name == topic]
+
+    def release(self) -> None:
+        held, self.held, self.hold = self.held, [], False
+        for future in held:
+            if not future.done():
+                future.set_result(None)
+
+
+def out(topic: str, *values: bytes) -> Outgoing:
+    return Outgoing(topic, 3, [Message(b"key", value) for value in values])
+
+
+class Rig:
+    """A pipe with a fake producer."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.fence = Fence(6.0, self.told.append)
+        self.producer = Producer()
+        self.sender = Sender(lambda: self.producer, self.fence)
+        self.pipe = Pipe(self.sender, self.fence, "test[3]")
+
+
+@pytest.fixture
+async def rig() -> Any:
+    made = Rig()
+    yield made
+    await made.pipe.close(0)
+
+
+async def test_one_or_two_messages_are_sent_by_themselves_with_the_schema_version() -> None:
+    producer = Producer()
+    sender = Sender(lambda: producer, Fence(6.0))
+    futures = await sender.send(Outgoing("t", 3, [Message(b"k", b"1", (("hops", b"[]"),)), Message(None, b"2")]))
+    assert len(futures) == 2 and not producer.batches
+    assert producer.sent == [("t", 3, (b"k", b"1", [VERSION_HEADER, ("hops", b"[]")])), ("t", 3, (None, b"2", [VERSION_HEADER]))]
+
+
+async def test_many_messages_go_as_batches_in_order() -> None:
+    producer = Producer(room=10)
+    sender = Sender(lambda: producer, Fence(6.0))
+    values = [b"aaaa", b"bbbb", b"cccc", b"dddd", b"ee"]
+    futures = await sender.send(Outgoing("t", 3, [Message(None, value, (("hops", b"[]"),)) for value in values]))
+    assert producer.values("t") == values
+    assert [batch.record_count() for batch in producer.batches] == [2, 3]
+    assert len(futures) == 2, "one future a batch"
+    assert all(message[2][2] == [VERSION_HEADER, ("hops", b"[]")] for message in producer.sent)
+
+
+async def test_a_message_beyond_the_limit_is_an_error_that_names_it() -> None:
+    producer = Producer(room=10)
+    sender = Sender(lambda: producer, Fence(6.0))
+    with pytest.raises(ValueError, match="a message of 11 bytes for t passes the limit"):
+        await sender.send(out("t", b"a", b"b", b"c" * 11, b"d"))
+
+
+async def test_a_worker_that_may_not_act_sends_nothing(clock: Clock) -> None:
+    producer, fence = Producer(), Fence(6.0, lambda _: None)
+    fence.tick()
+    clock.now += 4
+    with pytest.raises(FencedError):
+        await Sender(lambda: producer, fence).send(out("t", b"a"))
+    assert not producer.sent
+
+
+async def test_state_is_written_only_after_what_it_counts_is_confirmed(rig: Rig) -> None:
+    rig.producer.hold = True
+    done: list[str] = []
+    await rig.pipe.submit([out("windows", b"w")], out("state", b"s"), lambda: done.append("delivered"))
+    await eventually(lambda: bool(rig.producer.held))
+    await asyncio.sleep(0)
+    assert rig.producer.values("windows") == [b"w"]
+    assert rig.producer.values("state") == [] and not done
+    rig.producer.release()
+    await rig.pipe.drain()
+    assert rig.producer.values("state") == [b"s"] and done == ["delivered"]
+
+
+async def test_order_is_kept_across_jobs_while_several_are_under_way(rig: Rig) -> None:
+    rig.producer.hold = True
+    for number in range(4):
+        await rig.pipe.submit([out("windows", b"w%d" % number)], out("state", b"s%d" % number))
+    await eventually(lambda: len(rig.producer.held) == 4)
+    assert rig.producer.values("windows") == [b"w0", b"w1", b"w2", b"w3"], "the next is sent before the one before is confirmed"
+    held, rig.producer.held, rig.producer.hold = rig.producer.held, [], False
+    for future in reversed(held[1:]):
+        future.set_result(None)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert rig.producer.values("state") == [], "the first is not confirmed"
+    held[0].set_result(None)
+    await rig.pipe.drain()
+    assert rig.producer.values("state") == [b"s0", b"s1", b"s2", b"s3"]
+
+
+async def test_a_failing_send_leaves_through_the_fence_and_nothing_is_written_after_it(rig: Rig) -> None:
+    rig.producer.fail[b"bad"] = RuntimeError("broken")
+    rig.producer.hold = True
+    await rig.pipe.submit([out("windows", b"good")], out("state", b"s0"))
+    await rig.pipe.submit([out("windows", b"bad")], out("state", b"s1"))
+    await rig.pipe.submit([out("windows", b"later")], out("state", b"s2"))
+    await eventually(lambda: bool(rig.told))
+    rig.producer.release()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.told == ["test[3]: RuntimeError: broken"]
+    assert rig.producer.values("windows") == [b"good"] and rig.producer.values("state") == []
+
+
+async def test_a_delivery_that_fails_leaves_and_its_state_is_not_written(rig: Rig) -> None:
+    rig.producer.hold = True
+    await rig.pipe.submit([out("windows", b"w0")], out("state", b"s0"))
+    await rig.pipe.submit([out("windows", b"w1")], out("state", b"s1"))
+    await eventually(lambda: len(rig.producer.held) == 2)
+    rig.producer.held[0].set_exception(RuntimeError("not enough replicas"))
+    rig.producer.held[1].set_result(None)
+    await eventually(lambda: bool(rig.told))
+    async with asyncio.timeout(20):
+        await rig.pipe.drain()
+    assert rig.told == ["test[3]: RuntimeError: not enough replicas"] and rig.producer.values("state") == []
+
+
+async def test_drain_ends_when_the_pipe_is_closed_under_it(rig: Rig) -> None:
+    rig.producer.hold = True
+    await rig.pipe.submit([out("windows", b"w")], out("state", b"s"))
+    draining = asyncio.create_task(rig.pipe.drain())
+    await eventually(lambda: bool(rig.producer.held))
+    assert not draining.done()
+    async with asyncio.timeout(20):
+        await rig.pipe.close(0)
+        await draining
+    rig.producer.release()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert rig.producer.values("state") == []
+
+
+async def test_close_settles_what_is_confirmed_in_time(rig: Rig) -> None:
+    await rig.pipe.submit([out("windows", b"w")], out("state", b"s"))
+    await rig.pipe.close(20)
+    assert rig.producer.values("state") == [b"s"]
+
+
+async def test_submit_on_a_closed_pipe_does_nothing(rig: Rig) -> None:
+    await rig.pipe.close(20)
+    async with asyncio.timeout(20):
+        for _ in range(3 * PIPE_DEPTH):
+            await rig.pipe.submit([out("windows", b"w")])
+        await rig.pipe.drain()
+    assert not rig.producer.sent
+
+
+async def test_submit_waits_when_many_jobs_are_under_way_and_close_lets_it_go(rig: Rig) -> None:
+    rig.producer.hold = True
+    submitted = 0
+
+    async def submit_for_ever() -> None:
+        nonlocal submitted
+        while submitted < 10 * PIPE_DEPTH:
+            await rig.pipe.submit([out("windows", b"w")])
+            submitted += 1
+
+    task = asyncio.create_task(submit_for_ever())
+    await eventually(lambda: submitted >= PIPE_DEPTH)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert submitted <= 2 * PIPE_DEPTH + 2 and not task.done(), "jobs that wait to be sent, jobs that wait to be confirmed, one in hand of each"
+    async with asyncio.timeout(20):
+        await rig.pipe.close(0)
+        await task
+
+
+# -- Consumer ---------------------------------------------------------------
+
+
+def consumer(delivered: list[int]) -> Consumer:
+    """A consumer with its books only."""
+    made: Consumer = Consumer.__new__(Consumer)
+    made._delivered = defaultdict(list, {P: list(delivered)})
+    made._acked = defaultdict(list)
+    made._acked_index = defaultdict(set)
+    return made
+
+
+def ack(read: Consumer, *acked: int) -> None:
+    read._acked[P] += acked
+    read._acked_index[P] |= set(acked)
+
+
+def test_commits_follow_the_contiguous_prefix_of_acknowledged_chunks() -> None:
+    read = consumer([9, 24, 31])
+    ack(read, 24, 31)
+    assert read._new_offset(P) is None, "the first chunk is not acknowledged"
+    assert read._acked[P] == [24, 31]
+    ack(read, 9)
+    assert read._new_offset(P) == 32
+    assert (read._delivered[P], read._acked[P], read._acked_index[P]) == ([], [], set())
+    assert read._new_offset(P) is None
+
+
+def test_a_chunk_that_is_not_acknowledged_holds_back_those_behind_it() -> None:
+    read = consumer([9, 24, 31])
+    ack(read, 9, 31)
+    assert read._new_offset(P) == 10
+    assert (read._delivered[P], read._acked[P]) == ([24, 31], [31])
+
+
+class SeekingThread:
+    def __init__(self) -> None:
+        self.sought: dict[TP, int] = {}
+        self.to_start: list[TP] = []
+
+    async def call_thread(self, fun: Callable[..., Awaitable[None]], *args: Any) -> None:
+        await fun(*args)
+
+    async def seek_all(self, known: Mapping[TP, int]) -> None:
+        self.sought |= known
+
+    async def seek_to_start(self, partitions: list[TP]) -> None:
+        self.to_start += partitions
+
+    def assignment(self) -> set[TP]:
+        return {P, TP("ticks.raw", 4)}
+
+
+def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) -> tuple[Consumer, SeekingThread]:
+    read, thread = consumer([]), SeekingThread()
+    read.guard, read._held, read._held_since, read.epoch, read._seeking = Guard(), {}, {}, 0, False
+    read._thread = thread  # type: ignore[assignment]
+    read._active_partitions, read._paused_partitions = set(), set()
+    read.app = SimpleNamespace(positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0))
+    return read, thread
+
+
+async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> None:
+    async def positions(assigned: set[TP]) -> Mapping[TP, int | None]:
+        return {P: 17, TP("ticks.raw", 4): None}
+
+    read, thread = seeking(positions)
+    read.guard.probed[P] = 17
+    await read.perform_seek()
+    assert (thread.sought, thread.to_start) == ({P: 17}, [TP("ticks.raw", 4)])
+    assert read.guard.expected == {P: 17, TP("ticks.raw", 4): None} and not read.guard.probed
+    assert (read.epoch, read._seeking) == (1, False)
+
+
+async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() -> None:
+    """Faust cancels it and does not wait; what it awaits may swallow the cancellation."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def positions(assigned: set[TP]) -> Mapping[TP, int | None]:
+        epoch = read.epoch
+        await (first if epoch == 1 else second).wait()
+        return {P: epoch * 100}
+
+    read, thread = seeking(positions)
+    old = asyncio.create_task(read.perform_seek())
+    await eventually(lambda: read.epoch == 1)
+    new = asyncio.create_task(read.perform_seek())
+    await eventually(lambda: read.epoch == 2)
+    first.set()
+    await old
+    assert read._seeking and not thread.sought, "the newer one is not done"
+    second.set()
+    await new
+    assert thread.sought == {P: 200} and read.guard.expected[P] == 200 and not read._seeking
+
+
+# -- group membership -------------------------------------------------------
+
+
+class Membership:
+    """The thread of a consumer whose coordinator is in a given state."""
+
+    def __init__(self) -> None:
+        self.coordinator: Any = GroupCoordinator.__new__(GroupCoordinator)
+        self.coordinator._pending_exception = None
+        self.coordinator._closing = asyncio.get_running_loop().create_future()
+        self.coordinator._coordination_task = asyncio.create_task(asyncio.Event().wait())
+        self.coordinator._heartbeat_task = object()
+        self.coordinator._rejoin_needed_fut = asyncio.get_running_loop().create_future()
+        self.thread: Any = ConsumerThread.__new__(ConsumerThread)
+        subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=object()))
+        self.thread._consumer = SimpleNamespace(_coordinator=self.coordinator, _subscription=subscription)
+
+    def trouble(self) -> str:
+        return str(self.thread.trouble(3.0))
+
+
+@pytest.fixture
+async def membership() -> Any:
+    made = Membership()
+    yield made
+    made.coordinator._coordination_task.cancel()
+
+
+async def test_a_member_whose_heartbeats_are_confirmed_is_well(membership: Membership, clock: Clock) -> None:
+    membership.thread.last_heartbeat = clock.now
+    assert membership.trouble() == ""
+    clock.now += 2.9
+    assert membership.trouble() == ""
+
+
+async def test_no_heartbeat_for_half_a_session_is_trouble(membership: Membership, clock: Clock) -> None:
+    membership.thread.last_heartbeat = clock.now
+    assert membership.trouble() == ""
+    clock.now += 3.1
+    assert "no heartbeat for 3.1 s" in membership.trouble()
+
+
+async def test_a_member_that_never_had_a_heartbeat_confirmed_is_noticed_too(membership: Membership, clock: Clock) -> None:
+    assert membership.trouble() == ""
+    clock.now += 3.1
+    assert "no heartbeat" in membership.trouble()
+
+
+async def test_a_join_that_took_long_is_no_silence(membership: Membership, clock: Clock) -> None:
+    """Others may keep the group waiting for the whole rebalance time; nobody beats meanwhile."""
+    membership.thread.last_heartbeat = clock.now
+    assert membership.trouble() == ""
+    membership.coordinator._heartbeat_task = None
+    clock.now += 7
+    assert membership.trouble() == ""
+    membership.coordinator._heartbeat_task = object()
+    assert membership.trouble() == "", "the group has just confirmed us by taking us in"
+    clock.now += 3.1
+    assert "no heartbeat" in membership.trouble()
+
+
+async def test_a_failed_coordinator_is_trouble(membership: Membership) -> None:
+    membership.coordinator._pending_exception = RuntimeError("session time-out refused")
+    assert "session time-out refused" in membership.trouble()
+
+
+async def test_a_coordination_that_ended_is_trouble_unless_it_was_closed(membership: Membership) -> None:
+    membership.coordinator._coordination_task.cancel()
+    await eventually(membership.coordinator._coordination_task.done)
+    assert membership.trouble() == "the group coordination ended"
+    membership.coordinator._closing.set_result(None)
+    membership.coordinator._heartbeat_task = None
+    assert membership.trouble() == ""
+
+
+class Watched(SimpleNamespace):
+    """An app as the watchdog sees it."""
+
+
+@pytest.fixture
+def watched() -> Watched:
+    told: list[str] = []
+    return Watched(
+        told=told, fence=Fence(60.0, told.append), crashed=False, crash_reason=None,
+        consumer=SimpleNamespace(thread=SimpleNamespace(last_heartbeat=0.0, trouble=lambda limit_s: "")), producer=SimpleNamespace(trouble=lambda: ""),
+    )  # fmt: skip
+
+
+def _no_membership(app: Watched) -> None:
+    app.consumer.thread.trouble = lambda limit_s: "the group coordination ended"
+
+
+def _no_producer(app: Watched) -> None:
+    app.producer.trouble = lambda: "the producer's sender ended"
+
+
+def _crashed(app: Watched) -> None:
+    app.crashed, app.crash_reason = True, KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_no_membership, "the group coordination ended"),
+        (_no_producer, "the producer's sender ended"),
+        (_crashed, "a part of the worker crashed: KeyError('x')"),
+    ],
+)
+async def test_the_watchdog_leaves_when_something_is_wrong(watched: Watched, spoil: Callable[[Watched], None], why: str) -> None:
+    task = asyncio.create_task(watchdog(watched, 0.001))
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert not task.done() and not watched.told
+    spoil(watched)
+    async with asyncio.timeout(20):
+        await task
+    assert watched.told == [why]
+
+
+# -- ChunkSchema ------------------------------------------------------------
+
+
+def test_a_chunk_comes_to_the_agent_as_it_is() -> None:
+    chunk = Chunk("ticks.raw", 3, records(4, 5, 9), epoch=2)
+    message = SimpleNamespace(key=None, value=chunk)
+    schema = ChunkSchema(allow_empty=True)
+    assert schema.loads_value(None, message) is chunk
+    assert schema.loads_key(None, message) is None
+    assert (chunk.first, chunk.last) == (4, 9)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.ERROR, "stockstream.transport"):
+        yield
