@@ -21,13 +21,14 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiokafka
 import faust
 from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -153,16 +154,35 @@ class Sender:
 
     def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence) -> None:
         self._producer, self._fence = producer, fence
+        self._turns: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; many go as ready-made batches."""
         self._fence.check()
         producer = self._producer()
+        # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
+        async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
+            return await self._hand_over(producer, out)
+
+    async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
+        """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
+        deadline = time.monotonic() + DELIVERY_S
+        while True:
+            try:
+                return await hand()
+            except KafkaTimeoutError:
+                if time.monotonic() >= deadline:
+                    raise
+                self._fence.check()
+
+    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> list[asyncio.Future[Any]]:
         if len(out.messages) <= 2:
             return [
-                await producer.send(out.topic, message.value, key=message.key, partition=out.partition, headers=[VERSION_HEADER, *message.headers])
+                await self._room(partial(
+                    producer.send, out.topic, message.value, key=message.key, partition=out.partition, headers=[VERSION_HEADER, *message.headers]
+                ))
                 for message in out.messages
-            ]
+            ]  # fmt: skip
         futures = []
         batch = producer.create_batch()
         now = int(time.time() * 1000)
@@ -171,10 +191,10 @@ class Sender:
             while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
                 if not batch.record_count():
                     raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
-                futures.append(await producer.send_batch(batch, out.topic, partition=out.partition))
+                futures.append(await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)))
                 batch = producer.create_batch()
         batch.close()
-        futures.append(await producer.send_batch(batch, out.topic, partition=out.partition))
+        futures.append(await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)))
         return futures
 
 
