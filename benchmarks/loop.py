@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -319,6 +320,22 @@ def windows(kafka: Kafka, prefix: str) -> None:
     kafka.finish()
 
 
+class _NoPandas(MetaPathFinder):
+    """Says that there is no pandas."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
+
+
+def spare_pandas() -> None:
+    """As the worker does: pyarrow would import pandas at its first array, a second of start-up for nothing."""
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    pa.array(np.zeros(1), from_pandas=True).to_numpy()
+    sys.meta_path.remove(finder)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -328,12 +345,13 @@ def main() -> None:
     parser.add_argument("--models", default="")
     parser.add_argument("--archive", type=Path, default=None, help="folder; without it nothing is archived")
     parser.add_argument("--archive-max-bytes", type=int, default=8_000_000)
-    parser.add_argument("--compression", default="lz4")
+    parser.add_argument("--compression", default="zstd")
     parser.add_argument("--site", default="", help="where confluent-kafka is")
     parser.add_argument("--embedded", action="store_true")
     chosen = parser.parse_args()
     if chosen.site:
         sys.path.append(chosen.site)
+    spare_pandas()
     kafka = Kafka(chosen.servers, chosen.prefix + "ticks.raw", chosen.compression, embedded=chosen.embedded)
     if chosen.job == "full":
         full(kafka, chosen.prefix, chosen.models, chosen.archive, chosen.archive_max_bytes)

@@ -114,7 +114,7 @@ def once(place: Place, contender: Contender, timeout_s: float) -> Cost:
 
 def check(place: Place, measured: Measured, reference: Rows, rows: Rows, symbols: int) -> None:
     """Raises `BenchmarkError` where rows are missing or differ, or the archive has not all records."""
-    wanted = symbols * (place.log.seconds - 3)
+    wanted = symbols * (place.log.seconds - 1)
     if len(rows) < wanted:
         raise BenchmarkError(f"{measured.contender.name}: {len(rows)} rows of the sample, {wanted} must be there")
     faults = differences(reference, rows)
