@@ -1,0 +1,268 @@
+"""Reading state, and the stage that lives on it, with small fakes: no Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from aiokafka import TopicPartition
+from faust.types import TP
+
+from stockstream.errors import FencedError
+from stockstream.settings import Settings
+from stockstream.transport import Chunk, Fence, Message, Outgoing
+from tables.state import Stage, StateTable
+
+TOPIC = "ticks.clean"
+
+
+@dataclass(eq=False)
+class Core:
+    """What a stage keeps for a partition."""
+
+    partition: int
+    records: Mapping[bytes, bytes]
+
+
+class Table:
+    """A changelog that can be made to wait."""
+
+    name = "test"
+    changelog_topic = SimpleNamespace(get_topic_name=lambda: "test-changelog")
+
+    def __init__(self) -> None:
+        self.stored: dict[int, dict[bytes, bytes]] = {}
+        self.reads = 0
+        self.wait: asyncio.Event | None = None
+
+    async def read(self, partitions: Sequence[int]) -> dict[int, dict[bytes, bytes]]:
+        self.reads += 1
+        if self.wait is not None:
+            await self.wait.wait()
+        return {partition: dict(self.stored.get(partition, {})) for partition in partitions}
+
+
+class Sender:
+    """Keeps what is sent; nothing is ever confirmed while `stuck`."""
+
+    def __init__(self) -> None:
+        self.sent: list[Outgoing] = []
+        self.stuck = False
+
+    async def send(self, out: Outgoing) -> list[asyncio.Future[None]]:
+        self.sent.append(out)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.stuck:
+            future.set_result(None)
+        return [future]
+
+
+class Line:
+    """A stage, its table, and the app that it needs."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.table, self.sender = Table(), Sender()
+        self.app: Any = SimpleNamespace(parts=[], reader=SimpleNamespace(epoch=1), sender=self.sender, fence=Fence(6.0, self.told.append))
+        self.stage: Stage[Core] = Stage(self.app, self.table, TOPIC, Core, lambda core: int(core.records[b"head"]) if core.records else None)  # type: ignore[arg-type]
+
+    async def assign(self, *partitions: int) -> Mapping[TP, int | None]:
+        self.app.reader.epoch += 1
+        return await self.stage.assign({TOPIC: list(partitions), "another": [7]})
+
+    def chunk(self, partition: int, epoch: int | None = None) -> Chunk:
+        return Chunk(TOPIC, partition, [SimpleNamespace(offset=5)], self.app.reader.epoch if epoch is None else epoch)
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[Line]:
+    made = Line()
+    yield made
+    await made.stage.release(0)
+
+
+async def test_assign_makes_a_core_and_a_pipe_of_each_partition_and_tells_where_it_goes_on(line: Line) -> None:
+    line.table.stored = {0: {b"head": b"17"}}
+    assert await line.assign(0, 2) == {TP(TOPIC, 0): 17, TP(TOPIC, 2): None}
+    assert sorted(line.stage.cores) == sorted(line.stage.pipes) == [0, 2]
+    assert line.stage in line.app.parts
+
+
+async def test_assign_builds_every_core_anew_also_of_partitions_that_stay(line: Line) -> None:
+    line.table.stored = {0: {b"head": b"17"}}
+    await line.assign(0, 1)
+    before, pipe = line.stage.cores[0], line.stage.pipes[0]
+    line.table.stored = {0: {b"head": b"40"}}                            # somebody else had it in between
+    assert await line.assign(0) == {TP(TOPIC, 0): 40}
+    assert line.stage.cores[0] is not before and line.stage.pipes[0] is not pipe
+    assert list(line.stage.cores) == [0]
+    await pipe.submit([Outgoing("t", 0, [Message(None, b"stale")])])
+    assert not line.sender.sent
+
+
+async def test_core_of_drops_chunks_of_another_assignment_and_of_partitions_that_have_gone(line: Line) -> None:
+    await line.assign(0)
+    now = line.app.reader.epoch
+    assert line.stage.core_of(line.chunk(0)) is line.stage.cores[0]
+    assert line.stage.core_of(line.chunk(0, now - 1)) is None
+    assert line.stage.core_of(line.chunk(1)) is None
+
+
+async def test_an_assign_that_a_newer_one_has_overtaken_builds_nothing(line: Line) -> None:
+    waiting = line.table.wait = asyncio.Event()
+    old = asyncio.create_task(line.assign(0))
+    while not line.table.reads:
+        await asyncio.sleep(0)
+    line.table.wait = None
+    await line.assign(1)
+    waiting.set()
+    assert await old == {}
+    assert list(line.stage.cores) == list(line.stage.pipes) == [1]
+
+
+async def test_submit_sends_then_stores_in_the_changelog_partition(line: Line) -> None:
+    await line.assign(3)
+    send = Outgoing("windows", 3, [Message(None, b"w")])
+    await line.stage.submit(line.stage.cores[3], 3, [send], [(b"k", b"v")])
+    await line.stage.pipes[3].drain()
+    assert line.sender.sent == [send, Outgoing("test-changelog", 3, [Message(b"k", b"v")])]
+
+
+async def test_what_an_earlier_core_brought_is_not_sent_for_its_successor(line: Line) -> None:
+    await line.assign(3)
+    earlier = line.stage.cores[3]
+    await line.assign(3)
+    await line.stage.submit(earlier, 3, [Outgoing("windows", 3, [Message(None, b"w")])], [(b"k", b"v")])
+    await line.stage.pipes[3].drain()
+    assert not line.sender.sent
+
+
+async def test_partitions_settle_side_by_side(line: Line) -> None:
+    """A broker that stands still must not keep a rebalance waiting once for each partition."""
+    await line.assign(*range(8))
+    line.sender.stuck = True
+    closing: list[float] = []
+    begun = asyncio.Event()
+    for partition, pipe in line.stage.pipes.items():
+        await line.stage.submit(line.stage.cores[partition], partition, [Outgoing("windows", partition, [Message(None, b"w")])])
+
+        async def close(timeout_s: float) -> None:
+            closing.append(timeout_s)
+            await begun.wait()
+
+        pipe.close = close  # type: ignore[method-assign]
+    releasing = asyncio.create_task(line.stage.release(2.0))
+    async with asyncio.timeout(20):
+        while len(closing) < 8:
+            await asyncio.sleep(0)
+    begun.set()
+    await releasing
+    assert closing == [2.0] * 8 and not line.stage.cores and not line.stage.pipes
+
+
+async def test_an_error_in_an_agent_ends_the_worker_and_no_further_chunk_is_taken(line: Line) -> None:
+    taken: list[int] = []
+
+    async def take(chunk: Chunk) -> None:
+        taken.append(chunk.partition)
+        if chunk.partition == 1:
+            raise KeyError("x")
+
+    async def stream() -> AsyncIterator[Chunk]:
+        for partition in range(3):
+            yield line.chunk(partition)
+
+    line.stage.chunk = take  # type: ignore[method-assign]
+    await line.stage.work(stream())
+    assert (taken, line.told) == ([0, 1], ["test: KeyError: 'x'"])
+
+
+async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
+    taken: list[int] = []
+
+    async def take(chunk: Chunk) -> None:
+        taken.append(chunk.partition)
+        raise FencedError("gone")
+
+    async def stream() -> AsyncIterator[Chunk]:
+        for partition in range(3):
+            yield line.chunk(partition)
+
+    line.stage.chunk = take  # type: ignore[method-assign]
+    await line.stage.work(stream())
+    assert taken == [0]
+
+
+# -- reading a changelog ----------------------------------------------------
+
+
+class Stored(NamedTuple):
+    offset: int
+    key: bytes
+    value: bytes | None
+
+
+class Changelog:
+    """`AIOKafkaConsumer` over logs by partition; `tail`: offsets after the last record that hold none, as a transaction's marker."""
+
+    def __init__(self, logs: dict[int, list[Stored]], tail: int = 0) -> None:
+        self.logs, self.tail = logs, tail
+        self.at: dict[int, int] = {}
+        self.running = False
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {place: log[-1].offset + 1 + self.tail if (log := self.logs[place.partition]) else 0 for place in places}
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.at = {place.partition: -1 for place in places}
+
+    async def seek_to_beginning(self, *places: TopicPartition) -> None:
+        for place in places:
+            self.at[place.partition] = 0
+
+    async def position(self, place: TopicPartition) -> int:
+        return self.at[place.partition]
+
+    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Stored]]:
+        for place in places:
+            left = [record for record in self.logs[place.partition] if record.offset >= self.at[place.partition]]
+            if left:
+                self.at[place.partition] = left[:2][-1].offset + 1
+                return {place: left[:2]}
+            self.at[place.partition] = (await self.end_offsets([place]))[place]
+        return {}
+
+
+async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions: int) -> dict[int, dict[bytes, bytes]]:
+    table: Any = StateTable.__new__(StateTable)
+    table._app = SimpleNamespace(settings=Settings(), embedded=False)
+    table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
+    monkeypatch.setattr("tables.state.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
+    async with asyncio.timeout(20):
+        found: dict[int, dict[bytes, bytes]] = await table.read(partitions)
+    assert not consumer.running
+    return found
+
+
+async def test_the_last_record_of_each_key_is_read_up_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = {0: [Stored(0, b"a", b"1"), Stored(1, b"b", b"2"), Stored(4, b"a", b"3")], 1: [], 2: [Stored(9, b"c", b"4"), Stored(10, b"c", None)]}
+    assert await read(monkeypatch, Changelog(logs), 0, 1, 2) == {0: {b"a": b"3", b"b": b"2"}, 1: {}, 2: {}}
+
+
+async def test_a_log_that_ends_with_what_is_no_record_is_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await read(monkeypatch, Changelog({0: [Stored(0, b"a", b"1")]}, tail=3), 0) == {0: {b"a": b"1"}}
+
+
+async def test_without_partitions_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = Changelog({})
+    assert await read(monkeypatch, consumer) == {}
