@@ -159,7 +159,7 @@ def create_app(settings: Settings) -> App:
         stream_buffer_maxsize=32,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
-        recovery_consistency_check=False,       # tables.state reads the changelogs; what Faust believes to have read of them means nothing
+        recovery_consistency_check=False,       # faust-streaming/faust#158; tables.state reads the changelogs
         table_standby_replicas=0,
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,

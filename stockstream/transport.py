@@ -4,7 +4,7 @@ Faust 0.15.3 by itself loses and double-counts (docs/architecture.md lists how);
 
 - `Consumer._drain_messages` gives an agent one `Chunk` for each partition and fetch instead of one event a message.
 - Every chunk is checked against the offset that must come next. A hole is read again once; one that the broker confirms is recorded and passed. What
-  was delivered already is dropped.
+  was delivered already is dropped. (faust-streaming/faust#216, #221: offsets skipped after a rebalance.)
 - `Consumer.perform_seek` puts the partitions where their state says, not where the group's commit says; commits serve lag monitors only.
 - `Fence` ends the process when it may no longer own its partitions.
 - `Pipe` keeps the order: deliveries confirmed, then the state written; partitions go on side by side.
@@ -382,7 +382,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             coordinator._do_heartbeat = heartbeat
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        # Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
+        # faust-streaming/faust#94: Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
         assignment = self.assignment()
         positions = {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items() if tp in assignment}
         try:
@@ -406,7 +406,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     def trouble(self, limit_s: float) -> str:
         """Why the group membership is gone or in doubt; empty where all is well.
 
-        Faust reads the fetcher past aiokafka's own error check (drivers/aiokafka.py:1088), so a fatal coordinator error would hang the worker silently.
+        Faust reads the fetcher past aiokafka's own error check (drivers/aiokafka.py:1088; the check is aio-libs/aiokafka#294), so a fatal coordinator error
+        would hang the worker silently.
         """
         consumer = self._consumer
         coordinator = getattr(consumer, "_coordinator", None)
@@ -457,7 +458,7 @@ class Consumer(driver.Consumer):
     # -- where to read ------------------------------------------------------
 
     async def perform_seek(self) -> None:
-        """Puts every partition where its state says; without one, at the log's beginning.
+        """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
 
         Faust calls this when recovery is done and before the flow resumes. Where it takes too long Faust drops it and would go on from anywhere: we leave.
         """
@@ -520,7 +521,7 @@ class Consumer(driver.Consumer):
     def _new_offset(self, tp: TP) -> int | None:
         """Through the last chunk of the contiguous acknowledged prefix.
 
-        Faust's own takes chunks for messages and commits past what is not acknowledged (consumer.py:1140).
+        Faust's own takes chunks for messages and commits past what is not acknowledged (faust-streaming/faust#606; consumer.py:1140).
         """
         delivered, acked = self._delivered[tp], set(self._acked[tp])
         done = None
@@ -537,7 +538,7 @@ class Consumer(driver.Consumer):
         return bool(await self._commit({tp: offset for tp, offset in offsets.items() if tp in assignment}))
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's check counts messages; ours are the guard and the watchdog."""
+        """Faust's check counts messages (and is wrong at times, faust-streaming/faust#175); ours are the guard and the watchdog."""
 
     # -- the loop -----------------------------------------------------------
 
@@ -649,7 +650,7 @@ async def watchdog(app: Any, interval_s: float = 0.25) -> None:
         await asyncio.sleep(interval_s)
         try:
             app.fence.tick()
-            crash = f"a part of the worker crashed: {app.crash_reason!r}" if app.crashed else ""     # Faust may hang in its own way out
+            crash = f"a part of the worker crashed: {app.crash_reason!r}" if app.crashed else ""     # robinhood/faust#684: it may hang then
             for why in (crash, app.consumer.thread.trouble(app.fence.limit_s), app.producer.trouble()):
                 if why:
                     app.fence.leave(why)

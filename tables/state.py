@@ -117,7 +117,10 @@ class Stage(Generic[Core]):
         raise NotImplementedError
 
     async def work(self, stream: Any) -> None:
-        """Takes the chunks of a stream. What goes wrong ends the worker: a core may have counted what was not sent, and Faust would go on with the next."""
+        """Takes the chunks of a stream. What goes wrong ends the worker: a core may have counted what was not sent.
+
+        Faust would acknowledge the chunk and go on with the next (faust-streaming/faust#189).
+        """
         async for chunk in stream:
             try:
                 await self.chunk(chunk)

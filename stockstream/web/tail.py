@@ -82,7 +82,7 @@ class _KafkaConsumer(AIOKafkaConsumer):
         try:
             await super().stop()
         except asyncio.CancelledError:
-            await self._client.close()      # aiokafka 0.14 lets the cancellation of its own requests out of `Fetcher.close` and leaves the client open
+            await self._client.close()      # aio-libs/aiokafka#647: `Fetcher.close` lets the cancellation of its own requests out, the client stays open
             raise
 
 

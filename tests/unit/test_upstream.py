@@ -1,0 +1,510 @@
+"""What our workarounds rely on in Faust, mode and aiokafka: a test fails here when an upgrade changes it.
+
+A failing test says: look at the workaround that its name or docstring names; it is either not needed any more or does nothing any more.
+The table of docs/architecture.md ("What Faust gets wrong") is the list. Behaviour is tried where it can be without a broker; else the source is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import textwrap
+import time
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import aiokafka
+import faust
+import mode
+import pytest
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.producer.sender import Sender
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from faust.agents.agent import Agent
+from faust.tables.recovery import Recovery
+from faust.transport import consumer as faust_consumer
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode.services import ServiceTask
+
+from stockstream import transport
+from stockstream.app import App, create_app
+from stockstream.broker import changelog, topic_specs
+from stockstream.settings import Settings
+from stockstream.web.tail import _KafkaConsumer
+from tables.state import StateTable
+
+P = aiokafka.TopicPartition("ticks.raw", 3)
+
+
+def source(of: Any) -> str:
+    return textwrap.dedent(inspect.getsource(of.fun if isinstance(of, ServiceTask) else of))
+
+
+def in_order(text: str, *parts: str) -> bool:
+    """Whether the parts stand in the text one behind the other."""
+    at = 0
+    for part in parts:
+        at = text.find(part, at)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+@pytest.fixture
+async def app() -> App:
+    """A whole app of ours, not started, on the loop of the test."""
+    made = create_app(Settings())
+    made.loop = asyncio.get_running_loop()
+    return made
+
+
+# -- one event for each chunk, contiguous delivery --------------------------
+
+
+def test_the_fetcher_reads_through_drain_messages_and_it_alone() -> None:
+    """`transport.Consumer._drain_messages` replaces it."""
+    assert "await consumer._drain_messages(self)" in source(faust_consumer.Fetcher._fetcher)
+    assert list(inspect.signature(faust_consumer.Consumer._drain_messages).parameters) == ["self", "fetcher"]
+    assert "await self.wait_first(" in source(faust_consumer.Consumer._drain_messages), "if a message costs no tasks any more, chunks are worth less"
+
+
+def test_the_loops_own_names_are_there() -> None:
+    """`transport.Consumer._drain_messages` uses them."""
+    waiting = source(faust_consumer.Consumer._wait_next_records)
+    assert "return records, active_partitions" in waiting and "await self.wait(self.can_resume_flow)" in waiting
+    assert list(inspect.signature(faust_consumer.Consumer._wait_next_records).parameters) == ["self", "timeout"]
+    for name in ("flow_active", "consumer_stopped_errors", "_is_changelog_tp", "pause_partitions"):
+        assert hasattr(driver.Consumer, name), name
+    built = source(faust_consumer.Consumer.__init__)
+    assert all(f"self.{name} = " in built for name in ("suspend_flow", "_acked", "_acked_index"))
+
+
+async def test_a_chunk_fits_into_a_message_of_faust() -> None:
+    """`transport.Consumer._deliver` gives its arguments by position."""
+    got: list[Any] = []
+
+    async def callback(message: Any) -> None:
+        got.append(message)
+
+    async def wait_first(*waits: Any) -> None:
+        await waits[0]
+        waits[1].close()
+
+    tp = TP("ticks.raw", 3)
+    read: Any = SimpleNamespace(
+        _delivered=defaultdict(list), epoch=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback, wait_first=wait_first,
+        suspend_flow=asyncio.Event(),
+    )  # fmt: skip
+    record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
+    await transport.Consumer._deliver(read, tp, [SimpleNamespace(offset=40), record])
+    [message] = got
+    assert (message.topic, message.partition, message.offset, message.tp, message.generation_id) == ("ticks.raw", 3, 41, tp, 7)
+    assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4)
+
+
+def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
+    """faust-streaming/faust#216 and #221: it notes a gap for its commits and goes on; `transport.Guard` reads it again."""
+    assert "await self._add_gap(tp, r_offset + 1, offset)" in source(faust_consumer.Consumer._drain_messages)
+
+
+# -- records as parsed ------------------------------------------------------
+
+
+def partition_records(*values: bytes) -> PartitionRecords:
+    builder = DefaultRecordBatchBuilder(magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=10_000)
+    for offset, value in enumerate(values):
+        builder.append(offset, timestamp=1_000 + offset, key=b"k", value=value, headers=[("hops", b"[1]")])
+    return PartitionRecords(
+        P, MemoryRecords(bytes(builder.build())), aborted_transactions=[], fetch_offset=0, key_deserializer=None, value_deserializer=None, check_crcs=False,
+        isolation_level=1,
+    )  # fmt: skip
+
+
+def test_records_of_a_fetch_come_as_parsed() -> None:
+    """`transport._Fetched` sets `PartitionRecords._consumer_record` of the `FetchResult._partition_records` that a `Fetcher` puts into `_records`."""
+    fetched = transport._Fetched()
+    result = FetchResult(P, assignment=None, partition_records=partition_records(b"a", b"b"), backoff=0)
+    fetched[P] = result
+    assert fetched[P] is result
+    got = list(result._partition_records)
+    assert [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in got] == [
+        (0, 1_000, 0, b"k", b"a", [("hops", b"[1]")]), (1, 1_001, 0, b"k", b"b", [("hops", b"[1]")]),
+    ]  # fmt: skip
+    assert not any(isinstance(record, aiokafka.ConsumerRecord) for record in got), "they are copied again: reading costs more"
+
+
+def test_a_fetcher_keeps_what_it_fetched_in_one_dictionary() -> None:
+    text = source(Fetcher)
+    assert "self._records = collections.OrderedDict()" in source(Fetcher.__init__)
+    assert text.count("self._records = ") == 1, "ours would be replaced"
+    assert "self._records[tp] = FetchResult(" in text
+
+
+# -- where reading goes on --------------------------------------------------
+
+
+def test_perform_seek_is_called_when_recovery_is_done_and_before_the_flow_resumes() -> None:
+    """`transport.Consumer.perform_seek` puts the partitions at their state's offset there."""
+    done = source(Recovery.on_recovery_completed)
+    assert in_order(done, "consumer.resume_partitions(", "consumer.perform_seek()", "self.completed.set()", "consumer.resume_flow()")
+    assert "timeout=self.app.conf.broker_request_timeout" in done
+    assert "await self._wait(T(self.on_recovery_completed)(generation_id))" in source(Recovery._restart_recovery)
+
+
+def test_faust_by_itself_goes_on_from_the_groups_commit() -> None:
+    """faust-streaming/faust#502."""
+    assert "await self.seek_to_committed()" in source(faust_consumer.Consumer.perform_seek)
+
+
+async def test_what_takes_too_long_is_cancelled_and_no_error() -> None:
+    """`Recovery._wait` would go on without the seek; `transport.Consumer.perform_seek` leaves the process when it is cancelled for that."""
+    cancelled = False
+
+    async def seek() -> None:
+        nonlocal cancelled
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+
+    service = mode.Service()
+    result = await service.wait_first(seek(), timeout=0.01)
+    await asyncio.sleep(0)
+    assert cancelled and not result.done
+    assert "elif self.signal_recovery_start in wait_result.done" in source(Recovery._wait) and "Timeout" not in source(Recovery._wait)
+
+
+# -- recovery of tables -----------------------------------------------------
+
+
+class Changelogs:
+    """A consumer that answers as ours does: changelogs end where they begin."""
+
+    async def highwaters(self, *tps: TP) -> dict[TP, int]:
+        return await self.earliest_offsets(*tps)
+
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        return {tp: 1_000 * tp.partition for tp in tps}
+
+
+async def test_recovery_has_nothing_to_read_where_changelogs_end_where_they_begin() -> None:
+    """`transport.Consumer.highwaters`: `tables.state` reads them."""
+    tps = {TP("changelog", 0), TP("changelog", 3)}
+    recovery: Any = Recovery.__new__(Recovery)
+    recovery.log = mode.Service().log
+    recovery.active_highwaters, recovery.active_offsets = Counter(), Counter({TP("changelog", 3): 4_711})
+    recovery.active_offsets.setdefault(TP("changelog", 0), None)
+    await recovery._build_highwaters(Changelogs(), tps, recovery.active_highwaters, "active")
+    await recovery._build_offsets(Changelogs(), tps, recovery.active_offsets, "active")
+    assert not recovery.need_recovery()
+
+
+def test_recovery_reads_on_from_where_it_was_for_partitions_that_stay() -> None:
+    """Which is why it is told that there is nothing: only what is revoked is forgotten."""
+    assert in_order(source(Recovery.on_rebalance), "for tp in revoked:", "self.revoke(tp)", "if tp in self.active_tps")
+    assert "destination[tp] = max(last_value, new_value)" in source(Recovery._build_offsets)
+
+
+def test_highwaters_are_asked_of_changelogs_only() -> None:
+    asked = [module for module in (faust.app.base, faust_consumer, faust.tables.recovery, driver) if "consumer.highwaters(" in source(module)]
+    assert asked == [faust.tables.recovery]
+
+
+def test_changelogs_are_resumed_before_the_seek_which_pauses_them() -> None:
+    """`transport.Consumer._seek_to_state` pauses them again; the loop drops what comes of them."""
+    assert in_order(source(Recovery._restart_recovery), "recovery_buffer_size == 1", "consumer.resume_partitions)(tps_resuming)", "self.on_recovery_completed")
+
+
+async def test_the_consistency_check_can_be_switched_off(app: App) -> None:
+    """faust-streaming/faust#158: what Faust believes to have read means nothing here."""
+    assert app.conf.recovery_consistency_check is False
+    assert "if self.app.conf.recovery_consistency_check:" in source(Recovery._restart_recovery)
+
+
+async def test_a_table_of_ours_is_one_of_faust(app: App) -> None:
+    table = StateTable(app, "clean")
+    assert table.changelog_topic.get_topic_name() == changelog(app.settings, "clean")
+    assert table.changelog_topic.get_topic_name() in app.tables.changelog_topics, "its partitions go with those of the agent's topic"
+    assert table.recovery_buffer_size == 1
+
+
+# -- commits ----------------------------------------------------------------
+
+
+def test_faust_commits_past_a_message_that_is_not_acknowledged() -> None:
+    """faust-streaming/faust#606; `transport.Consumer._new_offset` counts chunks."""
+    read: Any = driver.Consumer.__new__(driver.Consumer)
+    tp = TP("ticks.raw", 3)
+    read._acked, read._acked_index = {tp: [2_586, 2_587, 2_588]}, {tp: {2_586, 2_587, 2_588}}
+    read._gap, read._committed_offset = {tp: None}, {tp: 2_585}
+    assert read._new_offset(tp) == 2_589, "2585 is not acknowledged"
+    assert "min(acked) - committed_offset > 1" in source(driver.Consumer._new_offset)
+
+
+class Committing:
+    """The thread of a consumer whose commits fail."""
+
+    def __init__(self, error: Exception) -> None:
+        async def commit(offsets: Any) -> None:
+            raise error
+
+        self.crashed: list[BaseException] = []
+        self.log: Any = SimpleNamespace(exception=lambda *_: None)
+        self.tp_last_committed_at: dict[TP, float] = {}
+        self.consumer = SimpleNamespace(commit=commit)
+
+    def _ensure_consumer(self) -> Any:
+        return self.consumer
+
+    def assignment(self) -> set[TP]:
+        return {TP("ticks.raw", 3)}
+
+    async def crash(self, reason: BaseException) -> None:
+        self.crashed.append(reason)
+
+
+@pytest.mark.parametrize("error", [KafkaError("broken"), ValueError("not assigned")])
+async def test_an_error_in_a_commit_crashes_faust_and_not_us(error: Exception) -> None:
+    """faust-streaming/faust#94; `transport.ConsumerThread._commit`."""
+    offsets = {TP("ticks.raw", 3): 5}
+    theirs: Any = Committing(error)
+    assert await driver.AIOKafkaConsumerThread._commit(theirs, offsets) is False
+    assert theirs.crashed == [error]
+    ours: Any = Committing(error)
+    assert await transport.ConsumerThread._commit(ours, offsets) is False
+    assert ours.crashed == []
+
+
+# -- the consumer that Faust makes ------------------------------------------
+
+
+async def test_faust_hard_codes_how_long_a_fetch_waits_and_ours_waits_less(app: App) -> None:
+    """`transport.ConsumerThread._create_worker_consumer`; aiokafka reads both values at the start."""
+    assert "fetch_max_wait_ms=1500" in source(driver.AIOKafkaConsumerThread._create_worker_consumer)
+    consumer = app.reader.thread._create_worker_consumer(app.transport)
+    assert consumer._fetch_max_wait_ms == transport.FETCH_MAX_WAIT_MS < 1_500
+    assert consumer._isolation_level == "read_committed"
+    started = source(aiokafka.AIOKafkaConsumer.start)
+    assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in started and "isolation_level=self._isolation_level" in started
+    consumer._closed = True                                              # it was never started: nothing to close
+
+
+async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
+    assert type(app.consumer) is transport.Consumer and type(app.producer) is transport.Producer
+    assert type(app.reader.thread) is transport.ConsumerThread
+    assert app.reader._thread is app.reader.thread
+
+
+# -- membership -------------------------------------------------------------
+
+
+def test_faust_reads_past_aiokafkas_own_check_of_the_coordinator() -> None:
+    """aio-libs/aiokafka#294 gave `getmany` the check; Faust asks the fetcher itself, so `transport.ConsumerThread.trouble` looks."""
+    assert "self._coordinator.check_errors()" in source(aiokafka.AIOKafkaConsumer.getmany)
+    assert "check_errors" not in source(driver.AIOKafkaConsumerThread._fetch_records)
+    assert "fetcher.fetched_records(" in source(driver.AIOKafkaConsumerThread._fetch_records)
+
+
+class Client:
+    """As much of `AIOKafkaClient` as a coordinator needs to begin."""
+
+    def __init__(self) -> None:
+        self.cluster = SimpleNamespace(add_listener=lambda listener: None, topics=lambda exclude_internal_topics=True: set(), need_all_topic_metadata=False)
+
+    def set_topics(self, topics: Any) -> None: ...
+
+
+async def test_the_coordinators_own_names_mean_what_trouble_takes_them_for() -> None:
+    """`transport.ConsumerThread.trouble`."""
+    subscriptions = SubscriptionState()
+    subscriptions.register_fetch_waiters(set())
+    coordinator = GroupCoordinator(Client(), subscriptions, group_id="g")
+    assert coordinator._pending_exception is None and coordinator._heartbeat_task is None
+    assert isinstance(coordinator._coordination_task, asyncio.Task) and not coordinator._coordination_task.done()
+    assert not coordinator._closing.done()
+    assert list(inspect.signature(coordinator.need_rejoin).parameters) == ["subscription"]
+    assert coordinator.need_rejoin(SimpleNamespace(assignment=None)) and not coordinator.need_rejoin(SimpleNamespace(assignment=object()))
+    coordinator.request_rejoin()
+    assert coordinator.need_rejoin(SimpleNamespace(assignment=object()))
+    failing = asyncio.create_task(_pushed(coordinator))
+    await asyncio.sleep(0)
+    assert isinstance(coordinator._pending_exception, KafkaError)
+    await coordinator.close()
+    await failing
+    assert coordinator._closing.done() and coordinator._coordination_task.done()
+
+
+async def _pushed(coordinator: GroupCoordinator) -> None:
+    await coordinator._push_error_to_user(KafkaError("fatal"))
+
+
+def test_a_coordinator_beats_in_a_task_of_each_membership() -> None:
+    """`transport.ConsumerThread.on_start` replaces `_do_heartbeat`; `trouble` takes a new `_heartbeat_task` for a confirmed join."""
+    routine = source(GroupCoordinator._heartbeat_routine)
+    assert "success = await self._do_heartbeat()" in routine and "if success:" in routine
+    assert list(inspect.signature(GroupCoordinator._do_heartbeat).parameters) == ["self"]
+    assert in_order(source(GroupCoordinator.ensure_active_group), "self._stop_heartbeat_task()", "self._do_rejoin_group(", "self._start_heartbeat_task()")
+    assert "self._heartbeat_task = create_task(" in source(GroupCoordinator._start_heartbeat_task)
+    assert "self._heartbeat_task = None" in source(GroupCoordinator._stop_heartbeat_task)
+
+
+async def test_heartbeats_are_noted_when_the_group_confirms_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [True, False]
+    coordinator: Any = GroupCoordinator.__new__(GroupCoordinator)
+
+    async def beat() -> bool:
+        return answers.pop(0)
+
+    async def start(self: Any) -> None: ...
+
+    coordinator._do_heartbeat = beat
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", start)
+    thread: Any = transport.ConsumerThread.__new__(transport.ConsumerThread)
+    thread._consumer = SimpleNamespace(_coordinator=coordinator, _fetcher=SimpleNamespace(_records={}))
+    await thread.on_start()
+    begun = time.monotonic()
+    assert await coordinator._do_heartbeat() is True
+    noted = thread.last_heartbeat
+    assert noted >= begun
+    assert await coordinator._do_heartbeat() is False
+    assert thread.last_heartbeat == noted
+    assert isinstance(thread._consumer._fetcher._records, transport._Fetched)
+
+
+# -- the producer -----------------------------------------------------------
+
+
+async def test_faust_has_an_idempotent_producer_only_in_transactions_and_ours_is(app: App) -> None:
+    """`transport.Producer._settings_extra`; no setting of Faust reaches it."""
+    theirs: Any = SimpleNamespace(app=SimpleNamespace(in_transaction=False))
+    assert driver.Producer._settings_extra(theirs) == {}
+    producer: Any = app.producer
+    assert {"acks": "all", "enable_idempotence": True}.items() <= producer._settings_extra().items()
+    app.embedded = True
+    assert producer._settings_extra()["enable_idempotence"] is False
+    assert in_order(source(driver.Producer._new_producer), "self._settings_default()", "self._settings_auth()", "self._settings_extra()"), "ours come last"
+
+
+async def test_a_batch_is_tried_for_longer_than_a_request(app: App) -> None:
+    """`transport.Producer._new_producer` sets `MessageAccumulator._batch_ttl`."""
+    producer: Any = app.producer
+    made = producer._new_producer()
+    assert made._message_accumulator._batch_ttl == transport.DELIVERY_S
+    assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)
+    made._closed = True
+
+
+async def test_a_producer_tells_by_its_senders_task_that_it_has_ended(app: App) -> None:
+    """`transport.Producer.trouble`."""
+    assert isinstance(Sender.sender_task, property)
+    assert "self._sender = Sender(" in source(aiokafka.AIOKafkaProducer.__init__)
+    producer: Any = app.producer
+    assert producer.trouble() == ""
+    task = asyncio.create_task(asyncio.sleep(0))
+    producer._producer = SimpleNamespace(_sender=SimpleNamespace(sender_task=task))
+    assert producer.trouble() == ""
+    await task
+    assert producer.trouble() == "the producer's sender ended"
+
+
+def test_sending_through_a_topic_of_faust_does_not_wait_for_delivery() -> None:
+    """`transport.Sender` and `Pipe` use aiokafka's producer and wait."""
+    published = inspect.signature(faust.Topic.publish_message).parameters["wait"]
+    assert published.default is False
+    assert "fut2 = cast(" in source(faust.Topic.publish_message)
+
+
+# -- agents and crashes -----------------------------------------------------
+
+
+def test_an_error_in_an_agent_is_told_to_a_supervisor_that_goes_on_with_the_next_message() -> None:
+    """faust-streaming/faust#189: so `Stage.work` ends the worker."""
+    assert in_order(source(Agent._execute_actor), "except Exception as exc", "await aref.crash(exc)", "self.supervisor.wakeup()")
+    assert in_order(source(faust.Stream._py_aiter), "yield value", "finally:", "last_stream_to_ack = event.ack()")
+
+
+async def test_a_task_that_crashes_is_seen_at_the_app() -> None:
+    """`transport.watchdog` leaves then."""
+
+    class Part(mode.Service):
+        @mode.Service.task
+        async def _work(self) -> None:
+            raise KeyError("x")
+
+    class Whole(mode.Service):
+        async def on_start(self) -> None:
+            await self.add_runtime_dependency(Part(beacon=self.beacon))
+
+    whole = Whole()
+    await whole.start()
+    async with asyncio.timeout(20):
+        while not whole.crashed:
+            await asyncio.sleep(0)
+    assert isinstance(whole.crash_reason, KeyError)
+    await whole.stop()
+
+
+# -- the app ----------------------------------------------------------------
+
+
+async def test_parts_are_released_before_a_rebalance_goes_on(app: App) -> None:
+    released: list[float] = []
+
+    class Part:
+        async def assign(self, partitions: Any) -> Any:
+            return {}
+
+        async def release(self, timeout_s: float) -> None:
+            released.append(timeout_s)
+
+    app.parts.append(Part())
+    await app.on_partitions_revoked.send({TP("ticks.raw", 3)})
+    assert released == [2.0]
+    assert "await T(self.on_partitions_revoked.send)(revoked)" in source(faust.App._on_partitions_revoked)
+
+
+async def test_faust_makes_no_topic_that_we_did_not_make_first(app: App) -> None:
+    """Asking one broker once, errors unseen (robinhood/faust#165 was one): `broker.ensure_topics` makes all that agents and tables need before they start."""
+    made = {spec.name for spec in topic_specs(app.settings)}
+    assert in_order(source(App.on_start), "await ensure_topics(self.settings)", "await super().on_start()")
+    assert app.settings.topic("ticks.raw") in made and changelog(app.settings, "score") in made
+    assert app.conf.topic_disable_leader and not app.conf.reply_create_topic, "Faust's own topics are not made"
+
+
+async def test_nothing_is_kept_on_disk(app: App) -> None:
+    """`App._create_directories`."""
+    assert "self._create_directories()" in source(faust.App)
+
+
+# -- the views' consumer ----------------------------------------------------
+
+
+async def test_a_consumer_that_is_cancelled_while_it_stops_leaves_its_client_open_and_ours_does_not() -> None:
+    """aio-libs/aiokafka#647; `web.tail._KafkaConsumer.stop`."""
+
+    class Closing:
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    class Cancelled:
+        async def close(self) -> None:
+            raise asyncio.CancelledError
+
+    for kind, closed in ((aiokafka.AIOKafkaConsumer, False), (_KafkaConsumer, True)):
+        consumer: Any = kind.__new__(kind)
+        consumer._closed, consumer._coordinator, consumer._fetcher, consumer._client = False, None, Cancelled(), Closing()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer.stop()
+        assert consumer._client.closed is closed
+        consumer._closed = True
