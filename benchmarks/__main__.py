@@ -17,12 +17,13 @@ from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
 RESULTS = Path(__file__).with_name("results")
-COMMANDS = ("run", "quick", "latency", "growth", "day", "workers", "profile")
+COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "profile")
 
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "processor": model, "cores": os.cpu_count(),
         "load": os.getloadavg()[0], "python": platform.python_version(), "system": platform.system(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import uuid
@@ -117,7 +116,7 @@ def line_environment(place: Place, *, archive: bool = True, model: bool = True) 
     }  # fmt: skip
 
 
-FAUST = [sys.executable, "-m", "faust", "-A", "stockstream", "worker", "-l", os.environ.get("BENCH_LOGLEVEL", "warn")]
+FAUST = [sys.executable, "-m", "faust", "-A", "stockstream", "worker", "-l", "warn"]
 
 
 def _line(name: str, title: str, *, archive: bool, web: bool = False) -> Contender:
@@ -169,7 +168,7 @@ CONTENDERS: dict[str, Contender] = {
         _loop("loop-windows", "(c) loop, windows only", "windows", archive=False),
         Contender(
             "line-windows", "line, clean and aggregate", "windows",
-            lambda place: [sys.executable, "-m", "benchmarks.line", "agents.clean,agents.aggregate", "worker", "-l", os.environ.get("BENCH_LOGLEVEL", "warn"), "--without-web"],
+            lambda place: [sys.executable, "-m", "benchmarks.line", "agents.clean,agents.aggregate", "worker", "-l", "warn", "--without-web"],
             _frames, lambda place: line_environment(place, archive=False, model=False),
         ),
         _peer("quixstreams", "(d) QuixStreams", "quix", "quixstreams"),

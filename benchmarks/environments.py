@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from stockstream.errors import StockstreamError
 
@@ -75,6 +77,14 @@ def site_of(name: str) -> Path:
         _run([_uv(), "pip", "install", "-q", "--python", sys.executable, "--target", str(folder), "-r", str(wanted)], f"installing {name}")
         _stamp(folder, wanted)
     return folder
+
+
+def confluent() -> Any:
+    """The module confluent_kafka, which is not among our own dependencies. Raises `BenchmarkError`."""
+    site = str(site_of("loop"))
+    if site not in sys.path:
+        sys.path.append(site)
+    return importlib.import_module("confluent_kafka")
 
 
 def java_classpath() -> str:

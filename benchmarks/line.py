@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 
 def main() -> None:
     """Loads the modules named first; the rest are Faust's arguments."""
-    module = importlib.import_module("stockstream.app")
+    module: Any = importlib.import_module("stockstream.app")
     module.MODULES = tuple(sys.argv[1].split(","))
     vars(sys.modules["stockstream"]).pop("app", None)                   # the submodule's import has put itself where the lazy app is to be
     sys.argv = ["faust", "-A", "stockstream", *sys.argv[2:]]

@@ -9,7 +9,6 @@ partition. Kafka's time of a record is its newest event time plus 20 ms. Each pa
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.environments import BenchmarkError, site_of
+from benchmarks.environments import BenchmarkError, confluent
 from stockstream.transforms.partitioning import home_partition
 
 PARTITIONS = 8
@@ -67,13 +66,10 @@ def columns(log: Log, seed: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArra
 
 def publish(servers: str, log: Log, *, embedded: bool) -> int:
     """Writes the log; returns how many records. Raises `BenchmarkError` where one is not confirmed."""
-    sys.path.append(str(site_of("loop")))
-    from confluent_kafka import Producer
-
     options: dict[str, Any] = {"bootstrap.servers": servers, "compression.type": "lz4", "linger.ms": 20, "batch.size": 1 << 19, "acks": "all"}
     options |= {"queue.buffering.max.messages": 500_000}
     options |= {"max.in.flight.requests.per.connection": 1} if embedded else {"enable.idempotence": True}
-    producer = Producer(options)
+    producer = confluent().Producer(options)
     faults: list[str] = []
 
     def told(error: Any, _: Any) -> None:

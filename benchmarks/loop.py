@@ -7,6 +7,7 @@ job and no more: one-second bars and rolling figures, in numpy, a frame of rows 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -29,9 +30,8 @@ class Kafka:
     """Reads a topic from its beginning to the end that it has now, and produces."""
 
     def __init__(self, servers: str, topic: str, compression: str, *, embedded: bool) -> None:
-        from confluent_kafka import Consumer, Producer, TopicPartition
-
-        self.consumer = Consumer({
+        library: Any = importlib.import_module("confluent_kafka")       # not among our own dependencies
+        self.consumer = library.Consumer({
             "bootstrap.servers": servers, "group.id": "loop", "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "isolation.level": "read_committed", "fetch.max.bytes": 20_000_000, "queued.max.messages.kbytes": 65_536,
         })  # fmt: skip
@@ -40,11 +40,11 @@ class Kafka:
             "queue.buffering.max.messages": 500_000, "delivery.report.only.error": True,
         }  # fmt: skip
         options |= {"max.in.flight.requests.per.connection": 1} if embedded else {"enable.idempotence": True}
-        self.producer = Producer(options)
+        self.producer = library.Producer(options)
         self.faults: list[str] = []
-        self.ends = {p: self.consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in range(PARTITIONS)}
+        self.ends = {p: self.consumer.get_watermark_offsets(library.TopicPartition(topic, p), timeout=10)[1] for p in range(PARTITIONS)}
         self.next = dict.fromkeys(self.ends, 0)
-        self.consumer.assign([TopicPartition(topic, p, 0) for p in self.ends])
+        self.consumer.assign([library.TopicPartition(topic, p, 0) for p in self.ends])
 
     @property
     def done(self) -> bool:
@@ -114,13 +114,12 @@ class Archive:
 
     def write(self) -> None:
         from stockstream.records import TICKS_SCHEMA
-        from stockstream.sinks.archive import HOUR_MS, folder_of_hour, processed_objects, raw_name, raw_object
+        from stockstream.sinks.archive import folder_of_hour, processed_objects, raw_name, raw_object
 
         if not self.pieces:
             return
         extent, data = raw_object(self.log, self.partition, "", self.pieces)
         name = raw_name(folder_of_hour(self.pieces[0].hour), self.log, self.partition, extent.first)
-        assert HOUR_MS
         table = pa.Table.from_batches(self.rows, schema=TICKS_SCHEMA)
         cut = int(table.column("offset").to_numpy().searchsorted(extent.last, "right"))
         for path, content in [(name, data), *processed_objects(extent, name, table.slice(0, cut))]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from benchmarks.brokers import Broker
-from benchmarks.environments import BenchmarkError, site_of
+from benchmarks.environments import BenchmarkError, confluent
 
 FIGURES = ("open", "high", "low", "close", "volume", "mean_5m", "vwap_5m", "volume_5m", "return_std_5m")
 Rows = dict[tuple[str, int], tuple[float | None, ...]]
@@ -20,15 +19,11 @@ class Reader:
     """Looks at topics with a consumer that belongs to no group."""
 
     def __init__(self, broker: Broker) -> None:
-        site = str(site_of("loop"))
-        if site not in sys.path:
-            sys.path.append(site)
-        from confluent_kafka import Consumer, TopicPartition
-
-        self._partition: Any = TopicPartition
+        kafka = confluent()
+        self._partition, self._fault = kafka.TopicPartition, kafka.KafkaException
         self._embedded = broker.embedded
         self._known: set[str] = set()
-        self._open: Any = lambda: Consumer({
+        self._open: Any = lambda: kafka.Consumer({
             "bootstrap.servers": broker.servers, "group.id": "bench-reader", "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "isolation.level": "read_committed", "fetch.wait.max.ms": 50, "enable.partition.eof": True, "log_level": 2,
         })  # fmt: skip
@@ -49,7 +44,7 @@ class Reader:
         for number in range(partitions):
             try:
                 _, ends[number] = self._consumer.get_watermark_offsets(self._partition(topic, number), timeout=5)
-            except Exception:  # noqa: BLE001  a topic that is being made
+            except self._fault:                                         # a topic that is being made
                 ends[number] = 0
         if self._embedded:
             # ListOffsets answers the last batch's first offset plus one there

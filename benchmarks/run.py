@@ -66,7 +66,9 @@ def clear(on: Broker, contender: Contender, prefix: str = PREFIX) -> None:
         on.create(*(prefix + name for name in contender.topics))
 
 
-def side_by_side(on: Broker, contenders: Sequence[Contender], ticks: int, symbols: int, frames: int, repeat: int, timeout_s: float) -> tuple[Log, list[Measured]]:
+def side_by_side(
+    on: Broker, contenders: Sequence[Contender], ticks: int, symbols: int, frames: int, repeat: int, timeout_s: float
+) -> tuple[Log, list[Measured]]:
     """Every contender `repeat` times, in an order that turns with each repetition."""
     log = loaded(on, ticks, symbols, frames)
     found = {contender.name: Measured(contender) for contender in contenders}
@@ -92,7 +94,8 @@ def side_by_side(on: Broker, contenders: Sequence[Contender], ticks: int, symbol
                     reference = reference or rows
                     check(place, measured, reference, rows, len(sample))
                 measured.costs.append(cost)
-                say(f"{repetition + 1}/{repeat} {contender.name}: {log.ticks / cost.cpu_s:,.0f} ticks/CPU-s, {cost.cpu_s:.2f} s CPU, {cost.wall_s:.2f} s, {cost.rss_mb:.0f} MB")
+                rate = f"{log.ticks / cost.cpu_s:,.0f} ticks/CPU-s, {cost.cpu_s:.2f} s CPU"
+                say(f"{repetition + 1}/{repeat} {contender.name}: {rate}, {cost.wall_s:.2f} s, {cost.rss_mb:.0f} MB")
             except BenchmarkError as error:
                 measured.fault = str(error)
                 say(f"{contender.name}: {error}")
