@@ -399,10 +399,6 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 
-    async def seek_to_start(self, partitions: Sequence[TP]) -> None:
-        if partitions:
-            await self._ensure_consumer().seek_to_beginning(*(TopicPartition(tp.topic, tp.partition) for tp in partitions))
-
     def trouble(self, limit_s: float) -> str:
         """Why the group membership is gone or in doubt; empty where all is well.
 
@@ -484,9 +480,12 @@ class Consumer(driver.Consumer):
         if epoch != self.epoch:
             return                                                       # cancelled for a newer assignment, which something awaited has swallowed
         known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
+        unknown = [tp for tp in assigned if tp not in known]
+        if unknown:
+            # a number, not just "the beginning": what was fetched before the seek is then known to come too early
+            known |= {tp: offset or 0 for tp, offset in (await self.earliest_offsets(*unknown)).items()}
         await self._thread.call_thread(self._thread.seek_all, known)
-        await self._thread.call_thread(self._thread.seek_to_start, [tp for tp in assigned if tp not in known])
-        self.guard.expected = {tp: known.get(tp) for tp in assigned}
+        self.guard.expected = {tp: known[tp] for tp in assigned}
         self.guard.probed.clear()
         self.pause_partitions({tp for tp in self.assignment() if self._is_changelog_tp(tp)})
         self._seeking = False
