@@ -94,6 +94,8 @@ class Life:
     records: list[RawRecord]
     told: Told
     last_rows: dict[str, dict[str, Any]]
+    several: set[str]
+    """Symbols with rows of more than one source: which of them is the last is for the view to say."""
     cores: Cores
     clean: list[Frame]
     windows: list[Frame]
@@ -133,11 +135,14 @@ def expect(records: Sequence[RawRecord], partition: int, settings: Settings, mod
     )
     told = Told()
     last_rows: dict[str, dict[str, Any]] = {}
+    several: set[str] = set()
     for frame in out.windows:
         told.windows.update(of_rows(frame))
         told.closings |= {(log, partition, *_of_closing(c)) for c in frame.closings}
         for row in frame.rows.to_pylist():
             known = last_rows.get(row["symbol"])
+            if known is not None and known["source"] != row["source"]:
+                several.add(row["symbol"])
             if known is None or (row["second"], row["offset"]) >= (known["second"], known["offset"]):
                 last_rows[row["symbol"]] = row
     told.alerts.update(of_alert(_encode(alert)) for alert in out.alerts)
@@ -156,7 +161,7 @@ def expect(records: Sequence[RawRecord], partition: int, settings: Settings, mod
     for frame in out.clean:
         cores.frame(frame)
         accepted |= set(zip(frame.rows.column("offset").to_pylist(), frame.rows.column("index").to_pylist(), strict=True))
-    return Life(partition, log, list(records), told, last_rows, cores, out.clean, out.windows, accepted, len(list(cleaner.idle())))
+    return Life(partition, log, list(records), told, last_rows, several, cores, out.clean, out.windows, accepted, len(list(cleaner.idle())))
 
 
 def _of_closing(closing: Closing) -> tuple[Any, ...]:
