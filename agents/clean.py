@@ -16,7 +16,7 @@ from faust.types import TP
 
 from stockstream import topics
 from stockstream.app import app
-from stockstream.broker import client_options
+from stockstream.broker import client_options, end_offsets
 from stockstream.records import Punctuation, Rejection
 from stockstream.transforms.frames import encode_within
 from stockstream.transforms.validation import Cleaner
@@ -94,13 +94,13 @@ class Cleaning(Stage[Cleaner]):
         if not known:
             return set()
         consumer = AIOKafkaConsumer(**client_options(settings), isolation_level="read_committed", auto_offset_reset="none", fetch_max_wait_ms=200)
-        await consumer.start()
         try:
-            ends = await consumer.end_offsets([TopicPartition(self.topic, p) for p in known])
+            await consumer.start()
+            ends = await end_offsets(consumer, [TopicPartition(self.topic, p) for p in known], embedded=app.embedded)
             begins = await consumer.beginning_offsets(list(ends))
-            others = {tp.partition for tp, end in ends.items() if end < known[tp.partition].expect and not app.embedded}
+            others = {tp.partition for tp, end in ends.items() if end < known[tp.partition].expect}
             ask = {p for p, core in known.items() if p not in others and begins[TopicPartition(self.topic, p)] <= core.expect - 1}
-            deadline = time.monotonic() + (1.0 if app.embedded else IDENTIFY_TIMEOUT_S)
+            deadline = time.monotonic() + IDENTIFY_TIMEOUT_S
             for partition in ask:
                 tp, core = TopicPartition(self.topic, partition), known[partition]
                 consumer.assign([tp])
@@ -111,10 +111,7 @@ class Cleaning(Stage[Cleaner]):
                     if not records and ends[tp] <= core.expect:
                         break
                 first = records[0] if records else None
-                if first is None:
-                    if app.embedded:
-                        others.add(partition)
-                elif first.offset == core.expect - 1 and (first.timestamp, zlib.crc32(first.value or b"")) != core.last_record:
+                if first and first.offset == core.expect - 1 and (first.timestamp, zlib.crc32(first.value or b"")) != core.last_record:
                     others.add(partition)
             return others
         finally:

@@ -106,6 +106,11 @@ class App(faust.App):
         """Lets all parts settle, side by side."""
         await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
 
+    async def let_go(self, *sent: Any, **_: Any) -> None:
+        """Who is left with no partition lets go of all: Faust asks for positions only where something is assigned. `sent`: the app, what is assigned."""
+        if not sent[-1]:
+            await self.positions(set())
+
     def _create_directories(self) -> None:
         """Nothing is kept on disk: the memory store needs no folder."""
 
@@ -185,6 +190,7 @@ def create_app(settings: Settings) -> App:
 
     app.sender = Sender(producer, app.fence)
     app.on_partitions_revoked.connect(app.release)
+    app.on_partitions_assigned.connect(app.let_go)
     return app
 
 

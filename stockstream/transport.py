@@ -158,7 +158,6 @@ class Sender:
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; many go as ready-made batches."""
-        self._fence.check()
         producer = self._producer()
         # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
         async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
@@ -168,12 +167,12 @@ class Sender:
         """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
         deadline = time.monotonic() + DELIVERY_S
         while True:
+            self._fence.check()
             try:
                 return await hand()
             except KafkaTimeoutError:
                 if time.monotonic() >= deadline:
                     raise
-                self._fence.check()
 
     async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> list[asyncio.Future[Any]]:
         if len(out.messages) <= 2:
@@ -581,11 +580,13 @@ class Consumer(driver.Consumer):
                     if tp in held:                                       # a seek meanwhile has dropped it
                         await self._deliver(tp, held.pop(tp))
                 await asyncio.sleep(PACE_S if count < SMALL_FETCH else 0)
-        except self.consumer_stopped_errors:
+        except BaseException as error:
             if not self.transport.app.should_stop:
+                # Faust takes a cancellation for a wish (transport/consumer.py:178), also one that comes out of aiokafka, and would read no more without a word
+                with contextlib.suppress(FencedError):
+                    self.app.fence.leave(f"reading ended: {type(error).__name__}: {error}")
                 raise
-        except asyncio.CancelledError:
-            if not self.transport.app.should_stop:
+            if not isinstance(error, (asyncio.CancelledError, *self.consumer_stopped_errors)):
                 raise
 
     async def _admit(self, tp: TP, records: list[Any]) -> list[Any]:

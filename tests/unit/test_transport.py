@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaTimeoutError
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
@@ -342,6 +343,40 @@ async def test_a_worker_that_may_not_act_sends_nothing(clock: Clock) -> None:
     assert not producer.sent
 
 
+async def test_a_worker_that_was_frozen_while_it_waited_for_its_turn_sends_nothing(clock: Clock) -> None:
+    producer, fence = Producer(), Fence(6.0, lambda _: None)
+    sender = Sender(lambda: producer, fence)
+    fence.tick()
+    turn = sender._turns.setdefault(("t", 3), asyncio.Lock())
+    await turn.acquire()
+    sending = asyncio.create_task(sender.send(out("t", b"a")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    clock.now += 4
+    turn.release()
+    with pytest.raises(FencedError):
+        await sending
+    assert not producer.sent
+
+
+async def test_a_message_waits_for_room_longer_than_one_request(clock: Clock) -> None:
+    producer, fence, waits = Producer(), Fence(60.0, lambda _: None), [KafkaTimeoutError()] * 3
+    room = producer.send
+
+    async def send(*args: Any, **kwargs: Any) -> Any:
+        clock.now += 9
+        if waits:
+            raise waits.pop()
+        return await room(*args, **kwargs)
+
+    producer.send = send  # type: ignore[method-assign]
+    await Sender(lambda: producer, fence).send(out("t", b"a"))
+    assert producer.values("t") == [b"a"]
+    waits += [KafkaTimeoutError()] * 9
+    with pytest.raises(KafkaTimeoutError):
+        await Sender(lambda: producer, fence).send(out("t", b"b"))
+
+
 async def test_state_is_written_only_after_what_it_counts_is_confirmed(rig: Rig) -> None:
     rig.producer.hold = True
     done: list[str] = []
@@ -487,7 +522,6 @@ def test_a_chunk_that_is_not_acknowledged_holds_back_those_behind_it() -> None:
 class SeekingThread:
     def __init__(self) -> None:
         self.sought: dict[TP, int] = {}
-        self.to_start: list[TP] = []
 
     async def call_thread(self, fun: Callable[..., Awaitable[None]], *args: Any) -> None:
         await fun(*args)
@@ -495,8 +529,8 @@ class SeekingThread:
     async def seek_all(self, known: Mapping[TP, int]) -> None:
         self.sought |= known
 
-    async def seek_to_start(self, partitions: list[TP]) -> None:
-        self.to_start += partitions
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return {tp: 100 + tp.partition for tp in partitions}
 
     def assignment(self) -> set[TP]:
         return {P, TP("ticks.raw", 4)}
@@ -518,8 +552,8 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     read, thread = seeking(positions)
     read.guard.probed[P] = 17
     await read.perform_seek()
-    assert (thread.sought, thread.to_start) == ({P: 17}, [TP("ticks.raw", 4)])
-    assert read.guard.expected == {P: 17, TP("ticks.raw", 4): None} and not read.guard.probed
+    assert thread.sought == read.guard.expected == {P: 17, TP("ticks.raw", 4): 104}
+    assert not read.guard.probed
     assert (read.epoch, read._seeking) == (1, False)
 
 
@@ -542,7 +576,78 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
     assert read._seeking and not thread.sought, "the newer one is not done"
     second.set()
     await new
-    assert thread.sought == {P: 200} and read.guard.expected[P] == 200 and not read._seeking
+    assert thread.sought[P] == 200 and read.guard.expected[P] == 200 and not read._seeking
+
+
+class Reading:
+    """As much of a consumer as its loop needs; each fetch is what `fetches` holds next."""
+
+    consumer_stopped_errors = (KeyboardInterrupt,)
+
+    def __init__(self, *fetches: Any) -> None:
+        self.fetches = list(fetches)
+        self.told: list[str] = []
+        self.app: Any = SimpleNamespace(
+            settings=SimpleNamespace(gather_ms=0, topic=lambda name: name), fence=Fence(6.0, self.told.append), should_stop=False, embedded=False
+        )
+        self.transport = SimpleNamespace(app=self.app)
+        self._stopped, self.flow_active, self._seeking, self.epoch = asyncio.Event(), True, False, 1
+        self._held: dict[TP, Any] = {}
+        self._held_since: dict[TP, float] = {}
+        self.guard = Guard()
+        self.delivered: list[tuple[TP, list[int]]] = []
+
+    async def _wait_next_records(self, timeout: float) -> Any:
+        if not self.fetches:
+            self._stopped.set()
+            return {}, None
+        fetch = self.fetches.pop(0)
+        if isinstance(fetch, BaseException):
+            raise fetch
+        return fetch, None
+
+    def _is_changelog_tp(self, tp: TP) -> bool:
+        return tp.topic == "changelog"
+
+    async def _admit(self, tp: TP, records: list[Any]) -> list[Any]:
+        return self.guard.admit(tp, records)[0]
+
+    async def _deliver(self, tp: TP, records: list[Any]) -> None:
+        self.delivered.append((tp, offsets(records)))
+
+    async def run(self) -> None:
+        await Consumer._drain_messages(self, SimpleNamespace(_stopped=asyncio.Event()))  # type: ignore[arg-type]
+
+
+async def test_each_partition_of_a_fetch_is_one_chunk_and_changelogs_are_none() -> None:
+    reading = Reading({P: records(5, 6), TP("changelog", 3): records(1), TP("windows", 0): records(9)}, {P: records(7)})
+    reading.app.should_stop = True
+    await reading.run()
+    assert reading.delivered == [(P, [5, 6]), (TP("windows", 0), [9]), (P, [7])]
+
+
+async def test_nothing_is_delivered_while_the_partitions_are_being_put_where_their_state_says() -> None:
+    reading = Reading({P: records(5, 6)})
+    reading._seeking = reading.app.should_stop = True
+    await reading.run()
+    assert not reading.delivered and P not in reading.guard.expected
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError("by the client library"), RuntimeError("corrupt"), KeyboardInterrupt()])
+async def test_reading_that_ends_by_itself_ends_the_worker(error: BaseException) -> None:
+    """Faust takes a cancellation that comes out of aiokafka for a wish, and would read no more without a word."""
+    reading = Reading({P: records(5)}, error)
+    with pytest.raises(type(error)):
+        await reading.run()
+    assert len(reading.told) == 1 and reading.told[0].startswith(f"reading ended: {type(error).__name__}")
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_reading_that_ends_with_the_app_is_no_trouble(error: BaseException) -> None:
+    reading = Reading(error)
+    reading.app.should_stop = True
+    await reading.run()
+    assert not reading.told
 
 
 # -- group membership -------------------------------------------------------

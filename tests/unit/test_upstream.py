@@ -472,6 +472,26 @@ async def test_parts_are_released_before_a_rebalance_goes_on(app: App) -> None:
     assert "await T(self.on_partitions_revoked.send)(revoked)" in source(faust.App._on_partitions_revoked)
 
 
+async def test_who_is_left_with_no_partition_lets_go_of_all(app: App) -> None:
+    """Faust calls `perform_seek` only where something is assigned; `App.let_go` is told of it by a signal that comes in any case."""
+    assert "if assignment:" in source(Recovery.on_recovery_completed)
+    assert "await T(self.on_partitions_assigned.send)(assigned)" in source(faust.App._on_partitions_assigned)
+    given: list[Any] = []
+
+    class Part:
+        async def assign(self, partitions: Any) -> Any:
+            given.append(partitions)
+            return {}
+
+        async def release(self, timeout_s: float) -> None: ...
+
+    app.parts.append(Part())
+    await app.on_partitions_assigned.send({TP("ticks.raw", 3)})
+    assert given == []
+    await app.on_partitions_assigned.send(set())
+    assert given == [{}]
+
+
 async def test_faust_makes_no_topic_that_we_did_not_make_first(app: App) -> None:
     """Asking one broker once, errors unseen (robinhood/faust#165 was one): `broker.ensure_topics` makes all that agents and tables need before they start."""
     made = {spec.name for spec in topic_specs(app.settings)}

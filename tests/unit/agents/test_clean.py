@@ -1,0 +1,116 @@
+"""How `clean` tells whether a log is the one that its state was made of, with a fake consumer: no Kafka."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from aiokafka import TopicPartition
+
+import agents.clean
+from agents.clean import stage
+from stockstream.app import app
+
+
+class Record(NamedTuple):
+    offset: int
+    value: bytes
+    timestamp: int = 1_000
+
+
+def mark(record: Record) -> tuple[int, int]:
+    return record.timestamp, zlib.crc32(record.value)
+
+
+class Log:
+    """`AIOKafkaConsumer` over one partition's log; the first `slow` polls of the record that is looked for bring nothing.
+
+    The embedded broker's end is the first offset of the last batch, plus one.
+    """
+
+    def __init__(self, records: list[Record], *, batch: int = 1, embedded: bool = False, slow: int = 0) -> None:
+        self.records, self.batch, self.embedded, self.slow = records, batch, embedded, slow
+        self.at = 0
+        self.stopped = False
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def _end(self) -> int:
+        if not self.records:
+            return 0
+        return self.records[-self.batch].offset + 1 if self.embedded else self.records[-1].offset + 1
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, self._end())
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, self.records[0].offset if self.records else 0)
+
+    def assign(self, places: list[TopicPartition]) -> None: ...
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.at = offset
+
+    async def getmany(self, *places: TopicPartition, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Record]]:
+        if self.slow and max_records == 1:
+            self.slow -= 1
+            return {}
+        found = [record for record in self.records if record.offset >= self.at][:max_records]
+        return {places[0]: found} if found else {}
+
+
+@pytest.fixture
+def cores() -> Iterator[dict[int, Any]]:
+    before, stage.cores = stage.cores, {}
+    yield stage.cores
+    stage.cores = before
+
+
+async def others(monkeypatch: pytest.MonkeyPatch, log: Log) -> set[int]:
+    monkeypatch.setattr(agents.clean, "AIOKafkaConsumer", lambda **_: log)
+    monkeypatch.setattr(app, "embedded", log.embedded)
+    found = await stage._other_logs()
+    assert log.stopped
+    return found
+
+
+LOG = [Record(offset, b"%d" % offset) for offset in range(100)]
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+async def test_the_log_that_the_state_was_made_of_goes_on(monkeypatch: pytest.MonkeyPatch, cores: dict[int, Any], embedded: bool) -> None:
+    cores[3] = SimpleNamespace(expect=80, last_record=mark(LOG[79]))
+    assert await others(monkeypatch, Log(LOG, batch=50, embedded=embedded)) == set(), "the state counts into the last batch"
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+async def test_a_log_with_another_record_there_is_another_log(monkeypatch: pytest.MonkeyPatch, cores: dict[int, Any], embedded: bool) -> None:
+    cores[3] = SimpleNamespace(expect=80, last_record=(1_000, 4_711))
+    assert await others(monkeypatch, Log(LOG, embedded=embedded)) == {3}
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("length", [0, 60])
+async def test_a_log_that_ends_before_what_was_read_is_another_log(
+    monkeypatch: pytest.MonkeyPatch, cores: dict[int, Any], embedded: bool, length: int
+) -> None:
+    cores[3] = SimpleNamespace(expect=80, last_record=mark(LOG[79]))
+    assert await others(monkeypatch, Log(LOG[:length], batch=10, embedded=embedded)) == {3}
+
+
+async def test_an_embedded_broker_that_answers_late_has_no_other_log(monkeypatch: pytest.MonkeyPatch, cores: dict[int, Any]) -> None:
+    """On a busy machine a new log id would begin everything anew."""
+    cores[3] = SimpleNamespace(expect=100, last_record=mark(LOG[99]))
+    assert await others(monkeypatch, Log(LOG, embedded=True, slow=1)) == set()
+
+
+async def test_state_of_nothing_asks_nothing(monkeypatch: pytest.MonkeyPatch, cores: dict[int, Any]) -> None:
+    cores[3] = SimpleNamespace(expect=-1)
+    monkeypatch.setattr(agents.clean, "AIOKafkaConsumer", lambda **_: pytest.fail("asked"))
+    assert await stage._other_logs() == set()
