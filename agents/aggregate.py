@@ -39,6 +39,7 @@ class Aggregation(Stage[Windows]):
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
         self.reader.forget()
+        self.told.clear()                                                # what was under way may have been dropped
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition

@@ -1,0 +1,44 @@
+"""When `aggregate` tells of a symbol in `latest`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from agents.aggregate import LATEST_S, Aggregation, stage
+
+
+@pytest.fixture
+async def aggregation() -> AsyncIterator[Aggregation]:
+    await stage.release(0)
+    yield stage
+    await stage.release(0)
+
+
+def told(aggregation: Aggregation, *rows: tuple[str, int, float | None], source: str = "simulated.1") -> list[tuple[str, int]]:
+    batch = pa.RecordBatch.from_pylist(
+        [{"symbol": symbol, "source": source, "second": second, "price": price} for symbol, second, price in rows],
+        schema=pa.schema({"symbol": pa.string(), "source": pa.string(), "second": pa.int64(), "price": pa.float64()}),
+    )
+    return [(str(message.key, "utf-8"), msgspec.json.decode(message.value)["second"]) for message in aggregation._latest(batch) if message.key]
+
+
+async def test_the_last_priced_row_of_a_symbol_is_told_once_a_minute(aggregation: Aggregation) -> None:
+    assert told(aggregation, ("A", 100, 1.0), ("B", 100, None), ("A", 101, 2.0)) == [("A", 101)]
+    assert told(aggregation, ("A", 101 + LATEST_S - 1, 3.0), ("B", 102, 5.0)) == [("B", 102)]
+    assert told(aggregation, ("A", 101 + LATEST_S, 4.0)) == [("A", 101 + LATEST_S)]
+
+
+async def test_another_source_of_a_symbol_is_told_at_once(aggregation: Aggregation) -> None:
+    told(aggregation, ("A", 100, 1.0))
+    assert told(aggregation, ("A", 101, 2.0), source="yahoo") == [("A", 101)]
+
+
+async def test_what_a_rebalance_may_have_dropped_is_told_again(aggregation: Aggregation) -> None:
+    """Else a symbol that has gone quiet would keep an old face, or none."""
+    assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
+    await aggregation.release(0)
+    assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
