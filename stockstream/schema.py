@@ -19,7 +19,18 @@ from stockstream.records import SCHEMA_VERSION, TICKS_SCHEMA, WINDOWS_SCHEMA, Al
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
-from stockstream.transforms.validation import MAX_DAY_VOLUME, MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
+from stockstream.transforms.validation import (
+    MAX_DAY_VOLUME,
+    MAX_INT,
+    MAX_PRICE,
+    MAX_QUOTE_SIZE,
+    MAX_SIZE,
+    MAX_SOURCE,
+    MAX_SYMBOL,
+    MAX_TEXT,
+    MAX_TIME,
+    MIN_PRICE,
+)
 
 Json = dict[str, Any]
 
@@ -128,6 +139,10 @@ _LIMITS: Mapping[str, Json] = {
     "bid_size": {"minimum": 0, "maximum": MAX_QUOTE_SIZE},
     "ask_size": {"minimum": 0, "maximum": MAX_QUOTE_SIZE},
     "day_volume": {"minimum": 0, "maximum": MAX_DAY_VOLUME, "description": "shares traded this day so far"},
+    "exchange": {"maxLength": MAX_TEXT},
+    "condition": {"maxLength": MAX_TEXT},
+    "currency": {"maxLength": MAX_TEXT},
+    "session": {"maxLength": MAX_TEXT},
     "snapshot": {"description": "says how things are, not what happened: equal to the one before, it is a duplicate"},
     "received_at": {"description": "epoch ms UTC at which the producer got it"},
 }

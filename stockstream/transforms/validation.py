@@ -27,6 +27,10 @@ FUTURE_MS = 2_000
 FORGET_MS = 24 * 3600 * 1000
 MAX_SYMBOL = 32
 MAX_SOURCE = 128
+MAX_TEXT = 1_024
+"""Characters of exchange, condition, currency and session: what is kept of a tick must fit into a message. No record of as many bytes holds a longer text."""
+MAX_REJECTED_BYTES = 100_000
+"""Of an original in its rejection: even where each byte becomes six characters of JSON, it fits into a message."""
 MIN_PRICE, MAX_PRICE = 1e-9, 1e9
 MAX_SIZE = 10**11
 """Sums of sizes stay within int64 for 92 million ticks of the largest size in one window."""
@@ -116,6 +120,10 @@ def _range_fault(tick: Tick) -> tuple[str, str] | None:
         return "out_of_range", "symbol must be printable, without blanks around it"
     if not 0 < len(tick.source) <= MAX_SOURCE:
         return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
+    for name in ("exchange", "condition", "currency", "session"):
+        value = getattr(tick, name)
+        if value is not None and len(value) > MAX_TEXT:
+            return "out_of_range", f"{name} must have at most {MAX_TEXT} characters, has {len(value)}"
     if not 0 < tick.event_time < MAX_TIME:
         return "out_of_range", f"event_time must be epoch milliseconds, is {tick.event_time}"
     if price is not None and not MIN_PRICE <= price <= MAX_PRICE:
@@ -143,6 +151,14 @@ def _range_fault(tick: Tick) -> tuple[str, str] | None:
     if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
         return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
     return None
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _reason(error: msgspec.MsgspecError) -> tuple[str, str]:
@@ -205,7 +221,8 @@ class Cleaner:
             except (msgspec.MsgspecError, TypeError, RecursionError):
                 item = self._salvage(record, rejections)
             if type(item) is Tick:
-                fault = None if self._accept_plain(item, offset, ts) else self._judge(item, offset, 0, ts)
+                plain = len(value) <= MAX_TEXT and self._accept_plain(item, offset, ts)  # type: ignore[arg-type]
+                fault = None if plain else self._judge(item, offset, 0, ts)
                 if fault is not None:
                     rejections.append(self._reject(fault, offset, 0, value))
                     if fault[0] != "late":
@@ -433,12 +450,16 @@ class Cleaner:
 
     def _reject(self, fault: tuple[str, str], offset: int, index: int, value: bytes | None) -> Rejection:
         text, coded = None, None
+        reason, detail = fault
         if value is not None:
+            kept = value[:MAX_REJECTED_BYTES]
+            if len(value) > len(kept):
+                detail = f"{detail} (the first {MAX_REJECTED_BYTES} of {len(value)} bytes follow)"
             try:
-                text = value.decode()
+                text = value.decode() if kept is value else kept.decode(errors="ignore" if _is_text(value) else "strict")
             except UnicodeDecodeError:
-                coded = base64.b64encode(value).decode()
-        return Rejection(reason=fault[0], detail=fault[1], partition=self.partition, offset=offset, index=index, value=text, value_base64=coded)
+                coded = base64.b64encode(kept).decode()
+        return Rejection(reason=reason, detail=detail, partition=self.partition, offset=offset, index=index, value=text, value_base64=coded)
 
     # -- what it sends ------------------------------------------------------
 

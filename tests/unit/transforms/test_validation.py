@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
+from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import StateError
 from stockstream.transforms import validation
 from stockstream.transforms.batch import RawRecord
@@ -58,6 +61,10 @@ def tick(**changes: Any) -> bytes:
         (b"", "empty_message"),
         (b"{}", "missing_field"),
         (tick(symbol="absent"), "missing_field"),
+        (tick(condition="x" * 1_025), "out_of_range"),
+        (tick(exchange="x" * 1_000_000), "out_of_range"),
+        (tick(currency="x" * 1_025), "out_of_range"),
+        (tick(session="x" * 1_025), "out_of_range"),
         (tick(symbol=None), "missing_field"),
         (tick(event_time="absent"), "missing_field"),
         (tick(event_time=None), "missing_field"),
@@ -112,6 +119,24 @@ def test_the_original_comes_along_also_where_it_is_no_text() -> None:
     core = cleaner()
     rejections = core.chunk([RawRecord(0, NOW, b"\xff"), RawRecord(1, NOW, b"no")])
     assert [(r.value, r.value_base64) for r in rejections] == [(None, "/w=="), ("no", None)]
+
+
+@pytest.mark.parametrize("poison", [b"\x01" * 1_000_000, b"\xff" * 1_000_000, b'["' + b'"' * 1_000_000, "é".encode() * 500_000, tick(condition="x" * 1_000_000)])
+def test_the_rejection_of_a_record_as_large_as_kafka_takes_fits_into_a_message(poison: bytes) -> None:
+    """Else it could never be told, and the worker would leave at it again and again."""
+    [rejection] = cleaner().chunk([RawRecord(0, NOW, poison)])
+    assert len(msgspec.json.encode(rejection)) < MAX_BATCH_BYTES
+    assert rejection.detail.endswith(f"(the first {validation.MAX_REJECTED_BYTES} of {len(poison)} bytes follow)")
+    kept = base64.b64decode(rejection.value_base64) if rejection.value_base64 is not None else (rejection.value or "").encode()
+    assert poison.startswith(kept) and len(kept) >= validation.MAX_REJECTED_BYTES - 3
+
+
+def test_long_texts_are_judged_alike_whether_the_symbol_is_known_or_not() -> None:
+    core = cleaner()
+    fits, too_long = tick(condition="x" * 1_024), tick(condition="x" * 1_025)
+    for at in (0, 3):
+        rejected, accepted = judge(fits, too_long, tick(), of=core)
+        assert (rejected, accepted) == ([(at + 1, 0, "out_of_range")], [(at, 0), (at + 2, 0)])
 
 
 @pytest.mark.parametrize("bad", [b'{"symbol":1}', b"5", b'"x"', tick(price=-2), tick(price="1"), tick(size=5, price=None)])
