@@ -121,7 +121,9 @@ def test_the_original_comes_along_also_where_it_is_no_text() -> None:
     assert [(r.value, r.value_base64) for r in rejections] == [(None, "/w=="), ("no", None)]
 
 
-@pytest.mark.parametrize("poison", [b"\x01" * 1_000_000, b"\xff" * 1_000_000, b'["' + b'"' * 1_000_000, "é".encode() * 500_000, tick(condition="x" * 1_000_000)])
+@pytest.mark.parametrize(
+    "poison", [b"\x01" * 1_000_000, b"\xff" * 1_000_000, b'["' + b'"' * 1_000_000, "é".encode() * 500_000, tick(condition="x" * 1_000_000)]
+)
 def test_the_rejection_of_a_record_as_large_as_kafka_takes_fits_into_a_message(poison: bytes) -> None:
     """Else it could never be told, and the worker would leave at it again and again."""
     [rejection] = cleaner().chunk([RawRecord(0, NOW, poison)])
