@@ -40,6 +40,8 @@ MAX_TIME = 1 << 42
 """The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
 MAX_INT = (1 << 63) - 1
 FRAME_TICKS = 4_000
+COMPRESSED_FROM = 500_000
+"""Bytes of a snapshot, which must fit into a message: 60 a symbol that is numbered, 350 where its last snapshot is kept; compressed a fifth."""
 
 
 class Record(Protocol):
@@ -498,7 +500,7 @@ class Cleaner:
         self._forget()
         names = list(self._sources)
         index = {name: i for i, name in enumerate(names)}
-        return _pack([
+        data = _pack([
             self.expect, self.log, self.lateness_ms, self.revise_s, self.partitions, self.last_record, self.accepted, self.rejected,
             [(name, s.clock, s.closed, s.ts, s.newest, s.unsent, list(s.feeds),
               [(f.seq, f.day_volume, f.day_time, f.session, f.snapshot, f.ts) for f in s.feeds.values()])
@@ -506,13 +508,16 @@ class Cleaner:
             list(self._held), [index.get(h.source, -1) if h.source in index else h.source for h in self._held.values()],
             [h.newest for h in self._held.values()], [h.ts for h in self._held.values()],
         ])  # fmt: skip
+        return data if len(data) < COMPRESSED_FROM else zlib.compress(data, 1)
 
     @classmethod
     def restore(cls, partition: int, partitions: int, data: bytes, *, lateness_ms: int, revise_s: int) -> Cleaner:
         """The Cleaner of a snapshot. Raises `StateError` where the snapshot belongs to other settings."""
         try:
+            if data[:1] == b"\x78":                                       # zlib's first byte; a packed snapshot begins with an array's
+                data = zlib.decompress(data)
             expect, log, lateness, revise, of, last_record, accepted, rejected, sources, symbols, owners, newest, seen = msgspec.msgpack.decode(data)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, zlib.error) as error:
             raise StateError(f"partition {partition}: the snapshot of clean cannot be read: {error}") from error
         for name, then, now in (("LATENESS_MS", lateness, lateness_ms), ("REVISE_S", revise, revise_s), ("PARTITIONS", of, partitions)):
             if then != now:

@@ -133,6 +133,18 @@ def test_the_rejection_of_a_record_as_large_as_kafka_takes_fits_into_a_message(p
     assert poison.startswith(kept) and len(kept) >= validation.MAX_REJECTED_BYTES - 3
 
 
+def test_the_snapshot_of_thousands_of_symbols_fits_into_a_message_and_is_restored() -> None:
+    core = cleaner()
+    symbols = [symbol for symbol in (f"SYM{number:06d}.LSE" for number in range(64_000)) if home_partition(symbol, 8) == core.partition][:6_000]
+    changes = {"snapshot": True, "exchange": "XLON", "currency": "GBP", "session": "regular", "bid": 1.0, "ask": 1.1}
+    core.chunk([RawRecord(offset, NOW, tick(symbol=symbol, day_volume=1_000 + offset, **changes)) for offset, symbol in enumerate(symbols)])
+    core.frame()
+    data = core.snapshot()
+    assert core.accepted == len(symbols) > 5_000 and len(data) < MAX_BATCH_BYTES
+    again = Cleaner.restore(core.partition, 8, data, lateness_ms=200, revise_s=30)
+    assert (again.expect, again.snapshot()) == (core.expect, data)
+
+
 def test_long_texts_are_judged_alike_whether_the_symbol_is_known_or_not() -> None:
     core = cleaner()
     fits, too_long = tick(condition="x" * 1_024), tick(condition="x" * 1_025)
