@@ -112,7 +112,7 @@ def latency(options: argparse.Namespace) -> Result:
             feed.start()
             measured_from = begin_ms + SETTLE_S * 1000
             cpu = wall = None
-            peak = 0.0
+            peak = share = 0.0
             end = begin_ms / 1000 + options.seconds + 3
             while time.time() < end:
                 if worker.ended():

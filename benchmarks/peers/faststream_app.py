@@ -8,12 +8,12 @@ import sys
 import msgspec
 import orjson
 from faststream import FastStream
-from faststream.confluent import KafkaBroker
+from faststream.kafka import KafkaBroker
 from rolling import Rolling, ticks_of
 
 SERVERS, INPUT, OUTPUT, APPLICATION = sys.argv[1:5]
 
-broker = KafkaBroker(SERVERS, logger=None, apply_types=False, acks="all", linger_ms=5, compression_type="lz4")
+broker = KafkaBroker(SERVERS, logger=None, apply_types=False, acks="all", linger_ms=5, max_batch_size=1_000_000, compression_type="lz4")
 app = FastStream(broker, logger=None)
 states: dict[str, Rolling] = {}
 
@@ -34,8 +34,8 @@ async def windows(values):
             row = state.tick(symbol, tick["event_time"], tick["price"], tick["size"])
             if row is not None:
                 out.append(orjson.dumps(row))
-    if out:
-        await broker.publish_batch(*out, topic=OUTPUT)
+    for start in range(0, len(out), 2_000):                             # a batch holds max_batch_size bytes
+        await broker.publish_batch(*out[start : start + 2_000], topic=OUTPUT)
 
 
 if __name__ == "__main__":
