@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     one = add("run", "contenders side by side: whole-process CPU and wall")
-    one.add_argument("--contenders", default="a,b,c,d,e,f,g,h,peers", help="letters or names, by comma")
+    one.add_argument("--contenders", default="a,b,c,peers,d,e,f,h", help="letters or names, by comma; g is slow")
     one.add_argument("--ticks", type=int, default=500_000)
     one.add_argument("--symbols", type=int, default=1_000)
     one.add_argument("--repeat", type=int, default=3)

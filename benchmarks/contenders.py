@@ -128,15 +128,15 @@ def _line(name: str, title: str, *, archive: bool, web: bool = False) -> Contend
     )  # fmt: skip
 
 
-def _loop(name: str, title: str, job: str, *, archive: bool) -> Contender:
+def _loop(name: str, title: str, job: str, *, archive: bool, model: bool = True) -> Contender:
     def command(place: Place) -> list[str]:
-        order = [sys.executable, "-m", "benchmarks.loop", job, place.broker.servers, place.prefix, "--site", str(site_of("loop"))]
+        order = [sys.executable, "-m", "benchmarks.loop", "full" if not model else job, place.broker.servers, place.prefix, "--site", str(site_of("loop"))]
         order += ["--compression", load_settings().compression]         # the line's own
-        order += ["--models", model_store()] if job == "full" else []
+        order += ["--models", model_store()] if job == "full" and model else []
         order += ["--archive", str(place.folder / "archive"), "--archive-max-bytes", str(ARCHIVE_MAX_BYTES)] if archive else []
         return [*order, *(["--embedded"] if place.broker.embedded else [])]
 
-    topics = ("windows", "alerts", "market", "predictions", "outcomes", "ticks.rejected") if job == "full" else ("windows",)
+    topics = ("windows", "alerts", "market", "predictions", "outcomes", "ticks.rejected") if job == "full" else ("windows", "ticks.rejected")
     return Contender(name, title, job, command, _none, topics=topics, ends_itself=True, keeps_state=False)
 
 
@@ -166,6 +166,7 @@ CONTENDERS: dict[str, Contender] = {
         _loop("loop", "(c) loop, archive", "full", archive=True),
         _loop("loop-no-archive", "(c) loop without archive", "full", archive=False),
         _loop("loop-windows", "(c) loop, windows only", "windows", archive=False),
+        _loop("loop-same", "(c) loop, the line's own clean and windows", "windows", archive=False, model=False),
         Contender(
             "line-windows", "line, clean and aggregate", "windows",
             lambda place: [sys.executable, "-m", "benchmarks.line", "agents.clean,agents.aggregate", "worker", "-l", "warn", "--without-web"],
@@ -181,7 +182,7 @@ CONTENDERS: dict[str, Contender] = {
 }  # fmt: skip
 LETTERS = {
     "a": ("line",), "b": ("line-no-archive",), "c": ("loop", "loop-no-archive"), "d": ("quixstreams",), "e": ("bytewax", "pathway"), "f": ("faststream",),
-    "g": ("faust",), "h": ("kafka-streams",), "peers": ("loop-windows", "line-windows"),
+    "g": ("faust",), "h": ("kafka-streams",), "peers": ("loop-windows", "loop-same", "line-windows"),
 }  # fmt: skip
 """The letters of the comparison; `peers` is what the peers are compared with."""
 

@@ -1,7 +1,7 @@
 """The practical limit: one process with a confluent-kafka consumer and producer and nothing in between; no framework, no topics on the way, no state.
 
-`full` does the line's work with the line's own pure state machines: clean, window, detect, score, archive, and the same outputs. `windows` does the peers'
-job and no more: one-second bars and rolling figures, in numpy, a frame of rows out. Both end once the log's end is read and all that was produced is confirmed.
+`full` does the line's work with the line's own pure state machines: clean, window, detect, score, archive, and the same outputs; without a model it stops at
+the windows. `windows` does the peers' job and no more: one-second bars and rolling figures, in numpy, a frame of rows out. Both end once the log's end is read and all that was produced is confirmed.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Archive:
 
 
 def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes: int) -> None:
-    """The whole line's work in one loop."""
+    """The whole line's work in one loop; without `models`, of clean and aggregate only."""
     from models.registry import Registry
     from stockstream.transforms.frames import Frame, encode_within
     from stockstream.transforms.rules import Detector
@@ -140,14 +140,14 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
     from stockstream.transforms.validation import Cleaner
     from stockstream.transforms.windows import Windows
 
-    model = Registry(models).load("xgboost")
     encode = msgspec.json.Encoder().encode
     log = "loop"
     cleaners = {p: Cleaner(p, PARTITIONS, lateness_ms=LATENESS_MS, revise_s=30, log=log) for p in kafka.ends}
     windows = {p: Windows(p, revise_s=30) for p in kafka.ends}
     detectors, scorers = {p: Detector(p) for p in kafka.ends}, {p: Scorer(p) for p in kafka.ends}
+    model = Registry(models).load("xgboost") if models else None
     archives = {p: Archive(archive, log, p, max_bytes) for p in kafka.ends} if archive else {}
-    for scorer in scorers.values():
+    for scorer in scorers.values() if model is not None else ():
         scorer.set_champion(model, 0)
     while not kafka.done:
         for p, messages in kafka.poll().items():
@@ -166,6 +166,8 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
             closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(p))
             for data in encode_within(closed):
                 kafka.send(prefix + "windows", p, data)
+            if model is None:
+                continue
             found = detectors[p].feed(closed)
             if found is not None:
                 for alert in found.alerts:
