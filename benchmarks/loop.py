@@ -1,7 +1,8 @@
 """The practical limit: one process with a confluent-kafka consumer and producer and nothing in between; no framework, no topics on the way, no state.
 
 `full` does the line's work with the line's own pure state machines: clean, window, detect, score, archive, and the same outputs; without a model it stops at
-the windows. `windows` does the peers' job and no more: one-second bars and rolling figures, in numpy, a frame of rows out. Both end once the log's end is read and all that was produced is confirmed.
+the windows. `windows` does the peers' job and no more: one-second bars and rolling figures, in numpy, a frame of rows out. Both end once the log's end is
+read and all that was produced is confirmed.
 """
 
 from __future__ import annotations
@@ -147,8 +148,9 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
     detectors, scorers = {p: Detector(p) for p in kafka.ends}, {p: Scorer(p) for p in kafka.ends}
     model = Registry(models).load("xgboost") if models else None
     archives = {p: Archive(archive, log, p, max_bytes) for p in kafka.ends} if archive else {}
-    for scorer in scorers.values() if model is not None else ():
-        scorer.set_champion(model, 0)
+    if model is not None:
+        for scorer in scorers.values():
+            scorer.set_champion(model, 0)
     while not kafka.done:
         for p, messages in kafka.poll().items():
             records = [Record(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages]
