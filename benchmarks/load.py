@@ -67,7 +67,7 @@ def columns(log: Log, seed: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArra
 def publish(servers: str, log: Log, *, embedded: bool) -> int:
     """Writes the log; returns how many records. Raises `BenchmarkError` where one is not confirmed."""
     options: dict[str, Any] = {"bootstrap.servers": servers, "compression.type": "lz4", "linger.ms": 20, "batch.size": 1 << 19, "acks": "all"}
-    options |= {"queue.buffering.max.messages": 500_000}
+    options |= {"queue.buffering.max.messages": 500_000, "log_level": 2}
     options |= {"max.in.flight.requests.per.connection": 1} if embedded else {"enable.idempotence": True}
     producer = confluent().Producer(options)
     faults: list[str] = []

@@ -56,7 +56,7 @@ class Feed(threading.Thread):
 
     def __init__(self, servers: str, topic: str, symbols: int, begin_ms: int, seconds: int, partitions: int = 8) -> None:
         super().__init__(name="feed", daemon=True)
-        self._producer = confluent().Producer({"bootstrap.servers": servers, "enable.idempotence": True, "linger.ms": 2, "compression.type": "lz4"})
+        self._producer = confluent().Producer({"bootstrap.servers": servers, "enable.idempotence": True, "linger.ms": 2, "log_level": 2})
         self._topic, self._begin, self._seconds = topic, begin_ms, seconds
         names = [f"S{number:05d}" for number in range(symbols)]
         self._symbols = [(name, name.encode(), home_partition(name, partitions)) for name in names]
