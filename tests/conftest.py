@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,15 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):
         if name.startswith("STOCKSTREAM_") and name != "STOCKSTREAM_REQUIRE_KAFKA":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """What one test, or a library in it, has left in logging's global state must not deafen the next."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if name.partition(".")[0] == "stockstream" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session")
