@@ -145,7 +145,7 @@ def wait_for(line: Line, accepted: float) -> None:
 
 def ticks_of(raw: list[Any]) -> list[Any]:
     """The records but the punctuations: the replay writes one for each partition, `clean` one where a source has fallen quiet."""
-    return [record for record in raw if b'"punctuate"' not in record.value]
+    return [record for record in raw if b'"punctuate"' not in (record.value or b"")]
 
 
 def replayed(line: Line, day: pd.DataFrame, path: Path, name: str) -> None:
