@@ -34,7 +34,6 @@ IDENTIFY_TIMEOUT_S = 5.0
 
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
-_omit = msgspec.UNSET
 
 
 def new_log_id(now: float | None = None) -> str:

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn, Protocol
 
@@ -56,7 +56,6 @@ class App(faust.App):
     fence: Fence
     sender: Sender
     parts: list[Part]
-    on_ready: list[Callable[[], Any]]
 
     @property
     def reader(self) -> Consumer:
@@ -180,7 +179,6 @@ def create_app(settings: Settings) -> App:
     )
     app.settings = settings
     app.parts = []
-    app.on_ready = []
     app.fence = Fence(session)
     app.transport = Transport(app.conf.broker_consumer, app)
 

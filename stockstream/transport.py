@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -656,8 +656,3 @@ async def watchdog(app: Any, interval_s: float = 0.25) -> None:
                     app.fence.leave(why)
         except FencedError:
             return
-
-
-def partitions_of(assigned: Iterable[TP], topic: str) -> list[int]:
-    """Sorted partition numbers of a topic in an assignment."""
-    return sorted(tp.partition for tp in assigned if tp.topic == topic)

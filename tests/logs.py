@@ -66,6 +66,16 @@ def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.D
     return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
+def real_day() -> tuple[Path, pd.DataFrame]:
+    """The file of the real trades and its ticks (symbol, event_time in epoch ms, price, size); the test is skipped where it is not there."""
+    path = SHARED / "data" / "trades_2013-10-07.parquet"
+    if not path.exists():
+        pytest.skip(f"the real trades {path} are not there")
+    trades = pd.read_parquet(path)
+    event_time = trades.event_time.astype("datetime64[ms, UTC]").astype("int64")
+    return path, pd.DataFrame({"symbol": trades.symbol.astype(str), "event_time": event_time, "price": trades.price, "size": trades["size"]})
+
+
 def day_records(day: pd.DataFrame, source: str) -> list[RawRecord]:
     """The day as a log of one partition, closed by a punctuation."""
     records = []

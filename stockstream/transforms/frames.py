@@ -7,7 +7,7 @@ Frames of one log tile it: `from` is the `through` of the frame before plus one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -117,8 +117,3 @@ class Assembler:
 def empty(schema: pa.Schema) -> pa.RecordBatch:
     """A batch of no rows."""
     return pa.RecordBatch.from_pylist([], schema=schema)
-
-
-def offsets_covered(frames: Sequence[Frame]) -> tuple[int, int]:
-    """First and last raw offset of consecutive frames."""
-    return frames[0].start, frames[-1].through

@@ -29,7 +29,7 @@ from stockstream.transforms import frames
 from stockstream.transforms.partitioning import home_partition
 from tests import oracle
 from tests.faults.workers import ROOT, Worker, wait_until
-from tests.logs import SHARED, generated_day
+from tests.logs import generated_day, real_day
 
 PATIENCE_S = 120.0
 
@@ -203,14 +203,7 @@ def test_a_second_replay_of_the_same_file_is_refused_in_words(line: Line, tmp_pa
 
 
 def test_the_real_day_replayed_equals_pandas(line: Line) -> None:
-    path = SHARED / "data" / "trades_2013-10-07.parquet"
-    if not path.exists():
-        pytest.skip(f"the real trades {path} are not there")
-    trades = pd.read_parquet(path)
-    day = pd.DataFrame({
-        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"),
-        "price": trades.price, "size": trades["size"],
-    })  # fmt: skip
+    path, day = real_day()
     assert len(day) == 388_417
     replayed(line, day, path, "replay.day")
 

@@ -15,7 +15,7 @@ from stockstream.transforms.frames import Frame
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
 from tests import oracle
-from tests.logs import SHARED, cuts, day_records, generated_day, records_of, shared_model
+from tests.logs import cuts, day_records, generated_day, real_day, records_of, shared_model
 
 Key = tuple[str, int, int]
 
@@ -130,14 +130,7 @@ def test_a_generated_day_equals_pandas(chunk: int) -> None:
 
 
 def test_the_real_day_equals_pandas() -> None:
-    path = SHARED / "data" / "trades_2013-10-07.parquet"
-    if not path.exists():
-        pytest.skip(f"the real trades {path} are not there")
-    trades = pd.read_parquet(path)
-    day = pd.DataFrame({
-        "symbol": trades.symbol.astype(str), "event_time": trades.event_time.astype("datetime64[ms, UTC]").astype("int64"),
-        "price": trades.price, "size": trades["size"],
-    })  # fmt: skip
+    _, day = real_day()
     results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
     assert sum(frame.rows.num_rows for frame in results.clean) == 388_417
     assert results.rejections == []
