@@ -12,7 +12,7 @@ slot in the ring: so a frozen worker that wakes can only replace what it wrote i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,6 @@ MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 BLOCK_S = 20
 """Seconds whose sums are kept ready; blocks begin at multiples of it in epoch seconds. A window is 14 of them and 20 single seconds around."""
-BLOCKS = (WINDOW_S - BLOCK_S) // BLOCK_S
 FAR_S = 60
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (16 arrays of 8 bytes a cell)."""
@@ -50,8 +49,6 @@ _INTS = ("volume", "ticks", "quotes")
 _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "volume": 0, "ticks": 0, "quotes": 0, "last": -1, "begun": -1, "log_return": 0.0}
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
-_ROWS_AT_ONCE = 256
-"""Rows whose whole windows are gathered together: 256 x 300 x 8 bytes stay in the second-level cache."""
 _SUMMED = ("price", "log_return", "notional", "volume", "ticks")
 _NEVER = -1
 
@@ -288,7 +285,7 @@ class _Ring:
         whole = returns == WINDOW_S
         for which, window in ((np.flatnonzero(whole), self._whole_windows), (np.flatnonzero(~whole), self._young_windows)):
             if len(which):
-                for name, values in window(rows[which], columns[which], length[which], returns[which]).items():
+                for name, values in window(rows[which], columns[which], length[which]).items():
                     sums[name][which] = values
         high, low = sums["high"], sums["low"]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -315,43 +312,61 @@ class _Ring:
         out["quality"] = length < WINDOW_S
         return out
 
-    def _whole_windows(self, rows: Ints, columns: Ints, length: Ints, returns: Ints) -> dict[str, NDArray[Any]]:
-        """Sums over windows that lie in the series, each second with a return: 20 single seconds, oldest first, then 14 blocks."""
+    def _places(self, rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
+        """Windows as columns: their 20 single seconds, oldest first, and the first seconds of the 14 blocks among them."""
         start = columns - (WINDOW_S - 1)
         head = -start % BLOCK_S                                          # single seconds before the first whole block
         position = np.arange(BLOCK_S)
-        single = (rows * self.width + start)[:, None] + position + np.where(position < head[:, None], 0, WINDOW_S - BLOCK_S)
-        block = (rows * (self.width // BLOCK_S) + (start + head) // BLOCK_S)[:, None] + np.arange(BLOCKS)
+        single = start[:, None] + position + np.where(position < head[:, None], 0, WINDOW_S - BLOCK_S)
+        return single, (start + head)[:, None] + np.arange(0, WINDOW_S - BLOCK_S, BLOCK_S)
+
+    def _sums(self, names: Sequence[str], single: Ints, block: Ints) -> dict[str, NDArray[Any]]:
+        """Sums of these arrays over windows, and the greatest and least prices; places are those of the flattened arrays."""
         out: dict[str, NDArray[Any]] = {}
-        for name in _SUMMED:
-            out[name] = self.arrays[name].reshape(-1)[single].sum(axis=1) + self.blocks[name].reshape(-1)[block].sum(axis=1)
-        out["high"] = np.maximum(self.arrays["high"].reshape(-1)[single].max(axis=1), self.blocks["high"].reshape(-1)[block].max(axis=1))
-        out["low"] = np.minimum(self.arrays["low"].reshape(-1)[single].min(axis=1), self.blocks["low"].reshape(-1)[block].min(axis=1))
-        # squares of deviations, of groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
-        mean = (out["log_return"] / WINDOW_S)[:, None]
-        of_singles = np.square(self.arrays["log_return"].reshape(-1)[single] - mean).sum(axis=1)
-        of_means = np.square(self.blocks["log_return"].reshape(-1)[block] / BLOCK_S - mean).sum(axis=1) * BLOCK_S
-        out["squares"] = of_singles + (self.blocks["squares"].reshape(-1)[block].sum(axis=1) + of_means)
+        for name in names:
+            out[name] = self.arrays[name].take(single).sum(axis=1) + self.blocks[name].take(block).sum(axis=1)
+        out["high"] = np.maximum(self.arrays["high"].take(single).max(axis=1), self.blocks["high"].take(block).max(axis=1))
+        out["low"] = np.minimum(self.arrays["low"].take(single).min(axis=1), self.blocks["low"].take(block).min(axis=1))
         return out
 
-    def _young_windows(self, rows: Ints, columns: Ints, length: Ints, returns: Ints) -> dict[str, NDArray[Any]]:
-        """Sums over windows in which the series began, or that it did not reach: second by second; what is outside the series counts as 0."""
-        out = {name: np.zeros(len(rows), np.int64 if name in _INTS else np.float64) for name in (*_SUMMED, "squares", "high", "low")}
-        views = {name: sliding_window_view(self.arrays[name], WINDOW_S, axis=1) for name in (*_SUMMED, "high", "low")}
-        position = np.arange(WINDOW_S)
-        for lo in range(0, len(rows), _ROWS_AT_ONCE):
-            part = slice(lo, lo + _ROWS_AT_ONCE)
-            i, c = rows[part], columns[part] - (WINDOW_S - 1)
-            out["price"][part] = np.where(position < WINDOW_S - length[part][:, None], 0.0, views["price"][i, c]).sum(axis=1)
-            inside = position >= WINDOW_S - returns[part][:, None]
-            change = np.where(inside, views["log_return"][i, c], 0.0)
-            out["log_return"][part] = total = change.sum(axis=1)
-            mean = (total / np.maximum(returns[part], 1))[:, None]
-            out["squares"][part] = np.where(inside, np.square(change - mean), 0.0).sum(axis=1)
-            for name in ("notional", "volume", "ticks"):
-                out[name][part] = views[name][i, c].sum(axis=1)
-            out["high"][part] = views["high"][i, c].max(axis=1)
-            out["low"][part] = views["low"][i, c].min(axis=1)
+    def _whole_windows(self, rows: Ints, columns: Ints, length: Ints) -> dict[str, NDArray[Any]]:
+        """Sums over windows that lie in the series, each second with a return: 20 single seconds, oldest first, then 14 blocks."""
+        single, block = self._places(rows, columns)
+        single += (rows * self.width)[:, None]
+        block = block // BLOCK_S + (rows * (self.width // BLOCK_S))[:, None]
+        out = self._sums(_SUMMED, single, block)
+        # squares of deviations, of groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
+        mean = (out["log_return"] / WINDOW_S)[:, None]
+        of_singles = np.square(self.arrays["log_return"].take(single) - mean).sum(axis=1)
+        of_means = np.square(self.blocks["log_return"].take(block) / BLOCK_S - mean).sum(axis=1) * BLOCK_S
+        out["squares"] = of_singles + (self.blocks["squares"].take(block).sum(axis=1) + of_means)
+        return out
+
+    def _young_windows(self, rows: Ints, columns: Ints, length: Ints) -> dict[str, NDArray[Any]]:
+        """Sums over windows in which the series began, or that it did not reach.
+
+        What is before the series counts as 0: of the 14 blocks those after its first second are taken whole, the one that it began in second by second.
+        """
+        single, block = self._places(rows, columns)
+        begun = np.where(length > 0, columns - length + 1, columns + 1)[:, None]
+        first = begun // BLOCK_S * BLOCK_S                               # of the block that the series began in
+        partial = first + np.arange(BLOCK_S)
+        among = (first >= block[:, :1]) & (first <= block[:, -1:])
+        at, by_block = (rows * self.width)[:, None], (rows * (self.width // BLOCK_S))[:, None]
+        seconds = np.concatenate([single, partial], axis=1)
+        counts = np.concatenate([np.ones_like(single, bool), np.broadcast_to(among, partial.shape)], axis=1)
+        priced, moved, whole = counts & (seconds >= begun), counts & (seconds > begun), block > begun
+        seconds, single, block = at + np.minimum(seconds, self.width - 1), at + single, by_block + block // BLOCK_S
+        out = self._sums(("notional", "volume", "ticks"), single, block)
+        out["price"] = np.where(priced, self.arrays["price"].take(seconds), 0.0).sum(axis=1)
+        out["price"] += np.where(whole, self.blocks["price"].take(block), 0.0).sum(axis=1)
+        change = np.where(moved, self.arrays["log_return"].take(seconds), 0.0)
+        changes = np.where(whole, self.blocks["log_return"].take(block), 0.0)
+        out["log_return"] = change.sum(axis=1) + changes.sum(axis=1)
+        mean = (out["log_return"] / np.maximum(length - 1, 1))[:, None]
+        of_seconds = np.where(moved, np.square(change - mean), 0.0).sum(axis=1)
+        of_blocks = self.blocks["squares"].take(block) + np.square(changes / BLOCK_S - mean) * BLOCK_S
+        out["squares"] = of_seconds + np.where(whole, of_blocks, 0.0).sum(axis=1)
         return out
 
     # -- state --------------------------------------------------------------
