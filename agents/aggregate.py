@@ -24,15 +24,15 @@ settings = app.settings
 _encode = msgspec.json.Encoder().encode
 
 
-def _restore(partition: int, records: Mapping[bytes, bytes]) -> Windows:
-    return Windows.restore(partition, records, revise_s=settings.revise_s)
+def _restore(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int]) -> Windows:
+    return Windows.restore(partition, records, offsets, revise_s=settings.revise_s)
 
 
 class Aggregation(Stage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, lambda core: core.resume_input if core.expect >= 0 else None)
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, lambda core: core.resume_input if core.expect >= 0 else None, Windows.needs)
         self.reader = FrameReader("aggregate")
         self.told: dict[str, tuple[str, int]] = {}
 
@@ -70,7 +70,7 @@ class Aggregation(Stage[Windows]):
         sends = [Outgoing(settings.topic("windows"), partition, messages)] if messages else []
         if latest:
             sends.append(Outgoing(topics.latest, partition, latest))
-        await self.submit(core, partition, sends, core.records(app.term))
+        await self.submit(core, partition, sends, core.records(app.term), core.index)
 
     @staticmethod
     def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:

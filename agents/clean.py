@@ -18,6 +18,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.broker import client_options, end_offsets
 from stockstream.records import Punctuation, Rejection
+from stockstream.transforms.changelog import Range
 from stockstream.transforms.frames import encode_within
 from stockstream.transforms.validation import Cleaner
 from stockstream.transport import Chunk, Message, Outgoing
@@ -41,11 +42,16 @@ def new_log_id(now: float | None = None) -> str:
     return f"{int((now or time.time()) * 1000):011x}-{secrets.token_hex(4)}"
 
 
+def _needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
+    """A snapshot is the whole state."""
+    return [] if records else None
+
+
 class Cleaning(Stage[Cleaner]):
     """The cores of `clean`: restored where the log is the one that the snapshot was made of, else begun anew with a new log id."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None)
+        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs)
         self.snapshot_at: dict[int, float] = {}
         self.saved: dict[int, int] = {}
         """By partition: the raw offset that the last snapshot goes on from."""
@@ -56,7 +62,7 @@ class Cleaning(Stage[Cleaner]):
     def _new(self, partition: int) -> Cleaner:
         return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=new_log_id())
 
-    def _from_records(self, partition: int, records: Mapping[bytes, bytes]) -> Cleaner:
+    def _from_records(self, partition: int, records: Mapping[bytes, bytes], _: Mapping[bytes, int]) -> Cleaner:
         cores = [
             Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s) for value in records.values()
         ]

@@ -22,7 +22,9 @@ class Detection(Stage[Detector]):
     """The cores of `detect`."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), Detector.restore, lambda core: core.resume_input if core.expect >= 0 else None)
+        super().__init__(
+            app, table, settings.topic("windows"), Detector.restore, lambda core: core.resume_input if core.expect >= 0 else None, Detector.needs
+        )
         self.reader = FrameReader("detect")
 
     async def release(self, timeout_s: float) -> None:
@@ -51,7 +53,7 @@ class Detection(Stage[Detector]):
         sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
         if market:
             sends.append(Outgoing(topics.market, 0, market))
-        await self.submit(core, partition, sends, core.records(app.term))
+        await self.submit(core, partition, sends, core.records(app.term), core.index)
 
 
 stage = Detection()

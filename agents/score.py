@@ -40,7 +40,9 @@ class Scoring(Stage[Scorer]):
     """The cores of `score`, and the champion model that new closings are scored with."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), self._from_records, lambda core: core.resume_input if core.expect >= 0 else None)
+        super().__init__(
+            app, table, settings.topic("windows"), self._from_records, lambda core: core.resume_input if core.expect >= 0 else None, Scorer.needs
+        )
         self.reader = FrameReader("score")
         self.registry = Registry(settings.models)
         self.loaded: dict[tuple[str, str], ScoringModel] = {}
@@ -84,8 +86,8 @@ class Scoring(Stage[Scorer]):
         entry = self.registry.entry(self.champion.name, self.champion.version)
         return [{"name": self.champion.name, "version": self.champion.version, "role": "champion", **dict(entry.metadata)}]
 
-    def _from_records(self, partition: int, records: Mapping[bytes, bytes]) -> Scorer:
-        return Scorer.restore(partition, records, self.load)
+    def _from_records(self, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int]) -> Scorer:
+        return Scorer.restore(partition, records, self.load, offsets)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
         self.refresh()
@@ -160,7 +162,7 @@ class Scoring(Stage[Scorer]):
             if told.count and told.raw_ms:
                 metrics.observe_many("raw_to_prediction", max(0, now_ms() - told.raw_ms) / 1000, told.count)
 
-        await self.submit(core, partition, told.sends, core.records(app.term), delivered)
+        await self.submit(core, partition, told.sends, core.records(app.term), core.index, delivered)
 
 
 stage = Scoring()

@@ -201,6 +201,7 @@ class Sender:
 class _Job:
     sends: Sequence[Outgoing]
     records: Outgoing | None
+    stored: Callable[[int, int], None] | None
     delivered: Callable[[], None] | None
 
 
@@ -218,11 +219,17 @@ class Pipe:
         self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
         self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
 
-    async def submit(self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None, delivered: Callable[[], None] | None = None) -> None:
-        """Queues one step: `sends`, then, confirmed, `records` (state), then the call of `delivered`. A closed pipe takes nothing: its partition has gone."""
+    async def submit(
+        self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None,
+        stored: Callable[[int, int], None] | None = None, delivered: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Queues one step: `sends`, then, confirmed, `records` (state), then the calls of `stored` and `delivered`. A closed pipe takes nothing.
+
+        `stored` is told between which offsets the records lie, -1 where the broker did not say.
+        """
         if self._closed:
             return
-        await self._jobs.put(_Job(sends, records, delivered))
+        await self._jobs.put(_Job(sends, records, stored, delivered))
 
     async def drain(self) -> None:
         """Waits until all that was submitted is confirmed and its state written, or the pipe is closed."""
@@ -277,7 +284,10 @@ class Pipe:
             if futures:
                 await asyncio.gather(*futures)
             if job.records is not None and job.records.messages:
-                await asyncio.gather(*await self._sender.send(job.records))
+                written = await asyncio.gather(*await self._sender.send(job.records))
+                if job.stored is not None:
+                    offsets = [metadata.offset for metadata in written]
+                    job.stored(min(offsets), max(offsets) + len(job.records.messages) - 1)
             if job.delivered is not None:
                 job.delivered()
             self._sent.task_done()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import aiokafka
@@ -15,6 +16,7 @@ from faust.types import TP
 from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
 from stockstream.errors import FencedError
+from stockstream.transforms.changelog import OPEN, ChangelogIndex, Range, subtract
 from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
 
 logger = logging.getLogger(__name__)
@@ -23,11 +25,69 @@ Core = TypeVar("Core")
 Records = Sequence[tuple[bytes, bytes]]
 
 
+Needs = Callable[[Mapping[bytes, bytes]], list[Range] | None]
+"""The ranges of a changelog that a restart needs, as the records read so far say; None where they do not say it."""
+
+TAIL = 64
+"""Records at a changelog's end that are read first: the last head is among them, but for a writer that died within a large batch."""
+
+
+def everything(_: Mapping[bytes, bytes]) -> None:
+    """Of a table that does not say what it needs."""
+
+
+@dataclass(slots=True)
+class Stored:
+    """The last record of each key of one partition, and its offset."""
+
+    records: dict[bytes, bytes] = field(default_factory=dict)
+    offsets: dict[bytes, int] = field(default_factory=dict)
+
+    def keep(self, record: Any) -> None:
+        """Takes a record, whichever range it was read in."""
+        if record.offset < self.offsets.get(record.key, -1):
+            return
+        self.offsets[record.key] = record.offset
+        if record.value is None:
+            self.records.pop(record.key, None)
+        else:
+            self.records[record.key] = record.value
+
+
+class Reading:
+    """What of one partition is read and what is still to be."""
+
+    def __init__(self, begin: int, end: int, needs: Needs, tail: int = TAIL) -> None:
+        self.stored = Stored()
+        self._begin, self._end, self._needs = begin, end, needs
+        self._read: list[Range] = []
+        self._next = [(max(begin, end - tail), end - 1)] if begin < end else []
+        self.now: Range | None = None
+
+    def begin_range(self) -> int | None:
+        """The offset to read from now; None where all that is needed is there."""
+        if not self._next and self._begin < self._end:
+            ranges = self._needs(self.stored.records)
+            ranges = [(0, OPEN)] if ranges is None else ranges
+            inside = [(max(first, self._begin), min(last, self._end - 1)) for first, last in ranges]
+            self._next = subtract([part for part in inside if part[0] <= part[1]], self._read)
+        self.now = self._next.pop(0) if self._next else None
+        return self.now[0] if self.now else None
+
+    def reached(self, position: int) -> bool:
+        """Whether the range is read, now that reading goes on at this offset."""
+        assert self.now is not None
+        if position <= self.now[1]:
+            return False
+        self._read.append(self.now)
+        return True
+
+
 class StateTable(faust.Table[bytes, bytes]):
     """Packed records in the changelog of a Faust table. They are written by the stage, through its pipe, never by item assignment.
 
-    They are read here, whole, at every assignment. Faust's own recovery (tables/recovery.py) reads on from where it was for partitions that stay, and
-    lets a chunk that a rebalance has dropped count as read; `Consumer.highwaters` tells it that there is nothing to recover.
+    They are read here, at every assignment: the log's end, and what the head there names. Faust's own recovery (tables/recovery.py) reads on from where it
+    was for partitions that stay, and lets a chunk that a rebalance has dropped count as read; `Consumer.highwaters` tells it that there is nothing to recover.
     """
 
     def __init__(self, app: App, name: str) -> None:
@@ -36,34 +96,36 @@ class StateTable(faust.Table[bytes, bytes]):
         self._app = app
         app.tables.add(self)
 
-    async def read(self, partitions: Sequence[int]) -> dict[int, dict[bytes, bytes]]:
-        """The last record of each key, for each partition, as the changelog holds them now."""
-        stored: dict[int, dict[bytes, bytes]] = {partition: {} for partition in partitions}
-        if not stored:
-            return stored
+    async def read(self, partitions: Sequence[int], needs: Needs = everything) -> dict[int, Stored]:
+        """What a restart needs of each partition, as its changelog holds it now."""
+        if not partitions:
+            return {}
         consumer = aiokafka.AIOKafkaConsumer(
             **client_options(self._app.settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
             fetch_max_wait_ms=FETCH_MAX_WAIT_MS, max_partition_fetch_bytes=4 * MAX_BATCH_BYTES,
         )  # fmt: skip
         try:
             await consumer.start()
-            places = [aiokafka.TopicPartition(self.changelog_topic.get_topic_name(), partition) for partition in stored]
+            places = [aiokafka.TopicPartition(self.changelog_topic.get_topic_name(), partition) for partition in partitions]
+            begins = await consumer.beginning_offsets(places)
             ends = await end_offsets(consumer, places, embedded=self._app.embedded)
             consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            left = {place for place in places if ends[place] > 0}
+            found = {place: Reading(begins[place], ends[place], needs) for place in places}
+            left = set(places)
             while left:
-                for place, records in (await consumer.getmany(*left, timeout_ms=FETCH_MAX_WAIT_MS)).items():
-                    kept = stored[place.partition]
-                    for record in records:
-                        if record.value is None:
-                            kept.pop(record.key, None)
-                        else:
-                            kept[record.key] = record.value
-                left = {place for place in left if await consumer.position(place) < ends[place]}
+                for place in [place for place in left if found[place].now is None or found[place].reached(await consumer.position(place))]:
+                    offset = found[place].begin_range()
+                    if offset is None:
+                        left.discard(place)
+                    else:
+                        consumer.seek(place, offset)
+                if left:
+                    for place, records in (await consumer.getmany(*left, timeout_ms=FETCH_MAX_WAIT_MS)).items():
+                        for record in records:
+                            found[place].stored.keep(record)
         finally:
             await consumer.stop()
-        return stored
+        return {place.partition: reading.stored for place, reading in found.items()}
 
 
 class Stage(Generic[Core]):
@@ -72,15 +134,17 @@ class Stage(Generic[Core]):
     Args:
         name: of the agent, for logs.
         topic: full name of the topic that the agent reads.
-        restore: makes the core of a partition from its records.
+        restore: makes the core of a partition from its records and their offsets.
         position: the offset in `topic` at which a core goes on; None for the beginning.
+        needs: tells from the records at the changelog's end which others are needed.
     """
 
     def __init__(
-        self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes]], Core], position: Callable[[Core], int | None]
-    ) -> None:
+        self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core],
+        position: Callable[[Core], int | None], needs: Needs,
+    ) -> None:  # fmt: skip
         self.app, self.table, self.topic = app, table, topic
-        self._restore, self._position = restore, position
+        self._restore, self._position, self._needs = restore, position, needs
         self.cores: dict[int, Core] = {}
         self.pipes: dict[int, Pipe] = {}
         app.parts.append(self)
@@ -90,18 +154,15 @@ class Stage(Generic[Core]):
         await self.release(0.0)
         found: dict[TP, int | None] = {}
         epoch = self.app.reader.epoch
-        stored = await self.table.read(partitions.get(self.topic, []))
+        stored = await self.table.read(partitions.get(self.topic, []), self._needs)
         if epoch != self.app.reader.epoch:
             return found                                                 # a newer assignment is under way
-        for partition, records in stored.items():
-            core = await self.build(partition, records)
+        for partition, kept in stored.items():
+            core = self._restore(partition, kept.records, kept.offsets)
             self.cores[partition] = core
             self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
             found[TP(self.topic, partition)] = self._position(core)
         return found
-
-    async def build(self, partition: int, records: Mapping[bytes, bytes]) -> Core:
-        return self._restore(partition, records)
 
     async def release(self, timeout_s: float) -> None:
         """Settles the pipes and forgets the cores."""
@@ -133,12 +194,16 @@ class Stage(Generic[Core]):
                 return
 
     async def submit(
-        self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (), delivered: Callable[[], None] | None = None
-    ) -> None:
-        """Sends, then stores the records, through the partition's pipe; nothing where `core` is no longer the partition's: its successor tells it again."""
+        self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (),
+        index: ChangelogIndex | None = None, delivered: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Sends, then stores the records, through the partition's pipe; nothing where `core` is no longer the partition's: its successor tells it again.
+
+        `index` is told where the records have come to lie.
+        """
         pipe = self.pipes.get(partition) if self.cores.get(partition) is core else None
         if pipe is not None and (sends or records):
-            await pipe.submit(sends, self._state(partition, records), delivered)
+            await pipe.submit(sends, self._state(partition, records), index.confirmed if index else None, delivered)
 
     def _state(self, partition: int, records: Records) -> Outgoing | None:
         if not records:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import Alert
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame
 
 VOLUME_SPIKE: Final = "volume_spike"
@@ -95,6 +96,7 @@ class Detector:
         self._owner: dict[str, str] = {}
         self._changed = False
         self._moved = False
+        self.index = ChangelogIndex()
 
     @property
     def open_alerts(self) -> list[OpenAlert]:
@@ -131,25 +133,37 @@ class Detector:
         """Keys and msgpack values of what changed since the last call, in the order of writing; all of the state with `everything`.
 
         A value begins with `through`. Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
-        (modulo 8), so that a woken worker can only replace what it wrote itself.
+        (modulo 8), so that a woken worker can only replace what it wrote itself. Where they have come to lie is told to `index.confirmed`.
         """
         out: list[tuple[bytes, bytes]] = []
         through = self.expect - 1
-        if self.expect >= 0 and (self._changed or everything):
+        changed = self.expect >= 0 and (self._changed or everything)
+        if changed:
             out.append((self._key("open", term), msgspec.msgpack.encode([through, self.log, [asdict(alert) for alert in self.open_alerts]])))
         if self.expect >= 0 and (self._moved or everything):
-            out.append((self._key("head", term), msgspec.msgpack.encode([through, self.log, self.resume_input])))
+            out.append((self._key("head", term), msgspec.msgpack.encode([through, self.log, self.resume_input, self.index.needed({})])))
+        if out:
+            self.index.written({}, ["open"] if changed else [])
         self._changed = self._moved = False
         return out
 
+    @staticmethod
+    def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
+        """The ranges of the changelog that the best head among these records names; None where there is no head."""
+        heads = [msgspec.msgpack.decode(value) for key, value in records.items() if key.endswith(b"/head")]
+        return [(first, last) for first, last in max(heads, key=lambda head: (head[1], head[0]))[3]] if heads else None
+
     @classmethod
-    def restore(cls, partition: int, records: Mapping[bytes, bytes]) -> Detector:
-        """The detector as its records describe it; those of other partitions and of older logs are ignored. Raises `StateError`."""
+    def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None) -> Detector:
+        """The detector as its records describe it; those of other partitions and of older logs are ignored. `offsets` in the changelog, by key.
+
+        Raises `StateError`.
+        """
         detector = cls(partition)
         prefix = b"%d/" % partition
         own = [(key, value) for key, value in records.items() if key.startswith(prefix)]
         try:
-            decoded = [(key.rpartition(b"/")[2], msgspec.msgpack.decode(value)) for key, value in own]
+            decoded = [(key.rpartition(b"/")[2], [*msgspec.msgpack.decode(value), offsets[key] if offsets else 0]) for key, value in own]
             if not decoded:
                 return detector
             detector.log = max(value[1] for _, value in decoded)
@@ -159,8 +173,11 @@ class Detector:
                     newest[name] = value
             detector.resume_input = newest.get(b"head", (0, "", 0))[2]
             detector.expect = max(value[0] for value in newest.values()) + 1
-            for alert in newest.get(b"open", (0, "", []))[2]:
-                detector._keep(OpenAlert(**alert))
+            if b"open" in newest:
+                _, _, alerts, offset = newest[b"open"]
+                detector.index.restored(offset, {}, ["open"])
+                for alert in alerts:
+                    detector._keep(OpenAlert(**alert))
         except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as error:
             raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error
         return detector
@@ -170,6 +187,7 @@ class Detector:
 
     def _reset(self, log: str) -> None:
         self.log = log
+        self.index.clear()
         self.expect = -1
         self._open = {}
         self._owner = {}

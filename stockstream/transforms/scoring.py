@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from models import ScoringModel, features
 from stockstream.errors import ModelError, StateError
 from stockstream.records import Horizon, Outcome, Prediction, Role
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame
 
 RING_S: Final = 128
@@ -232,6 +233,7 @@ class Scorer:
         self._roster_saved = True
         self._closed_since = False
         self._saved_expect = -1
+        self.index = ChangelogIndex()
         if contenders:
             self._change(contenders, 0)
 
@@ -329,6 +331,7 @@ class Scorer:
             self._roster = [(0, self.members)] if self.members else []
         self.log, self.expect, self.sent, self._saved_expect = log, -1, -1, -1
         self._sources, self._unsaved = {}, {}
+        self.index.clear()
         self._roster_saved, self._closed_since = not self._roster, False
 
     def _score(self, rows: _Rows) -> tuple[list[tuple[slice, list[_Said]]], tuple[Predictions, ...]]:
@@ -388,9 +391,11 @@ class Scorer:
 
         None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value begins
         with the raw offset that it counts through, then the log's id; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
-        worker can only replace what it wrote itself, and an older log's record can never win.
+        worker can only replace what it wrote itself, and an older log's record can never win. Where they have come to lie is told to `index.confirmed`.
         """
         out: list[tuple[bytes, bytes]] = []
+        newest: dict[str, int] = {}
+        named: list[str] = []
         through = self.expect - 1
         if everything or not self._roster_saved:
             # an entry may go once no reader of the head already written needs it
@@ -400,6 +405,7 @@ class Scorer:
             entries = [[start, [[m.role, m.name, m.version] for m in members]] for start, members in self._roster]
             out.append((self._key("roster", term), _pack([begins, self.log, entries])))
             self._roster_saved = True
+            named.append("roster")
         if self._closed_since or (everything and self.expect >= 0):
             slots = self._unsaved
             if everything:
@@ -407,9 +413,13 @@ class Scorer:
             for (name, second), slot in slots.items():
                 if second > self._sources[name].closed - RING_S:
                     out += self._slot_records(term, name, slot, through)
+                    newest[name] = max(second, newest.get(name, second))
             closed = {name: source.closed for name, source in self._sources.items()}
-            out.append((self._key("head", term), _pack([through, self.log, self.expect, self.resume_input, closed])))
+            needed = self.index.needed({name: second - RING_S + 1 for name, second in closed.items()})
+            out.append((self._key("head", term), _pack([through, self.log, self.expect, self.resume_input, closed, needed])))
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
+        if out:
+            self.index.written(newest, named)
         return out
 
     def _key(self, kind: str, term: int, *place: str | int) -> bytes:
@@ -425,16 +435,22 @@ class Scorer:
             value = [through, self.log, name, slot.second, part, parts, symbols, _bytes(slot.price[run]), said]
             yield self._key("slot", term, name, slot.second % RING_S, part), _pack(value)
 
+    @staticmethod
+    def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
+        """The ranges of the changelog that the best head among these records names; None where there is no head."""
+        heads = [_unpack(value) for key, value in records.items() if _unpack(key)[2] == "head"]
+        return [(first, last) for first, last in max(heads, key=lambda head: (head[1], head[0]))[5]] if heads else None
+
     @classmethod
-    def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load) -> Scorer:
+    def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load, offsets: Mapping[bytes, int] | None = None) -> Scorer:
         """The scorer that the records describe; those of other partitions and older logs are ignored, none make a new scorer.
 
-        `load(name, version)` brings the models that still score. Raises `StateError`, and what `load` raises.
+        `load(name, version)` brings the models that still score; `offsets` in the changelog, by key. Raises `StateError`, and what `load` raises.
         """
         scorer = cls(partition)
         try:
-            keyed = [(_unpack(key), value) for key, value in records.items()]
-            own = [(key, _unpack(value)) for key, value in keyed if key[0] == partition]
+            keyed = [(_unpack(key), value, offsets[key] if offsets else 0) for key, value in records.items()]
+            own = [(key, [*_unpack(value), offset]) for key, value, offset in keyed if key[0] == partition]
             scorer.log = max((key[1] for key, _ in own), default="")
             kinds: dict[str, list[list[Any]]] = {"roster": [], "slot": [], "head": []}
             for key, value in own:
@@ -449,12 +465,15 @@ class Scorer:
 
     def _restore(self, rosters: list[list[Any]], slots: list[list[Any]], heads: list[list[Any]]) -> None:
         if rosters:
-            _, _, entries = max(rosters, key=lambda value: (value[1], value[0]))
+            _, _, entries, offset = max(rosters, key=lambda value: (value[1], value[0]))
+            self.index.restored(offset, {}, ["roster"])
             self._roster = [(start, tuple(Member(*member) for member in members)) for start, members in entries]
         self.sent = max((value[0] for value in slots + heads), default=-1)
         if not heads:
             return
-        _, _, self.expect, self.resume_input, closed = max(heads, key=lambda value: value[0])
+        _, _, self.expect, self.resume_input, closed, _, _ = max(heads, key=lambda value: value[0])
+        for _, _, name, second, *_, offset in sorted(slots, key=lambda value: int(value[-1])):
+            self.index.restored(offset, {name: second})
         self._saved_expect = self.expect
         while len(self._roster) > 1 and self._roster[1][0] <= self.expect:
             del self._roster[0]
@@ -469,7 +488,7 @@ class Scorer:
             whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)][5]]
             if not whole:
                 raise ValueError(f"parts of second {second} of {name} are missing")
-            parts = [value[6:] for _, value in sorted(max(whole, key=lambda item: item[0])[1].items())]
+            parts = [value[6:-1] for _, value in sorted(max(whole, key=lambda item: item[0])[1].items())]
             source = self._sources[name]
             said = [
                 _Said(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, empty
 
 WINDOW_S = 300
@@ -69,6 +70,16 @@ class _Ticks:
 
     def take(self, which: slice | NDArray[np.bool_]) -> _Ticks:
         return _Ticks(*(getattr(self, name)[which] for name in self.__slots__))
+
+
+def _is_head(key: bytes) -> bool:
+    kind, *place = _unpack(key)
+    return bool(kind == "head" and len(place) == 1)
+
+
+def _best(head: list[Any]) -> tuple[str, int, int]:
+    """What the head of a state that counts further has more of."""
+    return head[1], head[0], head[2]
 
 
 def _down(seconds: int) -> int:
@@ -444,6 +455,7 @@ class Windows:
         self._records: list[tuple[list[Any], list[Any]]] = []
         self._last = self._head_last = -1
         self._sent_from = -1
+        self.index = ChangelogIndex()
 
     def frame(self, frame: Frame, input_offset: int = 0) -> Rows | None:
         """Takes a `ticks.clean` frame; returns the closings and rows to send, or None where the frame is of no use now.
@@ -453,8 +465,10 @@ class Windows:
         if self.log and frame.log < self.log:
             return None
         if frame.log != self.log:
+            index = self.index
             self.__init__(self.partition, revise_s=self.revise_s)  # type: ignore[misc]
-            self.log = frame.log
+            index.clear()
+            self.log, self.index = frame.log, index
         if self.expect < 0:
             self.expect = self._sent_from = frame.start
         if frame.start > self.expect:
@@ -561,6 +575,7 @@ class Windows:
 
     @staticmethod
     def _add(ring: _Ring, ticks: _Ticks, late: NDArray[np.bool_]) -> None:
+        late = late & (ticks.second > ring.closed - ring.keep)           # read again after a restart, from before a jump: its revision was sent
         if late.any():
             ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
         ticks = ring.uncounted(ticks)
@@ -686,10 +701,16 @@ class Windows:
     # -- state --------------------------------------------------------------
 
     def records(self, term: int) -> list[tuple[bytes, bytes]]:
-        """State records to write, in this order, once what the frames so far brought is delivered; none where nothing closed since the last call."""
+        """State records to write, in this order, once what the frames so far brought is delivered; none where nothing closed since the last call.
+
+        Where they have come to lie is told to `index.confirmed`.
+        """
         if not self._records and self._last <= self._head_last:
             return []
         records = [(_pack([*key, term % TERMS]), _pack(value)) for key, value in self._records]
+        newest: dict[str, int] = {}
+        for _, (_, _, source, buckets) in self._records:
+            newest[source] = max(buckets[-1][0], newest.get(source, _NEVER))
         self._records = []
         self._head_last = self._last
         resume = min((min(ring.unsaved.values()) for ring in self._rings.values() if ring.unsaved), default=self.expect)
@@ -699,25 +720,38 @@ class Windows:
         if through < resume:
             self.resume_input += 1
         sources = {name: [ring.closed, ring.counted, ring.stored] for name, ring in self._rings.items() if ring.closed != _NEVER}
-        head = [self._last, self.log, resume, self.resume_input, self._sent_from, sources]
+        needed = self.index.needed({name: ring.closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
+        self.index.written(newest)
+        head = [self._last, self.log, resume, self.resume_input, self._sent_from, sources, needed]
         return [*records, (_pack(["head", term % TERMS]), _pack(head))]
 
+    @staticmethod
+    def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
+        """The ranges of the changelog that the best head among these records names; None where there is no head."""
+        heads = [_unpack(value) for key, value in records.items() if _is_head(key)]
+        return [(first, last) for first, last in max(heads, key=_best)[6]] if heads else None
+
     @classmethod
-    def restore(cls, partition: int, records: Mapping[bytes, bytes], *, revise_s: int) -> Windows:
-        """The state in a partition's records: those of the newest log, for each second the ones that count the furthest."""
+    def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None, *, revise_s: int) -> Windows:
+        """The state in a partition's records: those of the newest log, for each second the ones that count the furthest. `offsets` in the changelog, by key."""
         windows = cls(partition, revise_s=revise_s)
         heads: list[list[Any]] = []
         buckets: list[list[Any]] = []
         try:
             for key, value in records.items():
-                (heads if _unpack(key)[0] == "head" and len(_unpack(key)) == 2 else buckets).append(_unpack(value))
+                if _is_head(key):
+                    heads.append(_unpack(value))
+                else:
+                    buckets.append([*_unpack(value), offsets[key] if offsets else 0])
         except (msgspec.MsgspecError, IndexError, TypeError) as error:
             raise StateError(f"partition {partition}: a record of aggregate cannot be read: {error}") from error
         log = max((value[1] for value in heads + buckets), default="")
         heads, buckets = [h for h in heads if h[1] == log], [b for b in buckets if b[1] == log]
         windows.log = log
+        for _, _, source, parts, offset in sorted(buckets, key=lambda bucket: bucket[-1]):
+            windows.index.restored(offset, {source: parts[-1][0]})
         best: dict[str, dict[int, tuple[int, list[list[Any]]]]] = {}
-        for through, _, source, parts in buckets:
+        for through, _, source, parts, _ in buckets:
             windows.sent = max(windows.sent, through)
             seconds = best.setdefault(source, {})
             for part in parts:
@@ -728,7 +762,7 @@ class Windows:
                     known[1].append(part)
         sources: dict[str, list[int]] = {}
         if heads:
-            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources = max(heads, key=lambda head: (head[0], head[2]))
+            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=_best)
             windows.sent = max(windows.sent, windows._last)
             windows._head_last = windows._last
         for source in {*best, *sources}:

@@ -15,7 +15,7 @@ from faust.types import TP
 from stockstream.errors import FencedError
 from stockstream.settings import Settings
 from stockstream.transport import Chunk, Fence, Message, Outgoing
-from tables.state import Stage, StateTable
+from tables.state import TAIL, Needs, Stage, StateTable, Stored, everything
 
 TOPIC = "ticks.clean"
 
@@ -39,11 +39,11 @@ class Table:
         self.reads = 0
         self.wait: asyncio.Event | None = None
 
-    async def read(self, partitions: Sequence[int]) -> dict[int, dict[bytes, bytes]]:
+    async def read(self, partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
         self.reads += 1
         if self.wait is not None:
             await self.wait.wait()
-        return {partition: dict(self.stored.get(partition, {})) for partition in partitions}
+        return {partition: Stored(dict(self.stored.get(partition, {}))) for partition in partitions}
 
 
 class Sender:
@@ -68,7 +68,10 @@ class Line:
         self.told: list[str] = []
         self.table, self.sender = Table(), Sender()
         self.app: Any = SimpleNamespace(parts=[], reader=SimpleNamespace(epoch=1), sender=self.sender, fence=Fence(6.0, self.told.append))
-        self.stage: Stage[Core] = Stage(self.app, self.table, TOPIC, Core, lambda core: int(core.records[b"head"]) if core.records else None)  # type: ignore[arg-type]
+        self.stage: Stage[Core] = Stage(
+            self.app, self.table, TOPIC, lambda partition, records, _: Core(partition, records),  # type: ignore[arg-type]
+            lambda core: int(core.records[b"head"]) if core.records else None, everything,
+        )  # fmt: skip
 
     async def assign(self, *partitions: int) -> Mapping[TP, int | None]:
         self.app.reader.epoch += 1
@@ -200,7 +203,7 @@ async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
 # -- reading a changelog ----------------------------------------------------
 
 
-class Stored(NamedTuple):
+class Record(NamedTuple):
     offset: int
     key: bytes
     value: bytes | None
@@ -209,10 +212,11 @@ class Stored(NamedTuple):
 class Changelog:
     """`AIOKafkaConsumer` over logs by partition; `tail`: offsets after the last record that hold none, as a transaction's marker."""
 
-    def __init__(self, logs: dict[int, list[Stored]], tail: int = 0) -> None:
+    def __init__(self, logs: dict[int, list[Record]], tail: int = 0) -> None:
         self.logs, self.tail = logs, tail
         self.at: dict[int, int] = {}
         self.running = False
+        self.asked: list[Record] = []
 
     async def start(self) -> None:
         self.running = True
@@ -226,43 +230,76 @@ class Changelog:
     def assign(self, places: list[TopicPartition]) -> None:
         self.at = {place.partition: -1 for place in places}
 
-    async def seek_to_beginning(self, *places: TopicPartition) -> None:
-        for place in places:
-            self.at[place.partition] = 0
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {place: log[0].offset if (log := self.logs[place.partition]) else 0 for place in places}
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.at[place.partition] = offset
 
     async def position(self, place: TopicPartition) -> int:
         return self.at[place.partition]
 
-    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Stored]]:
+    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Record]]:
         for place in places:
             left = [record for record in self.logs[place.partition] if record.offset >= self.at[place.partition]]
             if left:
+                self.asked += left[:2]
                 self.at[place.partition] = left[:2][-1].offset + 1
                 return {place: left[:2]}
             self.at[place.partition] = (await self.end_offsets([place]))[place]
         return {}
 
 
-async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions: int) -> dict[int, dict[bytes, bytes]]:
+async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions: int, needs: Needs = everything) -> dict[int, dict[bytes, bytes]]:
     table: Any = StateTable.__new__(StateTable)
     table._app = SimpleNamespace(settings=Settings(), embedded=False)
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
     monkeypatch.setattr("tables.state.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
     async with asyncio.timeout(20):
-        found: dict[int, dict[bytes, bytes]] = await table.read(partitions)
+        found: dict[int, Stored] = await table.read(partitions, needs)
     assert not consumer.running
-    return found
+    for partition, kept in found.items():
+        assert {(kept.offsets[key], key, value) for key, value in kept.records.items()} <= set(consumer.logs[partition])
+    return {partition: kept.records for partition, kept in found.items()}
 
 
 async def test_the_last_record_of_each_key_is_read_up_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    logs = {0: [Stored(0, b"a", b"1"), Stored(1, b"b", b"2"), Stored(4, b"a", b"3")], 1: [], 2: [Stored(9, b"c", b"4"), Stored(10, b"c", None)]}
+    logs = {0: [Record(0, b"a", b"1"), Record(1, b"b", b"2"), Record(4, b"a", b"3")], 1: [], 2: [Record(9, b"c", b"4"), Record(10, b"c", None)]}
     assert await read(monkeypatch, Changelog(logs), 0, 1, 2) == {0: {b"a": b"3", b"b": b"2"}, 1: {}, 2: {}}
 
 
 async def test_a_log_that_ends_with_what_is_no_record_is_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await read(monkeypatch, Changelog({0: [Stored(0, b"a", b"1")]}, tail=3), 0) == {0: {b"a": b"1"}}
+    assert await read(monkeypatch, Changelog({0: [Record(0, b"a", b"1")]}, tail=3), 0) == {0: {b"a": b"1"}}
 
 
 async def test_without_partitions_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = Changelog({})
     assert await read(monkeypatch, consumer) == {}
+
+
+async def test_what_the_end_names_is_read_and_what_lies_between_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = [Record(offset, b"%d" % (offset % 3_000), b"%d" % offset) for offset in range(5_000)]
+    consumer = Changelog({0: log})
+
+    def needs(records: Mapping[bytes, bytes]) -> list[tuple[int, int]] | None:
+        return [(100, 101), (4_000, 4_009)] if records else None
+
+    found = (await read(monkeypatch, consumer, 0, needs=needs))[0]
+    wanted = {100, 101, *range(4_000, 4_010), *range(5_000 - TAIL, 5_000)}
+    assert wanted - {101} <= {int(value) for value in found.values()} | {100} and {r.offset for r in consumer.asked} <= wanted | {102, 4_010}
+    assert found[b"1000"] == b"4000", "a newer record of the key"
+
+
+async def test_a_better_head_on_the_way_names_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
+
+    def needs(records: Mapping[bytes, bytes]) -> list[tuple[int, int]]:
+        return [(300, 300)] if b"500" in records else [(500, 500)]
+
+    found = (await read(monkeypatch, consumer, 0, needs=needs))[0]
+    assert b"300" in found and b"500" in found and b"400" not in found
+
+
+async def test_an_end_that_names_nothing_leads_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
+    assert len((await read(monkeypatch, consumer, 0, needs=lambda records: None))[0]) == 1_000

@@ -380,7 +380,7 @@ async def test_a_message_waits_for_room_longer_than_one_request(clock: Clock) ->
 async def test_state_is_written_only_after_what_it_counts_is_confirmed(rig: Rig) -> None:
     rig.producer.hold = True
     done: list[str] = []
-    await rig.pipe.submit([out("windows", b"w")], out("state", b"s"), lambda: done.append("delivered"))
+    await rig.pipe.submit([out("windows", b"w")], out("state", b"s"), delivered=lambda: done.append("delivered"))
     await eventually(lambda: bool(rig.producer.held))
     await asyncio.sleep(0)
     assert rig.producer.values("windows") == [b"w"]

@@ -23,6 +23,7 @@ from stockstream.records import WINDOWS_SCHEMA, Closing, Outcome, Prediction
 from stockstream.transforms import scoring
 from stockstream.transforms.frames import Frame, decode, encode
 from stockstream.transforms.scoring import Contender, Scorer, encode_outcomes, encode_predictions
+from tests.changelogs import Changelog
 
 Row = dict[str, Any]
 
@@ -179,18 +180,19 @@ def test_a_scorer_that_dies_anywhere_says_nothing_else_and_misses_nothing(seed: 
     rng = random.Random(seed)
     log, cuts, change = random_log(rng), random_cuts(rng), rng.randint(1, 80)
     roster = [(0, [(V1, "champion"), (SHADOW, "shadow")]), (change, [(V2, "champion"), (SHADOW, "shadow")])]
-    frames, table, reader, term = log.cut(cuts), dict[bytes, bytes](), Subscriber(), 0
+    frames, table, reader, term = log.cut(cuts), Changelog(rng), Subscriber(), 0
     scorer = Scorer(3, [Contender(V1), Contender(SHADOW, "shadow")])
     scorer.set_champion(V2, change)
-    table |= dict(scorer.records(term))
+    table.write(scorer.records(term), scorer.index)
     place = 0
     while place < len(frames):
         reader.read(scorer.frame(frames[place], place))
         place += 1
         records = scorer.records(term, everything=rng.random() < 0.1)
         if rng.random() < 0.4:
-            table |= dict(records[: rng.randrange(len(records) + 1)])
-            scorer = Scorer.restore(3, table, load)
+            table.write(records[: rng.randrange(len(records) + 1)])
+            stored = table.read(Scorer.needs)
+            scorer = Scorer.restore(3, stored.records, load, stored.offsets)
             if scorer.expect < 0:
                 place = 0
             else:
@@ -198,7 +200,7 @@ def test_a_scorer_that_dies_anywhere_says_nothing_else_and_misses_nothing(seed: 
                 assert frames[place - 1].through + 1 == scorer.expect
             term += 1
         else:
-            table |= dict(records)
+            table.write(records, scorer.index)
     reader.holds(oracle(log, roster))
 
 

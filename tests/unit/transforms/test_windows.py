@@ -15,6 +15,7 @@ from stockstream.transforms.frames import Frame
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
 from tests import oracle
+from tests.changelogs import Changelog
 from tests.logs import cuts, day_records, generated_day, real_day, records_of, shared_model
 
 Key = tuple[str, int, int]
@@ -83,12 +84,12 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
-    """Dies while sending and while writing; frozen copies wake, send and write. The changelog keeps the last record of a key, as compaction does."""
+    """Dies while sending and while writing; frozen copies wake, send and write. A restart reads the ranges of the changelog that its end names."""
     rng = random.Random(seed)
     log = shared_model("recovery_model").random_log(rng, rng.randrange(20, 160))
     judge = Judge(log)
     frames = frames_of(rng, records_of(log), 12)
-    changelog: dict[bytes, bytes] = {}
+    changelog = Changelog(rng)
     core, at, term, crashes = Windows(0, revise_s=30), 0, 0, 0
     asleep: list[tuple[Windows, int, int, list[Any], list[Any]]] = []
     while at < len(frames):
@@ -96,26 +97,29 @@ def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
         die = rng.random()
         if die < 0.12:
             judge.take(rows[: rng.randrange(len(rows) + 1)] if die < 0.06 else rows)
-            changelog |= dict(records[: rng.randrange(len(records) + 1)] if die >= 0.06 else [])
+            changelog.write(records[: rng.randrange(len(records) + 1)] if die >= 0.06 else [])
             if rng.random() < 0.4:
-                asleep.append((copy.deepcopy(core), at + 1, term, rows, records))      # it was frozen, not dead
+                zombie = copy.deepcopy(core)                             # it was frozen, not dead
+                changelog.take_over(core.index, zombie.index)
+                asleep.append((zombie, at + 1, term, rows, records))
             term += 1
             crashes += 1
-            core = Windows.restore(0, changelog, revise_s=30)
+            stored = changelog.read(Windows.needs)
+            core = Windows.restore(0, stored.records, stored.offsets, revise_s=30)
             at = core.resume_input
             continue
         judge.take(rows)
-        changelog |= dict(records)
+        changelog.write(records, core.index)
         at += 1
         if asleep and rng.random() < 0.2:
             zombie, its, old, rows, records = asleep.pop(rng.randrange(len(asleep)))
             judge.take(rows)                                             # it goes on where it stood: its writes come in order
-            changelog |= dict(records)
+            changelog.write(records, zombie.index)
             for frame in frames[its : its + rng.randrange(1, 4)]:
                 rows, records = work(zombie, frame, its, old)
                 its += 1
                 judge.take(rows)
-                changelog |= dict(records)
+                changelog.write(records, zombie.index)
     assert judge.seen == judge.want.keys()
 
 

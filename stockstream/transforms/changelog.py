@@ -1,0 +1,102 @@
+"""Where in a partition's changelog the records lie that a restart needs, so that it reads those and not the whole log.
+
+A core's head names these ranges. Whoever reads takes the last few records, the best head among them, and what it names; a head that it finds on the way and
+that counts further names its own. Any head with all that it names is a state that was once true, and from any of them the log gives the same again: so a
+worker that was frozen, wakes and writes its old head last costs a longer way, never a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+Range = tuple[int, int]
+"""First and last offset."""
+
+OPEN = (1 << 63) - 1
+"""As a last offset: to the end."""
+NEAR = 1_000
+"""Offsets between two ranges that are read along rather than told."""
+
+
+def merge(ranges: Iterable[Range], near: int = NEAR) -> list[Range]:
+    """The ranges in order; those that touch, or have fewer than `near` offsets between them, as one."""
+    out: list[Range] = []
+    for first, last in sorted(ranges):
+        if out and first - near <= out[-1][1]:
+            out[-1] = out[-1][0], max(out[-1][1], last)
+        else:
+            out.append((first, last))
+    return out
+
+
+def subtract(ranges: Iterable[Range], known: Iterable[Range]) -> list[Range]:
+    """What of the ranges no known one covers."""
+    out = merge(ranges, 1)
+    for first, last in known:
+        cut: list[Range] = []
+        for a, b in out:
+            cut += [part for part in ((a, min(b, first - 1)), (max(a, last + 1), b)) if part[0] <= part[1]]
+        out = cut
+    return out
+
+
+class ChangelogIndex:
+    """The places of one partition's records: for each source the batches by their newest second, and single records that are kept under a name."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, deque[tuple[int, int, int]]] = {}
+        """By source: newest second, first and last offset of each batch, in the order of writing."""
+        self._named: dict[str, Range] = {}
+        self._waiting: deque[tuple[dict[str, int], set[str]]] = deque()
+        self._unplaced: tuple[dict[str, int], set[str]] = {}, set()
+        """What was confirmed without an offset (a repeat that the broker had already)."""
+        self._open_from = 0
+
+    def clear(self) -> None:
+        """Nothing that was written so far is needed any more."""
+        self._batches.clear()
+        self._named.clear()
+        self._unplaced = {}, set()
+        self._waiting = deque(({}, set()) for _ in self._waiting)
+
+    def restored(self, offset: int, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
+        """A record that was read at this offset; to be told in ascending order."""
+        self._place(offset, offset, seconds, named)
+
+    def written(self, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
+        """A batch is handed out for writing: the newest second that it holds of each source, and the names of single records."""
+        self._waiting.append((dict(seconds), set(named)))
+
+    def confirmed(self, first: int, last: int) -> None:
+        """The oldest batch that was handed out is in the log between these offsets; -1 where the broker does not say."""
+        seconds, named = self._waiting.popleft()
+        earlier, names = self._unplaced
+        begin = self._open_from if earlier or names else first
+        for source, second in seconds.items():
+            earlier[source] = max(second, earlier.get(source, second))
+        names |= named
+        if first >= 0:
+            self._unplaced = {}, set()
+            self._place(min(begin, first), last, earlier, names)
+            self._open_from = first
+
+    def _place(self, first: int, last: int, seconds: Mapping[str, int], named: Iterable[str]) -> None:
+        for source, second in seconds.items():
+            self._batches.setdefault(source, deque()).append((second, first, last))
+        for name in named:
+            self._named[name] = first, last
+        self._open_from = max(self._open_from, first)
+
+    def needed(self, oldest: Mapping[str, int]) -> list[Range]:
+        """The ranges that hold all records with the seconds from `oldest` on, by source, and those under a name; what is not confirmed follows the last."""
+        ranges = [(self._open_from, OPEN), *self._named.values()]
+        for source in list(self._batches):
+            batches = self._batches[source]
+            while batches and batches[0][0] < oldest.get(source, OPEN):
+                batches.popleft()
+            if batches:
+                ranges.append((batches[0][1], max(batches[0][2], batches[-1][2])))
+            else:
+                del self._batches[source]
+        return merge(ranges)
