@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
 from typing import Any, Final
 
 import msgspec
@@ -49,6 +49,7 @@ Load = Callable[[str, str], ScoringModel]
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Encoder().encode
+_json_lines = msgspec.json.Encoder().encode_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,38 +505,69 @@ class Scorer:
 
 def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, int]) -> list[bytes]:
     """Each prediction as the JSON of `records.Prediction`, in the order of `scored.symbols`, the messages' keys. Times in epoch ms, latencies in ms."""
-    latency = dict(latency_ms)
+    same = {"partition": scored.partition, "made_at": made_at, "latency_ms": dict(latency_ms)}
     out: list[bytes] = []
     for of in scored.predictions:
-        tail = f"-{of.model}-{of.version}"
-        columns = zip(of.symbol, of.as_of.tolist(), of.price.tolist(), of.offset.tolist(), of.predicted_return.tolist(), of.p_up.tolist(), strict=True)
-        out += [
-            _json(
-                Prediction(
-                    id=f"{symbol}-{as_of}{tail}", symbol=symbol, as_of=as_of, price=price, model=of.model, version=of.version, feature_hash=of.feature_hash,
-                    partition=scored.partition, offset=offset, made_at=made_at, latency_ms=latency,
-                    horizons=[Horizon(horizon_s=h, predicted_return=r, p_up=p) for h, r, p in zip(of.horizons_s, returns, ps, strict=True)],
-                )
-            )
-            for symbol, as_of, price, offset, returns, ps in columns
-        ]  # fmt: skip
+        template = _template(
+            Prediction, {**same, "model": of.model, "version": of.version, "feature_hash": of.feature_hash},
+            id=_id_of(of), horizons=b"[%b]" % b",".join(_template(Horizon, {"horizon_s": horizon}) for horizon in of.horizons_s),
+        )  # fmt: skip
+        symbol, as_of = _texts(of.symbol), _texts(of.as_of)
+        said = [_texts(values[:, column]) for column in range(len(of.horizons_s)) for values in (of.predicted_return, of.p_up)]
+        columns = (_open(symbol), as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *said)
+        out += map(template.__mod__, zip(*columns, strict=True))
     return out
 
 
 def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
     """The outcomes as JSON arrays of `records.Outcome`, as many as a message's size asks for; none where there are none. `judged_at` in epoch ms."""
-    items: list[Outcome] = []
-    for of in scored.outcomes:
-        tail = f"-{of.as_of}-{of.model}-{of.version}"
-        columns = zip(of.symbol, of.predicted_return.tolist(), of.p_up.tolist(), of.realised_return.tolist(), of.price_then.tolist(), strict=True)
-        items += [
-            Outcome(
-                id=symbol + tail, symbol=symbol, as_of=of.as_of, horizon_s=of.horizon_s, predicted_return=predicted, p_up=p, model=of.model, version=of.version,
-                role=of.role, realised_return=realised, price_then=price, judged_at=judged_at,
-            )
-            for symbol, predicted, p, realised, price in columns
-        ]  # fmt: skip
-    return [_json(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
+    outcomes = scored.outcomes
+    if not outcomes:
+        return []
+    # the texts of a frame's numbers at once: a frame may bring hundreds of outcomes of a few rows each
+    symbol = _texts([symbol for of in outcomes for symbol in of.symbol])
+    bare, whole = iter(_open(symbol)), iter(symbol)
+    predicted, p_up = _texts_of(of.predicted_return for of in outcomes), _texts_of(of.p_up for of in outcomes)
+    realised, price_then = _texts_of(of.realised_return for of in outcomes), _texts_of(of.price_then for of in outcomes)
+    templates: dict[tuple[str, str, Role, int], bytes] = {}
+    items: list[bytes] = []
+    for of in outcomes:
+        kind = (of.model, of.version, of.role, of.horizon_s)
+        if kind not in templates:
+            same = {"horizon_s": of.horizon_s, "model": of.model, "version": of.version, "role": of.role, "judged_at": judged_at}
+            templates[kind] = _template(Outcome, same, id=_id_of(of))
+        as_of = repeat(b"%d" % of.as_of)
+        items += map(templates[kind].__mod__, zip(islice(bare, len(of.symbol)), as_of, whole, as_of, predicted, p_up, realised, price_then, strict=False))
+    return [b"[%b]" % b",".join(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
+
+
+def _template(record: type[msgspec.Struct], same: Mapping[str, Any], **parts: bytes) -> bytes:
+    """The JSON of records that are alike in `same`: `%b` stands for every other field's JSON, in the record's order, or what `parts` has for the field."""
+    parts |= {name: _fixed(value) for name, value in same.items()}
+    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), parts.get(name, b"%b")) for name in record.__struct_fields__)
+
+
+def _id_of(of: Predictions | Outcomes) -> bytes:
+    """The template of an id, for `_open` symbol and `as_of`."""
+    return b"%b-%b" + _fixed(f"-{of.model}-{of.version}")[1:]
+
+
+def _fixed(value: object) -> bytes:
+    return _json(value).replace(b"%", b"%%")
+
+
+def _texts(column: Sequence[str] | NDArray[Any]) -> list[bytes]:
+    """The JSON of each value."""
+    return _json_lines(column.tolist() if isinstance(column, np.ndarray) else column).split(b"\n")[:-1]
+
+
+def _texts_of(columns: Iterable[NDArray[Any]]) -> Iterator[bytes]:
+    return iter(_texts(np.concatenate(list(columns))))
+
+
+def _open(symbol: list[bytes]) -> list[bytes]:
+    """JSON strings without their last quote, for an id to begin with."""
+    return [text[:-1] for text in symbol]
 
 
 def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str) -> Predictions:
