@@ -15,9 +15,11 @@ So alerts are a pure function of the raw log.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import msgspec
@@ -120,10 +122,11 @@ class Detector:
         found = Detected()
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
         columns = _Columns(frame.rows)
+        summaries = columns.summaries(self.partition)
         for closing in closings:
-            rows = columns.of(closing.offset, closing.source)
-            self._close_seconds(columns, rows, closing.source, closing.second, found.alerts)
-            self._summarise(columns, rows, closing.offset, closing.source, found.markets)
+            place = (closing.offset, closing.source)
+            self._close_seconds(columns, columns.spans.get(place, slice(0, 0)), closing.source, closing.second, found.alerts)
+            found.markets.extend(summaries.get(place, ()))
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._moved = True
@@ -208,24 +211,28 @@ class Detector:
     def _close_seconds(self, columns: _Columns, rows: slice, source: str, second: int, out: list[Alert]) -> None:
         self._end_taken_over(columns, rows, source, out)
         hits = columns.hits(rows)
+        if not hits and source not in self._open:
+            return
         position = 0
         while True:
             own = self._open.get(source, {})
-            now = min(columns.second[hits[position][0]] if position < len(hits) else math.inf, min((alert.due for alert in own.values()), default=math.inf))
+            now = min(hits[position].second if position < len(hits) else math.inf, min((alert.due for alert in own.values()), default=math.inf))
             if now > second and position == len(hits):
                 break
             told: list[Alert] = []
             touched: set[tuple[str, str]] = set()
-            while position < len(hits) and columns.second[hits[position][0]] == now:
-                index, rule = hits[position]
+            while position < len(hits) and hits[position].second == now:
+                hit = hits[position]
                 position += 1
-                touched.add((columns.symbol(index), rule))
-                told += self._hit(columns.row(index), columns.symbol(index), rule, source)
+                touched.add((hit.symbol, hit.rule))
+                told += self._hit(hit.row, hit.symbol, hit.rule, source)
             told += [self._end(alert) for key, alert in list(own.items()) if alert.due <= now and key not in touched]
             out += sorted(told, key=lambda alert: (alert.symbol, alert.rule))
 
     def _end_taken_over(self, columns: _Columns, rows: slice, source: str, out: list[Alert]) -> None:
         """Close what another source left open in symbols that this one now speaks of."""
+        if self._open.keys() <= {source}:
+            return
         foreign = {symbol for symbol, owner in self._owner.items() if owner != source}
         for symbol in sorted(foreign and foreign.intersection(columns.symbols(rows))):
             left = [alert for (name, _), alert in self._open[self._owner[symbol]].items() if name == symbol]
@@ -255,74 +262,96 @@ class Detector:
         what = "volume back to normal" if alert.rule == VOLUME_SPIKE else "no longer 1 % below the price a minute before"
         return _tell(alert, "closed", alert.due, f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC.")
 
-    def _summarise(self, columns: _Columns, rows: slice, offset: int, source: str, out: list[dict[str, Any]]) -> None:
-        for second, span in columns.seconds(rows):
-            returns = columns.return_60s[span]
-            returns = returns[~np.isnan(returns)]
-            advancers, decliners = int((returns > 0).sum()), int((returns < 0).sum())
-            out.append({
-                "partition": self.partition, "source": source, "second": second, "offset": offset, "symbols": len(span),
-                "advancers": advancers, "decliners": decliners, "unchanged": len(returns) - advancers - decliners,
-                "volume": int(columns.volume[span].sum()), "ticks": int(columns.ticks[span].sum()),
-                "returns_60s": len(returns), "sum_return_60s": math.fsum(returns), "sum_square_return_60s": math.fsum(returns * returns),
-            })  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """A row that has a rule's condition."""
+
+    second: int
+    symbol: str
+    rule: str
+    row: dict[str, Any]
 
 
 class _Columns:
-    """A frame's rows as numpy columns; rows of one closing are neighbours."""
+    """A frame's rows as numpy columns; rows of one closing are neighbours, and `spans` says where."""
 
     def __init__(self, rows: pa.RecordBatch) -> None:
-        self._rows = rows
         self._symbol = rows.column("symbol")
-        self._offset = _numbers(rows, "offset")
-        self.second = _numbers(rows, "second")
-        self.volume = _numbers(rows, "volume")
-        self.ticks = _numbers(rows, "ticks")
-        self.return_60s = _numbers(rows, "return_60s")
+        self._offset, self._second = _numbers(rows, "offset"), _numbers(rows, "second")
+        self._volume, self._ticks = _numbers(rows, "volume"), _numbers(rows, "ticks")
+        self._return_60s = _numbers(rows, "return_60s")
         self._fresh = ~np.asarray(rows.column("revised").to_numpy(zero_copy_only=False), dtype=bool)
         sources = rows.column("source").dictionary_encode()
-        self._sources = sources.dictionary.to_pylist()
-        self._source = np.asarray(sources.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+        self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
+        bounds = _bounds(self._offset, self._source)
+        self.spans = {self._place(low): slice(low, high) for low, high in pairwise(bounds)}
         volume_5m, seconds_5m = _numbers(rows, "volume_5m"), _numbers(rows, "seconds_5m")
         usual = volume_5m / np.maximum(seconds_5m, 1)
-        spike = (self.volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (self.volume >= VOLUME_MULTIPLE * usual)
-        drop = _numbers(rows, "close") <= PRICE_FACTOR * _numbers(rows, "price_60s")
-        self._spike, self._drop = spike & self._fresh, drop & self._fresh
-        self._hit = np.flatnonzero(self._spike | self._drop)
+        spike = (self._volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (self._volume >= VOLUME_MULTIPLE * usual) & self._fresh
+        drop = (_numbers(rows, "close") <= PRICE_FACTOR * _numbers(rows, "price_60s")) & self._fresh
+        self._hit_rows, self._hits = self._find(rows, spike, drop)
 
-    def of(self, offset: int, source: str) -> slice:
-        """The rows of one closing."""
-        start, stop = int(self._offset.searchsorted(offset)), int(self._offset.searchsorted(offset, "right"))
-        if start == stop or source not in self._sources:
-            return slice(start, start)
-        mine = np.flatnonzero(self._source[start:stop] == self._sources.index(source))
-        return slice(start + int(mine[0]), start + int(mine[-1]) + 1) if len(mine) else slice(start, start)
+    def _find(self, rows: pa.RecordBatch, spike: NDArray[np.bool_], drop: NDArray[np.bool_]) -> tuple[list[int], list[_Hit]]:
+        """The rows with a condition and what hits them, a row with both conditions twice."""
+        found = np.flatnonzero(spike | drop)
+        if not len(found):
+            return [], []
+        indices = pa.array(found)
+        told, symbols = rows.select(WINDOW_COLUMNS).take(indices).to_pylist(), self._symbol.take(indices).to_pylist()
+        hits = [
+            (index, _Hit(row["second"], symbol, rule, row))
+            for index, symbol, row in zip(found.tolist(), symbols, told, strict=True)
+            for rule, mask in ((PRICE_DROP, drop), (VOLUME_SPIKE, spike))
+            if mask[index]
+        ]
+        return [index for index, _ in hits], [hit for _, hit in hits]
 
-    def hits(self, rows: slice) -> list[tuple[int, str]]:
-        """Row and rule of each condition, by second, symbol, rule."""
-        start, stop = self._hit.searchsorted(rows.start), self._hit.searchsorted(rows.stop)
-        found = [(int(index), rule) for index in self._hit[start:stop] for rule, mask in ((PRICE_DROP, self._drop), (VOLUME_SPIKE, self._spike)) if mask[index]]
-        return sorted(found, key=lambda hit: self.second[hit[0]])
-
-    def symbol(self, index: int) -> str:
-        return str(self._symbol[index].as_py())
+    def hits(self, rows: slice) -> list[_Hit]:
+        """What hits these rows, by second, symbol, rule."""
+        found = self._hits[bisect_left(self._hit_rows, rows.start) : bisect_left(self._hit_rows, rows.stop)]
+        return sorted(found, key=lambda hit: hit.second)
 
     def symbols(self, rows: slice) -> set[str]:
         """Symbols of the rows that are not revised."""
-        return {self.symbol(index) for index in range(rows.start, rows.stop) if self._fresh[index]}
+        return set(self._symbol.slice(rows.start, rows.stop - rows.start).filter(pa.array(self._fresh[rows])).to_pylist())
 
-    def row(self, index: int) -> dict[str, Any]:
-        return {name: self._rows.column(name)[index].as_py() for name in WINDOW_COLUMNS}
+    def summaries(self, partition: int) -> dict[tuple[int, str], list[dict[str, Any]]]:
+        """By closing, a summary of each second with rows that are not revised."""
+        fresh = np.flatnonzero(self._fresh)
+        bounds = _bounds(self._offset[fresh], self._source[fresh], self._second[fresh])
+        starts, sizes = bounds[:-1], np.diff(bounds).tolist()
+        returns = self._return_60s[fresh]
+        known = ~np.isnan(returns)
+        up, down, with_return, volume, ticks = (
+            np.add.reduceat(values, starts, dtype=np.int64).tolist() if starts else []
+            for values in (returns > 0, returns < 0, known, self._volume[fresh], self._ticks[fresh])
+        )
+        values, squares = returns[known].tolist(), (returns * returns)[known].tolist()
+        out: dict[tuple[int, str], list[dict[str, Any]]] = {}
+        after = 0
+        for number, first in enumerate(fresh[starts].tolist()):
+            before, after = after, after + with_return[number]
+            offset, source = place = self._place(first)
+            out.setdefault(place, []).append({
+                "partition": partition, "source": source, "second": int(self._second[first]), "offset": offset, "symbols": sizes[number],
+                "advancers": up[number], "decliners": down[number], "unchanged": with_return[number] - up[number] - down[number],
+                "volume": volume[number], "ticks": ticks[number], "returns_60s": with_return[number],
+                "sum_return_60s": math.fsum(values[before:after]), "sum_square_return_60s": math.fsum(squares[before:after]),
+            })  # fmt: skip
+        return out
 
-    def seconds(self, rows: slice) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each second with the indices of its rows that are not revised."""
-        fresh = rows.start + np.flatnonzero(self._fresh[rows])
-        if not len(fresh):
-            return
-        seconds = self.second[fresh]
-        starts = np.flatnonzero(np.r_[True, seconds[1:] != seconds[:-1]])
-        for start, stop in zip(starts, [*starts[1:], len(fresh)], strict=True):
-            yield int(seconds[start]), fresh[start:stop]
+    def _place(self, row: int) -> tuple[int, str]:
+        """Offset and source of the row's closing."""
+        return int(self._offset[row]), self._sources[self._source[row]]
+
+
+def _bounds(*columns: NDArray[Any]) -> list[int]:
+    """Where runs of rows that are alike in all columns begin, and the end; empty without rows."""
+    if not len(columns[0]):
+        return []
+    changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return [0, *(np.flatnonzero(changes) + 1).tolist(), len(columns[0])]
 
 
 def _numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:
