@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise, repeat
+from itertools import groupby, islice, pairwise
 from typing import Any, Final
 
 import msgspec
@@ -87,14 +87,12 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Columns of what became of one model's predictions of one second over one horizon."""
+    """Columns of what became of predictions, in the order of judging; `said_by` whom, and how many rows in turn."""
 
-    model: str
-    version: str
-    role: Role
-    as_of: int
-    horizon_s: int
+    said_by: list[tuple[Member, int]]
     symbol: list[str]
+    as_of: Ints
+    horizon_s: Ints
     predicted_return: Floats
     p_up: Floats
     realised_return: Floats
@@ -103,12 +101,12 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a frame brought. `through` is the raw offset counted through; both lists are in the log's order, however it was cut."""
+    """What a frame brought. `through` is the raw offset counted through; all is in the log's order, however it was cut."""
 
     partition: int
     through: int
     predictions: tuple[Predictions, ...] = ()
-    outcomes: tuple[Outcomes, ...] = ()
+    outcomes: Outcomes | None = None
 
     @property
     def symbols(self) -> list[str]:
@@ -133,6 +131,7 @@ class _Slot:
     """The scored rows of one source and second; `index` are numbers of the source's symbols."""
 
     second: int
+    symbol: list[str]
     index: Ints
     price: Floats
     said: list[_Said]
@@ -140,6 +139,16 @@ class _Slot:
     @property
     def horizons(self) -> set[int]:
         return {horizon for said in self.said for horizon in said.horizons_s}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end."""
+
+    slot: _Slot
+    said: _Said
+    column: int
+    price_then: Floats
 
 
 class _Source:
@@ -174,20 +183,20 @@ class _Source:
     def advance(self, second: int) -> None:
         """Closes through `second` and forgets what no horizon reaches."""
         self.closed = max(self.closed, second)
-        for old in [made for made in self.slots if made <= self.closed - RING_S]:
-            del self.slots[old]
+        while self.slots and (oldest := next(iter(self.slots))) <= self.closed - RING_S:
+            del self.slots[oldest]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows to score, in log order, with the place of each closing's."""
+    """The rows to score, in log order; `spans` says where each closing's are, second by second."""
 
     batch: pa.RecordBatch
     symbol: list[str]
     second: Ints
     price: Floats
     offset: Ints
-    spans: dict[tuple[int, str], slice]
+    spans: dict[tuple[int, str], dict[int, slice]]
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, expect: int) -> _Rows:
@@ -196,14 +205,15 @@ class _Rows:
         wanted = (price > 0) & ~_column(batch, "revised") & (_column(batch, "offset") >= expect)
         if not wanted.all():
             batch = batch.filter(pa.array(wanted))
-        offset = _column(batch, "offset")
+        offset, second = _column(batch, "offset"), _column(batch, "second")
         names = batch.column("source").dictionary_encode()
         code, table = names.indices.to_numpy(), names.dictionary.to_pylist()
-        spans: dict[tuple[int, str], slice] = {}
+        spans: dict[tuple[int, str], dict[int, slice]] = {}
         if len(offset):
-            bounds = [0, *(np.flatnonzero((np.diff(offset) != 0) | (np.diff(code) != 0)) + 1).tolist(), len(offset)]
-            spans = {(int(offset[low]), table[code[low]]): slice(low, high) for low, high in pairwise(bounds)}
-        return cls(batch, batch.column("symbol").to_pylist(), _column(batch, "second"), _column(batch, "price"), offset, spans)
+            changes = (np.diff(offset) != 0) | (np.diff(code) != 0) | (np.diff(second) != 0)
+            for low, high in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(offset)]):
+                spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
+        return cls(batch, batch.column("symbol").to_pylist(), second, _column(batch, "price"), offset, spans)
 
     def features(self, run: slice) -> NDArray[np.float32]:
         batch = self.batch.slice(run.start, run.stop - run.start)
@@ -313,18 +323,18 @@ class Scorer:
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
         rows = _Rows.of(frame.rows, self.expect)
         said, predictions = self._score(rows)
-        outcomes: list[Outcomes] = []
+        judged: list[_Judged] = []
         for closing in closings:
             source = self._sources.get(closing.source)
             if source is None:
                 source = self._sources[closing.source] = _Source(closing.after)
-            judged = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), slice(0, 0)), said)
+            due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
             if closing.offset > self.sent:
-                outcomes += judged
+                judged += due
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._closed_since |= bool(closings)
-        return Scored(self.partition, frame.through, predictions, tuple(outcomes))
+        return Scored(self.partition, frame.through, predictions, _outcomes(judged))
 
     def _begin(self, log: str) -> None:
         """A newer log: what was is of another world, but the models stay."""
@@ -363,27 +373,26 @@ class Scorer:
             said.append((run, voices))
         return said, tuple(predictions)
 
-    def _close(self, name: str, source: _Source, second: int, rows: _Rows, span: slice, said: list[tuple[slice, list[_Said]]]) -> list[Outcomes]:
+    def _close(
+        self, name: str, source: _Source, second: int, rows: _Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[_Said]]]
+    ) -> list[_Judged]:
         """One closing: takes each second's rows, then judges what is due at that second, second by second."""
-        seconds = rows.second[span]
-        fresh: dict[int, slice] = {}
-        if len(seconds):
-            bounds = [0, *(np.flatnonzero(np.diff(seconds)) + 1).tolist(), len(seconds)]
-            fresh = {int(seconds[low]): slice(span.start + low, span.start + high) for low, high in pairwise(bounds)}
-        voices = next((voices for run, voices in said if run.start <= span.start < run.stop), []) if fresh else []
+        start, voices = 0, list[_Said]()
+        if fresh:
+            first = next(iter(fresh.values())).start
+            start, voices = next((run.start, voices) for run, voices in said if run.start <= first < run.stop)
         horizons = {horizon for voice in voices for horizon in voice.horizons_s}
-        due = (due for due in source.due if due <= second)
-        outcomes: list[Outcomes] = []
+        due = [due for due in source.due if due <= second]
+        judged: list[_Judged] = []
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
-            if moment in fresh:
-                slot = _slot(source, moment, fresh[moment], rows, said)
-                if slot.said:
-                    source.add(slot)
-                    self._unsaved[name, moment] = slot
+            if moment in fresh and voices:
+                slot = _slot(source, moment, rows, fresh[moment], voices, start)
+                source.add(slot)
+                self._unsaved[name, moment] = slot
             for made in sorted(source.due.pop(moment, ())):
-                outcomes += _judge(source, source.slots[made], moment)
+                judged += _judge(source, source.slots[made], moment)
         source.advance(second)
-        return outcomes
+        return judged
 
     # -- state --------------------------------------------------------------
 
@@ -500,7 +509,7 @@ class Scorer:
                 for voice, (role, model, version, horizons, _, _) in enumerate(parts[0][2])
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part[0]]
-            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part[1], "<f8") for part in parts]), said))
+            source.add(_Slot(second, symbols, source.know(symbols), np.concatenate([np.frombuffer(part[1], "<f8") for part in parts]), said))
 
 
 def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, int]) -> list[bytes]:
@@ -510,64 +519,53 @@ def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, in
     for of in scored.predictions:
         template = _template(
             Prediction, {**same, "model": of.model, "version": of.version, "feature_hash": of.feature_hash},
-            id=_id_of(of), horizons=b"[%b]" % b",".join(_template(Horizon, {"horizon_s": horizon}) for horizon in of.horizons_s),
+            **_named(of.model, of.version), horizons=b"[%b]" % b",".join(_template(Horizon, {"horizon_s": horizon}) for horizon in of.horizons_s),
         )  # fmt: skip
-        symbol, as_of = _texts(of.symbol), _texts(of.as_of)
+        symbol, as_of = _open(of.symbol), _texts(of.as_of)
         said = [_texts(values[:, column]) for column in range(len(of.horizons_s)) for values in (of.predicted_return, of.p_up)]
-        columns = (_open(symbol), as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *said)
+        columns = (symbol, as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *said)
         out += map(template.__mod__, zip(*columns, strict=True))
     return out
 
 
 def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
     """The outcomes as JSON arrays of `records.Outcome`, as many as a message's size asks for; none where there are none. `judged_at` in epoch ms."""
-    outcomes = scored.outcomes
-    if not outcomes:
+    of = scored.outcomes
+    if of is None:
         return []
-    # the texts of a frame's numbers at once: a frame may bring hundreds of outcomes of a few rows each
-    symbol = _texts([symbol for of in outcomes for symbol in of.symbol])
-    bare, whole = iter(_open(symbol)), iter(symbol)
-    predicted, p_up = _texts_of(of.predicted_return for of in outcomes), _texts_of(of.p_up for of in outcomes)
-    realised, price_then = _texts_of(of.realised_return for of in outcomes), _texts_of(of.price_then for of in outcomes)
-    templates: dict[tuple[str, str, Role, int], bytes] = {}
+    symbol, as_of = _open(of.symbol), _texts(of.as_of)
+    columns = (of.horizon_s, of.predicted_return, of.p_up, of.realised_return, of.price_then)
+    rows = zip(symbol, as_of, symbol, as_of, *map(_texts, columns), strict=True)
     items: list[bytes] = []
-    for of in outcomes:
-        kind = (of.model, of.version, of.role, of.horizon_s)
-        if kind not in templates:
-            same = {"horizon_s": of.horizon_s, "model": of.model, "version": of.version, "role": of.role, "judged_at": judged_at}
-            templates[kind] = _template(Outcome, same, id=_id_of(of))
-        as_of = repeat(b"%d" % of.as_of)
-        items += map(templates[kind].__mod__, zip(islice(bare, len(of.symbol)), as_of, whole, as_of, predicted, p_up, realised, price_then, strict=False))
+    for by, count in of.said_by:
+        template = _template(Outcome, {"model": by.name, "version": by.version, "role": by.role, "judged_at": judged_at}, **_named(by.name, by.version))
+        items += map(template.__mod__, islice(rows, count))
     return [b"[%b]" % b",".join(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
 
 
 def _template(record: type[msgspec.Struct], same: Mapping[str, Any], **parts: bytes) -> bytes:
-    """The JSON of records that are alike in `same`: `%b` stands for every other field's JSON, in the record's order, or what `parts` has for the field."""
+    """The JSON of records that are alike in `same`, for `%`: what `parts` has for a field, else `%b`, stands for the JSON of each other one, in their order."""
     parts |= {name: _fixed(value) for name, value in same.items()}
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), parts.get(name, b"%b")) for name in record.__struct_fields__)
 
 
-def _id_of(of: Predictions | Outcomes) -> bytes:
-    """The template of an id, for `_open` symbol and `as_of`."""
-    return b"%b-%b" + _fixed(f"-{of.model}-{of.version}")[1:]
+def _named(model: str, version: str) -> dict[str, bytes]:
+    """The parts of a template that take an `_open` symbol: the id, with `as_of`, and the symbol itself."""
+    return {"id": b"%b-%b" + _fixed(f"-{model}-{version}")[1:], "symbol": b'%b"'}
 
 
 def _fixed(value: object) -> bytes:
     return _json(value).replace(b"%", b"%%")
 
 
-def _texts(column: Sequence[str] | NDArray[Any]) -> list[bytes]:
+def _texts(column: NDArray[Any]) -> list[bytes]:
     """The JSON of each value."""
-    return _json_lines(column.tolist() if isinstance(column, np.ndarray) else column).split(b"\n")[:-1]
+    return _json_lines(column.tolist()).split(b"\n")[:-1]
 
 
-def _texts_of(columns: Iterable[NDArray[Any]]) -> Iterator[bytes]:
-    return iter(_texts(np.concatenate(list(columns))))
-
-
-def _open(symbol: list[bytes]) -> list[bytes]:
-    """JSON strings without their last quote, for an id to begin with."""
-    return [text[:-1] for text in symbol]
+def _open(strings: list[str]) -> list[bytes]:
+    """The JSON of each without its last quote, for more to follow; within JSON a line's end is escaped."""
+    return _json_lines(strings).split(b'"\n')[:-1]
 
 
 def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str) -> Predictions:
@@ -577,23 +575,41 @@ def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str)
     )  # fmt: skip
 
 
-def _slot(source: _Source, second: int, span: slice, rows: _Rows, said: list[tuple[slice, list[_Said]]]) -> _Slot:
-    run, voices = next((run, voices) for run, voices in said if run.start <= span.start < run.stop)
-    own = slice(span.start - run.start, span.stop - run.start)
+def _slot(source: _Source, second: int, rows: _Rows, span: slice, voices: Sequence[_Said], start: int) -> _Slot:
+    """Of the rows in `span` and of what was said for the run of rows from `start` on."""
+    own = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
     mine = [_Said(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
-    return _Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
+    symbol = rows.symbol[span]
+    return _Slot(second, symbol, source.know(symbol), rows.price[span].copy(), mine)
 
 
-def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[Outcomes]:
-    symbols = [source.names[number] for number in slot.index.tolist()]
+def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[_Judged]:
     price_then = source.last[slot.index]
-    realised = (np.round(np.log(price_then / slot.price), _REALISED_DIGITS) + 0.0).astype(np.float64)
     for said in slot.said:
         for column, horizon in enumerate(said.horizons_s):
             if slot.second + horizon == moment:
-                returns, p_up = _as_return(said.returns[:, column]), _as_p(said.p_up[:, column])
-                yield Outcomes(said.name, said.version, said.role, (slot.second + 1) * 1000, horizon, symbols, returns, p_up, realised, price_then)
+                yield _Judged(slot, said, column, price_then)
+
+
+def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
+    """Computed for a frame at once, as it may bring hundreds of seconds of a few rows each."""
+    if not judged:
+        return None
+    sizes = [len(one.price_then) for one in judged]
+    price_then = np.concatenate([one.price_then for one in judged])
+    realised = np.round(np.log(price_then / np.concatenate([one.slot.price for one in judged])), _REALISED_DIGITS) + 0.0
+    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
+    return Outcomes(
+        [(Member(*who), sum(size for _, size in run)) for who, run in by],
+        [symbol for one in judged for symbol in one.slot.symbol],
+        np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
+        np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
+        _as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
+        _as_p(np.concatenate([one.said.p_up[:, one.column] for one in judged])),
+        realised,
+        price_then,
+    )
 
 
 def _column(batch: pa.RecordBatch, name: str) -> NDArray[Any]:

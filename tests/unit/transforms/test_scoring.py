@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from models import features
 from stockstream.errors import ModelError, StateError
-from stockstream.records import WINDOWS_SCHEMA, Closing, Outcome, Prediction
+from stockstream.records import WINDOWS_SCHEMA, Closing, Horizon, Outcome, Prediction, Role
 from stockstream.transforms import scoring
 from stockstream.transforms.frames import Frame, decode, encode
-from stockstream.transforms.scoring import Contender, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring import Contender, Member, Outcomes, Predictions, Scored, Scorer, encode_outcomes, encode_predictions
 from tests.changelogs import Changelog
 
 Row = dict[str, Any]
@@ -332,6 +332,67 @@ def test_messages_have_exactly_the_records_fields() -> None:
     (outcome, *_) = msgspec.json.decode(encode_outcomes(scored, 2)[0])
     assert set(outcome) == set(Outcome.__struct_fields__)
     assert prediction["id"] == "A-102000-fake-1" and prediction["as_of"] == 102_000 and prediction["feature_hash"] == features.feature_hash()
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\\\%{}\\n\\r\\t\\0\\u2028,'), max_size=8)
+NUMBERS = st.floats() | st.integers(-10_000, 10_000).map(lambda units: units / 1e9) | st.sampled_from([0.0, -0.0, 1e16, 1e-5, 1e22, 5e-324])
+
+
+def numbers(data: st.DataObject, *shape: int) -> NDArray[np.float64]:
+    size = math.prod(shape)
+    return np.array(data.draw(st.lists(NUMBERS, min_size=size, max_size=size)), np.float64).reshape(shape)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_predictions_are_the_bytes_that_the_record_itself_becomes(data: st.DataObject) -> None:
+    symbols, model, version, feature_hash, hop = data.draw(st.lists(TEXTS, max_size=5)), *(data.draw(TEXTS) for _ in range(4))
+    horizons = tuple(data.draw(st.lists(st.integers(1, 127), min_size=1, max_size=3, unique=True)))
+    n, latency = len(symbols), {hop: data.draw(st.integers(-5, 1 << 40)), "100 %b": 1}
+    as_of, offset = (np.array(data.draw(st.lists(st.integers(0, 1 << 60), min_size=n, max_size=n)), np.int64) for _ in range(2))
+    price, returns, p_up = numbers(data, n), numbers(data, n, len(horizons)), numbers(data, n, len(horizons))
+    of = Predictions(model, version, feature_hash, horizons, symbols, as_of, price, offset, returns, p_up)
+    expected = [
+        Prediction(
+            id=f"{symbol}-{as_of[i]}-{model}-{version}", symbol=symbol, as_of=int(as_of[i]), price=float(price[i]), model=model, version=version,
+            feature_hash=feature_hash, partition=3, offset=int(offset[i]), made_at=7, latency_ms=latency,
+            horizons=[Horizon(horizon_s=h, predicted_return=float(returns[i, k]), p_up=float(p_up[i, k])) for k, h in enumerate(horizons)],
+        )
+        for i, symbol in enumerate(symbols)
+    ]  # fmt: skip
+    assert encode_predictions(Scored(3, 9, (of, of)), 7, latency) == [msgspec.json.encode(item) for item in (*expected, *expected)]
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_outcomes_are_the_bytes_that_the_records_themselves_become(data: st.DataObject) -> None:
+    roles: st.SearchStrategy[Role] = st.sampled_from(["champion", "shadow"])
+    runs = data.draw(st.lists(st.tuples(st.builds(Member, roles, TEXTS, TEXTS), st.integers(1, 3)), min_size=1, max_size=4))
+    by = [member for member, count in runs for _ in range(count)]
+    n = len(by)
+    symbols = data.draw(st.lists(TEXTS, min_size=n, max_size=n))
+    as_of, horizon = np.arange(n) * 1_000 + 1_700_000_000_000, np.arange(n) + 1
+    predicted, p_up, realised, price = (numbers(data, n) for _ in range(4))
+    scored = Scored(3, 9, (), Outcomes(runs, symbols, as_of, horizon, predicted, p_up, realised, price))
+    expected = [
+        Outcome(
+            id=f"{symbol}-{as_of[i]}-{who.name}-{who.version}", symbol=symbol, as_of=int(as_of[i]), horizon_s=int(horizon[i]), role=who.role,
+            predicted_return=float(predicted[i]), p_up=float(p_up[i]), model=who.name, version=who.version,
+            realised_return=float(realised[i]), price_then=float(price[i]), judged_at=5,
+        )
+        for i, (symbol, who) in enumerate(zip(symbols, by, strict=True))
+    ]  # fmt: skip
+    assert encode_outcomes(scored, 5) == [msgspec.json.encode(expected)]
+
+
+def test_many_outcomes_are_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(3, [Contender(V1)])
+    scored = scorer.frame(small().frame(0, 6))
+    assert scored is not None
+    whole = msgspec.json.decode(encode_outcomes(scored, 5)[0])
+    monkeypatch.setattr(scoring, "OUTCOMES_OF_A_MESSAGE", 2)
+    parts = [msgspec.json.decode(message) for message in encode_outcomes(scored, 5)]
+    assert [len(part) for part in parts] == [2, 1] and [*parts[0], *parts[1]] == whole
 
 
 def test_without_models_only_the_offset_moves() -> None:
