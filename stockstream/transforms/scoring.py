@@ -131,7 +131,6 @@ class _Slot:
     """The scored rows of one source and second; `index` are numbers of the source's symbols."""
 
     second: int
-    symbol: list[str]
     index: Ints
     price: Floats
     said: list[_Said]
@@ -143,8 +142,9 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end."""
+    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
 
+    names: list[str]
     slot: _Slot
     said: _Said
     column: int
@@ -509,7 +509,7 @@ class Scorer:
                 for voice, (role, model, version, horizons, _, _) in enumerate(parts[0][2])
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part[0]]
-            source.add(_Slot(second, symbols, source.know(symbols), np.concatenate([np.frombuffer(part[1], "<f8") for part in parts]), said))
+            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part[1], "<f8") for part in parts]), said))
 
 
 def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, int]) -> list[bytes]:
@@ -544,7 +544,7 @@ def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
 
 
 def _template(record: type[msgspec.Struct], same: Mapping[str, Any], **parts: bytes) -> bytes:
-    """The JSON of records that are alike in `same`, for `%`: what `parts` has for a field, else `%b`, stands for the JSON of each other one, in their order."""
+    """What makes records' JSON by `%`: they are alike in `same`; `%b`, or what `parts` has for it, stands for each other field, in the record's order."""
     parts |= {name: _fixed(value) for name, value in same.items()}
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), parts.get(name, b"%b")) for name in record.__struct_fields__)
 
@@ -580,8 +580,7 @@ def _slot(source: _Source, second: int, rows: _Rows, span: slice, voices: Sequen
     own = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
     mine = [_Said(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
-    symbol = rows.symbol[span]
-    return _Slot(second, symbol, source.know(symbol), rows.price[span].copy(), mine)
+    return _Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
 
 
 def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[_Judged]:
@@ -589,7 +588,7 @@ def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[_Judged]:
     for said in slot.said:
         for column, horizon in enumerate(said.horizons_s):
             if slot.second + horizon == moment:
-                yield _Judged(slot, said, column, price_then)
+                yield _Judged(source.names, slot, said, column, price_then)
 
 
 def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
@@ -602,7 +601,7 @@ def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
     by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
     return Outcomes(
         [(Member(*who), sum(size for _, size in run)) for who, run in by],
-        [symbol for one in judged for symbol in one.slot.symbol],
+        [one.names[number] for one in judged for number in one.slot.index.tolist()],
         np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
         np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
         _as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
