@@ -17,6 +17,7 @@ import aiokafka
 import faust
 import numpy as np
 import pyarrow as pa
+from faust.tables import TableManager
 from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
@@ -45,6 +46,14 @@ class Part(Protocol):
     async def release(self, timeout_s: float) -> None:
         """Settles what is under way and lets go of all partitions."""
         ...
+
+
+class Tables(TableManager):
+    """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table of ours is made later."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class App(faust.App):
@@ -171,6 +180,7 @@ def create_app(settings: Settings) -> App:
         topic_disable_leader=True,
         reply_create_topic=False,
         store="memory://",
+        TableManager=Tables,
         autodiscover=False,
         web_host=settings.web_host,
         web_bind=settings.web_host,
