@@ -8,18 +8,19 @@ from models import ScoringModel
 from stockstream.transforms import batch, frames
 from stockstream.transforms.scoring import encode_outcomes, encode_predictions
 
-SECONDS = 75
+SECONDS = (0, 1, 2, 11, 12, 61, 62, 63, 74)
+"""Of the ticks: few, and outcomes of 10 and 60 s come due."""
 
 
 def warm_up(model: ScoringModel | None = None) -> None:
     """Takes some tens of milliseconds; nothing of it is kept."""
     encode = msgspec.json.Encoder().encode
     records: list[batch.RawRecord] = []
-    for second in range(SECONDS):
+    for second in SECONDS:
         at = 1_600_000_000_000 + second * 1000
         tick = {"symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second}
         records.append(batch.RawRecord(len(records), at, encode(tick)))
-    results = batch.run(records, partition=0, partitions=1, model=model, chunk=25)
+    results = batch.run(records, partition=0, partitions=1, model=model, chunk=3)
     for frame in (*results.clean, *results.windows):
         frames.decode(frames.encode(frame)).rows.to_pylist()
     for scored in results.scored:

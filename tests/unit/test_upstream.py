@@ -27,6 +27,7 @@ from aiokafka.producer.sender import Sender
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
+from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as faust_consumer
 from faust.transport.drivers import aiokafka as driver
@@ -34,7 +35,7 @@ from faust.types import TP
 from mode.services import ServiceTask
 
 from stockstream import transport
-from stockstream.app import App, create_app
+from stockstream.app import App, Tables, create_app
 from stockstream.broker import changelog, topic_specs
 from stockstream.settings import Settings
 from stockstream.web.tail import _KafkaConsumer
@@ -235,6 +236,21 @@ async def test_a_table_of_ours_is_one_of_faust(app: App) -> None:
     assert table.changelog_topic.get_topic_name() == changelog(app.settings, "clean")
     assert table.changelog_topic.get_topic_name() in app.tables.changelog_topics, "its partitions go with those of the agent's topic"
     assert table.recovery_buffer_size == 1
+
+
+async def test_tables_start_without_the_pause_of_faust(app: App) -> None:
+    """`app.Tables` does the rest of it; whoever could name a table or a topic later has started before."""
+    assert in_order(source(TableManager.on_start), "await self.sleep(1.0)", "await self._update_channels()", "await self.recovery.start()")
+    assert in_order(source(faust.app.base.BootStrategy.server), "self.agents()", "self.kafka_conductor()", "self.tables()")
+    done: list[str] = []
+
+    async def did(what: str) -> None:
+        done.append(what)
+
+    tables: Any = SimpleNamespace(_update_channels=lambda: did("channels"), recovery=SimpleNamespace(start=lambda: did("recovery")))
+    assert type(app.tables) is Tables
+    await Tables.on_start(tables)
+    assert done == ["channels", "recovery"]
 
 
 # -- commits ----------------------------------------------------------------
