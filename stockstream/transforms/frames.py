@@ -19,6 +19,9 @@ from stockstream.records import Closing
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Arrow's IPC format: a message of no length."""
+
 _encode_closings = msgspec.json.Encoder().encode
 _decode_closings = msgspec.json.Decoder(list[Closing]).decode
 
@@ -42,11 +45,7 @@ def encode(frame: Frame) -> bytes:
         b"log": frame.log.encode(), b"from": b"%d" % frame.start, b"through": b"%d" % frame.through,
         b"closings": _encode_closings(frame.closings), b"part": b"%d" % frame.part, b"parts": b"%d" % frame.parts,
     }  # fmt: skip
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, frame.rows.schema.with_metadata(metadata)) as writer:
-        writer.write_batch(frame.rows)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return b"".join((frame.rows.schema.with_metadata(metadata).serialize(), frame.rows.serialize(), END_OF_STREAM))
 
 
 def decode(data: bytes) -> Frame:

@@ -1,0 +1,43 @@
+"""Frames on the wire: Arrow IPC streams, cut where a message's limit asks for it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from stockstream.records import TICKS_SCHEMA, Closing
+from stockstream.transforms.frames import Assembler, Frame, decode, empty, encode, encode_within
+
+
+def rows(offsets: list[int]) -> pa.RecordBatch:
+    tick = {"symbol": "AAA", "source": "a", "event_time": 1, "price": 10.5, "size": 3, "bid": 1.0}
+    indexes = [offsets[:at].count(offset) for at, offset in enumerate(offsets)]
+    return pa.RecordBatch.from_pylist([tick | {"offset": o, "index": i} for o, i in zip(offsets, indexes, strict=True)], schema=TICKS_SCHEMA)
+
+
+def frame(offsets: list[int]) -> Frame:
+    return Frame("x", offsets[0], offsets[-1], (Closing(offsets[-1], "a", 3, 4),), rows(offsets))
+
+
+@pytest.mark.parametrize("batch", [empty(TICKS_SCHEMA), rows([5]), rows(list(range(1_000))), rows(list(range(1_000))).slice(100, 7)])
+def test_a_frame_is_an_arrow_stream_and_comes_back(batch: pa.RecordBatch) -> None:
+    sent = Frame("log-1", 4, 1_003, (Closing(5, "a", 3, 4), Closing(6, "b", 1, 2)), batch, part=1, parts=3)
+    data = encode(sent)
+    assert decode(data) == sent
+    with pa.ipc.open_stream(data) as reader:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, reader.schema) as writer:
+            writer.write_batch(batch)
+    assert data == sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("offsets", [list(range(2_000)), [7] * 2_000, [1] * 900 + [2] * 5 + list(range(3, 900))])
+def test_what_is_too_long_for_a_message_goes_in_several_and_is_one_again(offsets: list[int]) -> None:
+    sent = frame(offsets)
+    messages = list(encode_within(sent, limit=60_000))
+    assert len(messages) > 1 and all(len(data) <= 60_000 for data in messages)
+    assembler = Assembler()
+    got = [whole for whole in (assembler.feed(decode(data)) for data in messages) if whole is not None]
+    assert pa.Table.from_batches([one.rows for one in got]).to_pylist() == sent.rows.to_pylist()
+    assert [one.start for one in got] + [sent.through + 1] == [sent.start] + [one.through + 1 for one in got]
+    assert [closing for one in got for closing in one.closings] == list(sent.closings)
