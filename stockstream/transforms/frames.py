@@ -58,7 +58,7 @@ def decode(data: bytes) -> Frame:
             metadata[b"log"].decode(), int(metadata[b"from"]), int(metadata[b"through"]), tuple(_decode_closings(metadata[b"closings"])),
             rows, int(metadata[b"part"]), int(metadata[b"parts"]),
         )  # fmt: skip
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError, StopIteration, msgspec.MsgspecError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, StopIteration, msgspec.MsgspecError) as error:
         raise FrameError(f"not a frame: {error}") from error
 
 

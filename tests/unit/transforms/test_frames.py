@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, Closing
 from stockstream.transforms.frames import Assembler, Frame, decode, empty, encode, encode_within
 
@@ -29,6 +30,12 @@ def test_a_frame_is_an_arrow_stream_and_comes_back(batch: pa.RecordBatch) -> Non
         with pa.ipc.new_stream(sink, reader.schema) as writer:
             writer.write_batch(batch)
     assert data == sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("data", [b"", b"no", encode(frame([1, 2]))[:-200], encode(frame([1]))[8:], pa.schema([]).serialize().to_pybytes()])
+def test_what_is_no_frame_is_told(data: bytes) -> None:
+    with pytest.raises(FrameError, match="not a frame"):
+        decode(data)
 
 
 @pytest.mark.parametrize("offsets", [list(range(2_000)), [7] * 2_000, [1] * 900 + [2] * 5 + list(range(3, 900))])
