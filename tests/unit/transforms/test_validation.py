@@ -12,14 +12,16 @@ import pytest
 
 from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import StateError
+from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms import validation
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.validation import Cleaner
+from stockstream.transforms.validation import FORGET_MS, MAX_INT, MAX_TIME, Cleaner
 from tests.logs import cuts, records_of, shared_model
 
 NOW = 1_700_000_000_000
 GOOD = {"symbol": "AAA", "event_time": NOW, "price": 10.5, "size": 3}
+HOME = ["AAA", *(symbol for symbol in (f"B{number}" for number in range(40)) if home_partition(symbol, 8) == home_partition("AAA", 8))][:4]
 
 
 def cleaner(**changes: Any) -> Cleaner:
@@ -234,21 +236,32 @@ def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, 
     assert [(r.offset, r.index, r.reason) for r in rejections] == [place for c in expected for place in c["rejected"]]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_tick_and_a_frame_of_that_one_tick_are_judged_alike(seed: int) -> None:
-    """Single ticks take a shorter way through the code than ticks of frames."""
-    rng = random.Random(seed)
+def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
+    """(Kafka's time, tick): most of them plain, the others wrong, late, derived or told again in every way. Source `a` numbers its ticks, `b` does not."""
     values = []
     now = NOW
-    for number in range(400):
-        now += rng.choice((0, 50, 400, 1_500, 400_000 if rng.random() < 0.02 else 90))
-        changes: dict[str, Any] = {
-            "symbol": rng.choice(("AAA", "AAA", "AAB")), "event_time": now - rng.choice((0, 0, 0, 5_000, 40_000, -1_000, -3_000)),
-            "source": rng.choice(("a", "a", "a", "b")), "price": rng.choice((1.0, 2.5, 2.5, None, 0, 1e12)), "size": rng.choice((1, 5, 0, 0.0, 1.5, 10**12)),
-            "bid": rng.choice((None, None, 1.0, 0)), "ask_size": rng.choice((None, None, 3, -1)), "seq": rng.choice((None, number, number, number - 3)),
-            "snapshot": rng.random() < 0.1, "day_volume": rng.choice((None, None, None, number * 10)),
+    for number in range(count):
+        now += rng.choice((0, 50, 400, 1_500))
+        if rng.random() < 0.02:
+            now += rng.choice((400_000, FORGET_MS + 1))
+        odd: dict[str, tuple[Any, ...]] = {
+            "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
+            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, 1e10), "ask": (1.0, 0, 1e10),
+            "bid_size": (5.5, -1, 1e13), "ask_size": (5.5, -1, 1e13), "seq": (number, number - 3, -1), "snapshot": (True,), "day_volume": (number * 10, -1),
+            "exchange": ("N", "x" * 1_025), "condition": ("@", "x" * 1_025), "currency": ("USD", "x" * 1_025), "session": ("regular", "x" * 1_025),
         }  # fmt: skip
-        values.append((now, tick(**{k: v for k, v in changes.items() if rng.random() < 0.9 or k in ("symbol", "event_time")})))
+        symbol = rng.choice(HOME)
+        source = "a" if symbol < HOME[-1] else "b"
+        changes: dict[str, Any] = {"symbol": symbol, "source": source, "event_time": now} | ({"seq": number} if source == "a" else {})
+        names = rng.sample(list(odd), rng.choice((0, 0, 0, 1, 2)))
+        changes |= {name: rng.choice(odd[name]) for name in names if source == "a" or name not in ("seq", "snapshot", "day_volume") or rng.random() < 0.05}
+        values.append((now, tick(**changes)))
+    return values
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tick_and_a_frame_of_that_one_tick_are_judged_alike(seed: int) -> None:
+    values = random_ticks(random.Random(seed), 400)
     alone, framed = cleaner(), cleaner()
     single = alone.chunk([RawRecord(i, at, value) for i, (at, value) in enumerate(values)])
     in_frames = framed.chunk([RawRecord(i, at, b"[" + value + b"]") for i, (at, value) in enumerate(values)])
@@ -259,3 +272,102 @@ def test_a_tick_and_a_frame_of_that_one_tick_are_judged_alike(seed: int) -> None
     alone.last_record = framed.last_record                              # the bytes differ by the brackets
     assert alone.snapshot() == framed.snapshot()
 
+
+
+class Thorough(Cleaner):
+    """Takes the long way with every tick."""
+
+    def _accept_plain(self, tick: Tick, ts: int) -> None:
+        return None
+
+
+def judged_alike(chunks: list[list[RawRecord]]) -> int:
+    """Sends the log along both ways; returns how many ticks were accepted."""
+    short, long = (kind(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x") for kind in (Cleaner, Thorough))
+    for records in chunks:
+        assert short.chunk(records) == long.chunk(records)
+        assert short.idle() == long.idle()
+        if len(records) % 2:
+            one, other = short.frame(), long.frame()
+            assert one is not None and one == other
+            one.rows.validate(full=True)
+            assert short.snapshot() == long.snapshot()
+    assert short.accepted == long.accepted
+    return short.accepted
+
+
+@pytest.mark.parametrize(
+    ("log", "accepted"),
+    [
+        ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW, tick())], 2),
+        ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW + FORGET_MS, tick(event_time=NOW + FORGET_MS))], 2),
+        ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW + FORGET_MS + 1, tick(event_time=NOW + FORGET_MS))], 2),
+        ([(1_000, tick(event_time=5)), (1_000, tick(event_time=0)), (1_000, tick(event_time=-1)), (1_000, tick(event_time=1))], 2),
+        ([(MAX_TIME, tick(event_time=MAX_TIME - 1)), (MAX_TIME, tick(event_time=MAX_TIME))], 1),
+        ([(NOW, tick(seq=MAX_INT)), (NOW, tick(seq=MAX_INT + 1))], 1),
+    ],
+    ids=["revision", "heard within a day", "forgotten", "before 1970", "in 2109", "last number"],
+)
+def test_the_short_way_judges_the_edges_as_the_long_one(log: list[tuple[int, bytes]], accepted: int) -> None:
+    assert judged_alike([[RawRecord(offset, ts, value)] for offset, (ts, value) in enumerate(log)]) == accepted
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
+    """Random mixtures of ticks, frames, punctuations and what is none of them, cut at random."""
+    rng = random.Random(seed)
+    ticks = random_ticks(rng, 500)
+    records: list[RawRecord] = []
+    while ticks:
+        some, ticks = ticks[: (count := rng.choice((1, 1, 1, 2, 9)))], ticks[count:]
+        now = some[-1][0]
+        others = [b'{"symbol":1}', b"[]", b"no", json.dumps({"punctuate": now // 1000 - 2, "source": rng.choice("ab")}).encode()]
+        values = [value for _, value in some]
+        if rng.random() < 0.03:
+            values.append(b'{"symbol":1}')
+        value = rng.choice(others) if rng.random() < 0.05 else values[0] if len(values) == 1 else b"[" + b",".join(values) + b"]"
+        records.append(RawRecord(len(records) * 2, now, value))
+    assert judged_alike(cuts(rng, records, 40)) > 200
+
+
+def test_rows_are_the_accepted_ticks_in_the_order_of_the_log() -> None:
+    def row(**changes: Any) -> dict[str, Any]:
+        return dict.fromkeys(TICKS_SCHEMA.names) | GOOD | {"source": "default", "index": 0} | changes
+
+    core = cleaner()
+    frame = b"[" + b",".join([tick(price=1), tick(price=-1), tick(price=2)]) + b"]"
+    core.chunk([RawRecord(offset, NOW, value) for offset, value in enumerate([tick(), frame, tick(size=4), frame, tick(price=None, size=0)])])
+    several = [row(), *(row(price=price, offset=offset, index=index) for offset in (1, 3) for price, index in ((1, 0), (2, 2)))]
+    several.insert(3, row(size=4, offset=2))
+    first = core.frame()
+    assert first is not None
+    assert first.rows.schema.equals(TICKS_SCHEMA)
+    assert first.rows.to_pylist() == [several[0] | {"offset": 0}, *several[1:], row(price=None, size=0, offset=4)]
+    core.chunk([RawRecord(5, NOW, tick()), RawRecord(6, NOW, tick(size=7.0))])
+    second = core.frame()
+    assert second is not None
+    assert second.rows.to_pylist() == [row(offset=5), row(size=7, offset=6)]
+    quote = {"bid": 1.0, "ask": 2.0, "bid_size": 3.0, "ask_size": 4.0, "exchange": "N", "condition": "@"}
+    core.chunk([RawRecord(7, NOW, tick(**quote)), RawRecord(8, NOW, tick())])
+    third = core.frame()
+    assert third is not None
+    assert third.rows.to_pylist() == [row(offset=7, **quote), row(offset=8)]
+
+
+def test_a_frame_of_several_sources_names_each() -> None:
+    core = cleaner()
+    for offset, values in enumerate([("AAA", "a"), ("AAA", "a"), (HOME[1], "b"), ("AAA", "a")]):
+        core.chunk([RawRecord(offset, NOW, tick(symbol=values[0], source=values[1]))])
+        if offset == 0:
+            core.frame()
+    frame = core.frame()
+    assert frame is not None
+    assert frame.rows["source"].to_pylist() == ["a", "b", "a"]
+
+
+def test_a_frame_may_cover_offsets_and_have_no_rows() -> None:
+    core = cleaner()
+    core.chunk([RawRecord(0, NOW, b"no")])
+    frame = core.frame()
+    assert frame is not None
+    assert (frame.rows.num_rows, frame.rows.schema) == (0, TICKS_SCHEMA)
