@@ -2,9 +2,9 @@
 
 `Windows` takes `ticks.clean` frames and, at each closing, gives the rows of the seconds that close and those that late ticks have changed. Sums are
 taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window in an
-order that follows from its last second alone (`_whole_windows`).
+order that follows from its last second and its series' first alone (`_Ring`).
 
-A `_Ring` holds one source's last seconds as arrays (symbol, second). Records for the state (`records`): buckets, the seconds that closed or were revised,
+A `_Ring` holds one source's last seconds as arrays (second, symbol). Records for the state (`records`): buckets, the seconds that closed or were revised,
 and a head, which says how far the log is counted and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its
 slot in the ring: so a frozen worker that wakes can only replace what it wrote itself, and compaction, which keeps the last of a key, keeps the highest.
 """
@@ -12,14 +12,13 @@ slot in the ring: so a frozen worker that wakes can only replace what it wrote i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from stockstream.errors import StateError
@@ -36,21 +35,33 @@ SPAN_S = 480
 TERMS = 8
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
-BLOCK_S = 20
-"""Seconds whose sums are kept ready; blocks begin at multiples of it in epoch seconds. A window is 14 of them and 20 single seconds around."""
 FAR_S = 60
 CELLS_AT_ONCE = 250_000
-"""Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (16 arrays of 8 bytes a cell)."""
+"""Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
+MANY_SYMBOLS = 150
+"""Where one numpy call for each second begins to be cheaper than `accumulate`, which strides through memory (measured: 2.3 to 7 ns a cell against 1)."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_FLOATS = ("open", "high", "low", "close", "notional", "bid", "ask", "bid_size", "ask_size")
-_INTS = ("volume", "ticks", "quotes")
-_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "volume": 0, "ticks": 0, "quotes": 0, "last": -1, "begun": -1, "log_return": 0.0}
+_STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
+"""What ticks say of a second: the fields of a bucket, in this order."""
+_SUMMED = ("notional", "price", "log_return")
+_HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
+_TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
+_TOTALS = ("volume_total", "ticks_total")
+_FIELDS = (*_STORED, "price", "log_return", "begun", *_HEADS, *_TOTALS, "last", *_TAILS)
+_FIELD = {name: number for number, name in enumerate(_FIELDS)}
+_INTS = {"quotes", "volume", "ticks", "begun", *_TOTALS, "last"}
+_NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
+"""Heads and tails of no seconds."""
+_NOT_YET = -WINDOW_S - 1
+"""`last` and `begun` before the first trade: longer ago than any series lasts."""
+_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": _NOT_YET, "begun": _NOT_YET}
+_EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_HEADS, *_TAILS), (*_NOTHING, *_NOTHING), strict=True))
+_QUALITY = pa.array(["", "partial"])
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
-_SUMMED = ("price", "log_return", "notional", "volume", "ticks")
 _NEVER = -1
 
 
@@ -82,16 +93,40 @@ def _best(head: list[Any]) -> tuple[str, int, int]:
     return head[1], head[0], head[2]
 
 
-def _down(seconds: int) -> int:
-    return seconds // BLOCK_S * BLOCK_S
+def _fields(first: str, last: str) -> slice:
+    """The fields from one to another, where they are neighbours."""
+    return slice(_FIELD[first], _FIELD[last] + 1)
 
 
-def _up(seconds: int) -> int:
-    return -(-seconds // BLOCK_S) * BLOCK_S
+_BUCKET = _fields(_STORED[0], _STORED[-1])
+_SUM = _fields(_SUMMED[0], _SUMMED[-1])
+_HEAD, _TAIL = _fields(_HEADS[0], _HEADS[-1]), _fields(_TAILS[0], _TAILS[-1])
+_COUNT, _TOTAL = _fields("volume", "ticks"), _fields(*_TOTALS)
+_OWN = _fields(_STORED[0], _TOTALS[-1])
+"""What `statistics` looks up in a row's own second."""
+
+
+def _running(operation: np.ufunc, carried: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Running results along the seconds (last axis but one), going on from `carried`: always one second after the other."""
+    if values.shape[-1] < MANY_SYMBOLS:
+        return operation.accumulate(np.concatenate([carried[..., None, :], values], axis=-2), axis=-2)[..., 1:, :]
+    out = np.empty_like(values)
+    for second in range(values.shape[-2]):
+        carried = operation(carried, values[..., second, :], out=out[..., second, :])
+    return out
+
+
+def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
+    """What each return adds to the squares of deviations from the mean, with the sum and count of those before it (Welford, 1962)."""
+    return np.square(change - before / np.maximum(count, 1)) * (count / (count + 1))
 
 
 class _Ring:
-    """One source's seconds. Column c of every array is second `base` + c; rows are symbols in the order first heard."""
+    """One source's seconds. Column c of every field is second `base` + c; rows are symbols in the order first heard.
+
+    Stretches of WINDOW_S seconds begin at multiples of it in epoch seconds; a window is the end of one and the beginning of the next. Heads are sums from
+    the stretch's beginning (prices: of the series, where that is later) through the second, tails sums from the second through the stretch's end.
+    """
 
     def __init__(self, revise_s: int) -> None:
         self.keep = WINDOW_S + 1 + revise_s
@@ -99,18 +134,14 @@ class _Ring:
         self.symbols: dict[str, int] = {}
         self.base = _NEVER
         self.closed = _NEVER
-        self.width = _up(self.keep + 128)
+        self.width = self.keep + 128
         self.rank: Ints = np.zeros(0, np.int64)
+        self.by_rank: Ints = np.zeros(0, np.int64)
+        """Rows in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
-        self.arrays: dict[str, NDArray[Any]] = {}
-        for name in (*_FLOATS, "price", "log_return"):
-            self.arrays[name] = np.zeros((0, self.width), np.float64)
-        for name in (*_INTS, "last", "begun"):
-            self.arrays[name] = np.zeros((0, self.width), np.int64)
-        self.blocks: dict[str, NDArray[Any]] = {}
-        """For each block (array (symbol, block), the first begins at `base`): sums, greatest and least, and `squares`, of returns from the block's mean."""
-        for name in (*_SUMMED, "high", "low", "squares"):
-            self.blocks[name] = np.zeros((0, self.width // BLOCK_S), np.int64 if name in _INTS else np.float64)
+        self.labels: pa.StringArray = pa.array([], pa.string())
+        self.cells: Ints = np.zeros((len(_FIELDS), self.width, 0), np.int64)
+        """(field, column, row); the fields that are not `_INTS` are floats: `floats` and `of` show them so."""
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -128,51 +159,73 @@ class _Ring:
 
     # -- room ---------------------------------------------------------------
 
+    @property
+    def floats(self) -> Floats:
+        return self.cells.view(np.float64)
+
+    def of(self, name: str) -> NDArray[Any]:
+        """One field: array (column, row)."""
+        array: NDArray[Any] = (self.cells if name in _INTS else self.floats)[_FIELD[name]]
+        return array
+
     def _resize(self, rows: int, width: int, shift: int) -> None:
-        """New arrays of this size; columns move `shift` to the left (to the right where it is negative). Widths and shifts are whole blocks."""
-        for arrays, size, by in ((self.arrays, width, shift), (self.blocks, width // BLOCK_S, shift // BLOCK_S)):
-            source, target = max(by, 0), max(-by, 0)
-            for name, old in arrays.items():
-                new = np.full((rows, size), _EMPTY.get(name, np.nan), old.dtype)
-                columns = max(0, min(old.shape[1] - source, size - target))
-                new[: len(old), target : target + columns] = old[:, source : source + columns]
-                arrays[name] = new
-        self.width = width
+        """New fields of this size; columns move `shift` to the left (to the right where it is negative)."""
+        source, target = max(shift, 0), max(-shift, 0)
+        columns = max(0, min(self.width - source, width - target))
+        old, known = self.cells, self.cells.shape[2]
+        in_place = old.shape[1:] == (width, rows) and not target
+        if not in_place:
+            self.cells, self.width = np.empty((len(_FIELDS), width, rows), np.int64), width
+        for name, number in _FIELD.items():
+            if in_place:
+                flat = old[number].reshape(-1)
+                flat[: columns * rows] = flat[source * rows : (source + columns) * rows]      # numpy moves one dimension without a copy
+            else:
+                self.cells[number, target : target + columns, :known] = old[number, source : source + columns]
+            array, nothing = self.of(name), _EMPTY.get(name, np.nan)
+            array[:target] = array[target + columns :] = array[target : target + columns, known:] = nothing
         self.base += shift
 
-    def know(self, symbols: Iterable[str]) -> Ints:
-        """Row numbers, new symbols added."""
+    def know(self, symbols: Collection[str]) -> Ints:
+        """Row numbers of these (different) symbols, new ones added."""
         table = self.symbols
-        before = len(table)
-        rows = np.fromiter((table.setdefault(s, len(table)) for s in symbols), np.int64)
-        if len(table) > before:
-            if len(table) > len(self.arrays["close"]):
+        new = [symbol for symbol in symbols if symbol not in table]
+        if new:
+            table.update(zip(new, range(len(table), len(table) + len(new)), strict=True))
+            if len(table) > self.cells.shape[2]:
                 self._resize(max(8, len(table) + len(table) // 4), self.width, 0)
-            self.names = np.array(list(table), object)
+            self.names, self.labels = np.array(list(table), object), pa.array(table, pa.string())
+            self.by_rank = np.argsort(self.names.astype(str), kind="stable")
             self.rank = np.empty(len(table), np.int64)
-            self.rank[np.argsort(self.names.astype(str), kind="stable")] = np.arange(len(table))
-        return rows
+            self.rank[self.by_rank] = np.arange(len(table))
+        return np.array([table[symbol] for symbol in symbols], np.int64)
 
     def cover(self, first: int, last: int) -> None:
         """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
         if self.base == _NEVER:
-            self.base = _down(first - self.keep)
+            self.base = first - self.keep
         if first < self.base:
-            more = _up(self.base - first)
-            self._resize(len(self.arrays["close"]), self.width + more, -more)
+            more = self.base - first
+            self._resize(self.cells.shape[2], self.width + more, -more)
         if last - self.base < self.width:
             return
         start = min(first, min(self.unsaved, default=first), self.closed + 1 if self.closed != _NEVER else first) - self.keep
-        shift = _down(max(0, start - self.base))
-        self._resize(len(self.arrays["close"]), _up(max(self.keep + 128, last - (self.base + shift) + FAR_S)), shift)
+        shift = max(0, start - self.base)
+        width = max(self.keep + 128, last - (self.base + shift) + FAR_S)
+        self._resize(self.cells.shape[2], self.width if width <= self.width < 2 * width else width, shift)
 
     def skip_to(self, second: int) -> None:
         """Where nothing is heard for longer than anything is kept, begins anew with `second` as the last closed: no window or series reaches over that."""
         if second - self.closed > self.keep and self.closed != _NEVER and not self.unsaved:
-            self._resize(len(self.arrays["close"]), _up(self.keep + 128), self.width)
-            self.base, self.closed = _down(second - self.keep), second
+            self._resize(self.cells.shape[2], self.keep + 128, self.width)
+            self.base, self.closed = second - self.keep, second
 
     # -- ticks --------------------------------------------------------------
+
+    def reach(self, offset: int) -> None:
+        """The log goes on with this offset: stored buckets that count through less have had their effect."""
+        if (self.through or self.restored != (_NEVER, _NEVER)) and offset > max(self.restored[1], *self.through.values(), _NEVER):
+            self.restored, self.through = (_NEVER, _NEVER), {}
 
     def uncounted(self, ticks: _Ticks) -> _Ticks:
         """The ticks that no stored bucket counts; all of them but for a while after a restart."""
@@ -184,17 +237,19 @@ class _Ring:
 
     def add(self, ticks: _Ticks) -> None:
         """Adds ticks to their seconds, one after the other in log order."""
-        seconds, firsts = np.unique(ticks.second, return_index=True)
-        for second, at in zip(seconds.tolist(), firsts.tolist(), strict=True):
-            self.unsaved.setdefault(second, int(ticks.offset[at]))
-        cell = ticks.symbol * self.width + (ticks.second - self.base)
-        flat = {name: array.reshape(-1) for name, array in self.arrays.items()}
-        priced = ~np.isnan(ticks.price)
-        at, price = cell[priced], ticks.price[priced]
-        np.add.at(flat["quotes"], cell[~priced], 1)
+        runs = np.flatnonzero(np.diff(ticks.second, prepend=_NEVER))
+        for second, offset in zip(ticks.second[runs].tolist(), ticks.offset[runs].tolist(), strict=True):
+            self.unsaved.setdefault(second, offset)
+        cell = (ticks.second - self.base) * self.cells.shape[2] + ticks.symbol
+        flat = {name: self.of(name).reshape(-1) for name in _STORED}
+        at, price, size = cell, ticks.price, ticks.size
+        priced = ~np.isnan(price)
+        if not priced.all():
+            np.add.at(flat["quotes"], cell[~priced], 1)
+            at, price, size = cell[priced], price[priced], size[priced]
         np.add.at(flat["ticks"], at, 1)
-        np.add.at(flat["volume"], cell, ticks.size)
-        np.add.at(flat["notional"], at, price * ticks.size[priced])
+        np.add.at(flat["volume"], at, size)
+        np.add.at(flat["notional"], at, price * size)
         np.maximum.at(flat["high"], at, price)
         np.minimum.at(flat["low"], at, price)
         unopened = np.isnan(flat["open"][at])
@@ -217,191 +272,175 @@ class _Ring:
             self.closed = second
 
     def _carry(self, rows: slice | Ints, first: int, last: int) -> None:
-        """Price, return, last traded second and beginning of the series in columns `first` to `last`, from the column before."""
-        close = self.arrays["close"][rows, first - 1 : last + 1]
-        width = last - first + 2
-        column = np.arange(self.base + first - 1, self.base + last + 1)
-        seen = np.where(np.isnan(close), _NEVER, column)
-        seen[:, 0] = self.arrays["last"][rows, first - 1]
-        before = np.maximum.accumulate(seen, axis=1)                     # the newest second with a price, up to each column
-        begun = np.full(close.shape, _NEVER, np.int64)
-        begun[:, 0] = self.arrays["begun"][rows, first - 1]
-        traded = ~np.isnan(close[:, 1:])
-        anew = traded & ((before[:, :-1] == _NEVER) | (column[1:] - before[:, :-1] > WINDOW_S))
-        begun[:, 1:][anew] = np.broadcast_to(column[1:], anew.shape)[anew]
-        begun = np.maximum.accumulate(begun, axis=1)
-        at = np.where(before >= self.base + first, before - (self.base + first - 1), 0)
-        filled = close.copy()
-        filled[:, 0] = self.arrays["price"][rows, first - 1]
-        price = np.take_along_axis(filled, at, axis=1)
-        price[(before == _NEVER) | (column - before > WINDOW_S)] = np.nan
-        if width > 1:
-            change = np.zeros((len(price), width - 1))
-            moved = (price[:, 1:] != price[:, :-1]) & (column[1:] > begun[:, 1:]) & ~np.isnan(price[:, 1:])
-            change[moved] = np.log(price[:, 1:][moved] / price[:, :-1][moved])
-            self.arrays["log_return"][rows, first : last + 1] = change
-        self.arrays["price"][rows, first : last + 1] = price[:, 1:]
-        self.arrays["last"][rows, first : last + 1] = before[:, 1:]
-        self.arrays["begun"][rows, first : last + 1] = begun[:, 1:]
-        for block in range(first // BLOCK_S, (last + 1) // BLOCK_S):
-            self._sum_block(rows, block)
+        """Price, return, last traded second and beginning of the series in columns `first` to `last`, from the column before; then the sums."""
+        columns = slice(first, last + 1)
+        close = self.of("close")[columns, rows]
+        second = np.arange(self.base + first, self.base + last + 1)[:, None]
+        traded = ~np.isnan(close)
+        newest = self.of("last")[first - 1, rows]
+        seen = _running(np.maximum, newest, np.where(traded, second, _NOT_YET))
+        before = np.concatenate([newest[None], seen[:-1]])
+        anew = traded & (second - before > WINDOW_S)
+        begun = _running(np.maximum, self.of("begun")[first - 1, rows], np.where(anew, second, _NOT_YET))
+        known = np.concatenate([self.of("price")[first - 1, rows][None], close])
+        at = np.maximum(seen - (self.base + first - 1), 0)               # where in `known` the newest price stands
+        price = known.take(at * known.shape[1] + np.arange(known.shape[1]))
+        price[second - seen > WINDOW_S] = np.nan
+        former = np.concatenate([known[:1], price[:-1]])
+        moved = (price != former) & (second > begun) & ~np.isnan(price)
+        change = np.zeros(price.shape)
+        change[moved] = np.log(price[moved] / former[moved])
+        for name, values in (("price", price), ("log_return", change), ("last", seen), ("begun", begun)):
+            self.of(name)[columns, rows] = values
+        self.cells[_TOTAL, columns, rows] = _running(np.add, self.cells[_TOTAL, first - 1, rows], self.cells[_COUNT, columns, rows])
+        at_column = first
+        while at_column <= last:
+            begin = (self.base + at_column) // WINDOW_S * WINDOW_S - self.base
+            end = begin + WINDOW_S - 1
+            self._sum_heads(rows, at_column, min(end, last), begin)
+            if end <= last:
+                self._sum_tails(rows, max(begin, 0), end)
+            at_column = end + 1
 
-    def _sum_block(self, rows: slice | Ints, block: int) -> None:
-        """Sums a block whose seconds are all closed."""
-        columns = slice(block * BLOCK_S, (block + 1) * BLOCK_S)
-        for name in _SUMMED:
-            self.blocks[name][rows, block] = self.arrays[name][rows, columns].sum(axis=1)
-        self.blocks["high"][rows, block] = self.arrays["high"][rows, columns].max(axis=1)
-        self.blocks["low"][rows, block] = self.arrays["low"][rows, columns].min(axis=1)
-        change = self.arrays["log_return"][rows, columns]
-        deviation = change - (self.blocks["log_return"][rows, block] / BLOCK_S)[:, None]
-        self.blocks["squares"][rows, block] = np.square(deviation).sum(axis=1)
+    def _sum_heads(self, rows: slice | Ints, first: int, last: int, begin: int) -> None:
+        """Heads in columns of one stretch, which begins in column `begin`."""
+        columns = slice(first, last + 1)
+        second = np.arange(self.base + first, self.base + last + 1)[:, None]
+        begun = self.of("begun")[columns, rows]
+        carried = self.floats[_HEAD, first - 1, rows]
+        if first == begin:
+            carried = np.broadcast_to(_NOTHING[:, None], carried.shape)
+        values = self.floats[_SUM, columns, rows].copy()
+        price = values[1]
+        price[np.isnan(price)] = 0.0
+        sums = _running(np.add, carried[:3], values)
+        again = np.flatnonzero(begun[-1] >= self.base + first)           # a stretch is too short for two beginnings
+        if len(again):
+            inside = second >= begun[-1, again]
+            alone = np.add.accumulate(np.where(inside, price[:, again], 0.0), axis=0)
+            sums[1][:, again] = np.where(inside, alone, sums[1][:, again])
+        count = np.maximum(second - np.maximum(self.base + begin, begun + 1), 0)
+        added = _squares_added(values[2], np.concatenate([carried[2:3], sums[2, :-1]]), count)
+        self.floats[_HEAD, columns, rows] = np.concatenate([
+            sums, _running(np.add, carried[3], added)[None],
+            _running(np.maximum, carried[4], self.of("high")[columns, rows])[None],
+            _running(np.minimum, carried[5], self.of("low")[columns, rows])[None],
+        ])  # fmt: skip
+
+    def _sum_tails(self, rows: slice | Ints, first: int, last: int) -> None:
+        """Tails of a stretch whose seconds are all closed. Before a series' beginning they mean nothing."""
+        columns = slice(first, last + 1)
+        values = self.floats[_SUM, columns, rows][:, ::-1]
+        sums = np.add.accumulate(values, axis=1)
+        before = np.concatenate([np.zeros_like(sums[2, :1]), sums[2, :-1]])
+        added = _squares_added(values[2], before, np.arange(last - first + 1)[:, None])
+        high, low = self.of("high")[columns, rows][::-1], self.of("low")[columns, rows][::-1]
+        self.floats[_TAIL, columns, rows] = np.concatenate([
+            sums, np.add.accumulate(added, axis=0)[None], np.maximum.accumulate(high, axis=0)[None], np.minimum.accumulate(low, axis=0)[None],
+        ])[:, ::-1]  # fmt: skip
 
     def revise(self) -> tuple[Ints, Ints]:
-        """Carries prices again from the changed seconds on; returns (rows, columns) of the cells up to `closed` that are to be sent again."""
+        """Carries prices again from the changed seconds on; returns (rows, columns) of the cells up to `closed` that are to be sent again, in their order."""
         since: dict[int, int] = {}
         for row, second in self.changed:
             since[row] = min(since.get(row, second), second)
         rows = np.fromiter(since, np.int64, len(since))
         first = np.fromiter(since.values(), np.int64, len(since)) - self.base
-        last = self.closed - self.base
-        self._carry(rows, int(first.min()), last)
-        lowest = int(first.min())
-        live = (self.arrays["ticks"][rows, lowest : last + 1] + self.arrays["quotes"][rows, lowest : last + 1]) > 0
-        live &= np.arange(lowest, last + 1) >= first[:, None]
-        at, column = np.nonzero(live)
+        order = self.rank[rows].argsort()
+        rows, first = rows[order], first[order]
+        lowest, last = int(first.min()), self.closed - self.base
+        self._carry(rows, lowest, last)
+        live = (self.of("ticks")[lowest : last + 1, rows] + self.of("quotes")[lowest : last + 1, rows]) > 0
+        live &= np.arange(lowest, last + 1)[:, None] >= first
+        column, at = np.nonzero(live)
         return rows[at], column + lowest
 
-    def cells(self, after: int, second: int) -> tuple[Ints, Ints]:
-        """(rows, columns) with ticks or quotes in the seconds after < s <= second."""
-        first, n = max(after + 1 - self.base, 0), len(self.symbols)
-        last = second - self.base
-        live = (self.arrays["ticks"][:n, first : last + 1] + self.arrays["quotes"][:n, first : last + 1]) > 0
-        rows, columns = np.nonzero(live)
-        return rows, columns + first
+    def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
+        """(rows, columns) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
+        first, last = max(after + 1 - self.base, 0), second - self.base
+        live = (self.of("ticks")[first : last + 1] + self.of("quotes")[first : last + 1]) > 0
+        columns, at = np.nonzero(live[:, self.by_rank])
+        return self.by_rank[at], columns + first
 
     def statistics(self, rows: Ints, columns: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
-        out: dict[str, NDArray[Any]] = {}
-        get = {name: self.arrays[name][rows, columns] for name in (*_FLOATS, *_INTS, "price", "last", "begun")}
-        second = columns + self.base
-        traded = get["ticks"] > 0
-        for name in ("high", "low"):
-            get[name] = np.where(traded, get[name], np.nan)
-        carried, begun = get["price"], get["begun"]
-        alive = ~np.isnan(carried)
+        symbols = self.cells.shape[2]
+        at = columns * symbols + rows
+        own = self.cells[_OWN].reshape(-1, self.width * symbols).take(at, axis=1)
+        get = {name: own[field] if name in _INTS else own[field].view(np.float64) for field, name in enumerate(_FIELDS[_OWN])}
+        second, begun, carried = columns + self.base, get["begun"], get["price"]
+        traded, alive = get["ticks"] > 0, ~np.isnan(carried)
         length = np.where(alive, np.minimum(second - begun + 1, WINDOW_S), 0)
         returns = length - (second - begun < WINDOW_S)                   # the first second of a series has no return
-        sums = {name: np.zeros(len(rows), np.int64 if name in _INTS else np.float64) for name in (*_SUMMED, "squares", "high", "low")}
-        whole = returns == WINDOW_S
-        for which, window in ((np.flatnonzero(whole), self._whole_windows), (np.flatnonzero(~whole), self._young_windows)):
-            if len(which):
-                for name, values in window(rows[which], columns[which], length[which]).items():
-                    sums[name][which] = values
-        high, low = sums["high"], sums["low"]
+        out = {name: get[name] for name in ("open", "close", "volume", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
+        out["high"], out["low"] = np.where(traded, get["high"], np.nan), np.where(traded, get["low"], np.nan)
+        out["second"], out["seconds_5m"] = second, length
+        volumes = get["volume_total"] - self.of("volume_total").take(at - np.array([[10], [60], [WINDOW_S]]) * symbols)
+        ticks = get["ticks_total"] - self.of("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
+        out["volume_10s"], out["volume_60s"], out["volume_5m"] = volumes
+        out["ticks_10s"], out["ticks_5m"] = ticks
+        notional, price, squares, high, low = self._windows(own[_HEAD].view(np.float64), at, second, begun, returns)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out["mean_5m"] = np.where(length > 0, sums["price"] / length, np.nan)
-            out["vwap_5m"] = np.where(sums["volume"] > 0, sums["notional"] / sums["volume"], np.nan)
-            out["return_std_5m"] = np.where(returns > 1, np.sqrt(sums["squares"] / (returns - 1)), np.nan)
-        out["volume_5m"], out["ticks_5m"], out["seconds_5m"] = sums["volume"], sums["ticks"], length
-        out["high_5m"] = np.where(sums["ticks"] > 0, high, np.nan)
-        out["low_5m"] = np.where(sums["ticks"] > 0, low, np.nan)
-        mid = (get["bid"] + get["ask"]) / 2
-        out["mid"] = mid
-        out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
-        prices = self.arrays["price"]
-        with np.errstate(invalid="ignore"):
-            for lag in LAGS_S:
-                before = np.where(alive & (second - lag >= begun), prices[rows, columns - lag], np.nan)
-                out[f"return_{lag}s"] = np.log(carried / before)
-            out["price_60s"] = before
-        for name, lag, source in (("volume_10s", 10, "volume"), ("volume_60s", 60, "volume"), ("ticks_10s", 10, "ticks")):
-            out[name] = sliding_window_view(self.arrays[source], lag, axis=1)[rows, columns - lag + 1].sum(axis=1)
-        for name in ("open", "high", "low", "close", "volume", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size"):
-            out[name] = get[name]
-        out["second"] = second
-        out["quality"] = length < WINDOW_S
+            out["mean_5m"] = np.where(length > 0, price / length, np.nan)
+            out["vwap_5m"] = np.where(volumes[2] > 0, notional / volumes[2], np.nan)
+            out["return_std_5m"] = np.where(returns > 1, np.sqrt(squares / (returns - 1)), np.nan)
+            out["high_5m"], out["low_5m"] = np.where(ticks[1] > 0, high, np.nan), np.where(ticks[1] > 0, low, np.nan)
+            mid = (get["bid"] + get["ask"]) / 2
+            out["mid"] = mid
+            out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
+            lags = np.array(LAGS_S)[:, None]
+            before = np.where(alive & (second - lags >= begun), self.of("price").take(at - lags * symbols), np.nan)
+            for lag, change in zip(LAGS_S, np.log(carried / before), strict=True):
+                out[f"return_{lag}s"] = change
+            out["price_60s"] = before[-1]
         return out
 
-    def _places(self, rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
-        """Windows as columns: their 20 single seconds, oldest first, and the first seconds of the 14 blocks among them."""
-        start = columns - (WINDOW_S - 1)
-        head = -start % BLOCK_S                                          # single seconds before the first whole block
-        position = np.arange(BLOCK_S)
-        single = start[:, None] + position + np.where(position < head[:, None], 0, WINDOW_S - BLOCK_S)
-        return single, (start + head)[:, None] + np.arange(0, WINDOW_S - BLOCK_S, BLOCK_S)
-
-    def _sums(self, names: Sequence[str], single: Ints, block: Ints) -> dict[str, NDArray[Any]]:
-        """Sums of these arrays over windows, and the greatest and least prices; places are those of the flattened arrays."""
-        out: dict[str, NDArray[Any]] = {}
-        for name in names:
-            out[name] = self.arrays[name].take(single).sum(axis=1) + self.blocks[name].take(block).sum(axis=1)
-        out["high"] = np.maximum(self.arrays["high"].take(single).max(axis=1), self.blocks["high"].take(block).max(axis=1))
-        out["low"] = np.minimum(self.arrays["low"].take(single).min(axis=1), self.blocks["low"].take(block).min(axis=1))
-        return out
-
-    def _whole_windows(self, rows: Ints, columns: Ints, length: Ints) -> dict[str, NDArray[Any]]:
-        """Sums over windows that lie in the series, each second with a return: 20 single seconds, oldest first, then 14 blocks."""
-        single, block = self._places(rows, columns)
-        single += (rows * self.width)[:, None]
-        block = block // BLOCK_S + (rows * (self.width // BLOCK_S))[:, None]
-        out = self._sums(_SUMMED, single, block)
-        # squares of deviations, of groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
-        mean = (out["log_return"] / WINDOW_S)[:, None]
-        of_singles = np.square(self.arrays["log_return"].take(single) - mean).sum(axis=1)
-        of_means = np.square(self.blocks["log_return"].take(block) / BLOCK_S - mean).sum(axis=1) * BLOCK_S
-        out["squares"] = of_singles + (self.blocks["squares"].take(block).sum(axis=1) + of_means)
-        return out
-
-    def _young_windows(self, rows: Ints, columns: Ints, length: Ints) -> dict[str, NDArray[Any]]:
-        """Sums over windows in which the series began, or that it did not reach.
-
-        What is before the series counts as 0: of the 14 blocks those after its first second are taken whole, the one that it began in second by second.
-        """
-        single, block = self._places(rows, columns)
-        begun = np.where(length > 0, columns - length + 1, columns + 1)[:, None]
-        first = begun // BLOCK_S * BLOCK_S                               # of the block that the series began in
-        partial = first + np.arange(BLOCK_S)
-        among = (first >= block[:, :1]) & (first <= block[:, -1:])
-        at, by_block = (rows * self.width)[:, None], (rows * (self.width // BLOCK_S))[:, None]
-        seconds = np.concatenate([single, partial], axis=1)
-        counts = np.concatenate([np.ones_like(single, bool), np.broadcast_to(among, partial.shape)], axis=1)
-        priced, moved, whole = counts & (seconds >= begun), counts & (seconds > begun), block > begun
-        seconds, single, block = at + np.minimum(seconds, self.width - 1), at + single, by_block + block // BLOCK_S
-        out = self._sums(("notional", "volume", "ticks"), single, block)
-        out["price"] = np.where(priced, self.arrays["price"].take(seconds), 0.0).sum(axis=1)
-        out["price"] += np.where(whole, self.blocks["price"].take(block), 0.0).sum(axis=1)
-        change = np.where(moved, self.arrays["log_return"].take(seconds), 0.0)
-        changes = np.where(whole, self.blocks["log_return"].take(block), 0.0)
-        out["log_return"] = change.sum(axis=1) + changes.sum(axis=1)
-        mean = (out["log_return"] / np.maximum(length - 1, 1))[:, None]
-        of_seconds = np.where(moved, np.square(change - mean), 0.0).sum(axis=1)
-        of_blocks = self.blocks["squares"].take(block) + np.square(changes / BLOCK_S - mean) * BLOCK_S
-        out["squares"] = of_seconds + np.where(whole, of_blocks, 0.0).sum(axis=1)
-        return out
+    def _windows(self, head: Floats, at: Ints, second: Ints, begun: Ints, returns: Ints) -> tuple[Floats, ...]:
+        """Over the windows that end in these cells: notional, prices, squares of the returns' deviations, greatest and least price."""
+        symbols, stretch = self.cells.shape[2], second // WINDOW_S * WINDOW_S
+        first = np.maximum(second - (WINDOW_S - 1), begun)
+        older = first < stretch
+        there = np.where(older, at - (second - first) * symbols, at)
+        tail = np.where(older, self.floats[_TAIL].reshape(len(_TAILS), -1).take(there, axis=1), _NOTHING[:, None])
+        # the tail's returns begin one second later where the series begins there
+        returning = np.maximum(stretch - np.maximum(first, begun + 1), 0)
+        here = returns - returning
+        tail_squares = np.where(returning > 0, self.of("squares_tail").take(there + ((returning > 0) & (first == begun)) * symbols), 0.0)
+        # squares of deviations, of two groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
+        apart = tail[2] / np.maximum(returning, 1) - head[2] / np.maximum(here, 1)
+        squares = head[3] + (tail_squares + np.square(apart) * (returning * here / np.maximum(returns, 1)))
+        return head[0] + tail[0], head[1] + tail[1], squares, np.maximum(head[4], tail[4]), np.minimum(head[5], tail[5])
 
     # -- state --------------------------------------------------------------
 
     def buckets(self, second: int) -> list[list[Any]]:
-        """The stored form of one second, in parts that fit a message: [second, symbols, then one array for each field]."""
+        """The stored form of one second, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
         n, column = len(self.symbols), second - self.base
-        rows = np.flatnonzero((self.arrays["ticks"][:n, column] + self.arrays["quotes"][:n, column]) > 0)
+        told = self.cells[:, column, :n]
+        rows = (told[_FIELD["ticks"]] + told[_FIELD["quotes"]]).nonzero()[0]
         size = MAX_RECORD_BYTES // 150
         out: list[list[Any]] = []
         for at in range(0, len(rows), size):
             part = rows[at : at + size]
-            out.append([second, self.names[part].tolist(), *(self.arrays[name][part, column].tobytes() for name in (*_FLOATS, *_INTS))])
+            out.append([second, self.names[part].tolist(), told[_BUCKET].take(part, axis=1).tobytes()])
         return out
 
     def settle(self, second: int) -> None:
         """Puts stored seconds up to this one back in their place."""
         for waiting in sorted(s for s in self.waiting if s <= second):
             self.cover(waiting, second)
-            for _, symbols, *fields in self.waiting.pop(waiting):
+            for _, symbols, data in self.waiting.pop(waiting):
                 rows = self.know(symbols)
-                for name, data in zip((*_FLOATS, *_INTS), fields, strict=True):
-                    array = self.arrays[name]
-                    array[rows, waiting - self.base] = np.frombuffer(data, array.dtype)
+                self.cells[_BUCKET, waiting - self.base, rows] = np.frombuffer(data, np.int64).reshape(len(_STORED), -1)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Rows of one source, by offset of the closing, second and symbol."""
+
+    source: str
+    symbol: pa.StringArray
+    values: dict[str, NDArray[Any]]
 
 
 @dataclass(slots=True)
@@ -411,26 +450,28 @@ class Rows:
     start: int
     through: int
     closings: list[Closing] = field(default_factory=list)
-    parts: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
 
     def batch(self, partition: int) -> pa.RecordBatch:
         """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
-        if not self.parts:
+        parts = sorted(self.parts, key=lambda part: part.source)
+        if not parts:
             return empty(WINDOWS_SCHEMA)
-        columns = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = np.lexsort((columns["symbol"], columns["second"], columns["source"], columns["offset"])) if len(self.parts) > 1 else None
-        arrays = []
-        for spec in WINDOWS_SCHEMA:
-            if spec.name == "partition":
-                arrays.append(pa.array(np.full(len(columns["second"]), partition, np.int32)))
-                continue
-            values = columns[spec.name]
-            if order is not None:
-                values = values[order]
-            if spec.name == "quality":
-                values = np.where(values, "partial", "").astype(object)
-            arrays.append(pa.array(values, spec.type, from_pandas=True))
-        return pa.RecordBatch.from_arrays(arrays, schema=WINDOWS_SCHEMA)
+        values = parts[0].values
+        if len(parts) > 1:
+            values = {name: np.concatenate([part.values[name] for part in parts]) for name in values}
+        columns = {
+            "symbol": pa.concat_arrays([part.symbol for part in parts]),
+            "source": pa.concat_arrays([pa.repeat(part.source, len(part.symbol)) for part in parts]),
+            "quality": _QUALITY.take(pa.array(values["seconds_5m"] < WINDOW_S, pa.uint8())),
+            "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),
+        }
+        for name, array in values.items():
+            columns[name] = pa.array(array, mask=np.isnan(array) if array.dtype.kind == "f" else None)
+        batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
+        if parts[0].source != parts[-1].source:
+            batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))
+        return batch
 
 
 class Windows:
@@ -520,7 +561,7 @@ class Windows:
             if ring is None:
                 ring = self._rings[source] = _Ring(self.revise_s)
             present = codes[mine]
-            used = np.unique(present)
+            used = np.flatnonzero(np.bincount(present, minlength=len(table)))
             rows_of = np.full(len(table), -1, np.int64)
             rows_of[used] = ring.know([table[i] for i in used.tolist()])
             out[source] = _Ticks(rows_of[present], seconds[mine], floats["price"][mine], sizes[mine], floats["bid"][mine], floats["ask"][mine],
@@ -542,18 +583,21 @@ class Windows:
             ring.know(known.symbols)
             self._rings[name] = ring
         offsets = ticks.offset
+        ring.reach(int(offsets[0]))
         late = self._late(ring, ticks, closings)
+        any_late = bool(late.any())
         span = max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
         steps: list[tuple[int, list[Closing]]] = []
         begin = 0
-        for closing in closings:
-            end = int(offsets.searchsorted(closing.offset, "right"))
+        ends = offsets.searchsorted([closing.offset for closing in closings], "right").tolist()
+        for closing, end in zip(closings, ends, strict=True):
             at, step = steps[-1] if steps else (0, [])
             alike = (
                 step and (step[-1].offset > self.sent) == (closing.offset > self.sent) and closing.second - step[0].after < span
                 and max(c.second - c.after for c in (step[-1], closing)) <= FAR_S
             )  # fmt: skip
-            if alike and ring.closed != _NEVER and not ring.changed and not late[at:end].any():
+            ready = len(steps) > 1 or (ring.closed != _NEVER and not ring.changed)       # what came before its first step is cleared there
+            if alike and ready and not (any_late and late[at:end].any()):
                 step.append(closing)
             else:
                 steps.append((begin, [closing]))
@@ -597,7 +641,7 @@ class Windows:
         if ring.closed == _NEVER:
             ring.cover(first, first)
             ring.settle(first)
-            rows, columns = ring.cells(ring.base - 1, first)             # heard before anything closed, and late already
+            rows, columns = ring.cells_between(ring.base - 1, first)             # heard before anything closed, and late already
             ring.changed.update(zip(rows.tolist(), (columns + ring.base).tolist(), strict=True))
             ring.close(first)
         if ring.changed:
@@ -616,7 +660,7 @@ class Windows:
             ring.cover(end, end)
             ring.close(end)
             if send:
-                rows, columns = ring.cells(after, end)
+                rows, columns = ring.cells_between(after, end)
                 self._emit(ring, name, rows, columns, numbers[ends.searchsorted(columns + ring.base, "left")], False, out)
             self._save(ring, name, end, last.offset)
             after = end
@@ -689,14 +733,9 @@ class Windows:
     def _emit(ring: _Ring, name: str, rows: Ints, columns: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
         if not len(rows):
             return
-        order = np.lexsort((ring.rank[rows], columns, offsets))
-        rows, columns, offsets = rows[order], columns[order], offsets[order]
-        part = ring.statistics(rows, columns)
-        part["symbol"] = ring.names[rows]
-        part["source"] = np.full(len(rows), name, object)
-        part["offset"] = offsets
-        part["revised"] = np.full(len(rows), revised)
-        out.parts.append(part)
+        values = ring.statistics(rows, columns)
+        values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
+        out.parts.append(_Part(name, ring.labels.take(pa.array(rows)), values))
 
     # -- state --------------------------------------------------------------
 

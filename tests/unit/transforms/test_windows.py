@@ -7,10 +7,11 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from stockstream.transforms import batch, validation
+from stockstream.transforms import batch, validation, windows
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
@@ -133,6 +134,76 @@ def test_a_generated_day_equals_pandas(chunk: int) -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
+def late_day() -> pd.DataFrame:
+    """A day with series over many stretches, of which every hundredth tick comes up to 20 s late."""
+    day = generated_day(seconds=1_800, symbols=4)
+    late = np.random.default_rng(3).random(len(day)) < 0.01
+    arrival = day.event_time + np.where(late, 20_000, 0)
+    return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+@pytest.mark.parametrize("many", [0, 1_000_000])
+def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    """Both ways of adding along the seconds, and the last word on every second is what pandas says."""
+    day = late_day()
+    records = day_records(day, "replay.late")
+    whole = batch.run(records, partition=0, partitions=1, chunk=5_000)
+    monkeypatch.setattr(windows, "MANY_SYMBOLS", many)
+    parts = batch.run(records, partition=0, partitions=1, chunk=37)
+    assert whole.rejections == parts.rejections == []
+    got = parts.rows()
+    assert got.equals(whole.rows())
+    rows = got.to_pandas()
+    assert rows.revised.sum() > 500
+    last = rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False)
+    assert oracle.differences(last, oracle.rows(day)) == []
+
+
+def test_restarts_within_long_series_change_no_bit() -> None:
+    rng = random.Random(5)
+    cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+    frames = []
+    for some in cuts(rng, day_records(late_day(), "replay.late"), 60):
+        cleaner.chunk(some)
+        frames.append(cleaner.frame())
+    changelog: dict[bytes, bytes] = {}
+    core, restarted = Windows(0, revise_s=30), Windows(0, revise_s=30)
+    sent: dict[Key, str] = {}
+    for at, frame in enumerate(frames):
+        assert frame is not None
+        sent |= {(r["symbol"], r["second"], r["offset"]): repr(r) for r in work(core, frame, at, 0)[0]}
+    at = term = 0
+    while at < len(frames):
+        frame = frames[at]
+        assert frame is not None
+        rows, records = work(restarted, frame, at, term)
+        assert all(sent[r["symbol"], r["second"], r["offset"]] == repr(r) for r in rows)
+        changelog |= dict(records)
+        at += 1
+        if rng.random() < 0.1 and at < len(frames) - 20:
+            term += 1
+            restarted = Windows.restore(0, changelog, revise_s=30)
+            at = restarted.resume_input
+    assert term > 10
+    assert not restarted._rings["replay.late"].through                   # what stored buckets count is behind
+
+
+@pytest.mark.parametrize("begins", [260, 299, 300, 301, 359])
+def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int) -> None:
+    """The old price is still carried in the stretch of 300 s in which the new series begins; quotes show it."""
+    stretch = 1_700_000_100
+    assert stretch % 300 == 0
+    first = [(stretch - 60 + at, 100.0 + at % 7) for at in range(15)]
+    again = [(stretch + begins + at, 200.0 + at % 5) for at in range(0, 400, 3)]
+    quotes = [(second, np.nan) for second in range(stretch - 40, stretch + 700, 10)]
+    day = pd.DataFrame(first + again + quotes, columns=["second", "price"])
+    day = day.assign(symbol="A", event_time=day.second * 1000, size=np.where(day.price.isna(), 0, 5), bid=99.0).drop(columns="second")
+    day = day.sort_values("event_time", kind="stable").reset_index(drop=True)
+    for chunk in (7, 5_000):
+        got = batch.run(day_records(day, "replay.anew"), partition=0, partitions=1, chunk=chunk).rows().to_pandas()
+        assert oracle.differences(got, oracle.rows(day)) == []
+
+
 def test_the_real_day_equals_pandas() -> None:
     _, day = real_day()
     results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
@@ -155,6 +226,8 @@ def test_two_sources_of_different_delay_do_not_disturb_each_other() -> None:
     got = both[both.source == "a"][columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(got, alone[columns].reset_index(drop=True))
     assert (both.source == "b").any()
+    order = list(both[["offset", "source", "second", "symbol"]].itertuples(index=False))
+    assert order == sorted(order)
 
 
 def test_a_long_silence_costs_no_memory() -> None:
