@@ -533,14 +533,19 @@ def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
     of = scored.outcomes
     if of is None:
         return []
-    symbol, as_of = _open(of.symbol), _texts(of.as_of)
-    columns = (of.horizon_s, of.predicted_return, of.p_up, of.realised_return, of.price_then)
-    rows = zip(symbol, as_of, symbol, as_of, *map(_texts, columns), strict=True)
-    items: list[bytes] = []
+    columns = (of.as_of, of.horizon_s, of.predicted_return, of.p_up, of.realised_return, of.price_then)
+    rows = zip(of.symbol, *(column.tolist() for column in columns), strict=True)
+    items: list[Outcome] = []
     for by, count in of.said_by:
-        template = _template(Outcome, {"model": by.name, "version": by.version, "role": by.role, "judged_at": judged_at}, **_named(by.name, by.version))
-        items += map(template.__mod__, islice(rows, count))
-    return [b"[%b]" % b",".join(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
+        tail = f"-{by.name}-{by.version}"
+        items += [
+            Outcome(
+                id=f"{symbol}-{as_of}{tail}", symbol=symbol, as_of=as_of, horizon_s=horizon_s, predicted_return=predicted, p_up=p, model=by.name,
+                version=by.version, role=by.role, realised_return=realised, price_then=price, judged_at=judged_at,
+            )
+            for symbol, as_of, horizon_s, predicted, p, realised, price in islice(rows, count)
+        ]  # fmt: skip
+    return [_json(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
 
 
 def _template(record: type[msgspec.Struct], same: Mapping[str, Any], **parts: bytes) -> bytes:
