@@ -50,7 +50,7 @@ class Process:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | dict(environment),
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""} | dict(environment),
             )  # fmt: skip
         self.pid = self._process.pid
         self._watchdog = subprocess.Popen(["/bin/sh", "-c", WATCHDOG, str(self.pid)], stdin=subprocess.PIPE, start_new_session=True)

@@ -109,9 +109,10 @@ class StateTable(faust.Table[bytes, bytes]):
             places = [aiokafka.TopicPartition(self.changelog_topic.get_topic_name(), partition) for partition in partitions]
             begins = await consumer.beginning_offsets(places)
             ends = await end_offsets(consumer, places, embedded=self._app.embedded)
-            consumer.assign(places)
             found = {place: Reading(begins[place], ends[place], needs) for place in places}
-            left = set(places)
+            left = {place for place in places if begins[place] < ends[place]}
+            if left:
+                consumer.assign(left)
             while left:
                 for place in [place for place in left if found[place].now is None or found[place].reached(await consumer.position(place))]:
                     offset = found[place].begin_range()

@@ -599,7 +599,7 @@ class _Topic:
 
     @asynccontextmanager
     async def _open(self, partition: int) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
-        """A consumer assigned to the partition. Whatever Kafka raises inside becomes a `BrokerError`."""
+        """A consumer for the partition. Whatever Kafka raises inside becomes a `BrokerError`."""
         at = TopicPartition(self._name, partition)
         consumer = AIOKafkaConsumer(
             **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
@@ -607,7 +607,6 @@ class _Topic:
         )  # fmt: skip
         try:
             await consumer.start()
-            consumer.assign([at])
             yield consumer, at
         except (KafkaError, OSError) as error:
             raise BrokerError(f"cannot read {self._name} back, partition {partition}: {type(error).__name__} {error}") from error
@@ -616,6 +615,7 @@ class _Topic:
 
     async def _records(self, consumer: AIOKafkaConsumer, at: TopicPartition, first: int) -> AsyncGenerator[list[Any], None]:
         """What a fetch brought, from `first` on; an empty list where the position moved without records or nothing came for now."""
+        consumer.assign([at])                                            # not before: it fetches at once, from the beginning
         consumer.seek(at, first)
         while True:
             records = (await consumer.getmany(at, timeout_ms=200, max_records=5_000)).get(at, [])

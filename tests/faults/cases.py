@@ -70,6 +70,7 @@ def join_and_leave(line: Line, rng: random.Random, scale: Scale) -> None:
             third.wait_ready(90)
             time.sleep(rng.uniform(0.5, 2))
             took = third.stop()
+            third.close()
             line.workers.remove(third)
             line.count("joined and left")
             scale.say(f"  a third worker joined, and left {took:.1f} s after SIGTERM")

@@ -59,7 +59,7 @@ class Worker:
         self.log = folder / f"{name}.log"
         self.exits: list[tuple[int, float]] = []
         self.starts: list[float] = []
-        self._environment = {**environment, "STOCKSTREAM_WEB_PORT": str(self.port), "PYTHONPATH": str(ROOT)}
+        self._environment = {**environment, "STOCKSTREAM_WEB_PORT": str(self.port), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
         place = ["--web-host", "127.0.0.1", "--web-bind", "127.0.0.1", "--web-port", str(self.port)] if web else ["--without-web"]
         module = ["tests.faults.sabotage", fault] if fault else ["faust"]
         self._command = [sys.executable, "-m", *module, "-A", "stockstream", "worker", "-l", "info", *place]
