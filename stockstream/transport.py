@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import aiokafka
 import faust
 from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from faust.transport.drivers import aiokafka as driver
@@ -345,18 +346,79 @@ class Guard:
         return admitted, None
 
 
+class _Run(list[Any]):
+    """The records of one batch, parsed at once: aiokafka takes it for a record with the offset of the last, and spends its time a batch, not a record."""
+
+    @property
+    def offset(self) -> int:
+        return int(self[-1].offset)
+
+
+class _Batch:
+    """A batch that iterates as one run, without what is before the offset that was asked for."""
+
+    def __init__(self, batch: Any, parsed: PartitionRecords) -> None:
+        self._batch, self._parsed = batch, parsed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[_Run]:
+        run, begin = _Run(self._batch), self._parsed.next_fetch_offset
+        if run and run[0].offset < begin:
+            run = _Run(record for record in run if record.offset >= begin)
+        if run:
+            yield run
+
+
+class _Batches:
+    """What a fetch brought of one partition, as runs."""
+
+    def __init__(self, records: Any, parsed: PartitionRecords) -> None:
+        self.has_next, self._records, self._parsed = records.has_next, records, parsed
+
+    def next_batch(self) -> _Batch:
+        return _Batch(self._records.next_batch(), self._parsed)
+
+
 class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher has fetched, by partition: its records come as parsed, not copied into `ConsumerRecord`s, which cost more than the parsing."""
+    """What aiokafka's fetcher has fetched, by partition: records come as parsed, whole batches at once, not copied into `ConsumerRecord`s one by one."""
 
     def __setitem__(self, partition: Any, result: Any) -> None:
-        records = getattr(result, "_partition_records", None)
-        if records is not None:
-            records._consumer_record = _as_parsed
+        parsed = getattr(result, "_partition_records", None)
+        if parsed is not None:
+            parsed._records = _Batches(parsed._records, parsed)
+            parsed._consumer_record = _as_parsed
+            result.getall = partial(_take, result, [])
         super().__setitem__(partition, result)
 
 
 def _as_parsed(_: Any, record: Any) -> Any:
     return record
+
+
+def _take(result: FetchResult, rest: list[Any], max_records: int | None = None) -> list[Any]:
+    """`FetchResult.getall` of runs: at most so many records; `rest` keeps what of the last run is for the next call."""
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    parsed, limit = result._partition_records, max_records or sys.maxsize
+    taken, rest[:] = rest[:], []
+    while len(taken) < limit:
+        run = next(parsed, None)
+        if run is None:
+            result._partition_records = None
+            break
+        taken += run
+    rest += taken[limit:]
+    del taken[limit:]
+    if taken:
+        # also while there is a rest: a pause would lose it
+        parsed.next_fetch_offset = rest[0].offset if rest else max(parsed.next_fetch_offset, taken[-1].offset + 1)
+    result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
+    return taken
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):

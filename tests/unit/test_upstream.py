@@ -119,27 +119,78 @@ def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
 # -- records as parsed ------------------------------------------------------
 
 
-def partition_records(*values: bytes) -> PartitionRecords:
+def batch_of(first: int, *values: bytes) -> bytes:
     builder = DefaultRecordBatchBuilder(magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=10_000)
-    for offset, value in enumerate(values):
-        builder.append(offset, timestamp=1_000 + offset, key=b"k", value=value, headers=[("hops", b"[1]")])
-    return PartitionRecords(
-        P, MemoryRecords(bytes(builder.build())), aborted_transactions=[], fetch_offset=0, key_deserializer=None, value_deserializer=None, check_crcs=False,
+    for number, value in enumerate(values):
+        builder.append(number, timestamp=1_000 + first + number, key=b"k", value=value, headers=[("hops", b"[1]")])
+    data = bytearray(builder.build())
+    data[:8] = first.to_bytes(8, "big")
+    return bytes(data)
+
+
+class Assigned:
+    """An assignment whose partition is read from a position."""
+
+    active = True
+
+    def __init__(self, position: int) -> None:
+        self.position, self.paused = position, False
+
+    def state_value(self, tp: Any) -> Assigned:
+        assert tp == P
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+def fetched(begin: int, *batches: bytes) -> tuple[FetchResult, Assigned]:
+    """What a fetcher puts into its dictionary, put into ours."""
+    parsed = PartitionRecords(
+        P, MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None, check_crcs=False,
         isolation_level=1,
     )  # fmt: skip
+    assigned, ours = Assigned(begin), transport._Fetched()
+    result = ours[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
+    assert ours[P] is result
+    return result, assigned
 
 
 def test_records_of_a_fetch_come_as_parsed() -> None:
-    """`transport._Fetched` sets `PartitionRecords._consumer_record` of the `FetchResult._partition_records` that a `Fetcher` puts into `_records`."""
-    fetched = transport._Fetched()
-    result = FetchResult(P, assignment=None, partition_records=partition_records(b"a", b"b"), backoff=0)
-    fetched[P] = result
-    assert fetched[P] is result
-    got = list(result._partition_records)
+    """`transport._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
+    result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
+    got = result.getall(5_000)
     assert [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in got] == [
-        (0, 1_000, 0, b"k", b"a", [("hops", b"[1]")]), (1, 1_001, 0, b"k", b"b", [("hops", b"[1]")]),
-    ]  # fmt: skip
+        (offset, 1_000 + offset, 0, b"k", value, [("hops", b"[1]")]) for offset, value in ((0, b"a"), (1, b"b"), (7, b"c"))
+    ]
     assert not any(isinstance(record, aiokafka.ConsumerRecord) for record in got), "they are copied again: reading costs more"
+    assert assigned.position == 8 and not result.has_more()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 7, None])
+def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int | None) -> None:
+    batches = [batch_of(0, *(b"%d" % n for n in range(5))), batch_of(5, b"5"), batch_of(6, b"6", b"7", b"8")]
+    begin, offsets = 2, []
+    while begin < 9:
+        sent = [batch for batch, last in zip(batches, (4, 5, 8), strict=True) if last >= begin]
+        result, assigned = fetched(begin, *sent)                         # as if a pause had dropped what was fetched before
+        for _ in range(2):
+            got = result.getall(most) if result.has_more() else []
+            assert most is None or len(got) <= most
+            offsets += [record.offset for record in got]
+            assert assigned.position == offsets[-1] + 1
+        begin = assigned.position
+    assert offsets == [2, 3, 4, 5, 6, 7, 8]
+    result, assigned = fetched(2, *batches)
+    assert len(result.getall(1)) == 1
+    assigned.paused = True
+    assert result.getall(5_000) == [] and not result.has_more()
+
+
+def test_a_batch_that_a_seek_has_left_behind_gives_nothing() -> None:
+    result, assigned = fetched(0, batch_of(0, b"a", b"b"))
+    assigned.position = 5
+    assert result.getall(5_000) == []
 
 
 def test_a_fetcher_keeps_what_it_fetched_in_one_dictionary() -> None:
