@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import textwrap
 import time
 from collections import Counter, defaultdict
@@ -35,7 +36,7 @@ from faust.types import TP
 from mode.services import ServiceTask
 
 from stockstream import transport
-from stockstream.app import App, Tables, create_app
+from stockstream.app import App, Tables, Worker, create_app
 from stockstream.broker import changelog, topic_specs
 from stockstream.settings import Settings
 from stockstream.web.tail import _KafkaConsumer
@@ -302,6 +303,18 @@ async def test_tables_start_without_the_pause_of_faust(app: App) -> None:
     assert type(app.tables) is Tables
     await Tables.on_start(tables)
     assert done == ["channels", "recovery"]
+
+
+def test_a_worker_that_warns_makes_no_debug_records(app: App) -> None:
+    """Faust's spinner sets the root logger to DEBUG (worker.py:390); `app.Worker` has none."""
+    assert "logger.setLevel(logging.DEBUG)" in source(faust.Worker._setup_spinner_handler)
+    assert "self._setup_spinner_handler(logger, level)" in source(faust.Worker.on_setup_root_logger)
+    root = logging.Logger("root", logging.WARNING)
+    worker = app.Worker(loglevel="WARN")
+    assert type(worker) is Worker
+    worker.on_setup_root_logger(root, logging.WARNING)
+    assert root.level == logging.WARNING and not root.handlers
+
 
 
 # -- commits ----------------------------------------------------------------
