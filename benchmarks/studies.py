@@ -134,8 +134,9 @@ def latency(options: argparse.Namespace) -> Result:
         shutil.rmtree(folder, ignore_errors=True)
     begins = begin_ms + SETTLE_S * 1000
     found: dict[str, list[float]] = collections.defaultdict(list)
+    ends = begin_ms + (options.seconds - 2) * 1000                       # no tick closes the last seconds: the worker does, two seconds later
     for at, prediction in told_:
-        if prediction["as_of"] < begins:
+        if not begins <= prediction["as_of"] <= ends:
             continue
         found["event to prediction read"].append(at - (prediction["as_of"] - 1000 + feed.at_ms[prediction["symbol"]]))
         closed = feed.sent.get((prediction["partition"], prediction["offset"]))

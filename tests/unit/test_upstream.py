@@ -309,7 +309,7 @@ def test_a_worker_that_warns_makes_no_debug_records(app: App) -> None:
     """Faust's spinner sets the root logger to DEBUG (worker.py:390); `app.Worker` has none."""
     assert "logger.setLevel(logging.DEBUG)" in source(faust.Worker._setup_spinner_handler)
     assert "self._setup_spinner_handler(logger, level)" in source(faust.Worker.on_setup_root_logger)
-    root = logging.Logger("root", logging.WARNING)
+    root = logging.RootLogger(logging.WARNING)
     worker = app.Worker(loglevel="WARN")
     assert type(worker) is Worker
     worker.on_setup_root_logger(root, logging.WARNING)
