@@ -204,7 +204,8 @@ def create_app(settings: Settings) -> App:
         mine: Producer = app.producer  # type: ignore[assignment]
         return mine.client
 
-    app.sender = Sender(producer, app.fence)
+    frames = {settings.topic("ticks.clean"), settings.topic("windows")}
+    app.sender = Sender(producer, app.fence, lambda topic: app.reader.pace.hasten() if topic in frames else None)
     app.on_partitions_revoked.connect(app.release)
     app.on_partitions_assigned.connect(app.let_go)
     return app

@@ -23,7 +23,7 @@ DAY_MS = 86_400_000
 STATE_TABLES = ("clean", "aggregate", "detect", "score")
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_BATCH_BYTES = 1_000_000
-PRODUCER_LINGER_MS = 5
+PRODUCER_LINGER_MS = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,12 @@ logger = logging.getLogger(__name__)
 
 MAX_CHUNK_RECORDS = 5_000
 FETCH_MAX_WAIT_MS = 200
-PACE_S = 0.008
-"""Pause after a small fetch: a fetch costs the same whatever it brings, and there are hundreds of tiny ones a second otherwise."""
+PACE_S = 0.02
+"""Pause after a small fetch; there are hundreds of tiny ones a second otherwise."""
+CLOSING_MS = 100
+HASTE_PACE_S = 0.003
+HASTE_S = 0.05
+"""How long the pause is shorter once an agent has sent what another one here waits for."""
 SMALL_FETCH = 500
 PIPE_DEPTH = 8
 DELIVERY_S = 30.0
@@ -153,13 +157,14 @@ def leave_now(why: str) -> None:
 class Sender:
     """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for."""
 
-    def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence) -> None:
-        self._producer, self._fence = producer, fence
+    def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[str], None] = lambda topic: None) -> None:
+        self._producer, self._fence, self._sent = producer, fence, sent
         self._turns: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; many go as ready-made batches."""
         producer = self._producer()
+        self._sent(out.topic)
         # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
         async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
             return await self._hand_over(producer, out)
@@ -499,6 +504,40 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer._subscription.subscription
 
 
+class Pace:
+    """How long reading pauses after a fetch, which costs the same whatever it brings: long while nobody waits, briefly while seconds close.
+
+    Args:
+        lateness_ms: how long after its end a second closes.
+    """
+
+    def __init__(self, lateness_ms: int) -> None:
+        self._lateness_ms = lateness_ms
+        self._sent = asyncio.Event()
+        self._haste_until = 0.0
+
+    def closing(self, timestamp: int) -> bool:
+        """Whether ticks that arrived then (epoch ms) close a second, if sources are prompt; it is only waited less for them."""
+        return (timestamp - self._lateness_ms) % 1_000 < CLOSING_MS
+
+    def hasten(self) -> None:
+        """An agent has sent frames that another one here waits for."""
+        self._haste_until = time.monotonic() + HASTE_S
+        self._sent.set()
+
+    async def after(self, count: int) -> None:
+        """Pauses after a fetch of so many records."""
+        if count >= SMALL_FETCH:
+            await asyncio.sleep(0)
+        elif time.monotonic() < self._haste_until or self.closing(time.time_ns() // 1_000_000):
+            await asyncio.sleep(HASTE_PACE_S)
+        else:
+            self._sent.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PACE_S):
+                    await self._sent.wait()
+
+
 class Consumer(driver.Consumer):
     """Reads chunks; see the module's docstring."""
 
@@ -514,6 +553,7 @@ class Consumer(driver.Consumer):
         """Counts the assignments, for chunks of an earlier one that are still under way."""
         self._seeking = False
         super().__init__(*args, **kwargs)
+        self.pace = Pace(self.app.settings.lateness_ms)
 
     def _new_consumer_thread(self) -> Any:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -642,7 +682,7 @@ class Consumer(driver.Consumer):
                     if tp.topic == raw and gather_s:
                         got = held.pop(tp, []) + got
                         begun = since.pop(tp, time.monotonic())
-                        if len(got) < MAX_CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s:
+                        if len(got) < MAX_CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s and not self.pace.closing(got[-1].timestamp):
                             held[tp], since[tp] = got, begun
                             continue
                     await self._deliver(tp, got)
@@ -651,7 +691,7 @@ class Consumer(driver.Consumer):
                     since.pop(tp, None)
                     if tp in held:                                       # a seek meanwhile has dropped it
                         await self._deliver(tp, held.pop(tp))
-                await asyncio.sleep(PACE_S if count < SMALL_FETCH else 0)
+                await self.pace.after(count)
         except BaseException as error:
             if not self.transport.app.should_stop:
                 # Faust takes a cancellation for a wish (transport/consumer.py:178), also one that comes out of aiokafka, and would read no more without a word

@@ -33,6 +33,7 @@ from stockstream.transport import (
     Hole,
     Message,
     Outgoing,
+    Pace,
     Pipe,
     Sender,
     watchdog,
@@ -43,10 +44,11 @@ P = TP("ticks.raw", 3)
 
 class Record(NamedTuple):
     offset: int
+    timestamp: int = 0
 
 
-def records(*offsets: int) -> list[Any]:
-    return [Record(offset) for offset in offsets]
+def records(*offsets: int, at: int = 0) -> list[Any]:
+    return [Record(offset, timestamp=at) for offset in offsets]
 
 
 def offsets(admitted: list[Any]) -> list[int]:
@@ -595,6 +597,7 @@ class Reading:
         self._held: dict[TP, Any] = {}
         self._held_since: dict[TP, float] = {}
         self.guard = Guard()
+        self.pace = Pace(200)
         self.delivered: list[tuple[TP, list[int]]] = []
 
     async def _wait_next_records(self, timeout: float) -> Any:
@@ -624,6 +627,39 @@ async def test_each_partition_of_a_fetch_is_one_chunk_and_changelogs_are_none() 
     reading.app.should_stop = True
     await reading.run()
     assert reading.delivered == [(P, [5, 6]), (TP("windows", 0), [9]), (P, [7])]
+
+
+async def test_ticks_are_gathered_but_not_while_seconds_close() -> None:
+    fetches = [{P: records(offset, at=at)} for offset, at in ((5, 10_900), (6, 11_190), (7, 11_210), (8, 11_290))]
+    reading = Reading(*fetches[:2], {TP("windows", 0): records(1)}, *fetches[2:])
+    reading.app.settings.gather_ms, reading.app.should_stop = 600_000, True
+    await reading.run()
+    assert reading.delivered == [(TP("windows", 0), [1]), (P, [5, 6, 7]), (P, [8])]
+
+
+async def test_reading_pauses_until_frames_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "PACE_S", 60)
+    monkeypatch.setattr(time, "time_ns", lambda: 11_500_000_000)
+    pace = Pace(200)
+    pausing = asyncio.create_task(pace.after(3))
+    await asyncio.sleep(0)
+    assert not pausing.done()
+    pace.hasten()
+    async with asyncio.timeout(20):
+        await pausing
+        await pace.after(3)                                              # the frames are still on their way
+        monkeypatch.setattr(transport, "HASTE_S", 0.0)
+        pace.hasten()
+        monkeypatch.setattr(time, "time_ns", lambda: 11_250_000_000)
+        await pace.after(3)
+        await pace.after(transport.SMALL_FETCH)
+
+
+async def test_a_sender_tells_what_it_sends_to() -> None:
+    told: list[str] = []
+    sender = Sender(lambda: Producer(), Fence(6.0), told.append)
+    await sender.send(Outgoing("windows", 3, [Message(None, b"1")]))
+    assert told == ["windows"]
 
 
 async def test_nothing_is_delivered_while_the_partitions_are_being_put_where_their_state_says() -> None:
