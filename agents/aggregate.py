@@ -15,7 +15,7 @@ from stockstream.app import app
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows import Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, truncated
+from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
 from tables import aggregate as table
 from tables.state import Stage
 
@@ -49,14 +49,8 @@ class Aggregation(Stage[Windows]):
         messages: list[Message] = []
         latest: list[Message] = []
         for frame, offset, record in self.reader.frames(chunk):
-            rows = core.frame(frame, offset)
-            if rows is None and frame.log >= core.log and truncated(chunk, offset):
-                core.skip_to(frame.start)
-                rows = core.frame(frame, offset)
-            if rows is None:
-                metrics.frame_dropped("aggregate", "older_log" if frame.log < core.log else "beyond")
-                continue
-            if not rows.closings:
+            rows = self.reader.feed(core, core.frame, chunk, frame, offset)
+            if rows is None or not rows.closings:
                 continue
             batch = rows.batch(partition)
             sent = now_ms()

@@ -10,7 +10,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.transforms.rules import Detector
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, metrics, truncated
+from stockstream.worker import FrameReader, metrics
 from tables import detect as table
 from tables.state import Stage
 
@@ -39,12 +39,8 @@ class Detection(Stage[Detector]):
         alerts: list[Message] = []
         market: list[Message] = []
         for frame, offset, _ in self.reader.frames(chunk):
-            found = core.feed(frame, offset)
-            if found is None and frame.log >= core.log and truncated(chunk, offset):
-                core.expect = frame.start
-                found = core.feed(frame, offset)
+            found = self.reader.feed(core, core.feed, chunk, frame, offset)
             if found is None:
-                metrics.frame_dropped("detect", "older_log" if frame.log < core.log else "beyond")
                 continue
             for alert in found.alerts:
                 alerts.append(Message(alert.symbol.encode(), _encode(alert)))

@@ -17,7 +17,7 @@ from stockstream.errors import ModelError
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status, truncated
+from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
 from tables import score as table
 from tables.state import Stage
 
@@ -127,12 +127,8 @@ class Scoring(Stage[Scorer]):
                 await pipe.drain()
                 if self.cores.get(partition) is not core:              # assigned anew meanwhile
                     return
-            scored = core.frame(frame, offset)
-            if scored is None and frame.log >= core.log and truncated(chunk, offset):
-                core.expect = frame.start
-                scored = core.frame(frame, offset)
+            scored = self.reader.feed(core, core.frame, chunk, frame, offset)
             if scored is None:
-                metrics.frame_dropped("score", "older_log" if frame.log < core.log else "beyond")
                 continue
             self.tell(told, scored, hops_of(record))
             await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 from faust.types import TP
 
@@ -19,6 +19,7 @@ from stockstream.transport import Chunk
 logger = logging.getLogger(__name__)
 
 HOPS_HEADER = "hops"
+Taken = TypeVar("Taken")
 
 metrics = Metrics()
 
@@ -41,6 +42,14 @@ def hops_of(record: Any) -> list[int]:
             except (ValueError, TypeError):
                 return []
     return []
+
+
+class FrameCore(Protocol):
+    """A machine that takes frames: of which log, and how it goes on where frames are missing for good."""
+
+    log: str
+
+    def skip_to(self, start: int) -> None: ...
 
 
 class FrameReader:
@@ -69,11 +78,21 @@ class FrameReader:
             if whole is not None:
                 yield whole, first, record
 
+    def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
+        """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it."""
+        taken = take(frame, offset)
+        if taken is None and frame.log >= core.log and _truncated(chunk, offset):
+            core.skip_to(frame.start)
+            taken = take(frame, offset)
+        if taken is None:
+            metrics.frame_dropped(self._agent, "older_log" if frame.log < core.log else "beyond")
+        return taken
+
     def forget(self) -> None:
         self._parts.clear()
 
 
-def truncated(chunk: Chunk, offset: int) -> bool:
+def _truncated(chunk: Chunk, offset: int) -> bool:
     """Whether the input's own log has lost what was before `offset`: then a frame that starts too late is all there will be."""
     return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.reader.guard.holes)
 

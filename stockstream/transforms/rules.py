@@ -132,6 +132,10 @@ class Detector:
         self._moved = True
         return found
 
+    def skip_to(self, start: int) -> None:
+        """The input has lost what was before: goes on from a frame that starts there."""
+        self.expect = start
+
     def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
         """Keys and msgpack values of what changed since the last call, in the order of writing; all of the state with `everything`.
 

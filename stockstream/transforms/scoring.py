@@ -336,6 +336,10 @@ class Scorer:
         self._closed_since |= bool(closings)
         return Scored(self.partition, frame.through, predictions, _outcomes(judged))
 
+    def skip_to(self, start: int) -> None:
+        """The input has lost what was before: goes on from a frame that starts there."""
+        self.expect = start
+
     def _begin(self, log: str) -> None:
         """A newer log: what was is of another world, but the models stay."""
         if self.log:

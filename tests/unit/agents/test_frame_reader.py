@@ -1,0 +1,63 @@
+"""How the agents feed frames to their machines: what is of no use is counted, and a gap that nobody can fill is passed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stockstream import worker
+from stockstream.records import WINDOWS_SCHEMA
+from stockstream.transforms.frames import Frame, empty
+from stockstream.transport import Chunk, Hole
+from stockstream.worker import FrameReader
+
+
+class Core:
+    """Takes frames of one log that follow each other."""
+
+    log = "b"
+
+    def __init__(self, expect: int) -> None:
+        self.expect = expect
+
+    def take(self, frame: Frame, offset: int) -> str | None:
+        if frame.log < self.log or frame.start > self.expect:
+            return None
+        self.expect = frame.through + 1
+        return f"{frame.start} at {offset}"
+
+    def skip_to(self, start: int) -> None:
+        self.expect = start
+
+
+@pytest.fixture
+def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(worker, "metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
+    holes = [Hole("ticks.clean", 3, 5, 7), Hole("ticks.clean", 4, 5, 8)]
+    monkeypatch.setattr(worker, "app", SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes))))
+    return counted
+
+
+def feed(core: Core, start: int, offset: int, log: str = "b") -> Any:
+    frame = Frame(log, start, start + 9, (), empty(WINDOWS_SCHEMA))
+    return FrameReader("aggregate").feed(core, core.take, Chunk("ticks.clean", 3, []), frame, offset)
+
+
+def test_frames_that_follow_are_taken(dropped: list[tuple[str, str]]) -> None:
+    core = Core(100)
+    assert (feed(core, 100, 8), feed(core, 110, 9), dropped) == ("100 at 8", "110 at 9", [])
+
+
+@pytest.mark.parametrize(("start", "offset", "log", "why"), [(200, 9, "b", "beyond"), (100, 8, "a", "older_log")])
+def test_what_is_of_no_use_is_counted(dropped: list[tuple[str, str]], start: int, offset: int, log: str, why: str) -> None:
+    core = Core(100)
+    assert feed(core, start, offset, log) is None
+    assert (core.expect, dropped) == (100, [("aggregate", why)])
+
+
+def test_behind_what_the_input_has_lost_the_log_goes_on(dropped: list[tuple[str, str]]) -> None:
+    core = Core(100)
+    assert (feed(core, 200, 8), core.expect, dropped) == ("200 at 8", 210, [])
