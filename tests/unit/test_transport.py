@@ -133,7 +133,7 @@ def test_holes_are_kept_within_bounds_and_counted_all() -> None:
             checked.admit(P, records(offset))
     assert len(checked.holes) == HOLES_KEPT
     assert checked.holes_passed == HOLES_KEPT + 50
-    assert checked.holes[-1] == Hole("ticks.raw", 3, offset - 1, offset - 1), "the newest, which `truncated` asks for, are the ones that are kept"
+    assert checked.holes[-1] == Hole("ticks.raw", 3, offset - 1, offset - 1), "the newest, which `FrameReader.feed` asks for, are the ones that are kept"
 
 
 @given(there=st.sets(st.integers(0, 60), min_size=1), cuts=st.lists(st.integers(1, 7), min_size=70, max_size=70), skips=st.data())
