@@ -169,6 +169,7 @@ def create_app(settings: Settings) -> App:
         broker_commit_interval=1.0,
         broker_max_poll_records=MAX_CHUNK_RECORDS,
         consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=262_144,        # of a partition: what a backlog's chunk becomes is a hundred times as much (performance.md, memory)
         consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
         producer_acks=-1,
         producer_linger=PRODUCER_LINGER_MS / 1000,
@@ -176,7 +177,7 @@ def create_app(settings: Settings) -> App:
         producer_max_request_size=MAX_BATCH_BYTES + 65_536,
         producer_compression_type=None if settings.compression == "none" else settings.compression,
         producer_request_timeout=max(5.0, session - 1),  # of one request; how long a batch is tried is `transport.DELIVERY_S`
-        stream_buffer_maxsize=32,
+        stream_buffer_maxsize=8,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
         recovery_consistency_check=False,       # faust-streaming/faust#158; tables.state reads the changelogs

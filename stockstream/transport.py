@@ -48,7 +48,7 @@ HASTE_PACE_S = 0.003
 HASTE_S = 0.05
 """How long the pause is shorter once an agent has sent what another one here waits for."""
 SMALL_FETCH = 500
-PIPE_DEPTH = 8
+PIPE_DEPTH = 4
 DELIVERY_S = 30.0
 """How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
 HOLES_KEPT = 1_000
