@@ -41,6 +41,12 @@ def rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def peak_mb(pid: int) -> float:
+    """Greatest resident memory of a running process since its program began; `ru_maxrss` counts what its parent had at the fork."""
+    peak = next((line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
+    return int(peak.split()[1]) * 1024 / 1e6
+
+
 class Process:
     """One process in a session of its own; its output goes to `log`. Use as a context: nothing is left running."""
 
@@ -55,7 +61,7 @@ class Process:
         self.pid = self._process.pid
         self._watchdog = subprocess.Popen(["/bin/sh", "-c", WATCHDOG, str(self.pid)], stdin=subprocess.PIPE, start_new_session=True)
         self.status: int | None = None
-        self.cpu_s = self.rss_mb = 0.0
+        self.cpu_s = 0.0
 
     def __enter__(self) -> Process:
         return self
@@ -75,7 +81,7 @@ class Process:
         pid, status, usage = os.wait4(self.pid, options)
         if pid:
             self.status = self._process.returncode = os.waitstatus_to_exitcode(status)
-            self.cpu_s, self.rss_mb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+            self.cpu_s = usage.ru_utime + usage.ru_stime
             self._watchdog.communicate(b"done\n")
 
     def stop(self) -> None:
@@ -99,7 +105,7 @@ class Process:
 def measure(process: Process, progress: Callable[[], float], *, ends_itself: bool, timeout_s: float, interval_s: float = 0.25) -> Cost:
     """Follows a process until its work is complete (`progress` 1.0), ends it, and says what it cost. Raises `BenchmarkError`."""
     half: tuple[float, float] | None = None
-    done = 0.0
+    done = peak = 0.0
     complete: tuple[float, float] | None = None
     with process:
         while complete is None:
@@ -118,10 +124,11 @@ def measure(process: Process, progress: Callable[[], float], *, ends_itself: boo
             done = progress()
             if process.ended():
                 continue
+            peak = peak_mb(process.pid)
             if half is None and done >= 0.5:
                 half = cpu_of(process.pid), done
             if done >= 1.0 and not ends_itself:
                 complete = cpu_of(process.pid), time.monotonic() - process.begun
         process.stop()
         warm = (complete[0] - half[0], 1.0 - half[1]) if half is not None and half[1] < 1.0 else (0.0, 0.0)
-        return Cost(process.cpu_s, complete[1], warm[0], warm[1], process.rss_mb)
+        return Cost(process.cpu_s, complete[1], warm[0], warm[1], peak)
