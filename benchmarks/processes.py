@@ -124,7 +124,7 @@ def measure(process: Process, progress: Callable[[], float], *, ends_itself: boo
             done = progress()
             if process.ended():
                 continue
-            peak = peak_mb(process.pid)
+            peak = max(peak, peak_mb(process.pid))
             if half is None and done >= 0.5:
                 half = cpu_of(process.pid), done
             if done >= 1.0 and not ends_itself:
