@@ -15,7 +15,7 @@ from stockstream.app import app
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows import Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
+from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, resume_of
 from tables import aggregate as table
 from tables.state import Stage
 
@@ -32,7 +32,7 @@ class Aggregation(Stage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, lambda core: core.resume_input if core.expect >= 0 else None, Windows.needs)
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, resume_of, Windows.needs)
         self.reader = FrameReader("aggregate")
         self.told: dict[str, tuple[str, int]] = {}
 

@@ -10,7 +10,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.transforms.rules import Detector
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, metrics
+from stockstream.worker import FrameReader, metrics, resume_of
 from tables import detect as table
 from tables.state import Stage
 
@@ -22,9 +22,7 @@ class Detection(Stage[Detector]):
     """The cores of `detect`."""
 
     def __init__(self) -> None:
-        super().__init__(
-            app, table, settings.topic("windows"), Detector.restore, lambda core: core.resume_input if core.expect >= 0 else None, Detector.needs
-        )
+        super().__init__(app, table, settings.topic("windows"), Detector.restore, resume_of, Detector.needs)
         self.reader = FrameReader("detect")
 
     async def release(self, timeout_s: float) -> None:

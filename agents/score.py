@@ -17,7 +17,7 @@ from stockstream.errors import ModelError
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
+from stockstream.worker import FrameReader, hops_of, metrics, now_ms, resume_of, status
 from tables import score as table
 from tables.state import Stage
 
@@ -40,9 +40,7 @@ class Scoring(Stage[Scorer]):
     """The cores of `score`, and the champion model that new closings are scored with."""
 
     def __init__(self) -> None:
-        super().__init__(
-            app, table, settings.topic("windows"), self._from_records, lambda core: core.resume_input if core.expect >= 0 else None, Scorer.needs
-        )
+        super().__init__(app, table, settings.topic("windows"), self._from_records, resume_of, Scorer.needs)
         self.reader = FrameReader("score")
         self.registry = Registry(settings.models)
         self.loaded: dict[tuple[str, str], ScoringModel] = {}

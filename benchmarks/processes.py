@@ -36,11 +36,6 @@ def cpu_of(pid: int) -> float:
     return sum(int(field) for field in fields[11:15]) * TICK_S
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory of a running process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def peak_mb(pid: int) -> float:
     """Greatest resident memory of a running process since its program began; `ru_maxrss` counts what its parent had at the fork."""
     peak = next((line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")

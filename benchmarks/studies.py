@@ -23,7 +23,7 @@ from benchmarks.contenders import CONTENDERS, FAUST, Contender, Place, line_envi
 from benchmarks.environments import ROOT, BenchmarkError, cache, confluent, site_of
 from benchmarks.load import SOURCE, Log
 from benchmarks.outputs import Reader
-from benchmarks.processes import Process, cpu_of, measure, rss_mb
+from benchmarks.processes import Process, cpu_of, measure, peak_mb
 from benchmarks.run import PREFIX, clear, loaded, once, say, told
 from stockstream.transforms.partitioning import home_partition
 
@@ -112,7 +112,7 @@ def latency(options: argparse.Namespace) -> Result:
             feed.start()
             measured_from = begin_ms + SETTLE_S * 1000
             cpu = wall = None
-            peak = share = 0.0
+            share = 0.0
             end = begin_ms / 1000 + options.seconds + 3
             while time.time() < end:
                 if worker.ended():
@@ -122,12 +122,12 @@ def latency(options: argparse.Namespace) -> Result:
                         told_.append((time.time() * 1000, decode(message.value())))
                 if cpu is None and time.time() * 1000 >= measured_from:
                     cpu, wall = cpu_of(worker.pid), time.monotonic()
-                peak = max(peak, rss_mb(worker.pid))
                 if cpu is not None and wall is not None and not feed.is_alive():
                     share = (cpu_of(worker.pid) - cpu) / (time.monotonic() - wall)
                     cpu, wall = None, None
                     measured_from = float("inf")
             feed.join()
+            peak = peak_mb(worker.pid)
             worker.stop()
             reader.close()
         consumer.close()

@@ -48,8 +48,15 @@ class FrameCore(Protocol):
     """A machine that takes frames: of which log, and how it goes on where frames are missing for good."""
 
     log: str
+    expect: int
+    resume_input: int
 
     def skip_to(self, start: int) -> None: ...
+
+
+def resume_of(core: FrameCore) -> int | None:
+    """The offset in its input at which a machine goes on after a restart; None for the beginning."""
+    return core.resume_input if core.expect >= 0 else None
 
 
 class FrameReader:

@@ -32,10 +32,6 @@ TAIL = 64
 """Records at a changelog's end that are read first: the last head is among them, but for a writer that died within a large batch."""
 
 
-def everything(_: Mapping[bytes, bytes]) -> None:
-    """Of a table that does not say what it needs."""
-
-
 @dataclass(slots=True)
 class Stored:
     """The last record of each key of one partition, and its offset."""
@@ -96,7 +92,7 @@ class StateTable(faust.Table[bytes, bytes]):
         self._app = app
         app.tables.add(self)
 
-    async def read(self, partitions: Sequence[int], needs: Needs = everything) -> dict[int, Stored]:
+    async def read(self, partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
         """What a restart needs of each partition, as its changelog holds it now."""
         if not partitions:
             return {}

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
 from stockstream.records import Closing
@@ -111,6 +114,19 @@ class Assembler:
         rows = pa.Table.from_batches([part.rows for part in self._parts]).combine_chunks().to_batches()[0]
         self._parts.clear()
         return replace(frame, rows=rows, part=0, parts=1)
+
+
+def numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A column as a numpy array; null is NaN."""
+    return np.asarray(rows.column(name).to_numpy(zero_copy_only=False))
+
+
+def bounds_of_runs(*columns: NDArray[Any]) -> list[int]:
+    """Where runs of rows that are alike in all columns begin, and the end; empty without rows."""
+    if not len(columns[0]):
+        return []
+    changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return [0, *(np.flatnonzero(changes) + 1).tolist(), len(columns[0])]
 
 
 def empty(schema: pa.Schema) -> pa.RecordBatch:

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import Alert
-from stockstream.transforms.changelog import ChangelogIndex, Range
-from stockstream.transforms.frames import Frame
+from stockstream.transforms.changelog import ChangelogIndex, Range, named
+from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
@@ -157,8 +157,7 @@ class Detector:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        heads = [msgspec.msgpack.decode(value) for key, value in records.items() if key.endswith(b"/head")]
-        return [(first, last) for first, last in max(heads, key=lambda head: (head[1], head[0]))[3]] if heads else None
+        return named([msgspec.msgpack.decode(value) for key, value in records.items() if key.endswith(b"/head")])
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None) -> Detector:
@@ -282,18 +281,18 @@ class _Columns:
 
     def __init__(self, rows: pa.RecordBatch) -> None:
         self._symbol = rows.column("symbol")
-        self._offset, self._second = _numbers(rows, "offset"), _numbers(rows, "second")
-        self._volume, self._ticks = _numbers(rows, "volume"), _numbers(rows, "ticks")
-        self._return_60s = _numbers(rows, "return_60s")
+        self._offset, self._second = numbers(rows, "offset"), numbers(rows, "second")
+        self._volume, self._ticks = numbers(rows, "volume"), numbers(rows, "ticks")
+        self._return_60s = numbers(rows, "return_60s")
         self._fresh = ~np.asarray(rows.column("revised").to_numpy(zero_copy_only=False), dtype=bool)
         sources = rows.column("source").dictionary_encode()
         self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
-        bounds = _bounds(self._offset, self._source)
+        bounds = bounds_of_runs(self._offset, self._source)
         self.spans = {self._place(low): slice(low, high) for low, high in pairwise(bounds)}
-        volume_5m, seconds_5m = _numbers(rows, "volume_5m"), _numbers(rows, "seconds_5m")
+        volume_5m, seconds_5m = numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
         usual = volume_5m / np.maximum(seconds_5m, 1)
         spike = (self._volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (self._volume >= VOLUME_MULTIPLE * usual) & self._fresh
-        drop = (_numbers(rows, "close") <= PRICE_FACTOR * _numbers(rows, "price_60s")) & self._fresh
+        drop = (numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")) & self._fresh
         self._hit_rows, self._hits = self._find(rows, spike, drop)
 
     def _find(self, rows: pa.RecordBatch, spike: NDArray[np.bool_], drop: NDArray[np.bool_]) -> tuple[list[int], list[_Hit]]:
@@ -323,7 +322,7 @@ class _Columns:
     def summaries(self, partition: int) -> dict[tuple[int, str], list[dict[str, Any]]]:
         """By closing, a summary of each second with rows that are not revised."""
         fresh = np.flatnonzero(self._fresh)
-        bounds = _bounds(self._offset[fresh], self._source[fresh], self._second[fresh])
+        bounds = bounds_of_runs(self._offset[fresh], self._source[fresh], self._second[fresh])
         starts, sizes = bounds[:-1], np.diff(bounds).tolist()
         returns = self._return_60s[fresh]
         known = ~np.isnan(returns)
@@ -348,18 +347,6 @@ class _Columns:
     def _place(self, row: int) -> tuple[int, str]:
         """Offset and source of the row's closing."""
         return int(self._offset[row]), self._sources[self._source[row]]
-
-
-def _bounds(*columns: NDArray[Any]) -> list[int]:
-    """Where runs of rows that are alike in all columns begin, and the end; empty without rows."""
-    if not len(columns[0]):
-        return []
-    changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return [0, *(np.flatnonzero(changes) + 1).tolist(), len(columns[0])]
-
-
-def _numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:
-    return np.asarray(rows.column(name).to_numpy(zero_copy_only=False))
 
 
 def _judge(rule: str, row: Mapping[str, Any]) -> tuple[float, float, float, Severity]:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from models import ScoringModel, features
 from stockstream.errors import ModelError, StateError
 from stockstream.records import Horizon, Outcome, Prediction, Role
-from stockstream.transforms.changelog import ChangelogIndex, Range
-from stockstream.transforms.frames import Frame
+from stockstream.transforms.changelog import ChangelogIndex, Range, named
+from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
 
 RING_S: Final = 128
 """Slots of a source; horizons are below it."""
@@ -201,23 +201,21 @@ class _Rows:
     @classmethod
     def of(cls, batch: pa.RecordBatch, expect: int) -> _Rows:
         """Of `windows` rows those at or beyond `expect` that are not `revised` and have a price."""
-        price = _column(batch, "price")
-        wanted = (price > 0) & ~_column(batch, "revised") & (_column(batch, "offset") >= expect)
+        price = numbers(batch, "price")
+        wanted = (price > 0) & ~numbers(batch, "revised") & (numbers(batch, "offset") >= expect)
         if not wanted.all():
             batch = batch.filter(pa.array(wanted))
-        offset, second = _column(batch, "offset"), _column(batch, "second")
+        offset, second = numbers(batch, "offset"), numbers(batch, "second")
         names = batch.column("source").dictionary_encode()
         code, table = names.indices.to_numpy(), names.dictionary.to_pylist()
         spans: dict[tuple[int, str], dict[int, slice]] = {}
-        if len(offset):
-            changes = (np.diff(offset) != 0) | (np.diff(code) != 0) | (np.diff(second) != 0)
-            for low, high in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(offset)]):
-                spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
-        return cls(batch, batch.column("symbol").to_pylist(), second, _column(batch, "price"), offset, spans)
+        for low, high in pairwise(bounds_of_runs(offset, code, second)):
+            spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
+        return cls(batch, batch.column("symbol").to_pylist(), second, numbers(batch, "price"), offset, spans)
 
     def features(self, run: slice) -> NDArray[np.float32]:
         batch = self.batch.slice(run.start, run.stop - run.start)
-        return features.matrix({name: _column(batch, name) for name in features.COLUMNS})
+        return features.matrix({name: numbers(batch, name) for name in features.COLUMNS})
 
 
 class Scorer:
@@ -452,8 +450,7 @@ class Scorer:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        heads = [_unpack(value) for key, value in records.items() if _unpack(key)[2] == "head"]
-        return [(first, last) for first, last in max(heads, key=lambda head: (head[1], head[0]))[5]] if heads else None
+        return named([_unpack(value) for key, value in records.items() if _unpack(key)[2] == "head"])
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load, offsets: Mapping[bytes, int] | None = None) -> Scorer:
@@ -618,10 +615,6 @@ def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
         realised,
         price_then,
     )
-
-
-def _column(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    return np.asarray(batch.column(name).to_numpy(zero_copy_only=False))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

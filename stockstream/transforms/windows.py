@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
-from stockstream.transforms.changelog import ChangelogIndex, Range
+from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
 from stockstream.transforms.frames import Frame, empty
 
 WINDOW_S = 300
@@ -86,11 +86,6 @@ class _Ticks:
 def _is_head(key: bytes) -> bool:
     kind, *place = _unpack(key)
     return bool(kind == "head" and len(place) == 1)
-
-
-def _best(head: list[Any]) -> tuple[str, int, int]:
-    """What the head of a state that counts further has more of."""
-    return head[1], head[0], head[2]
 
 
 def _fields(first: str, last: str) -> slice:
@@ -767,8 +762,7 @@ class Windows:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        heads = [_unpack(value) for key, value in records.items() if _is_head(key)]
-        return [(first, last) for first, last in max(heads, key=_best)[6]] if heads else None
+        return named([_unpack(value) for key, value in records.items() if _is_head(key)])
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None, *, revise_s: int) -> Windows:
@@ -801,7 +795,7 @@ class Windows:
                     known[1].append(part)
         sources: dict[str, list[int]] = {}
         if heads:
-            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=_best)
+            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=furthest)
             windows.sent = max(windows.sent, windows._last)
             windows._head_last = windows._last
         for source in {*best, *sources}:

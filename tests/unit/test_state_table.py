@@ -15,9 +15,13 @@ from faust.types import TP
 from stockstream.errors import FencedError
 from stockstream.settings import Settings
 from stockstream.transport import Chunk, Fence, Message, Outgoing
-from tables.state import TAIL, Needs, Stage, StateTable, Stored, everything
+from tables.state import TAIL, Needs, Stage, StateTable, Stored
 
 TOPIC = "ticks.clean"
+
+
+def everything(_: Mapping[bytes, bytes]) -> None:
+    """Of a table that does not say what it needs."""
 
 
 @dataclass(eq=False)
@@ -76,6 +80,10 @@ class Line:
     async def assign(self, *partitions: int) -> Mapping[TP, int | None]:
         self.app.reader.epoch += 1
         return await self.stage.assign({TOPIC: list(partitions), "another": [7]})
+
+    async def stream(self) -> AsyncIterator[Chunk]:
+        for partition in range(3):
+            yield self.chunk(partition)
 
     def chunk(self, partition: int, epoch: int | None = None) -> Chunk:
         return Chunk(TOPIC, partition, [SimpleNamespace(offset=5)], self.app.reader.epoch if epoch is None else epoch)
@@ -175,12 +183,8 @@ async def test_an_error_in_an_agent_ends_the_worker_and_no_further_chunk_is_take
         if chunk.partition == 1:
             raise KeyError("x")
 
-    async def stream() -> AsyncIterator[Chunk]:
-        for partition in range(3):
-            yield line.chunk(partition)
-
     line.stage.chunk = take  # type: ignore[method-assign]
-    await line.stage.work(stream())
+    await line.stage.work(line.stream())
     assert (taken, line.told) == ([0, 1], ["test: KeyError: 'x'"])
 
 
@@ -191,12 +195,8 @@ async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
         taken.append(chunk.partition)
         raise FencedError("gone")
 
-    async def stream() -> AsyncIterator[Chunk]:
-        for partition in range(3):
-            yield line.chunk(partition)
-
     line.stage.chunk = take  # type: ignore[method-assign]
-    await line.stage.work(stream())
+    await line.stage.work(line.stream())
     assert taken == [0]
 
 

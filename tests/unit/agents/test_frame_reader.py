@@ -18,6 +18,7 @@ class Core:
     """Takes frames of one log that follow each other."""
 
     log = "b"
+    resume_input = 0
 
     def __init__(self, expect: int) -> None:
         self.expect = expect
