@@ -34,7 +34,7 @@ class Page:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            message = await self._socket.receive_json(timeout=30)
+            message = await self._socket.receive_json(timeout=60)
             if message.get("id") == self._number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
@@ -48,7 +48,7 @@ class Page:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    async def until(self, expression: str, deadline_s: float = 20) -> Any:
+    async def until(self, expression: str, deadline_s: float = 60) -> Any:
         """The expression's value once it is true."""
         async with asyncio.timeout(deadline_s):
             while not (value := await self.ask(expression)):

@@ -23,7 +23,7 @@ from tests.faults.expected import model_faults
 from tests.faults.line import Line
 from tests.faults.market import POISON
 from tests.faults.verdict import Verdict
-from tests.faults.workers import Failed, Worker, free_port, wait_until
+from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
 from tests.kafka import Cluster
 from tests.logs import SHARED
 
@@ -97,7 +97,7 @@ def broker_killed(line: Line, rng: random.Random, scale: Scale) -> None:
         line.cluster.kill(node)
         time.sleep(scale(4, 10))
         line.cluster.start_node(node)
-        line.cluster.wait_in_sync()
+        line.cluster.wait_in_sync(60 * PATIENCE)
         line.wait_for_windows(timeout_s=60)
         line.count("broker killed")
         scale.say(f"  broker {node} killed and brought back")
@@ -109,7 +109,7 @@ def brokers_restarted(line: Line, rng: random.Random, scale: Scale) -> None:
     for node in range(nodes):
         line.cluster.terminate(node)
         line.cluster.start_node(node)
-        line.cluster.wait_in_sync()
+        line.cluster.wait_in_sync(60 * PATIENCE)
     line.wait_for_windows(timeout_s=60)
     line.count("broker restarted", nodes)
     scale.say(f"  {nodes} brokers restarted, one after the other")
@@ -369,7 +369,7 @@ def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         wait_until(lambda: raw not in line.admin(lambda admin: admin.list_topics()), 30, "ticks.raw is gone", 0.5)
         spec = next(spec for spec in topic_specs(line.settings) if spec.name == raw)
         line.admin(lambda admin: admin.create_topics([NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config)]))
-        cluster.wait_in_sync()
+        cluster.wait_in_sync(60 * PATIENCE)
         line.observer.new_life()
         line.producer.start(0)
         wait_until(lambda: line.seen_logs() >= 2, 90, f"a new log id after ticks.raw was made again; see {line.folder}", 1.0)

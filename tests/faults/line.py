@@ -34,6 +34,8 @@ from tests.kafka import Cluster
 
 T = TypeVar("T")
 HISTORY_S = 330
+TOLD_LINES = 25
+"""Of each worker's log, where a case fails: a machine that is gone by then cannot be asked."""
 MODEL_HORIZONS_S = (3, 10)
 
 
@@ -88,6 +90,9 @@ class Line:
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
+            for worker in self.workers:
+                said = worker.text().splitlines()
+                self.say("\n  ".join([f"{worker.name} started {len(worker.starts)} times and said at the end:", *said[-TOLD_LINES:]]))
             self.say(f"logs and archive are left in {self.folder}")
 
     async def _delete_topics(self, admin: AIOKafkaAdminClient) -> None:

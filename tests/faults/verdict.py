@@ -25,7 +25,7 @@ from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode
 from tests.faults.expected import KINDS, Key, Life, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
-from tests.faults.workers import Worker
+from tests.faults.workers import PATIENCE, Worker
 
 QUIET_S = 2.5
 """The workers close what is open one idle time (1 s) after the last tick: a raw log that has not grown for this long will not, if they are well."""
@@ -119,7 +119,7 @@ class Observer:
 
     def read(self, *, raw_only: bool = False, timeout_s: float = 60.0) -> None:
         """Takes what has come since the last reading."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE * timeout_s
         while True:
             try:
                 asyncio.run(self._read(raw_only))
@@ -241,7 +241,7 @@ class Observer:
 
     def settle(self, timeout_s: float) -> tuple[list[Life], str]:
         """Waits until the raw log stands still, every second is closed, and all was told; returns the lives and what is missing after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE * timeout_s
         lives: list[Life] = []
         missing = "not read yet"
         seen: dict[int, int] = {}
@@ -269,7 +269,7 @@ class Observer:
         out = Verdict()
         lives, missing = self.settle(timeout_s)
         if missing:
-            out.fault(f"after {timeout_s:.0f} s still missing: {missing}")
+            out.fault(f"after {PATIENCE * timeout_s:.0f} s still missing: {missing}")
         out.offsets = sum(len(life.records) for life in lives)
         for partition, ids in self.logs.items():
             if len(ids) != len([1 for life in lives if life.partition == partition]):
@@ -357,7 +357,7 @@ class Observer:
     def _judge_archive(self, lives: list[Life], root: Path, out: Verdict, timeout_s: float) -> None:
         """Every raw offset once, with its bytes; every accepted tick once."""
         want = {(life.log, life.partition, record.offset): record for life in lives for record in life.records}
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE * timeout_s
         got: Counter[Key] = Counter()
         ticks: Counter[Key] = Counter()
         accepted = {(life.log, life.partition, offset, index) for life in lives for offset, index in life.accepted}
@@ -391,7 +391,7 @@ class Observer:
     # -- the views ----------------------------------------------------------
 
     def _judge_views(self, newest: Mapping[int, Life], worker: Worker, out: Verdict, timeout_s: float = 15.0) -> None:
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE * timeout_s
         rows = [row for life in newest.values() for row in life.last_rows.values() if row["symbol"] not in life.several]
         rows = rows[:: max(1, len(rows) // 24)]
         while True:

@@ -20,6 +20,8 @@ import msgspec
 from stockstream.children import Child
 
 RESTART_S = 0.3
+PATIENCE = 4
+"""Waits are bounded by this many times what a quiet machine needs at the most: a bound is for what never comes, and a starved machine is only slow."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,7 +30,8 @@ class Failed(AssertionError):
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, interval_s: float = 0.1) -> Any:
-    """Polls until `condition` is true and returns what it gave. Raises `Failed` after `timeout_s`."""
+    """Polls until `condition` is true and returns what it gave. Raises `Failed` after PATIENCE times `timeout_s`."""
+    timeout_s *= PATIENCE
     deadline = time.monotonic() + timeout_s
     while True:
         found = condition()

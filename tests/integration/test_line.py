@@ -31,7 +31,7 @@ from tests import oracle
 from tests.faults.workers import ROOT, Worker, wait_until
 from tests.logs import generated_day, real_day
 
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 
 
 @dataclass
