@@ -107,12 +107,17 @@ def _none(place: Place, reader: Reader) -> float:
 # -- ours -------------------------------------------------------------------
 
 
+SESSION_S = "20"
+"""A virtual machine whose host stops it for more than half a session loses its worker, as it must, and the measurement with it."""
+
+
 def line_environment(place: Place, *, archive: bool = True, model: bool = True) -> dict[str, str]:
     """The settings of a worker of the line."""
     return {
         "STOCKSTREAM_BROKER": place.broker.url, "STOCKSTREAM_TOPIC_PREFIX": place.prefix, "STOCKSTREAM_APP_ID": f"bench-{place.run}",
         "STOCKSTREAM_PARTITIONS": str(place.log.partitions), "STOCKSTREAM_ARCHIVE": f"file://{place.folder}/archive" if archive else "none",
         "STOCKSTREAM_MODELS": model_store() if model else f"file://{place.folder}/no-models", "STOCKSTREAM_STATE_DIR": str(place.folder / "state"),
+        "STOCKSTREAM_SESSION_TIMEOUT_S": SESSION_S,
     }  # fmt: skip
 
 
