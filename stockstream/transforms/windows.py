@@ -4,15 +4,16 @@
 taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window in an
 order that follows from its last second and its series' first alone (`_Ring`).
 
-A `_Ring` holds one source's last seconds as arrays (second, symbol). Records for the state (`records`): buckets, the seconds that closed or were revised,
-and a head, which says how far the log is counted and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its
+A `_Ring` holds one source's last seconds as arrays (second, symbol): what windows look up as far back as they reach, the rest
+as far as ticks may be late. Records for the state (`records`): buckets, the seconds that closed or were revised, and a head, which says how far the log
+is counted and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its
 slot in the ring: so a frozen worker that wakes can only replace what it wrote itself, and compaction, which keeps the last of a key, keeps the highest.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ TERMS = 8
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
+SPARE_S = 16
+"""Seconds laid out beyond what is needed: a second then seldom asks for new room."""
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
 MANY_SYMBOLS = 150
@@ -46,12 +49,14 @@ Ints = NDArray[np.int64]
 
 _STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
 """What ticks say of a second: the fields of a bucket, in this order."""
-_SUMMED = ("notional", "price", "log_return")
+_SUMMED = ("notional", "log_return", "price")
 _HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
 _TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
 _TOTALS = ("volume_total", "ticks_total")
-_FIELDS = (*_STORED, "price", "log_return", "begun", *_HEADS, *_TOTALS, "last", *_TAILS)
-_FIELD = {name: number for number, name in enumerate(_FIELDS)}
+_PAST = ("high", "low", *_SUMMED, *_TOTALS, *_TAILS)
+"""The fields that windows look up as far back as they reach."""
+_OWN = (*(name for name in _STORED if name not in _PAST), "begun", *_HEADS, "last")
+"""The fields that are looked up in a row's own second, or in the one before."""
 _INTS = {"quotes", "volume", "ticks", "begun", *_TOTALS, "last"}
 _NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
 """Heads and tails of no seconds."""
@@ -88,21 +93,24 @@ def _is_head(key: bytes) -> bool:
     return bool(kind == "head" and len(place) == 1)
 
 
-def _fields(first: str, last: str) -> slice:
+def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
     """The fields from one to another, where they are neighbours."""
-    return slice(_FIELD[first], _FIELD[last] + 1)
+    return slice(of.index(first), of.index(last) + 1)
 
 
-_BUCKET = _fields(_STORED[0], _STORED[-1])
-_SUM = _fields(_SUMMED[0], _SUMMED[-1])
-_HEAD, _TAIL = _fields(_HEADS[0], _HEADS[-1]), _fields(_TAILS[0], _TAILS[-1])
-_COUNT, _TOTAL = _fields("volume", "ticks"), _fields(*_TOTALS)
-_OWN = _fields(_STORED[0], _TOTALS[-1])
+_SUM, _TAIL, _TOTAL = _fields(_PAST, _SUMMED[0], _SUMMED[-1]), _fields(_PAST, _TAILS[0], _TAILS[-1]), _fields(_PAST, *_TOTALS)
+_HEAD, _COUNT, _LIVE = _fields(_OWN, _HEADS[0], _HEADS[-1]), _fields(_OWN, "volume", "ticks"), _fields(_OWN, "quotes", "ticks")
+_ROW_OWN, _ROW_PAST = _fields(_OWN, "open", _HEADS[-1]), _fields(_PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
+_STORED_OWN, _STORED_PAST = ([_STORED.index(name) for name in fields if name in _STORED] for fields in (_OWN, _PAST))
+"""Places in a bucket of the stored fields, which are the first."""
 
 
 def _running(operation: np.ufunc, carried: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Running results along the seconds (last axis but one), going on from `carried`: always one second after the other."""
+    if values.shape[-2] == 1:
+        one: NDArray[Any] = operation(carried[..., None, :], values)
+        return one
     if values.shape[-1] < MANY_SYMBOLS:
         return operation.accumulate(np.concatenate([carried[..., None, :], values], axis=-2), axis=-2)[..., 1:, :]
     out = np.empty_like(values)
@@ -116,27 +124,119 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
     return np.square(change - before / np.maximum(count, 1)) * (count / (count + 1))
 
 
+class _Cells:
+    """Some fields of the last seconds: array (field, column, row). A second's column is the second modulo the width, so that the newest takes the oldest's."""
+
+    def __init__(self, fields: tuple[str, ...], depth: int) -> None:
+        self.fields = {name: number for number, name in enumerate(fields)}
+        self.depth = depth
+        """Seconds before the oldest open one that are still looked at."""
+        nothing = ((name, np.float64(_EMPTY.get(name, np.nan))) for name in fields)
+        self.nothing: Ints = np.array([value.astype(np.int64) if name in _INTS else value.view(np.int64) for name, value in nothing])[:, None, None]
+        self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
+        """The fields that are not `_INTS` are floats: `floats` and `of` show them so."""
+        self.last = _NEVER
+        """Newest second that has a column."""
+        self.most = 0
+        """Seconds asked for at once at most since the columns began again."""
+
+    @property
+    def width(self) -> int:
+        width: int = self.cells.shape[1]
+        return width
+
+    @property
+    def base(self) -> int:
+        """Oldest second that has a column."""
+        return self.last - self.width + 1
+
+    @property
+    def floats(self) -> Floats:
+        return self.cells.view(np.float64)
+
+    def of(self, name: str) -> NDArray[Any]:
+        """One field: array (column, row)."""
+        array: NDArray[Any] = (self.cells if name in _INTS else self.floats)[self.fields[name]]
+        return array
+
+    def flat(self, name: str) -> NDArray[Any]:
+        """One field by column * rows + row. `take` counts what is below 0 from the end, so seconds back from a cell are plain differences."""
+        return self.of(name).reshape(-1)
+
+    def at(self, rows: Ints, seconds: Ints) -> Ints:
+        """Where these cells lie in `flat`."""
+        at: Ints = seconds % self.width * self.cells.shape[2] + rows
+        return at
+
+    def unbroken(self, second: int) -> int:
+        """Last of the seconds whose columns follow upon this one's."""
+        return second + self.width - 1 - second % self.width
+
+    def columns(self, first: int, last: int) -> list[slice]:
+        """The columns of consecutive seconds: one slice, or two where they go round the end."""
+        begin, end, middle = first % self.width, last % self.width + 1, self.unbroken(first)
+        return [slice(begin, end)] if last <= middle else [slice(begin, self.width), slice(0, end)]
+
+    def read(self, fields: slice, first: int, last: int, rows: slice | Ints) -> Ints:
+        """These fields in consecutive seconds: array (field, second, row)."""
+        parts = [self.cells[fields, columns, rows] for columns in self.columns(first, last)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _lay_out(self, rows: int, width: int) -> None:
+        self.cells = np.empty((len(self.fields), width, rows), np.int64)
+        self.cells[:] = self.nothing
+
+    def resize(self, rows: int, width: int) -> None:
+        """New room for this many rows and seconds; the newest seconds stay."""
+        old, last = self.cells, self.last
+        begin = max(last - width, last - old.shape[1]) + 1
+        self._lay_out(rows, width)
+        while old.shape[2] and begin <= last:
+            end = min(last, self.unbroken(begin), begin + old.shape[1] - 1 - begin % old.shape[1])
+            source, target, length = begin % old.shape[1], begin % width, end - begin + 1
+            self.cells[:, target : target + length, : old.shape[2]] = old[:, source : source + length]
+            begin = end + 1
+
+    def cover(self, since: int, last: int) -> None:
+        """Makes room for the seconds up to `last`, keeping `depth` seconds before `since`."""
+        last = max(last, self.last)
+        needed = last - since + 1
+        self.most = max(self.most, needed)
+        around = last // self.width > self.last // self.width
+        if needed > self.width - self.depth or (around and self.width - self.depth > 2 * (self.most + SPARE_S)):
+            self.resize(self.cells.shape[2], self.depth + self.most + SPARE_S)
+        if around:
+            self.most = needed
+        if last > self.last:
+            for columns in self.columns(max(self.last, last - self.width) + 1, last):
+                self.cells[:, columns] = self.nothing
+            self.last = last
+
+    def begin_anew(self, second: int) -> None:
+        """Forgets every second; `second` is the newest that has a column."""
+        self._lay_out(self.cells.shape[2], self.depth + SPARE_S)
+        self.last = second
+
+
 class _Ring:
-    """One source's seconds. Column c of every field is second `base` + c; rows are symbols in the order first heard.
+    """One source's seconds, in two depths of `_Cells`; rows are symbols in the order first heard.
 
     Stretches of WINDOW_S seconds begin at multiples of it in epoch seconds; a window is the end of one and the beginning of the next. Heads are sums from
     the stretch's beginning (prices: of the series, where that is later) through the second, tails sums from the second through the stretch's end.
+
+    A tick counts only in seconds after `closed` - `revise_s` (`clean` rejects what is later), so no row or sum is looked at again before that.
     """
 
     def __init__(self, revise_s: int) -> None:
-        self.keep = WINDOW_S + 1 + revise_s
-        """Seconds before the last closed one that windows still look at."""
+        self.revise_s = revise_s
         self.symbols: dict[str, int] = {}
-        self.base = _NEVER
+        self.own, self.past = _Cells(_OWN, 1 + revise_s), _Cells(_PAST, WINDOW_S + 1 + revise_s)
         self.closed = _NEVER
-        self.width = self.keep + 128
         self.rank: Ints = np.zeros(0, np.int64)
         self.by_rank: Ints = np.zeros(0, np.int64)
         """Rows in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
         self.labels: pa.StringArray = pa.array([], pa.string())
-        self.cells: Ints = np.zeros((len(_FIELDS), self.width, 0), np.int64)
-        """(field, column, row); the fields that are not `_INTS` are floats: `floats` and `of` show them so."""
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -154,66 +254,38 @@ class _Ring:
 
     # -- room ---------------------------------------------------------------
 
-    @property
-    def floats(self) -> Floats:
-        return self.cells.view(np.float64)
-
-    def of(self, name: str) -> NDArray[Any]:
-        """One field: array (column, row)."""
-        array: NDArray[Any] = (self.cells if name in _INTS else self.floats)[_FIELD[name]]
-        return array
-
-    def _resize(self, rows: int, width: int, shift: int) -> None:
-        """New fields of this size; columns move `shift` to the left (to the right where it is negative)."""
-        source, target = max(shift, 0), max(-shift, 0)
-        columns = max(0, min(self.width - source, width - target))
-        old, known = self.cells, self.cells.shape[2]
-        in_place = old.shape[1:] == (width, rows) and not target
-        if not in_place:
-            self.cells, self.width = np.empty((len(_FIELDS), width, rows), np.int64), width
-        for name, number in _FIELD.items():
-            if in_place:
-                flat = old[number].reshape(-1)
-                flat[: columns * rows] = flat[source * rows : (source + columns) * rows]      # numpy moves one dimension without a copy
-            else:
-                self.cells[number, target : target + columns, :known] = old[number, source : source + columns]
-            array, nothing = self.of(name), _EMPTY.get(name, np.nan)
-            array[:target] = array[target + columns :] = array[target : target + columns, known:] = nothing
-        self.base += shift
-
     def know(self, symbols: Collection[str]) -> Ints:
         """Row numbers of these (different) symbols, new ones added."""
         table = self.symbols
-        new = [symbol for symbol in symbols if symbol not in table]
-        if new:
-            table.update(zip(new, range(len(table), len(table) + len(new)), strict=True))
-            if len(table) > self.cells.shape[2]:
-                self._resize(max(8, len(table) + len(table) // 4), self.width, 0)
-            self.names, self.labels = np.array(list(table), object), pa.array(table, pa.string())
-            self.by_rank = np.argsort(self.names.astype(str), kind="stable")
-            self.rank = np.empty(len(table), np.int64)
-            self.rank[self.by_rank] = np.arange(len(table))
-        return np.array([table[symbol] for symbol in symbols], np.int64)
+        try:
+            return np.fromiter(map(table.__getitem__, symbols), np.int64, len(symbols))
+        except KeyError:
+            new = [symbol for symbol in symbols if symbol not in table]
+        table.update(zip(new, range(len(table), len(table) + len(new)), strict=True))
+        if len(table) > self.own.cells.shape[2]:
+            rows = len(table) + max(8, len(table) // 16)
+            for cells in (self.own, self.past):
+                cells.resize(rows, cells.width)
+        self.names, self.labels = np.array(list(table), object), pa.array(table, pa.string())
+        self.by_rank = np.argsort(self.names.astype(str), kind="stable")
+        self.rank = np.empty(len(table), np.int64)
+        self.rank[self.by_rank] = np.arange(len(table))
+        return self.know(symbols)
 
     def cover(self, first: int, last: int) -> None:
         """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
-        if self.base == _NEVER:
-            self.base = first - self.keep
-        if first < self.base:
-            more = self.base - first
-            self._resize(self.cells.shape[2], self.width + more, -more)
-        if last - self.base < self.width:
+        if self.closed - self.revise_s < first and last <= self.own.last and self.closed != _NEVER:
             return
-        start = min(first, min(self.unsaved, default=first), self.closed + 1 if self.closed != _NEVER else first) - self.keep
-        shift = max(0, start - self.base)
-        width = max(self.keep + 128, last - (self.base + shift) + FAR_S)
-        self._resize(self.cells.shape[2], self.width if width <= self.width < 2 * width else width, shift)
+        since = min([first, *self.unsaved]) if self.closed == _NEVER else min(first + self.revise_s, self.closed + 1)
+        for cells in (self.own, self.past):
+            cells.cover(since, last)
 
     def skip_to(self, second: int) -> None:
         """Where nothing is heard for longer than anything is kept, begins anew with `second` as the last closed: no window or series reaches over that."""
-        if second - self.closed > self.keep and self.closed != _NEVER and not self.unsaved:
-            self._resize(self.cells.shape[2], self.keep + 128, self.width)
-            self.base, self.closed = second - self.keep, second
+        if second - self.closed > self.past.depth and self.closed != _NEVER and not self.unsaved:
+            for cells in (self.own, self.past):
+                cells.begin_anew(second)
+            self.closed = second
 
     # -- ticks --------------------------------------------------------------
 
@@ -235,146 +307,163 @@ class _Ring:
         runs = np.flatnonzero(np.diff(ticks.second, prepend=_NEVER))
         for second, offset in zip(ticks.second[runs].tolist(), ticks.offset[runs].tolist(), strict=True):
             self.unsaved.setdefault(second, offset)
-        cell = (ticks.second - self.base) * self.cells.shape[2] + ticks.symbol
-        flat = {name: self.of(name).reshape(-1) for name in _STORED}
+        own, past = self.own, self.past
+        cell, before = own.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
         at, price, size = cell, ticks.price, ticks.size
         priced = ~np.isnan(price)
         if not priced.all():
-            np.add.at(flat["quotes"], cell[~priced], 1)
-            at, price, size = cell[priced], price[priced], size[priced]
-        np.add.at(flat["ticks"], at, 1)
-        np.add.at(flat["volume"], at, size)
-        np.add.at(flat["notional"], at, price * size)
-        np.maximum.at(flat["high"], at, price)
-        np.minimum.at(flat["low"], at, price)
-        unopened = np.isnan(flat["open"][at])
-        flat["open"][at[unopened][::-1]] = price[unopened][::-1]
-        flat["close"][at] = price
+            np.add.at(own.flat("quotes"), cell[~priced], 1)
+            at, before, price, size = cell[priced], before[priced], price[priced], size[priced]
+        np.add.at(own.flat("ticks"), at, 1)
+        np.add.at(own.flat("volume"), at, size)
+        np.add.at(past.flat("notional"), before, price * size)
+        np.maximum.at(past.flat("high"), before, price)
+        np.minimum.at(past.flat("low"), before, price)
+        opened = own.flat("open")
+        unopened = np.isnan(opened[at])
+        opened[at[unopened][::-1]] = price[unopened][::-1]
+        own.flat("close")[at] = price
         for name in ("bid", "ask", "bid_size", "ask_size"):
             values: Floats = getattr(ticks, name)
             told = ~np.isnan(values)
             if told.any():
-                flat[name][cell[told]] = values[told]
+                own.flat(name)[cell[told]] = values[told]
 
     # -- closings -----------------------------------------------------------
 
     def close(self, second: int) -> None:
         """Carries prices forward through `second`; nothing is sent."""
         if second > self.closed:
-            first = max(self.closed + 1 if self.closed != _NEVER else self.base + 1, self.base + 1)
-            if first <= second:
-                self._carry(slice(0, len(self.symbols)), first - self.base, second - self.base)
+            first = self.closed + 1 if self.closed != _NEVER else self.own.base + 1
+            self._carry(slice(0, len(self.symbols)), first, second)
             self.closed = second
 
     def _carry(self, rows: slice | Ints, first: int, last: int) -> None:
-        """Price, return, last traded second and beginning of the series in columns `first` to `last`, from the column before; then the sums."""
-        columns = slice(first, last + 1)
-        close = self.of("close")[columns, rows]
-        second = np.arange(self.base + first, self.base + last + 1)[:, None]
+        """Price, return, last traded second, beginning of the series and sums in the seconds `first` to `last`, from the second before."""
+        while first <= last:
+            stretch = first // WINDOW_S * WINDOW_S
+            end = min(last, stretch + WINDOW_S - 1, self.own.unbroken(first), self.past.unbroken(first))
+            self._carry_prices(rows, first, end)
+            self._sum_heads(rows, first, end, stretch)
+            if end == stretch + WINDOW_S - 1:
+                self._sum_tails(rows, max(stretch, self.past.base), end)
+            first = end + 1
+
+    def _carry_prices(self, rows: slice | Ints, first: int, last: int) -> None:
+        own, past = self.own, self.past
+        (here,), (there,) = own.columns(first, last), past.columns(first, last)
+        before_own, before_past = here.start - 1, there.start - 1         # of column 0: the last, -1
+        close = own.of("close")[here, rows]
+        second = np.arange(first, last + 1)[:, None]
         traded = ~np.isnan(close)
-        newest = self.of("last")[first - 1, rows]
+        newest = own.of("last")[before_own, rows]
         seen = _running(np.maximum, newest, np.where(traded, second, _NOT_YET))
         before = np.concatenate([newest[None], seen[:-1]])
         anew = traded & (second - before > WINDOW_S)
-        begun = _running(np.maximum, self.of("begun")[first - 1, rows], np.where(anew, second, _NOT_YET))
-        known = np.concatenate([self.of("price")[first - 1, rows][None], close])
-        at = np.maximum(seen - (self.base + first - 1), 0)               # where in `known` the newest price stands
+        begun = _running(np.maximum, own.of("begun")[before_own, rows], np.where(anew, second, _NOT_YET))
+        known = np.concatenate([past.of("price")[before_past, rows][None], close])
+        at = np.maximum(seen - (first - 1), 0)                           # where in `known` the newest price stands
         price = known.take(at * known.shape[1] + np.arange(known.shape[1]))
         price[second - seen > WINDOW_S] = np.nan
         former = np.concatenate([known[:1], price[:-1]])
         moved = (price != former) & (second > begun) & ~np.isnan(price)
         change = np.zeros(price.shape)
         change[moved] = np.log(price[moved] / former[moved])
-        for name, values in (("price", price), ("log_return", change), ("last", seen), ("begun", begun)):
-            self.of(name)[columns, rows] = values
-        self.cells[_TOTAL, columns, rows] = _running(np.add, self.cells[_TOTAL, first - 1, rows], self.cells[_COUNT, columns, rows])
-        at_column = first
-        while at_column <= last:
-            begin = (self.base + at_column) // WINDOW_S * WINDOW_S - self.base
-            end = begin + WINDOW_S - 1
-            self._sum_heads(rows, at_column, min(end, last), begin)
-            if end <= last:
-                self._sum_tails(rows, max(begin, 0), end)
-            at_column = end + 1
+        own.of("last")[here, rows], own.of("begun")[here, rows] = seen, begun
+        past.of("price")[there, rows], past.of("log_return")[there, rows] = price, change
+        past.cells[_TOTAL, there, rows] = _running(np.add, past.cells[_TOTAL, before_past, rows], own.cells[_COUNT, here, rows])
 
-    def _sum_heads(self, rows: slice | Ints, first: int, last: int, begin: int) -> None:
-        """Heads in columns of one stretch, which begins in column `begin`."""
-        columns = slice(first, last + 1)
-        second = np.arange(self.base + first, self.base + last + 1)[:, None]
-        begun = self.of("begun")[columns, rows]
-        carried = self.floats[_HEAD, first - 1, rows]
-        if first == begin:
+    def _sum_heads(self, rows: slice | Ints, first: int, last: int, stretch: int) -> None:
+        """Heads in some seconds of the stretch that begins with second `stretch`."""
+        own, past = self.own, self.past
+        (here,), (there,) = own.columns(first, last), past.columns(first, last)
+        second = np.arange(first, last + 1)[:, None]
+        begun = own.of("begun")[here, rows]
+        carried = own.floats[_HEAD, here.start - 1, rows]
+        if first == stretch:
             carried = np.broadcast_to(_NOTHING[:, None], carried.shape)
-        values = self.floats[_SUM, columns, rows].copy()
-        price = values[1]
+        values = past.floats[_SUM, there, rows].copy()
+        price = values[2]
         price[np.isnan(price)] = 0.0
         sums = _running(np.add, carried[:3], values)
-        again = np.flatnonzero(begun[-1] >= self.base + first)           # a stretch is too short for two beginnings
+        again = np.flatnonzero(begun[-1] >= first)                       # a stretch is too short for two beginnings
         if len(again):
             inside = second >= begun[-1, again]
             alone = np.add.accumulate(np.where(inside, price[:, again], 0.0), axis=0)
-            sums[1][:, again] = np.where(inside, alone, sums[1][:, again])
-        count = np.maximum(second - np.maximum(self.base + begin, begun + 1), 0)
-        added = _squares_added(values[2], np.concatenate([carried[2:3], sums[2, :-1]]), count)
-        self.floats[_HEAD, columns, rows] = np.concatenate([
+            sums[2][:, again] = np.where(inside, alone, sums[2][:, again])
+        count = np.maximum(second - np.maximum(stretch, begun + 1), 0)
+        added = _squares_added(values[1], np.concatenate([carried[1:2], sums[1, :-1]]), count)
+        own.floats[_HEAD, here, rows] = np.concatenate([
             sums, _running(np.add, carried[3], added)[None],
-            _running(np.maximum, carried[4], self.of("high")[columns, rows])[None],
-            _running(np.minimum, carried[5], self.of("low")[columns, rows])[None],
+            _running(np.maximum, carried[4], past.of("high")[there, rows])[None],
+            _running(np.minimum, carried[5], past.of("low")[there, rows])[None],
         ])  # fmt: skip
 
     def _sum_tails(self, rows: slice | Ints, first: int, last: int) -> None:
         """Tails of a stretch whose seconds are all closed. Before a series' beginning they mean nothing."""
-        columns = slice(first, last + 1)
-        values = self.floats[_SUM, columns, rows][:, ::-1]
+        past = self.past
+        high, low, *_ = backwards = past.read(_ROW_PAST, first, last, rows).view(np.float64)[:, ::-1]
+        values = backwards[_SUM]
         sums = np.add.accumulate(values, axis=1)
-        before = np.concatenate([np.zeros_like(sums[2, :1]), sums[2, :-1]])
-        added = _squares_added(values[2], before, np.arange(last - first + 1)[:, None])
-        high, low = self.of("high")[columns, rows][::-1], self.of("low")[columns, rows][::-1]
-        self.floats[_TAIL, columns, rows] = np.concatenate([
+        before = np.concatenate([np.zeros_like(sums[1, :1]), sums[1, :-1]])
+        added = _squares_added(values[1], before, np.arange(last - first + 1)[:, None])
+        tails = np.concatenate([
             sums, np.add.accumulate(added, axis=0)[None], np.maximum.accumulate(high, axis=0)[None], np.minimum.accumulate(low, axis=0)[None],
         ])[:, ::-1]  # fmt: skip
+        at = 0
+        for columns in past.columns(first, last):
+            length = columns.stop - columns.start
+            past.floats[_TAIL, columns, rows] = tails[:, at : at + length]
+            at += length
 
     def revise(self) -> tuple[Ints, Ints]:
-        """Carries prices again from the changed seconds on; returns (rows, columns) of the cells up to `closed` that are to be sent again, in their order."""
+        """Carries prices again from the changed seconds on; returns (rows, seconds) of the cells up to `closed` that are to be sent again, in their order."""
         since: dict[int, int] = {}
         for row, second in self.changed:
             since[row] = min(since.get(row, second), second)
         rows = np.fromiter(since, np.int64, len(since))
-        first = np.fromiter(since.values(), np.int64, len(since)) - self.base
+        first = np.fromiter(since.values(), np.int64, len(since))
         order = self.rank[rows].argsort()
         rows, first = rows[order], first[order]
-        lowest, last = int(first.min()), self.closed - self.base
-        self._carry(rows, lowest, last)
-        live = (self.of("ticks")[lowest : last + 1, rows] + self.of("quotes")[lowest : last + 1, rows]) > 0
-        live &= np.arange(lowest, last + 1)[:, None] >= first
-        column, at = np.nonzero(live)
-        return rows[at], column + lowest
+        lowest = int(first.min())
+        self._carry(rows, lowest, self.closed)
+        live = self._live(lowest, self.closed, rows)
+        live &= np.arange(lowest, self.closed + 1)[:, None] >= first
+        seconds, at = np.nonzero(live)
+        return rows[at], seconds + lowest
 
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
-        """(rows, columns) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
-        first, last = max(after + 1 - self.base, 0), second - self.base
-        live = (self.of("ticks")[first : last + 1] + self.of("quotes")[first : last + 1]) > 0
-        columns, at = np.nonzero(live[:, self.by_rank])
-        return self.by_rank[at], columns + first
+        """(rows, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
+        first = max(after + 1, self.own.base)
+        seconds, at = np.nonzero(self._live(first, second, slice(None))[:, self.by_rank])
+        return self.by_rank[at], seconds + first
 
-    def statistics(self, rows: Ints, columns: Ints) -> dict[str, NDArray[Any]]:
+    def _live(self, first: int, last: int, rows: slice | Ints) -> NDArray[np.bool_]:
+        """Where there are ticks or quotes: array (second, row)."""
+        quotes, _, ticks = self.own.read(_LIVE, first, last, rows)
+        live: NDArray[np.bool_] = (ticks + quotes) > 0
+        return live
+
+    def statistics(self, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
-        symbols = self.cells.shape[2]
-        at = columns * symbols + rows
-        own = self.cells[_OWN].reshape(-1, self.width * symbols).take(at, axis=1)
-        get = {name: own[field] if name in _INTS else own[field].view(np.float64) for field, name in enumerate(_FIELDS[_OWN])}
-        second, begun, carried = columns + self.base, get["begun"], get["price"]
+        past, symbols = self.past, self.past.cells.shape[2]
+        at = past.at(rows, seconds)
+        here = self.own.cells[_ROW_OWN].reshape(-1, self.own.width * symbols).take(self.own.at(rows, seconds), axis=1)
+        there = past.cells[_ROW_PAST].reshape(-1, past.width * symbols).take(at, axis=1)
+        get = {name: values if name in _INTS else values.view(np.float64)
+               for name, values in zip((*_OWN[_ROW_OWN], *_PAST[_ROW_PAST]), (*here, *there), strict=True)}  # fmt: skip
+        second, begun, carried = seconds, get["begun"], get["price"]
         traded, alive = get["ticks"] > 0, ~np.isnan(carried)
         length = np.where(alive, np.minimum(second - begun + 1, WINDOW_S), 0)
         returns = length - (second - begun < WINDOW_S)                   # the first second of a series has no return
         out = {name: get[name] for name in ("open", "close", "volume", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
         out["high"], out["low"] = np.where(traded, get["high"], np.nan), np.where(traded, get["low"], np.nan)
         out["second"], out["seconds_5m"] = second, length
-        volumes = get["volume_total"] - self.of("volume_total").take(at - np.array([[10], [60], [WINDOW_S]]) * symbols)
-        ticks = get["ticks_total"] - self.of("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
+        volumes = get["volume_total"] - past.flat("volume_total").take(at - np.array([[10], [60], [WINDOW_S]]) * symbols)
+        ticks = get["ticks_total"] - past.flat("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
         out["volume_10s"], out["volume_60s"], out["volume_5m"] = volumes
         out["ticks_10s"], out["ticks_5m"] = ticks
-        notional, price, squares, high, low = self._windows(own[_HEAD].view(np.float64), at, second, begun, returns)
+        notional, price, squares, high, low = self._windows(here[_HEAD].view(np.float64), at, second, begun, returns)
         with np.errstate(divide="ignore", invalid="ignore"):
             out["mean_5m"] = np.where(length > 0, price / length, np.nan)
             out["vwap_5m"] = np.where(volumes[2] > 0, notional / volumes[2], np.nan)
@@ -384,7 +473,7 @@ class _Ring:
             out["mid"] = mid
             out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
             lags = np.array(LAGS_S)[:, None]
-            before = np.where(alive & (second - lags >= begun), self.of("price").take(at - lags * symbols), np.nan)
+            before = np.where(alive & (second - lags >= begun), past.flat("price").take(at - lags * symbols), np.nan)
             for lag, change in zip(LAGS_S, np.log(carried / before), strict=True):
                 out[f"return_{lag}s"] = change
             out["price_60s"] = before[-1]
@@ -392,41 +481,53 @@ class _Ring:
 
     def _windows(self, head: Floats, at: Ints, second: Ints, begun: Ints, returns: Ints) -> tuple[Floats, ...]:
         """Over the windows that end in these cells: notional, prices, squares of the returns' deviations, greatest and least price."""
-        symbols, stretch = self.cells.shape[2], second // WINDOW_S * WINDOW_S
+        past, symbols, stretch = self.past, self.past.cells.shape[2], second // WINDOW_S * WINDOW_S
         first = np.maximum(second - (WINDOW_S - 1), begun)
         older = first < stretch
         there = np.where(older, at - (second - first) * symbols, at)
-        tail = np.where(older, self.floats[_TAIL].reshape(len(_TAILS), -1).take(there, axis=1), _NOTHING[:, None])
+        tail = np.where(older, past.floats[_TAIL].reshape(len(_TAILS), -1).take(there, axis=1), _NOTHING[:, None])
         # the tail's returns begin one second later where the series begins there
         returning = np.maximum(stretch - np.maximum(first, begun + 1), 0)
         here = returns - returning
-        tail_squares = np.where(returning > 0, self.of("squares_tail").take(there + ((returning > 0) & (first == begun)) * symbols), 0.0)
+        tail_squares = np.where(returning > 0, past.flat("squares_tail").take(there + ((returning > 0) & (first == begun)) * symbols), 0.0)
         # squares of deviations, of two groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
-        apart = tail[2] / np.maximum(returning, 1) - head[2] / np.maximum(here, 1)
+        apart = tail[1] / np.maximum(returning, 1) - head[1] / np.maximum(here, 1)
         squares = head[3] + (tail_squares + np.square(apart) * (returning * here / np.maximum(returns, 1)))
-        return head[0] + tail[0], head[1] + tail[1], squares, np.maximum(head[4], tail[4]), np.minimum(head[5], tail[5])
+        return head[0] + tail[0], head[2] + tail[2], squares, np.maximum(head[4], tail[4]), np.minimum(head[5], tail[5])
 
     # -- state --------------------------------------------------------------
 
-    def buckets(self, second: int) -> list[list[Any]]:
-        """The stored form of one second, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
-        n, column = len(self.symbols), second - self.base
-        told = self.cells[:, column, :n]
-        rows = (told[_FIELD["ticks"]] + told[_FIELD["quotes"]]).nonzero()[0]
+    def buckets(self, seconds: list[int]) -> Iterator[list[list[Any]]]:
+        """The stored form of each of these seconds, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
+        second = np.array(seconds, np.int64)
+        columns = second % self.own.width, slice(0, len(self.symbols))
+        at, rows = (self.own.of("ticks")[columns] + self.own.of("quotes")[columns]).nonzero()
+        told = np.empty((len(_STORED), len(rows)), np.int64)
+        for cells, places in self._stored():
+            told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, second[at]), axis=1)
+        names = self.names[rows].tolist()
+        ends = at.searchsorted(np.arange(len(seconds)), "right").tolist()
         size = MAX_RECORD_BYTES // 150
-        out: list[list[Any]] = []
-        for at in range(0, len(rows), size):
-            part = rows[at : at + size]
-            out.append([second, self.names[part].tolist(), told[_BUCKET].take(part, axis=1).tobytes()])
-        return out
+        begin = 0
+        for number, end in zip(seconds, ends, strict=True):
+            parts = [slice(part, min(part + size, end)) for part in range(begin, end, size)]
+            yield [[number, names[part], told[:, part].tobytes()] for part in parts]
+            begin = end
 
     def settle(self, second: int) -> None:
         """Puts stored seconds up to this one back in their place."""
-        for waiting in sorted(s for s in self.waiting if s <= second):
-            self.cover(waiting, second)
+        due = sorted(s for s in self.waiting if s <= second)
+        if due:
+            self.cover(due[0], second)
+        for waiting in due:
             for _, symbols, data in self.waiting.pop(waiting):
                 rows = self.know(symbols)
-                self.cells[_BUCKET, waiting - self.base, rows] = np.frombuffer(data, np.int64).reshape(len(_STORED), -1)
+                told = np.frombuffer(data, np.int64).reshape(len(_STORED), -1)
+                for cells, places in self._stored():
+                    cells.cells[: len(places), waiting % cells.width, rows] = told[places]
+
+    def _stored(self) -> tuple[tuple[_Cells, list[int]], ...]:
+        return (self.own, _STORED_OWN), (self.past, _STORED_PAST)
 
 
 @dataclass(slots=True)
@@ -572,8 +673,8 @@ class Windows:
             for closing in closings:
                 self._step(ring, name, None, [closing], out)
             return
-        fresh = ticks.offset > self.sent
-        if ring.closed != _NEVER and fresh.any() and int(ticks.second[fresh].min()) <= ring.closed - ring.keep:
+        fresh = ticks.offset > ring.counted
+        if ring.closed != _NEVER and fresh.any() and int(ticks.second[fresh].min()) <= ring.closed - ring.revise_s:
             ring, known = _Ring(self.revise_s), ring                     # heard again after clean forgot the source: another series
             ring.know(known.symbols)
             self._rings[name] = ring
@@ -614,7 +715,7 @@ class Windows:
 
     @staticmethod
     def _add(ring: _Ring, ticks: _Ticks, late: NDArray[np.bool_]) -> None:
-        late = late & (ticks.second > ring.closed - ring.keep)           # read again after a restart, from before a jump: its revision was sent
+        late = late & (ticks.second > ring.closed - ring.revise_s)       # read again after a restart, of long ago: its revision was sent
         if late.any():
             ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
         ticks = ring.uncounted(ticks)
@@ -636,13 +737,13 @@ class Windows:
         if ring.closed == _NEVER:
             ring.cover(first, first)
             ring.settle(first)
-            rows, columns = ring.cells_between(ring.base - 1, first)             # heard before anything closed, and late already
-            ring.changed.update(zip(rows.tolist(), (columns + ring.base).tolist(), strict=True))
+            rows, seconds = ring.cells_between(ring.own.base, first)             # heard before anything closed, and late already
+            ring.changed.update(zip(rows.tolist(), seconds.tolist(), strict=True))
             ring.close(first)
         if ring.changed:
-            rows, columns = ring.revise()
+            rows, seconds = ring.revise()
             if send:
-                self._emit(ring, name, rows, columns, np.full(len(rows), last.offset), True, out)
+                self._emit(ring, name, rows, seconds, np.full(len(rows), last.offset), True, out)
             ring.changed.clear()
         ends, numbers = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted = max(ring.counted, last.offset)
@@ -652,11 +753,11 @@ class Windows:
             ring.settle(end)
             if fresh is not None:
                 self._add_fresh(ring, fresh, after, end)
-            ring.cover(end, end)
+            ring.cover(max(end, ring.closed), max(end, ring.closed))
             ring.close(end)
             if send:
-                rows, columns = ring.cells_between(after, end)
-                self._emit(ring, name, rows, columns, numbers[ends.searchsorted(columns + ring.base, "left")], False, out)
+                rows, seconds = ring.cells_between(after, end)
+                self._emit(ring, name, rows, seconds, numbers[ends.searchsorted(seconds, "left")], False, out)
             self._save(ring, name, end, last.offset)
             after = end
         ring.skip_to(last.second)
@@ -703,11 +804,12 @@ class Windows:
     def _save(self, ring: _Ring, name: str, closed: int, offset: int) -> None:
         """Packs the seconds that are closed and not stored as they are now, counted through the closing at `offset`."""
         seconds = sorted(second for second in ring.unsaved if second <= closed)
+        if not seconds:
+            return
         run: list[list[Any]] = []
         size = 0
-        for second in seconds:
+        for second, parts in zip(seconds, ring.buckets(seconds), strict=True):
             del ring.unsaved[second]
-            parts = ring.buckets(second)
             if second <= ring.stored or len(parts) > 1:
                 for number, part in enumerate(parts):
                     self._record(name, "one", second, number, offset, [part])
@@ -719,16 +821,16 @@ class Windows:
             run += parts
         if run:
             self._record(name, "run", int(run[0][0]), 0, offset, run)
-        ring.stored = max(ring.stored, seconds[-1] if seconds else _NEVER)
+        ring.stored = max(ring.stored, seconds[-1])
 
     def _record(self, source: str, kind: str, second: int, part: int, through: int, buckets: list[list[Any]]) -> None:
         self._records.append(([source, kind, second % SLOTS, part], [through, self.log, source, buckets]))
 
     @staticmethod
-    def _emit(ring: _Ring, name: str, rows: Ints, columns: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
+    def _emit(ring: _Ring, name: str, rows: Ints, seconds: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
         if not len(rows):
             return
-        values = ring.statistics(rows, columns)
+        values = ring.statistics(rows, seconds)
         values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
         out.parts.append(_Part(name, ring.labels.take(pa.array(rows)), values))
 
@@ -813,8 +915,13 @@ class Windows:
         for second, (through, parts) in needed.items():
             ring.through[second] = through
             ring.waiting[second] = parts
+        ring.know(sorted(set().union(*(symbols for parts in ring.waiting.values() for _, symbols, _ in parts))))
         if closed != _NEVER:
-            ring.cover(min([*needed, closed]) - 1, closed)
-            ring.settle(closed)
-            ring.close(closed)
+            # a few seconds at a time, as live: only the newest stay
+            first = min([*needed, closed])
+            ring.closed = first - 1
+            for second in [*range(first + SPARE_S - 1, closed, SPARE_S), closed]:
+                ring.cover(second, second)
+                ring.settle(second)
+                ring.close(second)
         return ring

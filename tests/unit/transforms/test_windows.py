@@ -240,4 +240,4 @@ def test_a_long_silence_costs_no_memory() -> None:
     rows = core.frame(frame)
     assert rows is not None
     assert oracle.differences(rows.batch(0).to_pandas(), pd.concat([oracle.rows(day), oracle.rows(later)])) == []
-    assert all(ring.width < 10_000 for ring in core._rings.values())
+    assert all(ring.past.width < 10_000 for ring in core._rings.values())
