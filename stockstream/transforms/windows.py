@@ -37,7 +37,7 @@ TERMS = 8
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
-SPARE_S = 16
+SPARE_S = 8
 """Seconds laid out beyond what is needed: a second then seldom asks for new room."""
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
@@ -133,6 +133,8 @@ class _Cells:
         """Seconds before the oldest open one that are still looked at."""
         nothing = ((name, np.float64(_EMPTY.get(name, np.nan))) for name in fields)
         self.nothing: Ints = np.array([value.astype(np.int64) if name in _INTS else value.view(np.int64) for name, value in nothing])[:, None, None]
+        self.stored = sum(name in _STORED for name in fields)
+        """So many of the fields, the first, are in buckets."""
         self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
         """The fields that are not `_INTS` are floats: `floats` and `of` show them so."""
         self.last = _NEVER
@@ -160,12 +162,12 @@ class _Cells:
         return array
 
     def flat(self, name: str) -> NDArray[Any]:
-        """One field by column * rows + row. `take` counts what is below 0 from the end, so seconds back from a cell are plain differences."""
+        """One field by column * rows + row."""
         return self.of(name).reshape(-1)
 
     def at(self, rows: Ints, seconds: Ints) -> Ints:
-        """Where these cells lie in `flat`."""
-        at: Ints = seconds % self.width * self.cells.shape[2] + rows
+        """Where these cells lie in `flat`: from 0 where the columns last began again, below it before. numpy counts that from the end, which is their place."""
+        at: Ints = (seconds - (self.last - self.last % self.width)) * self.cells.shape[2] + rows
         return at
 
     def unbroken(self, second: int) -> int:
@@ -198,7 +200,7 @@ class _Cells:
             begin = end + 1
 
     def cover(self, since: int, last: int) -> None:
-        """Makes room for the seconds up to `last`, keeping `depth` seconds before `since`."""
+        """Makes room for the seconds up to `last`, keeping `depth` seconds before `since`. What is not stored is written when they close."""
         last = max(last, self.last)
         needed = last - since + 1
         self.most = max(self.most, needed)
@@ -209,7 +211,7 @@ class _Cells:
             self.most = needed
         if last > self.last:
             for columns in self.columns(max(self.last, last - self.width) + 1, last):
-                self.cells[:, columns] = self.nothing
+                self.cells[: self.stored, columns] = self.nothing[: self.stored]
             self.last = last
 
     def begin_anew(self, second: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from typing import Any
@@ -12,9 +13,10 @@ import pandas as pd
 import pytest
 
 from stockstream.transforms import batch, validation, windows
+from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.windows import Windows, _Cells
 from tests import oracle
 from tests.changelogs import Changelog
 from tests.logs import cuts, day_records, generated_day, real_day, records_of, shared_model
@@ -240,4 +242,89 @@ def test_a_long_silence_costs_no_memory() -> None:
     rows = core.frame(frame)
     assert rows is not None
     assert oracle.differences(rows.batch(0).to_pandas(), pd.concat([oracle.rows(day), oracle.rows(later)])) == []
-    assert all(ring.past.width < 10_000 for ring in core._rings.values())
+    ring = core._rings["replay.two"]
+    assert ring.past.width < 10_000
+    quiet = later.event_time.max() // 1000 + np.arange(3_000)            # as live: now few seconds at a time are needed
+    for second in quiet.tolist():
+        ring.cover(second, second)
+        ring.close(second)
+    assert (ring.own.width, ring.past.width) < (31 + 40, 331 + 40)
+
+
+def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
+    day = generated_day(seconds=1_500, symbols=5)
+    core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+    cleaner.chunk(day_records(day, "replay.a"))
+    frame = cleaner.frame()
+    assert frame is not None
+    core.frame(frame)
+    ring = Windows.restore(0, dict(core.records(0)), revise_s=30)._rings["replay.a"]
+    before = core._rings["replay.a"]
+    assert (ring.own.width, ring.past.width) == (31 + windows.SPARE_S, 331 + windows.SPARE_S)
+    assert ring.closed == before.closed
+    rows, seconds = before.cells_between(ring.closed - 30, ring.closed)
+    again = ring.know([before.names[row] for row in rows.tolist()])
+    for name, values in before.statistics(rows, seconds).items():
+        np.testing.assert_array_equal(ring.statistics(again, seconds)[name], values)
+
+
+@pytest.mark.parametrize("back", [40, 100, 331])
+def test_a_source_that_was_forgotten_begins_another_series(back: int) -> None:
+    """A day of the log's time later it tells of seconds from `back` before its last."""
+
+    def life(begin: int, ts: int) -> list[tuple[int, dict[str, Any]]]:
+        ticks = [(ts + at * 1000, {"symbol": "A", "event_time": (begin + at) * 1000, "price": 100.0 + at % 7, "size": at, "source": "a"}) for at in range(120)]
+        return [*ticks, (ts + 130_000, {"punctuate": begin + 119, "source": "a"})]
+
+    def rows(log: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+        out = []
+        for offset, (ts, value) in enumerate(log):
+            assert cleaner.chunk([RawRecord(offset, ts, json.dumps(value).encode())]) == []
+            frame = cleaner.frame()
+            assert frame is not None
+            out += [row | {"offset": None} for row in work(core, frame, offset, 0)[0]]
+        return out
+
+    begin = 1_700_000_000
+    first, second = life(begin, begin * 1000), life(begin + 120 - back, (begin + 90_000) * 1000)
+    assert rows(first + second) == rows(first) + rows(second)
+
+
+def test_cells_go_round() -> None:
+    cells = _Cells(("high", "price", "volume_total"), 5)
+    cells.resize(3, cells.width)
+    rows = np.arange(3)
+    written: dict[int, int] = {}
+
+    def holds() -> None:
+        kept = range(max(cells.base, min(written)), cells.last + 1)
+        for name in ("high", "price", "volume_total"):
+            want = np.array([[written[second] * 10 + row for row in rows] for second in kept], cells.of(name).dtype)
+            field = cells.fields[name]
+            got = cells.read(slice(field, field + 1), kept[0], kept[-1], slice(0, 3))[0].view(cells.of(name).dtype)
+            np.testing.assert_array_equal(got, want)
+            at = cells.at(np.tile(rows, len(kept)), np.repeat(np.array(kept), 3))
+            np.testing.assert_array_equal(cells.flat(name).take(at), want.reshape(-1))
+
+    rng = random.Random(3)
+    second, widths = 1_000, set()
+    for turn in range(400):
+        step = rng.choice((1, 1, 1, 2, 30 if turn < 200 else 1))
+        cells.cover(second, second + step)
+        assert cells.base <= second - cells.depth
+        for new in range(second, second + step + 1):
+            at = cells.at(rows, np.full(3, new))
+            if new not in written:
+                assert (cells.flat("high").take(at) == -np.inf).all()
+            for name in ("high", "price", "volume_total"):
+                cells.flat(name)[at] = new * 10 + rows
+            written[new] = new
+        second += step
+        holds()
+        if turn == 100:
+            cells.resize(7, cells.width)
+            assert np.isnan(cells.of("price")[:, 3:]).all()
+        widths.add(cells.width)
+    assert len(widths) > 1
+    assert cells.width <= cells.depth + 2 * (2 + 1 + windows.SPARE_S)
