@@ -327,4 +327,5 @@ def test_cells_go_round() -> None:
             assert np.isnan(cells.of("price")[:, 3:]).all()
         widths.add(cells.width)
     assert len(widths) > 1
+    assert cells.columns(second, second - 1) == [slice(0, 0)]
     assert cells.width <= cells.depth + 2 * (2 + 1 + windows.SPARE_S)
