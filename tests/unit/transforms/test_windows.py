@@ -161,6 +161,26 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
     assert oracle.differences(last, oracle.rows(day)) == []
 
 
+def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks as late as may be, with not a second to spare: the same bits as with room for the whole day."""
+    ticks = []
+    for second in range(1_700_000_000, 1_700_000_900):
+        ticks.append((second, "A"))
+        if second % 7 == 0:
+            ticks.append((second - 30, "AB"[second % 2]))                # `second` - 1 is closed
+    day = pd.DataFrame(ticks, columns=["second", "symbol"])
+    day = day.assign(event_time=day.second * 1000 + 500, price=100.0 + day.index % 11, size=day.index).drop(columns="second")
+    records = day_records(day, "replay.late")
+    whole = batch.run(records, partition=0, partitions=1, chunk=5_000)
+    monkeypatch.setattr(windows, "SPARE_S", 0)
+    parts = batch.run(records, partition=0, partitions=1, chunk=1)
+    assert parts.rejections == []
+    assert parts.rows().equals(whole.rows())
+    rows = parts.rows().to_pandas()
+    assert rows.revised.sum() > 100
+    assert oracle.differences(rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False), oracle.rows(day)) == []
+
+
 def test_restarts_within_long_series_change_no_bit() -> None:
     rng = random.Random(5)
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
