@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse
 
+from tests.patience import PATIENCE_S
+
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -34,7 +36,7 @@ class Page:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            message = await self._socket.receive_json(timeout=60)
+            message = await self._socket.receive_json(timeout=PATIENCE_S)
             if message.get("id") == self._number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
@@ -48,7 +50,7 @@ class Page:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    async def until(self, expression: str, deadline_s: float = 60) -> Any:
+    async def until(self, expression: str, deadline_s: float = PATIENCE_S) -> Any:
         """The expression's value once it is true."""
         async with asyncio.timeout(deadline_s):
             while not (value := await self.ask(expression)):
@@ -81,7 +83,7 @@ async def opened(url: str, profile: Path, *, width: int = 1400, height: int = 86
     )  # fmt: skip
     try:
         port_file = profile / "DevToolsActivePort"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not port_file.exists() or "\n" not in port_file.read_text():
                 await asyncio.sleep(0.05)
         port = port_file.read_text().split()[0]

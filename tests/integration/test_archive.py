@@ -21,6 +21,7 @@ from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.frames import Frame, encode
 from tests.kafka import Cluster
+from tests.patience import PATIENCE_S
 
 LOG = "0199c3d2a10-0a1b2c3d"
 
@@ -76,7 +77,7 @@ async def raw_and_clean(settings: Settings, tmp_path: Path) -> None:
     assert await read_clean(clean, 296, 310) == [(290, 299)] and await read_clean(clean, 0, 10, "other") == []
     archive = Archive(settings, FileStore(tmp_path / "archive"), raw, clean)
     archive.assign(0)
-    deadline = asyncio.get_running_loop().time() + 60
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while archive.progress()[0]["processed"] < 299:
         assert asyncio.get_running_loop().time() < deadline, archive.progress()
         await asyncio.sleep(0.05)

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from stockstream.embedded import CLUSTER_ID_PREFIX, EmbeddedBroker
 from stockstream.errors import BrokerError
 from tests.kafka import KAFKA_FOLDER, Cluster, require_kafka
+from tests.patience import PATIENCE_S
 
 RECORDS = 200
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")
@@ -34,7 +35,7 @@ async def create(bootstrap: list[str], topic: NewTopic) -> None:
     try:
         answer = await admin.create_topics([topic])
         assert [error[1] for error in answer.topic_errors] == [0]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while any(part["leader"] < 0 for part in (await admin.describe_topics([topic.name]))[0]["partitions"]):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
@@ -47,7 +48,7 @@ async def produce(bootstrap: list[str], topic: str, *, idempotent: bool, codec: 
     await producer.start()
     try:
         waiting = [await producer.send(topic, b"%d" % number, key=b"k%d" % number) for number in range(first, first + RECORDS)]
-        await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S)
     finally:
         await producer.stop()
 
@@ -56,7 +57,7 @@ async def consume(bootstrap: list[str], topic: str, count: int) -> list[int]:
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False, request_timeout_ms=10_000)
     await consumer.start()
     found: list[int] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     try:
         while len(found) < count and time.monotonic() < deadline:
             for records in (await consumer.getmany(timeout_ms=500)).values():
@@ -143,7 +144,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, f"{pids} are still there"
         time.sleep(0.05)
@@ -276,7 +277,7 @@ async def test_an_embedded_broker_starts_and_leaves_nothing(tmp_path: Path) -> N
     await again.start()
     os.kill(again.pid, signal.SIGKILL)
     await asyncio.to_thread(wait_until_gone, [pid])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while again.exit_status() is None:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

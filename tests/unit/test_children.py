@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stockstream.children import Child
+from tests.patience import PATIENCE_S
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -21,7 +22,7 @@ def alive(pid: int) -> bool:
     return bool(told) and not told.startswith("Z")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -23,6 +23,7 @@ from stockstream.settings import Settings
 from stockstream.sources.base import Batch
 from stockstream.sources.replay import Recording, ReplaySource
 from stockstream.transforms.partitioning import home_partition
+from tests.patience import PATIENCE_S
 
 START = 1_381_132_800_000
 SYMBOLS = ["AIG", "BAC", "IBM", "SPY", "Q"]
@@ -150,7 +151,7 @@ async def read(settings: Settings, topic: str, count: int) -> list[Any]:
         consumer.assign(places)
         await consumer.seek_to_beginning()
         found: list[Any] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(found) < count:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     found += records

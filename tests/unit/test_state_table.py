@@ -16,6 +16,7 @@ from stockstream.errors import FencedError
 from stockstream.settings import Settings
 from stockstream.transport import Chunk, Fence, Message, Outgoing
 from tables.state import TAIL, Needs, Stage, StateTable, Stored
+from tests.patience import PATIENCE_S
 
 TOPIC = "ticks.clean"
 
@@ -167,7 +168,7 @@ async def test_partitions_settle_side_by_side(line: Line) -> None:
 
         pipe.close = close  # type: ignore[method-assign]
     releasing = asyncio.create_task(line.stage.release(2.0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(closing) < 8:
             await asyncio.sleep(0)
     begun.set()
@@ -255,7 +256,7 @@ async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions
     table._app = SimpleNamespace(settings=Settings(), embedded=False)
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
     monkeypatch.setattr("tables.state.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         found: dict[int, Stored] = await table.read(partitions, needs)
     assert not consumer.running
     for partition, kept in found.items():

@@ -38,6 +38,7 @@ from stockstream.transport import (
     Sender,
     watchdog,
 )
+from tests.patience import PATIENCE_S
 
 P = TP("ticks.raw", 3)
 
@@ -55,7 +56,7 @@ def offsets(admitted: list[Any]) -> list[int]:
     return [record.offset for record in admitted]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0)
@@ -431,7 +432,7 @@ async def test_a_delivery_that_fails_leaves_and_its_state_is_not_written(rig: Ri
     rig.producer.held[0].set_exception(RuntimeError("not enough replicas"))
     rig.producer.held[1].set_result(None)
     await eventually(lambda: bool(rig.told))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await rig.pipe.drain()
     assert rig.told == ["test[3]: RuntimeError: not enough replicas"] and rig.producer.values("state") == []
 
@@ -442,7 +443,7 @@ async def test_drain_ends_when_the_pipe_is_closed_under_it(rig: Rig) -> None:
     draining = asyncio.create_task(rig.pipe.drain())
     await eventually(lambda: bool(rig.producer.held))
     assert not draining.done()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await rig.pipe.close(0)
         await draining
     rig.producer.release()
@@ -459,7 +460,7 @@ async def test_close_settles_what_is_confirmed_in_time(rig: Rig) -> None:
 
 async def test_submit_on_a_closed_pipe_does_nothing(rig: Rig) -> None:
     await rig.pipe.close(20)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         for _ in range(3 * PIPE_DEPTH):
             await rig.pipe.submit([out("windows", b"w")])
         await rig.pipe.drain()
@@ -481,7 +482,7 @@ async def test_submit_waits_when_many_jobs_are_under_way_and_close_lets_it_go(ri
     for _ in range(50):
         await asyncio.sleep(0)
     assert submitted <= 2 * PIPE_DEPTH + 2 and not task.done(), "jobs that wait to be sent, jobs that wait to be confirmed, one in hand of each"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await rig.pipe.close(0)
         await task
 
@@ -645,7 +646,7 @@ async def test_reading_pauses_until_frames_are_sent(monkeypatch: pytest.MonkeyPa
     await asyncio.sleep(0)
     assert not pausing.done()
     pace.hasten()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await pausing
         await pace.after(3)                                              # the frames are still on their way
         monkeypatch.setattr(transport, "HASTE_S", 0.0)
@@ -800,7 +801,7 @@ async def test_the_watchdog_leaves_when_something_is_wrong(watched: Watched, spo
         await asyncio.sleep(0.001)
     assert not task.done() and not watched.told
     spoil(watched)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await task
     assert watched.told == [why]
 

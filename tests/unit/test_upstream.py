@@ -41,6 +41,7 @@ from stockstream.broker import changelog, topic_specs
 from stockstream.settings import Settings
 from stockstream.web.tail import _KafkaConsumer
 from tables.state import StateTable
+from tests.patience import PATIENCE_S
 
 P = aiokafka.TopicPartition("ticks.raw", 3)
 
@@ -526,7 +527,7 @@ async def test_a_task_that_crashes_is_seen_at_the_app() -> None:
 
     whole = Whole()
     await whole.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not whole.crashed:
             await asyncio.sleep(0)
     assert isinstance(whole.crash_reason, KeyError)

@@ -22,6 +22,7 @@ from stockstream.compacted import read_compacted
 from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError, StockstreamError
 from stockstream.settings import Settings
+from tests.patience import PATIENCE_S
 
 PIPELINE = {
     "rates_per_s": {"ticks_accepted": 998.6}, "totals": {"ticks_accepted": 5000, "alerts": 7, "predictions": 4000},
@@ -129,7 +130,7 @@ async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_a
 
 
 async def until(condition: Any, task: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             if task.done():
                 task.result()
@@ -139,7 +140,7 @@ async def until(condition: Any, task: asyncio.Task[None]) -> None:
 
 async def test_a_run_shows_figures_and_ends_by_itself_without_a_worker_left(made: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     made.minutes = 2.5 / 60
-    await asyncio.wait_for(made.run(), 30)
+    await asyncio.wait_for(made.run(), PATIENCE_S)
     out = capsys.readouterr().out
     assert made.figures == Figures.of(PIPELINE)
     assert f"http://127.0.0.1:{made.settings.web_port}/" in out and "first prediction" in out and "999 ticks/s" in out
@@ -153,7 +154,7 @@ async def test_a_signal_ends_it_and_its_worker(made: Demo, number: signal.Signal
     task = asyncio.create_task(made.run())
     await until(lambda: made.figures.ticks, task)
     os.kill(os.getpid(), number)
-    await asyncio.wait_for(task, 15)
+    await asyncio.wait_for(task, PATIENCE_S)
     assert made.worker is not None and made.worker.poll() is not None
 
 
@@ -169,7 +170,7 @@ async def test_a_worker_that_dies_is_told_and_started_again_and_its_counts_stay(
     stand_in(monkeypatch, "print('I cannot'); raise SystemExit(3)")
     made.worker.kill()
     with pytest.raises(StockstreamError, match=r"ended with status 3 again, after 3 restarts: see .*worker\.log"):
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, PATIENCE_S)
     out = capsys.readouterr().out
     assert "was killed by signal 9" in out and "    I cannot" in out and "(3 of 3)" in out and made.restarts == 3
 
@@ -177,13 +178,13 @@ async def test_a_worker_that_dies_is_told_and_started_again_and_its_counts_stay(
 async def test_a_worker_that_cannot_start_is_not_started_again(made: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "raise SystemExit(78)")
     with pytest.raises(StockstreamError, match="ended with status 78: see"):
-        await asyncio.wait_for(made.run(), 30)
+        await asyncio.wait_for(made.run(), PATIENCE_S)
     assert made.restarts == 0
 
 
 async def test_at_the_memory_bound_it_ends_and_says_how_to_go_on(made: Demo, embedded: EmbeddedBroker, capsys: pytest.CaptureFixture[str]) -> None:
     made.broker, made.memory_bytes = embedded, 1
-    await asyncio.wait_for(made.run(), 30)
+    await asyncio.wait_for(made.run(), PATIENCE_S)
     out = capsys.readouterr().out
     assert "--memory-mb" in out and "make demo KAFKA=1" in out and embedded.exit_status() is None
 
@@ -193,7 +194,7 @@ async def test_a_broker_that_dies_ends_it(made: Demo, tmp_path: Path) -> None:
     await made.broker.start()
     os.kill(made.broker.pid, signal.SIGKILL)
     with pytest.raises(BrokerError, match="the embedded broker ended"):
-        await asyncio.wait_for(made.run(), 30)
+        await asyncio.wait_for(made.run(), PATIENCE_S)
     await made.broker.stop()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from stockstream.commands import worker
 from stockstream.commands.worker import NO_RESTART_STATUS, Supervisor, worker_command
+from tests.patience import PATIENCE_S
 
 
 def counting(path: Path, *statuses: int) -> list[str]:
@@ -65,7 +66,7 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
 
 def _signal_when(path: Path, number: signal.Signals) -> threading.Thread:
     def wait_and_signal() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(os.getpid(), number)

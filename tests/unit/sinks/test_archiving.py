@@ -23,6 +23,7 @@ from stockstream.sinks.archive import RawRecord, key_and_value, parse_name, read
 from stockstream.sinks.archiving import Archive
 from stockstream.sinks.memory import MemoryStore
 from stockstream.transforms.frames import Frame
+from tests.patience import PATIENCE_S
 
 T0 = 1_760_000_000_000
 
@@ -118,7 +119,7 @@ def archive(kafka: Kafka, store: MemoryStore, **changes: Any) -> Archive:
     return Archive(settings(**changes), store, Raw(kafka), Clean(kafka))
 
 
-async def until(condition: Callable[[], bool], what: str = "", timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], what: str = "", timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
@@ -329,7 +330,7 @@ async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCa
         await until(lambda: store.calls > calls)
         assert len(archived(store)) == 100
         store.down = False
-        await until(lambda: is_whole(kafka, store), timeout_s=40)
+        await until(lambda: is_whole(kafka, store))
         now[0] += 70.0
         await feed(kafka, [one], 1)
         await until(lambda: "works again" in caplog.text)
@@ -346,8 +347,8 @@ async def test_a_store_that_hangs_does_not_hold_up_its_caller_or_the_end() -> No
     one = archive(kafka, store)
     one.assign(0)
     for _ in range(20):
-        await asyncio.wait_for(feed(kafka, [one], 50), 5)
-    await asyncio.wait_for(one.close(timeout_s=0.1), 5)
+        await asyncio.wait_for(feed(kafka, [one], 50), PATIENCE_S)
+    await asyncio.wait_for(one.close(timeout_s=0.1), PATIENCE_S)
 
 
 async def test_kafka_away_is_tried_again() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stockstream.records import Tick
 from stockstream.sources.base import Batch, Source
+from tests.patience import PATIENCE_S
 
 decode = msgspec.json.Decoder(Tick, strict=True).decode
 
@@ -104,6 +105,6 @@ class SourceContract(ABC):
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(task, 10)
+                await asyncio.wait_for(task, PATIENCE_S)
 
         asyncio.run(main())

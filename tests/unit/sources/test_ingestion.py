@@ -16,6 +16,7 @@ from stockstream.sources.base import Batch, SourceUnavailable, SymbolInfo
 from stockstream.sources.ingestion import Ingest, Messages, open_sources
 from stockstream.sources.simulated import default_symbols
 from stockstream.transforms.partitioning import home_partition
+from tests.patience import PATIENCE_S
 from tests.unit.sources.source_contract import FakeClock
 
 NAMES = default_symbols(40)
@@ -73,7 +74,7 @@ def watch(symbol: str, source: str = "simulated", **more: Any) -> tuple[bytes, b
 
 
 async def until(condition: Callable[[], bool], task: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             if task.done():
                 task.result()
@@ -180,7 +181,7 @@ async def test_a_source_that_fails_for_now_is_tried_again_and_one_that_fails_for
     ingest.watch(*watch("A", source="feed"))
     begun = clock.ms
     with caplog.at_level(logging.WARNING), pytest.raises(SourceError, match="no licence"):
-        await asyncio.wait_for(ingest.run(), 20)
+        await asyncio.wait_for(ingest.run(), PATIENCE_S)
     assert caplog.text.count("no answer; tried again") == 2 and clock.ms - begun >= 3000
     assert wire.symbols() == {"A"}
 
@@ -192,7 +193,7 @@ async def test_what_is_not_confirmed_ends_it(tmp_path: Path) -> None:
     ingest.watch(*watch("A"))
     wire.fail = DeliveryError("gone")
     with pytest.raises(DeliveryError, match="gone"):
-        await asyncio.wait_for(ingest.run(), 20)
+        await asyncio.wait_for(ingest.run(), PATIENCE_S)
 
 
 def test_the_settings_say_which_sources_there_are(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stockstream.settings import Settings
 from stockstream.transforms.frames import encode, encode_within
 from stockstream.web.live import Live
 from stockstream.web.tail import REACH, Tail
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio
 
@@ -111,7 +112,7 @@ class FakeConsumer:
         return fetched
 
 
-async def until(condition: Callable[[], Any], deadline_s: float = 10) -> None:
+async def until(condition: Callable[[], Any], deadline_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():
             await asyncio.sleep(0.002)

@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from stockstream.metrics import Metrics
 from stockstream.web import events, views
 from stockstream.web.live import Live
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio
 
@@ -266,7 +267,7 @@ async def test_the_documents_defaults_and_bounds_are_those_of_the_views(make: An
 async def read_events(response: Any, until: Callable[[dict[str, list[Any]]], bool]) -> dict[str, list[Any]]:
     got: dict[str, list[Any]] = {}
     kind = ""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not until(got):
             line = (await response.content.readline()).decode().rstrip("\n")
             if line.startswith("event: "):
@@ -301,7 +302,7 @@ async def test_streams_end_with_the_server(make: Any) -> None:
     server = TestServer(application)
     async with TestClient(server) as client, client.get("/events") as response:
         await response.content.readline()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await server.close()
             while await response.content.readline():
                 pass
