@@ -71,6 +71,13 @@ class ChangelogIndex:
         self._unplaced = {}, set()
         self._waiting = deque(({}, set()) for _ in self._waiting)
 
+    def forget(self, source: str) -> None:
+        """No second of this source that was written so far is needed any more."""
+        self._batches.pop(source, None)
+        self._unplaced[0].pop(source, None)
+        for seconds, _ in self._waiting:
+            seconds.pop(source, None)
+
     def restored(self, offset: int, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
         """A record that was read at this offset; to be told in ascending order."""
         self._place(offset, offset, seconds, named)

@@ -154,8 +154,10 @@ class _Judged:
 class _Source:
     """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
 
-    def __init__(self, closed: int) -> None:
+    def __init__(self, closed: int, begun: int = -1) -> None:
         self.closed = closed
+        self.begun = begun
+        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
         self.names: list[str] = []
         self.last = np.full(64, np.nan)
         self.slots: dict[int, _Slot] = {}
@@ -326,6 +328,10 @@ class Scorer:
             source = self._sources.get(closing.source)
             if source is None:
                 source = self._sources[closing.source] = _Source(closing.after)
+            elif closing.after < source.closed:                          # heard again after clean forgot the source: another series
+                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
+                self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
+                self.index.forget(closing.source)
             due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
             if closing.offset > self.sent:
                 judged += due
@@ -426,8 +432,8 @@ class Scorer:
                 if second > self._sources[name].closed - RING_S:
                     out += self._slot_records(term, name, slot, through)
                     newest[name] = max(second, newest.get(name, second))
-            closed = {name: source.closed for name, source in self._sources.items()}
-            needed = self.index.needed({name: second - RING_S + 1 for name, second in closed.items()})
+            closed = {name: [source.closed, source.begun] for name, source in self._sources.items()}
+            needed = self.index.needed({name: second - RING_S + 1 for name, (second, _) in closed.items()})
             out.append((self._key("head", term), _pack([through, self.log, self.expect, self.resume_input, closed, needed])))
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
         if out:
@@ -482,13 +488,15 @@ class Scorer:
         self.sent = max((value[0] for value in slots + heads), default=-1)
         if not heads:
             return
-        _, _, self.expect, self.resume_input, closed, _, _ = max(heads, key=lambda value: value[0])
+        _, _, self.expect, self.resume_input, sources, _, _ = max(heads, key=lambda value: value[0])
+        closed = {name: second for name, (second, _) in sources.items()}
+        slots = [value for value in slots if value[2] not in sources or value[0] >= sources[value[2]][1]]
         for _, _, name, second, *_, offset in sorted(slots, key=lambda value: int(value[-1])):
             self.index.restored(offset, {name: second})
         self._saved_expect = self.expect
         while len(self._roster) > 1 and self._roster[1][0] <= self.expect:
             del self._roster[0]
-        self._sources = {name: _Source(second) for name, second in closed.items()}
+        self._sources = {name: _Source(*place) for name, place in sources.items()}
         best: dict[tuple[str, int], dict[int, dict[int, list[Any]]]] = {}
         for value in slots:
             through, _, name, second, part, *_ = value

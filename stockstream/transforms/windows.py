@@ -255,6 +255,8 @@ class _Ring:
         """Newest second that has a bucket."""
         self.counted = _NEVER
         """Last closing's offset: all ticks up to it in seconds up to `closed` are in buckets."""
+        self.begun = _NEVER
+        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
         self.through: dict[int, int] = {}
         """After a restart: second -> offset that its stored bucket counts through."""
         self.restored: tuple[int, int] = (_NEVER, _NEVER)
@@ -682,18 +684,51 @@ class Windows:
         ring = self._rings.get(name)
         if ring is None:
             ring = self._rings[name] = _Ring(self.revise_s)
-        if ticks is None:
+        late = None if ticks is None else self._late(ring, ticks, closings)
+        anew = self._anew(ring, ticks, late, closings)
+        if anew is not None:
+            self._begin_anew(name, anew, ticks, closings, out)
+        elif ticks is None or late is None:
             for closing in closings:
                 self._step(ring, name, None, [closing], out)
-            return
-        fresh = ticks.offset > ring.counted
-        if ring.closed != _NEVER and fresh.any() and int(ticks.second[fresh].min()) <= ring.closed - ring.revise_s:
-            ring, known = _Ring(self.revise_s), ring                     # heard again after clean forgot the source: another series
-            ring.know(known.symbols)
-            self._rings[name] = ring
+        else:
+            self._ticks(ring, name, ticks, late, closings, out)
+
+    def _anew(self, ring: _Ring, ticks: _Ticks | None, late: NDArray[np.bool_] | None, closings: list[Closing]) -> int | None:
+        """Raw offset from which on the source, heard again after `clean` forgot it, tells of earlier seconds: of another series; None where it does not."""
+        found: list[int] = []
+        closed, offset = ring.closed, ring.counted
+        for closing in closings:
+            if closing.offset > ring.counted:
+                if closing.after < closed:
+                    found.append(offset + 1)
+                    break
+                closed, offset = closing.second, closing.offset
+        if ticks is not None and late is not None and late.any():
+            far = late & (ticks.offset > ring.counted) & (ticks.second <= self._closed_before(ring, ticks, closings) - self.revise_s)
+            if ring.closed == _NEVER and closings:
+                far &= ticks.offset > closings[0].offset
+            if far.any():
+                found.append(int(ticks.offset[far.argmax()]))
+        return min(found, default=None)
+
+    def _begin_anew(self, name: str, offset: int, ticks: _Ticks | None, closings: list[Closing], out: Rows) -> None:
+        """What was before this raw offset goes to the series that was, all of whose seconds are closed by then; the rest to another one."""
+        at = 0 if ticks is None else int(ticks.offset.searchsorted(offset))
+        before, behind = ([c for c in closings if c.offset < offset], [c for c in closings if c.offset >= offset])
+        if before or at:
+            self._source(name, ticks.take(slice(0, at)) if ticks is not None and at else None, before, out)
+        known = self._rings[name].symbols
+        ring = self._rings[name] = _Ring(self.revise_s)
+        ring.know(known)
+        ring.begun = offset
+        self.index.forget(name)
+        rest = ticks.take(slice(at, len(ticks.offset))) if ticks is not None and at < len(ticks.offset) else None
+        self._source(name, rest, behind, out)
+
+    def _ticks(self, ring: _Ring, name: str, ticks: _Ticks, late: NDArray[np.bool_], closings: list[Closing], out: Rows) -> None:
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
-        late = self._late(ring, ticks, closings)
         any_late = bool(late.any())
         span = max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
         steps: list[tuple[int, list[Closing]]] = []
@@ -718,13 +753,18 @@ class Windows:
             self._add(ring, ticks.take(slice(begin, len(offsets))), late[begin:])
 
     @staticmethod
-    def _late(ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> NDArray[np.bool_]:
-        """Which ticks belong to a second that was closed before their record."""
+    def _closed_before(ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> Ints:
+        """The last second that was closed before each tick's record."""
         if not closings:
-            return ticks.second <= ring.closed
+            return np.full(len(ticks.second), ring.closed)
         ends = np.array([c.offset for c in closings])
         closed = np.array([closings[0].after, *(c.second for c in closings)])
-        return ticks.second <= closed[ends.searchsorted(ticks.offset, "left")]
+        return closed[ends.searchsorted(ticks.offset, "left")]
+
+    def _late(self, ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> NDArray[np.bool_]:
+        """Which ticks belong to a second that was closed before their record."""
+        late: NDArray[np.bool_] = ticks.second <= self._closed_before(ring, ticks, closings)
+        return late
 
     @staticmethod
     def _add(ring: _Ring, ticks: _Ticks, late: NDArray[np.bool_]) -> None:
@@ -868,7 +908,7 @@ class Windows:
         through, self.resume_input = self._inputs[0] if self._inputs else (resume - 1, self.resume_input)
         if through < resume:
             self.resume_input += 1
-        sources = {name: [ring.closed, ring.counted, ring.stored] for name, ring in self._rings.items() if ring.closed != _NEVER}
+        sources = {name: [ring.closed, ring.counted, ring.stored, ring.begun] for name, ring in self._rings.items() if ring.closed != _NEVER}
         needed = self.index.needed({name: ring.closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
         self.index.written(newest)
         head = [self._last, self.log, resume, self.resume_input, self._sent_from, sources, needed]
@@ -896,11 +936,16 @@ class Windows:
         log = max((value[1] for value in heads + buckets), default="")
         heads, buckets = [h for h in heads if h[1] == log], [b for b in buckets if b[1] == log]
         windows.log = log
+        sources: dict[str, list[int]] = {}
+        if heads:
+            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=furthest)
+            windows._head_last = windows._last
+        windows.sent = max([windows._last, *(bucket[0] for bucket in buckets)])
+        buckets = [b for b in buckets if b[2] not in sources or b[0] >= sources[b[2]][3]]
         for _, _, source, parts, offset in sorted(buckets, key=lambda bucket: bucket[-1]):
             windows.index.restored(offset, {source: parts[-1][0]})
         best: dict[str, dict[int, tuple[int, list[list[Any]]]]] = {}
         for through, _, source, parts, _ in buckets:
-            windows.sent = max(windows.sent, through)
             seconds = best.setdefault(source, {})
             for part in parts:
                 known = seconds.get(part[0])
@@ -908,11 +953,6 @@ class Windows:
                     seconds[part[0]] = (through, [part])
                 elif through == known[0]:
                     known[1].append(part)
-        sources: dict[str, list[int]] = {}
-        if heads:
-            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=furthest)
-            windows.sent = max(windows.sent, windows._last)
-            windows._head_last = windows._last
         for source in {*best, *sources}:
             windows._rings[source] = cls._restore_ring(best.get(source, {}), sources.get(source), revise_s)
         return windows
@@ -920,7 +960,7 @@ class Windows:
     @staticmethod
     def _restore_ring(seconds: dict[int, tuple[int, list[list[Any]]]], state: list[int] | None, revise_s: int) -> _Ring:
         ring = _Ring(revise_s)
-        closed, ring.counted, ring.stored = state or (_NEVER, _NEVER, _NEVER)
+        closed, ring.counted, ring.stored, ring.begun = state or (_NEVER, _NEVER, _NEVER, _NEVER)
         ring.restored = closed, ring.counted
         newest = closed if closed != _NEVER else min(seconds)
         needed = {s: bucket for s, bucket in seconds.items() if s > newest - RESTORE_S - revise_s}

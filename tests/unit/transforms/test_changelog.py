@@ -41,6 +41,10 @@ def test_every_record_that_is_needed_lies_in_a_range(seed: int) -> None:
     newest = {"a": 0, "b": 0}
     for _ in range(rng.randrange(60)):
         source = rng.choice("ab") if rng.random() < 0.9 else "roster"
+        if source != "roster" and rng.random() < 0.05:
+            index.forget(source)
+            newest[source] = max(0, newest[source] - rng.randrange(500))
+            log = [record for record in log if record[1] != source]
         if source == "roster":
             index.written({}, ["roster"])
             second = 0

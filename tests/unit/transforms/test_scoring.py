@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -234,6 +235,33 @@ def test_a_closing_that_jumps_leaks_no_later_price() -> None:
     scorer = Scorer(3, [Contender(V1)])
     reader.read(scorer.frame(small().frame(0, 6)))
     assert reader.outcomes["A-102000-fake-1", 10][4] == 110.0
+
+
+def life(first: int, offset: int) -> Log:
+    """90 s of a source, second by second, from a raw offset on; the price is the offset."""
+    closings = [Closing(offset + at, "s", first + at - 1, first + at) for at in range(90)]
+    return Log(closings, [row("A", first + at, 100.0 + offset + at, offset + at) for at in range(90)], offset + 89)
+
+
+@pytest.mark.parametrize("back", [40, 90, 5_000])
+@pytest.mark.parametrize("length", [1, 25, 180])
+def test_a_source_that_was_forgotten_is_judged_anew(back: int, length: int) -> None:
+    """It tells of seconds from `back` before its last; before each frame all that is kept are the records."""
+
+    def outcomes(log: Log, begin: int, length: int) -> Counter[tuple[int, int, float]]:
+        scorer, kept, told = Scorer(3, [Contender(V1)]), dict[bytes, bytes](), Counter[tuple[int, int, float]]()
+        for start in range(begin, log.end + 1, length):
+            scored = scorer.frame(log.frame(start, min(start + length - 1, log.end)))
+            assert scored is not None
+            for message in encode_outcomes(scored, 5):
+                told.update((o["as_of"], o["horizon_s"], o["price_then"]) for o in msgspec.json.decode(message))
+            kept |= dict(scorer.records())
+            scorer = Scorer.restore(3, kept, load)
+        return told
+
+    first, second = life(1_000, 0), life(1_090 - back, 90)
+    both = Log(first.closings + second.closings, first.rows + second.rows, second.end)
+    assert outcomes(both, 0, length) == outcomes(first, 0, 1) + outcomes(second, 90, 1)
 
 
 def test_a_newer_log_starts_afresh_and_an_older_is_dropped() -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -288,27 +289,50 @@ def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
         np.testing.assert_array_equal(ring.statistics(again, seconds)[name], values)
 
 
-@pytest.mark.parametrize("back", [40, 100, 331])
-def test_a_source_that_was_forgotten_begins_another_series(back: int) -> None:
-    """A day of the log's time later it tells of seconds from `back` before its last."""
+def life(begin: int, ts: int) -> list[tuple[int, dict[str, Any]]]:
+    """Two minutes of one source, with Kafka's times, closed at the end."""
+    ticks = [(ts + at * 1000, {"symbol": "A", "event_time": (begin + at) * 1000, "price": 100.0 + at % 7, "size": at, "source": "a"}) for at in range(120)]
+    return [*ticks, (ts + 130_000, {"punctuate": begin + 119, "source": "a"})]
 
-    def life(begin: int, ts: int) -> list[tuple[int, dict[str, Any]]]:
-        ticks = [(ts + at * 1000, {"symbol": "A", "event_time": (begin + at) * 1000, "price": 100.0 + at % 7, "size": at, "source": "a"}) for at in range(120)]
-        return [*ticks, (ts + 130_000, {"punctuate": begin + 119, "source": "a"})]
 
-    def rows(log: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
-        out = []
-        for offset, (ts, value) in enumerate(log):
-            assert cleaner.chunk([RawRecord(offset, ts, json.dumps(value).encode())]) == []
-            frame = cleaner.frame()
-            assert frame is not None
-            out += [row | {"offset": None} for row in work(core, frame, offset, 0)[0]]
-        return out
+def rows_of(log: list[tuple[int, dict[str, Any]]], chunk: int, restarts: Collection[int] = ()) -> list[dict[str, Any]]:
+    """The rows of a log in chunks of so many records; before each of `restarts`, all that is kept are state records."""
+    core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+    kept: dict[bytes, bytes] = {}
+    frames: list[Frame] = []
+    out = []
+    for at in range(0, len(log), chunk):
+        some = [RawRecord(offset, ts, json.dumps(value).encode()) for offset, (ts, value) in enumerate(log[at : at + chunk], at)]
+        assert cleaner.chunk(some) == []
+        frame = cleaner.frame()
+        assert frame is not None
+        frames.append(frame)
+        if at in restarts:
+            core = Windows.restore(0, kept, revise_s=30)
+        for number in range(core.resume_input if at in restarts else len(frames) - 1, len(frames)):
+            told, records = work(core, frames[number], number, 0)
+            out += [row | {"offset": None} for row in told]
+            kept |= dict(records)
+    return out
 
+
+@pytest.mark.parametrize("back", [40, 100, 331, 3_000, 400_000])
+@pytest.mark.parametrize("chunk", [1, 7, 50, 1_000])
+def test_a_source_that_was_forgotten_begins_another_series(back: int, chunk: int) -> None:
+    """A day of the log's time later it tells of seconds from `back` before its last, however the log is cut."""
     begin = 1_700_000_000
     first, second = life(begin, begin * 1000), life(begin + 120 - back, (begin + 90_000) * 1000)
-    assert rows(first + second) == rows(first) + rows(second)
+    assert rows_of(first + second, chunk) == rows_of(first, 1) + rows_of(second, 1)
+
+
+@pytest.mark.parametrize("back", [100, 120, 1_000])
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_what_is_stored_of_a_series_before_counts_no_more(back: int, chunk: int) -> None:
+    """A restart in the second telling of the same seconds finds buckets of both."""
+    begin = 1_700_000_000
+    log = life(begin, begin * 1000) + life(begin + 120 - back, (begin + 90_000) * 1000)
+    restarts = range(0, len(log), chunk)
+    assert rows_of(log, chunk, [at for at in restarts if at > 130][::5]) == rows_of(log, 1)
 
 
 def test_cells_go_round() -> None:
