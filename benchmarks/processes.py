@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,35 @@ def peak_mb(pid: int) -> float:
     """Greatest resident memory of a running process since its program began; `ru_maxrss` counts what its parent had at the fork."""
     peak = next((line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
     return int(peak.split()[1]) * 1024 / 1e6
+
+
+class Host(threading.Thread):
+    """Notes twice a second what part of our processors' time the host of this virtual machine gave to others."""
+
+    INTERVAL_S = 0.5
+
+    def __init__(self) -> None:
+        super().__init__(name="host", daemon=True)
+        self._stolen: list[tuple[float, float]] = []
+        self._over = threading.Event()
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return fields[7], sum(fields)
+
+    def run(self) -> None:
+        stolen, total = self._read()
+        while not self._over.wait(self.INTERVAL_S):
+            before, (stolen, total) = (stolen, total), self._read()
+            self._stolen.append((time.time(), (stolen - before[0]) / max(total - before[1], 1)))
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def most_stolen(self, first: float, last: float) -> float:
+        """Greatest part (0 to 1) between these times (epoch s)."""
+        return max((part for at, part in self._stolen if first <= at <= last + self.INTERVAL_S), default=0.0)
 
 
 class Process:

@@ -23,13 +23,16 @@ from benchmarks.contenders import CONTENDERS, FAUST, Contender, Place, line_envi
 from benchmarks.environments import ROOT, BenchmarkError, cache, confluent, site_of
 from benchmarks.load import SOURCE, Log
 from benchmarks.outputs import Reader
-from benchmarks.processes import Process, cpu_of, measure, peak_mb
+from benchmarks.processes import Host, Process, cpu_of, measure, peak_mb
 from benchmarks.run import PREFIX, clear, loaded, once, say, told
 from stockstream.transforms.partitioning import home_partition
 
 Result = tuple[str, dict[str, Any]]
 SETTLE_S = 20.0
 """Seconds of live ticks before latency counts."""
+QUIET = 0.05
+QUIET_S = 5
+"""A second is quiet where for so long before, and while its predictions are made, the host took less than that part of the processors."""
 
 
 def _folder(what: str) -> Path:
@@ -94,6 +97,8 @@ class Feed(threading.Thread):
 
 def latency(options: argparse.Namespace) -> Result:
     """From event to prediction in a subscriber's hands, on one worker of the full line (archive on, web tails off)."""
+    host = Host()
+    host.start()
     with broker(options.broker) as on:
         folder = _folder("latency")
         on.create(PREFIX + "ticks.raw")
@@ -132,28 +137,36 @@ def latency(options: argparse.Namespace) -> Result:
             reader.close()
         consumer.close()
         shutil.rmtree(folder, ignore_errors=True)
+    host.stop()
     begins = begin_ms + SETTLE_S * 1000
     found: dict[str, list[float]] = collections.defaultdict(list)
+    calm: dict[str, list[float]] = collections.defaultdict(list)
+    quiet = {as_of: host.most_stolen(as_of / 1000 - QUIET_S, as_of / 1000 + 1) < QUIET for as_of in {prediction["as_of"] for _, prediction in told_}}
     ends = begin_ms + (options.seconds - 2) * 1000                       # no tick closes the last seconds: the worker does, two seconds later
     for at, prediction in told_:
         if not begins <= prediction["as_of"] <= ends:
             continue
-        found["event to prediction read"].append(at - (prediction["as_of"] - 1000 + feed.at_ms[prediction["symbol"]]))
+        hops = {"event to prediction read": at - (prediction["as_of"] - 1000 + feed.at_ms[prediction["symbol"]])}
         closed = feed.sent.get((prediction["partition"], prediction["offset"]))
         if closed is not None:
-            found["closing record to prediction read"].append(at - closed)
-        for hop, figure in prediction["latency_ms"].items():
-            found[f"hop {hop}"].append(figure)
-        found["hop read"].append(at - prediction["made_at"])
+            hops["closing record to prediction read"] = at - closed
+        hops |= {f"hop {hop}": figure for hop, figure in prediction["latency_ms"].items()} | {"hop read": at - prediction["made_at"]}
+        for name, figure in hops.items():
+            found[name].append(figure)
+            if quiet[prediction["as_of"]]:
+                calm[name].append(figure)
     if not found:
         raise BenchmarkError("no prediction was read")
-    figures = {name: _percentiles(values) for name, values in found.items()}
-    lines = ["| from | p50 ms | p99 ms | max ms |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {f['p50']:.0f} | {f['p99']:.0f} | {f['max']:.0f} |" for name, f in figures.items()]
-    count = len(found["event to prediction read"])
+    figures, calmly = ({name: _percentiles(values) for name, values in of.items()} for of in (found, calm))
+    lines = ["| from | p50 ms | p99 ms | max ms | quiet: p50 | p99 | max |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for name, f in figures.items():
+        both = [of.get(percentile) for of in (f, calmly.get(name, {})) for percentile in ("p50", "p99", "max")]
+        lines.append(f"| {name} | {' | '.join('' if figure is None else f'{figure:.0f}' for figure in both)} |")
+    count, calm_count = (len(of["event to prediction read"]) for of in (found, calm))
     cost = f"worker {share:.0%} of one core, at most {peak:.0f} MB; the feed was at most {feed.late_ms:.0f} ms late"
     lines += ["", f"{options.symbols:,} symbols x 1 s, {count:,} predictions; {cost}"]
-    data = {"symbols": options.symbols, "seconds": options.seconds, "predictions": count, "ms": figures}
+    lines.append(f"quiet: {calm_count:,} predictions of seconds in which, and {QUIET_S} s before, the host took less than {QUIET:.0%} of the processors")
+    data = {"symbols": options.symbols, "seconds": options.seconds, "predictions": count, "ms": figures, "quiet_ms": calmly, "quiet": calm_count}
     data |= {"cpu_share": share, "rss_mb": peak, "feed_late_ms": feed.late_ms}
     return "\n".join(lines) + "\n", data
 
