@@ -91,8 +91,16 @@ class Feed(threading.Thread):
                     time.sleep(ahead / 1000)
                 self.late_ms = max(self.late_ms, -ahead)
                 value = f'{{"symbol":"{name}","event_time":{event_time},"price":{cents[number] / 100},"size":{sizes[number]},"source":"{SOURCE}"}}'
-                self._producer.produce(self._topic, value, key, partition, confirmed(time.time() * 1000))
+                self._produce(value, key, partition, confirmed(time.time() * 1000))
         self._producer.flush(30)
+
+    def _produce(self, value: str, key: bytes, partition: int, confirmed: Any) -> None:
+        while True:
+            try:
+                self._producer.produce(self._topic, value, key, partition, confirmed)
+                return
+            except BufferError:                                          # the broker stands still: `late_ms` will tell
+                self._producer.poll(0.1)
 
 
 def latency(options: argparse.Namespace) -> Result:

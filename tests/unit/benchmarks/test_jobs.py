@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from benchmarks.environments import BenchmarkError
 from benchmarks.load import columns, log_of
 from benchmarks.loop import Bars, Tick
 from benchmarks.outputs import FIGURES, Rows, differences
-from benchmarks.processes import Process, measure
+from benchmarks.processes import Host, Process, measure
+from tests.patience import PATIENCE_S
 
 SECONDS, SYMBOLS = 340, 4
 
@@ -95,6 +97,25 @@ def test_the_cost_of_a_process_is_that_of_the_whole(tmp_path: Any) -> None:
     cost = measure(process, lambda: 1.0, ends_itself=True, timeout_s=60, interval_s=0.02)
     assert cost.cpu_s > 0
     assert cost.wall_s > 0
+
+
+def test_what_the_host_takes_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    readings = iter([(0, 100), (0, 200), (30, 300), (31, 400)])
+
+    def read() -> tuple[int, int]:
+        reading = next(readings, None)
+        if reading is None:
+            host.stop()
+        return reading or (31, 400)
+
+    monkeypatch.setattr(Host, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(Host, "_read", staticmethod(read))
+    begun = time.time()
+    host.start()
+    host.join(PATIENCE_S)
+    assert host.most_stolen(begun, time.time()) == pytest.approx(0.3)
+    assert host.most_stolen(begun - 9, begun - 5) == 0
 
 
 def test_a_contender_that_fails_says_so(tmp_path: Any) -> None:
