@@ -113,8 +113,7 @@ def latency(options: argparse.Namespace) -> Result:
         log = Log(PREFIX + "ticks.raw", options.symbols * options.seconds, options.symbols, 0, 0)
         place = Place(on, log, PREFIX, folder)
         consumer = confluent().Consumer({"bootstrap.servers": on.servers, "group.id": "subscriber", "enable.auto.commit": False, "fetch.wait.max.ms": 100})
-        decode = msgspec.json.decode
-        told_: list[tuple[float, dict[str, Any]]] = []
+        read: list[tuple[float, bytes]] = []
         with Process(CONTENDERS["line"].command(place), line_environment(place), folder / "line.log") as worker:
             reader = Reader(on)
             _wait(lambda: worker.ended() or PREFIX + "predictions" in on.topics(), 60, "the worker has made its topics")
@@ -130,9 +129,10 @@ def latency(options: argparse.Namespace) -> Result:
             while time.time() < end:
                 if worker.ended():
                     raise BenchmarkError(f"the worker ended: {worker.tail()}")
-                for message in consumer.consume(500, 0.05):
+                first = consumer.poll(0.05)                              # `consume` waits for as many as it is asked for
+                for message in [first, *consumer.consume(500, 0)] if first is not None else []:
                     if message.error() is None:
-                        told_.append((time.time() * 1000, decode(message.value())))
+                        read.append((time.time() * 1000, message.value()))
                 if cpu is None and time.time() * 1000 >= measured_from:
                     cpu, wall = cpu_of(worker.pid), time.monotonic()
                 if cpu is not None and wall is not None and not feed.is_alive():
@@ -146,6 +146,7 @@ def latency(options: argparse.Namespace) -> Result:
         consumer.close()
         shutil.rmtree(folder, ignore_errors=True)
     host.stop()
+    told_: list[tuple[float, dict[str, Any]]] = [(at, msgspec.json.decode(value)) for at, value in read]      # not before: 10,000 a second would keep the feed
     begins = begin_ms + SETTLE_S * 1000
     found: dict[str, list[float]] = collections.defaultdict(list)
     calm: dict[str, list[float]] = collections.defaultdict(list)
