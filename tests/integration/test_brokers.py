@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -92,12 +93,22 @@ async def test_kafka_creates_no_topic_by_itself(kafka: Cluster, prefix: str) -> 
     assert f"{prefix}nosuch" not in kafka.metadata().topics
 
 
+async def partitions_of(cluster: Cluster, topic: str, count: int) -> dict[int, Any]:
+    """The partitions of a new topic, all led; the node that is asked may hear of it later than the one that made it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            partitions = cluster.metadata().topics.get(topic, {})
+            if sum(partition.leader >= 0 for partition in partitions.values()) == count:
+                return dict(partitions)
+            await asyncio.sleep(0.1)
+
+
 @pytest.mark.slow
 async def test_a_killed_broker_is_survived_and_comes_back_in_sync(kafka3: Cluster, prefix: str) -> None:
     topic = f"{prefix}t"
     await create(kafka3.bootstrap_servers, NewTopic(topic, 3, 3))
     await produce(kafka3.bootstrap_servers, topic, idempotent=True)
-    leader = kafka3.metadata().topics[topic][0].leader
+    leader = (await partitions_of(kafka3, topic, 3))[0].leader
     await asyncio.to_thread(kafka3.kill, leader)
     assert kafka3.running() == [node for node in range(3) if node != leader]
     await produce(kafka3.bootstrap_servers, topic, idempotent=True, first=RECORDS)
@@ -110,8 +121,9 @@ async def test_a_killed_broker_is_survived_and_comes_back_in_sync(kafka3: Cluste
 async def test_a_frozen_broker_is_survived_and_comes_back_in_sync(kafka3: Cluster, prefix: str) -> None:
     topic = f"{prefix}t"
     await create(kafka3.bootstrap_servers, NewTopic(topic, 3, 3))
-    kafka3.freeze(kafka3.metadata().topics[topic][0].leader)
-    others = [server for node, server in enumerate(kafka3.bootstrap_servers) if node != kafka3.metadata().topics[topic][0].leader]
+    leader = (await partitions_of(kafka3, topic, 3))[0].leader
+    kafka3.freeze(leader)
+    others = [server for node, server in enumerate(kafka3.bootstrap_servers) if node != leader]
     await produce(others, topic, idempotent=True)
     await asyncio.to_thread(kafka3.heal)
     assert await consume(kafka3.bootstrap_servers, topic, RECORDS) == list(range(RECORDS))
@@ -129,7 +141,7 @@ def zookeeper() -> Iterator[Cluster]:
 async def test_kafka_3_with_zookeeper_as_in_the_owners_notes(zookeeper: Cluster) -> None:
     topic = "notes"
     await create(zookeeper.bootstrap_servers, NewTopic(topic, -1, -1, replica_assignments={0: [1, 2], 1: [2, 1]}))
-    partitions = zookeeper.metadata().topics[topic]
+    partitions = await partitions_of(zookeeper, topic, 2)
     assert {number: (part.leader, part.replicas) for number, part in partitions.items()} == {0: (0, (0, 1)), 1: (1, (1, 0))}
     await produce(zookeeper.bootstrap_servers, topic, idempotent=True)
     await asyncio.to_thread(zookeeper.kill, 1)
