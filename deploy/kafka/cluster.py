@@ -36,7 +36,7 @@ from xml.etree import ElementTree
 POM = Path(__file__).with_name("pom.xml")
 MODES = ("kraft", "zookeeper")
 MIN_JAVA = 17
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 240.0
 STOP_GRACE_S = 5.0
 """After SIGTERM to all, the last nodes of a KRaft quorum wait for one that has gone; then comes SIGKILL."""
 PORTS = range(20_000, 32_000)
@@ -403,7 +403,7 @@ class Cluster:
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGCONT)
 
-    def heal(self, timeout_s: float = 60.0) -> None:
+    def heal(self, timeout_s: float = 180.0) -> None:
         """Thaw and start what faults have frozen or ended, and wait until all is in sync."""
         for node in tuple(self._frozen):
             self.thaw(node)
@@ -426,7 +426,7 @@ class Cluster:
                     fault = error
         raise ClusterError(f"no broker answers: {fault}") from fault
 
-    def wait_in_sync(self, timeout_s: float = 60.0) -> None:
+    def wait_in_sync(self, timeout_s: float = 180.0) -> None:
         """Wait until every partition has a leader and all its replicas are in sync."""
         deadline = time.monotonic() + timeout_s
         behind: list[str] = []
