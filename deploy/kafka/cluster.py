@@ -250,7 +250,7 @@ def broker_settings(mode: str, node: int, ports: Sequence[int], inner_ports: Seq
         own = {
             "broker.id": str(node + 1),
             "zookeeper.connect": f"127.0.0.1:{inner_ports[0]}",
-            "zookeeper.session.timeout.ms": "4000",
+            "zookeeper.session.timeout.ms": "8000",
             "zookeeper.connection.timeout.ms": "20000",
             "controlled.shutdown.retry.backoff.ms": "500",
         }
