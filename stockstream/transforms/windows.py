@@ -684,17 +684,17 @@ class Windows:
         ring = self._rings.get(name)
         if ring is None:
             ring = self._rings[name] = _Ring(self.revise_s)
-        late = None if ticks is None else self._late(ring, ticks, closings)
-        anew = self._anew(ring, ticks, late, closings)
+        closed = None if ticks is None else self._closed_before(ring, ticks, closings)
+        anew = self._anew(ring, ticks, closed, closings)
         if anew is not None:
             self._begin_anew(name, anew, ticks, closings, out)
-        elif ticks is None or late is None:
+        elif ticks is None or closed is None:
             for closing in closings:
                 self._step(ring, name, None, [closing], out)
         else:
-            self._ticks(ring, name, ticks, late, closings, out)
+            self._ticks(ring, name, ticks, ticks.second <= closed, closings, out)
 
-    def _anew(self, ring: _Ring, ticks: _Ticks | None, late: NDArray[np.bool_] | None, closings: list[Closing]) -> int | None:
+    def _anew(self, ring: _Ring, ticks: _Ticks | None, closed_before: Ints | None, closings: list[Closing]) -> int | None:
         """Raw offset from which on the source, heard again after `clean` forgot it, tells of earlier seconds: of another series; None where it does not."""
         found: list[int] = []
         closed, offset = ring.closed, ring.counted
@@ -704,8 +704,8 @@ class Windows:
                     found.append(offset + 1)
                     break
                 closed, offset = closing.second, closing.offset
-        if ticks is not None and late is not None and late.any():
-            far = late & (ticks.offset > ring.counted) & (ticks.second <= self._closed_before(ring, ticks, closings) - self.revise_s)
+        if ticks is not None and closed_before is not None:
+            far = (ticks.second <= closed_before - self.revise_s) & (ticks.offset > ring.counted)
             if ring.closed == _NEVER and closings:
                 far &= ticks.offset > closings[0].offset
             if far.any():
@@ -727,6 +727,7 @@ class Windows:
         self._source(name, rest, behind, out)
 
     def _ticks(self, ring: _Ring, name: str, ticks: _Ticks, late: NDArray[np.bool_], closings: list[Closing], out: Rows) -> None:
+        """Ticks of one series, `late` where their second was closed before their record, with their closings."""
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
         any_late = bool(late.any())
@@ -760,11 +761,6 @@ class Windows:
         ends = np.array([c.offset for c in closings])
         closed = np.array([closings[0].after, *(c.second for c in closings)])
         return closed[ends.searchsorted(ticks.offset, "left")]
-
-    def _late(self, ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> NDArray[np.bool_]:
-        """Which ticks belong to a second that was closed before their record."""
-        late: NDArray[np.bool_] = ticks.second <= self._closed_before(ring, ticks, closings)
-        return late
 
     @staticmethod
     def _add(ring: _Ring, ticks: _Ticks, late: NDArray[np.bool_]) -> None:
