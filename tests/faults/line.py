@@ -34,8 +34,6 @@ from tests.kafka import Cluster
 
 T = TypeVar("T")
 HISTORY_S = 330
-TOLD_LINES = 25
-"""Of each worker's log, where a case fails: a machine that is gone by then cannot be asked."""
 MODEL_HORIZONS_S = (3, 10)
 
 
@@ -43,7 +41,7 @@ class Line:
     """A line on `cluster`; `seed` makes its market and its faults. Use as a context: whatever happens, no process is left and the topics are deleted."""
 
     def __init__(
-        self, cluster: Cluster, seed: int, *, symbols: int = 48, rate: int = 600, partitions: int = 4, session_s: float = 6.0, poison: float = 0.0005,
+        self, cluster: Cluster, seed: int, *, symbols: int = 48, rate: int = 600, partitions: int = 4, session_s: float = 12.0, poison: float = 0.0005,
         say: Callable[[str], None] = print, models: Line | None = None,
     ) -> None:  # fmt: skip
         self.cluster, self.seed, self.say = cluster, seed, say
@@ -91,8 +89,7 @@ class Line:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             for worker in self.workers:
-                said = worker.text().splitlines()
-                self.say("\n  ".join([f"{worker.name} started {len(worker.starts)} times and said at the end:", *said[-TOLD_LINES:]]))
+                self.say(worker.last_words())
             self.say(f"logs and archive are left in {self.folder}")
 
     async def _delete_topics(self, admin: AIOKafkaAdminClient) -> None:

@@ -20,7 +20,9 @@ import msgspec
 from stockstream.children import Child
 
 RESTART_S = 0.3
-PATIENCE = 4
+TOLD_LINES = 25
+"""Of a worker's log, where a test fails."""
+PATIENCE = 6
 """Waits are bounded by this many times what a quiet machine needs at the most: a bound is for what never comes, and a starved machine is only slow."""
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,3 +193,9 @@ class Worker:
     def text(self) -> str:
         """All that it has logged."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def last_words(self) -> str:
+        """What became of it and the end of its log, for somebody who cannot look at the machine any more."""
+        ended = ", ".join(str(status) for status, _ in self.exits) or "none"
+        head = f"{self.name}: {len(self.starts)} starts, ended by itself with status: {ended}; it said at the end:"
+        return "\n  ".join([head, *self.text().splitlines()[-TOLD_LINES:]])

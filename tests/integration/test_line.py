@@ -28,11 +28,14 @@ from stockstream.settings import Settings, load_settings
 from stockstream.transforms import frames
 from stockstream.transforms.partitioning import home_partition
 from tests import oracle
-from tests.faults.workers import ROOT, Worker, wait_until
+from tests.faults.workers import ROOT, Failed, Worker, wait_until
 from tests.logs import generated_day, real_day
+from tests.patience import PATIENCE_S
 
 LONGEST_S = 60.0
 """What a quiet machine needs at the most; `wait_until` has more patience."""
+SESSION_S = 120
+"""A machine whose host stops it for seconds must not end the one worker of these tests, whose counters they read; `tests/faults` has short sessions."""
 
 
 @dataclass
@@ -53,17 +56,22 @@ class Line:
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a view."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}{path}", timeout=10) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
+        status, body = self._answer(path)
+        return status, json.loads(body)
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        text = self._answer("/metrics")[1].decode()
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}(\{{|\s)", line))
+
+    def _answer(self, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}{path}", timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError as error:
+            raise Failed(f"{path}: {error}; {self.worker.last_words()}") from None
 
     def read(self, topic: str) -> list[Any]:
         """All records of a topic so far, by an ordinary consumer without group."""
@@ -74,11 +82,11 @@ class Line:
         await consumer.start()
         try:
             out: list[Any] = []
-            quiet = 0
-            while quiet < 3:
-                some = await consumer.getmany(timeout_ms=500)
-                quiet = 0 if some else quiet + 1
-                out += [record for records in some.values() for record in records]
+            ends = await consumer.end_offsets(consumer.assignment())
+            async with asyncio.timeout(PATIENCE_S):
+                while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+                    some = await consumer.getmany(timeout_ms=500)
+                    out += [record for records in some.values() for record in records]
             return out
         finally:
             await consumer.stop()
@@ -121,6 +129,7 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     own = {
         "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
         "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_ARCHIVE_FLUSH_S": "2",
+        "STOCKSTREAM_SESSION_TIMEOUT_S": str(SESSION_S),
     }  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_")} | own | {"PYTHONPATH": str(ROOT)}
     settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
@@ -131,7 +140,7 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     try:
         worker.wait_ready()
         yield line
-        assert worker.exits == [], f"the worker ended by itself; see {worker.log}"
+        assert worker.exits == [], f"the worker ended by itself: {worker.last_words()}"
         worker.stop()
     finally:
         worker.close()
