@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import chosen
+from benchmarks.load import THIN
 from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
@@ -68,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ticks", type=int, default=500_000)
     one = add("recovery", "how long the state of a long log takes to come back")
     one.add_argument("--symbols", type=int, default=10_000)
-    one.add_argument("--seconds", type=int, default=700)
+    one.add_argument("--seconds", type=int, default=700, help="with a tick of each symbol")
+    one.add_argument("--thin", type=int, default=0, help=f"seconds before these, in which each symbol has a tick in every {THIN}th only")
     one = add("day", "a day of real trades through the full line")
     one.add_argument("--trades", type=Path, required=True, help="a Parquet file of trades, as `stockstream replay` takes it")
     one = add("workers", "CPU a tick of two workers against one")

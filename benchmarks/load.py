@@ -23,11 +23,12 @@ from stockstream.transforms.partitioning import home_partition
 PARTITIONS = 8
 SOURCE = "bench"
 AHEAD_MS = 20
+THIN = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log as it was asked for; `begin` is its first second (epoch s)."""
+    """A log as it was asked for; `begin` is its first second (epoch s). In its first `thin_s` seconds each symbol has a tick in every THIN-th only."""
 
     topic: str
     ticks: int
@@ -35,21 +36,25 @@ class Log:
     frames: int
     begin: int
     partitions: int = PARTITIONS
+    thin_s: int = 0
 
     @property
     def seconds(self) -> int:
-        return self.ticks // self.symbols
+        return self.thin_s + (self.ticks - self.thin_s * self.symbols // THIN) // self.symbols
 
     @property
     def names(self) -> list[str]:
         return [f"S{number:05d}" for number in range(self.symbols)]
 
 
-def log_of(topic: str, ticks: int, symbols: int = 1_000, frames: int = 0) -> Log:
-    """A log that ends about a minute ago. Raises `BenchmarkError` where it would have no whole second."""
+def log_of(topic: str, ticks: int, symbols: int = 1_000, frames: int = 0, thin_s: int = 0) -> Log:
+    """A log that ends about a minute ago: `thin_s` thin seconds and then `ticks` ticks. Raises `BenchmarkError` where it would have no whole second."""
     if ticks < 3 * symbols:
         raise BenchmarkError(f"{ticks} ticks of {symbols} symbols are not 3 seconds")
-    return Log(topic, ticks // symbols * symbols, symbols, frames, int(time.time()) - ticks // symbols - 60)
+    if thin_s and symbols % THIN:
+        raise BenchmarkError(f"{symbols} symbols: a log with thin seconds takes a multiple of {THIN}")
+    seconds = thin_s + ticks // symbols
+    return Log(topic, ticks // symbols * symbols + thin_s * symbols // THIN, symbols, frames, int(time.time()) - seconds - 60, thin_s=thin_s)
 
 
 def columns(log: Log, seed: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
@@ -61,7 +66,8 @@ def columns(log: Log, seed: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArra
     for second in range(log.begin, log.begin + log.seconds):
         cents = np.maximum(500, cents + rng.integers(-4, 5, log.symbols))
         sizes = rng.integers(1, 400, log.symbols)
-        yield order, second * 1000 + at, cents[order] / 100, sizes[order]
+        which = slice(second % THIN, None, THIN) if second - log.begin < log.thin_s else slice(None)
+        yield order[which], second * 1000 + at[which], cents[order[which]] / 100, sizes[order[which]]
 
 
 def publish(servers: str, log: Log, *, embedded: bool) -> int:

@@ -51,9 +51,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def loaded(on: Broker, ticks: int, symbols: int, frames: int, prefix: str = PREFIX) -> Log:
+def loaded(on: Broker, ticks: int, symbols: int, frames: int, prefix: str = PREFIX, thin_s: int = 0) -> Log:
     """A log on a broker that is otherwise empty."""
-    log = log_of(prefix + "ticks.raw", ticks, symbols, frames)
+    log = log_of(prefix + "ticks.raw", ticks, symbols, frames, thin_s)
     on.delete(lambda _: False)
     on.create(log.topic)
     count = publish(on.servers, log, embedded=on.embedded)

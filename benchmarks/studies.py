@@ -34,6 +34,9 @@ QUIET = 0.05
 QUIET_S = 5
 """A second is quiet where for so long before, and while its predictions are made, the host took less than that part of the processors."""
 
+SLOWEST = 10_000
+"""Ticks a second that a run makes on any machine: what is slower has stopped."""
+
 
 def _folder(what: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"stockstream-bench-{what}-"))
@@ -233,11 +236,11 @@ def recovery(options: argparse.Namespace) -> Result:
     """How long a worker that is started again takes from joining to ready, with the state of `seconds` of a log."""
     contender = CONTENDERS["line-windows"]
     with broker(options.broker) as on:
-        log = loaded(on, options.symbols * options.seconds, options.symbols, 0)
+        log = loaded(on, options.symbols * options.seconds, options.symbols, 0, thin_s=options.thin)
         clear(on, contender)
         folder = _folder("recovery")
         place = Place(on, log, PREFIX, folder)
-        once(place, contender, 900)
+        once(place, contender, max(900, log.ticks / SLOWEST))
         say("state is there; starting again")
         command = [part if part != "warn" else "info" for part in contender.command(place)]
         with Process(command, contender.environment(place), folder / "again.log") as worker:
@@ -256,11 +259,11 @@ def recovery(options: argparse.Namespace) -> Result:
         shutil.rmtree(folder, ignore_errors=True)
     took = seconds[1] - seconds[0]
     text = (
-        f"{options.symbols:,} symbols, {options.seconds:,} s of log, {size / 1e6:.0f} MB of aggregate's changelog: "
+        f"{options.symbols:,} symbols, {log.seconds:,} s of log, {log.ticks:,} ticks, {size / 1e6:.0f} MB of aggregate's changelog: "
         f"{took:.2f} s from the group's answer to ready, "
         f"{ready_s:.2f} s from the start of the process ({cpu:.2f} s CPU)\n"
     )
-    data = {"symbols": options.symbols, "seconds": options.seconds, "changelog_bytes": size}
+    data = {"symbols": options.symbols, "seconds": log.seconds, "ticks": log.ticks, "changelog_bytes": size}
     return text, data | {"recovery_s": took, "start_to_ready_s": ready_s, "cpu_s": cpu}
 
 

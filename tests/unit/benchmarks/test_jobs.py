@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.contenders import CONTENDERS, chosen
 from benchmarks.environments import BenchmarkError
-from benchmarks.load import columns, log_of
+from benchmarks.load import THIN, columns, log_of
 from benchmarks.loop import Bars, Tick
 from benchmarks.outputs import FIGURES, Rows, differences
 from benchmarks.processes import Host, Process, measure
@@ -48,6 +48,13 @@ def rows_of_peers(found: list[Tick]) -> Rows:
         if row is not None:
             rows[row["symbol"], row["second"]] = tuple(None if row[name] is None else float(row[name]) for name in FIGURES)
     return rows
+
+
+def test_a_log_with_thin_seconds_has_each_symbol_in_turn_and_ends_in_full() -> None:
+    log = log_of("t", 3 * 50, 50, thin_s=100)
+    seconds = [numbers.tolist() for numbers, *_ in columns(log)]
+    assert (log.seconds, log.ticks) == (103, 3 * 50 + 100 * 50 // THIN) and [len(s) for s in seconds] == [2] * 100 + [50] * 3
+    assert sorted(number for second in seconds[THIN : 2 * THIN] for number in second) == list(range(50))
 
 
 def test_the_loop_and_the_peers_agree_however_the_log_is_cut() -> None:
