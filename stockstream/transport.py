@@ -222,6 +222,7 @@ class Pipe:
         self._closed = False
         self._gone = asyncio.Event()
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
+        self._turn = asyncio.Lock()                                      # `Queue.put` lets a newcomer pass who was woken and has not run yet
         self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
         self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
 
@@ -231,11 +232,12 @@ class Pipe:
     ) -> None:  # fmt: skip
         """Queues one step: `sends`, then, confirmed, `records` (state), then the calls of `stored` and `delivered`. A closed pipe takes nothing.
 
+        Steps are taken in the order of the calls, also where several callers wait.
         `stored` is told between which offsets the records lie, -1 where the broker did not say.
         """
-        if self._closed:
-            return
-        await self._jobs.put(_Job(sends, records, stored, delivered))
+        async with self._turn:
+            if not self._closed:
+                await self._jobs.put(_Job(sends, records, stored, delivered))
 
     async def drain(self) -> None:
         """Waits until all that was submitted is confirmed and its state written, or the pipe is closed."""

@@ -65,6 +65,8 @@ class FrameReader:
     def __init__(self, agent: str) -> None:
         self._agent = agent
         self._parts: dict[int, tuple[Assembler, int]] = {}
+        self._missed: dict[int, int] = {}
+        """By partition: the raw offset that was last said to be missing."""
 
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
@@ -91,12 +93,18 @@ class FrameReader:
         if taken is None and frame.log >= core.log and _truncated(chunk, offset):
             core.skip_to(frame.start)
             taken = take(frame, offset)
-        if taken is None:
-            metrics.frame_dropped(self._agent, "older_log" if frame.log < core.log else "beyond")
+        if taken is None and frame.log < core.log:
+            metrics.frame_dropped(self._agent, "older_log")
+        elif taken is None:
+            metrics.frame_dropped(self._agent, "beyond")
+            if self._missed.get(chunk.partition) != core.expect:
+                self._missed[chunk.partition] = core.expect
+                logger.warning("%s[%d]: raw offsets %d to %d are missing: waiting for them", chunk.topic, chunk.partition, core.expect, frame.start - 1)
         return taken
 
     def forget(self) -> None:
         self._parts.clear()
+        self._missed.clear()
 
 
 def _truncated(chunk: Chunk, offset: int) -> bool:

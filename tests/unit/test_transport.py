@@ -487,6 +487,28 @@ async def test_submit_waits_when_many_jobs_are_under_way_and_close_lets_it_go(ri
         await task
 
 
+async def test_who_submits_first_is_sent_first_however_many_wait(rig: Rig) -> None:
+    """An agent and its timer submit side by side: a frame that overtakes the one before it can never be counted."""
+    rig.producer.hold = True
+    values = [b"%d" % number for number in range(2 * PIPE_DEPTH + 2)]
+    for value in values:
+        await rig.pipe.submit([out("windows", value)])
+        await asyncio.sleep(0)
+    await eventually(rig.pipe._jobs.full)
+    waiting = [asyncio.create_task(rig.pipe.submit([out("windows", value)])) for value in (b"first", b"second")]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert rig.pipe._jobs.full() and not any(task.done() for task in waiting)
+    rig.producer.release()
+    taken = rig.pipe._jobs.get_nowait().sends[0].messages[0].value      # a place is free, and whoever waits for it has not run yet
+    rig.pipe._jobs.task_done()
+    async with asyncio.timeout(PATIENCE_S):
+        await rig.pipe.submit([out("windows", b"newcomer")])
+        await asyncio.gather(*waiting)
+        await rig.pipe.drain()
+    assert rig.producer.values("windows") == [*(value for value in values if value != taken), b"first", b"second", b"newcomer"]
+
+
 # -- Consumer ---------------------------------------------------------------
 
 

@@ -59,6 +59,16 @@ def test_what_is_of_no_use_is_counted(dropped: list[tuple[str, str]], start: int
     assert (core.expect, dropped) == (100, [("aggregate", why)])
 
 
+def test_a_gap_is_told_once(dropped: list[tuple[str, str]], caplog: pytest.LogCaptureFixture) -> None:
+    core, reader = Core(100), FrameReader("aggregate")
+    chunk = Chunk("ticks.clean", 3, [])
+    for start in (200, 210, 100, 300):
+        reader.feed(core, core.take, chunk, Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA)), 9)
+    assert [record.getMessage() for record in caplog.records] == [
+        "ticks.clean[3]: raw offsets 100 to 199 are missing: waiting for them", "ticks.clean[3]: raw offsets 110 to 299 are missing: waiting for them",
+    ]  # fmt: skip
+
+
 def test_behind_what_the_input_has_lost_the_log_goes_on(dropped: list[tuple[str, str]]) -> None:
     core = Core(100)
     assert (feed(core, 200, 8), core.expect, dropped) == ("200 at 8", 210, [])
