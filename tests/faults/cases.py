@@ -117,7 +117,7 @@ def brokers_restarted(line: Line, rng: random.Random, scale: Scale) -> None:
 
 def brokers_frozen(line: Line, rng: random.Random, scale: Scale) -> None:
     """6. All brokers stand still, for longer than the session."""
-    seconds = scale(8, 20)
+    seconds = scale(14, 20)
     for node in range(line.cluster.nodes):
         line.cluster.freeze(node)
     time.sleep(seconds)
