@@ -1,11 +1,13 @@
 """Faults mixed at random until the time is up: `python -m tests.faults.soak --minutes 30 --seed 7`. Any seed can be run again.
 
-With `--case` only that one; with `--short` its short form, else the full numbers. Exit status 1 where anything was not exact.
+With `--case` only that one; with `--short` its short form, else the full numbers; with `--starve` on a machine that has lost a share of its processors.
+Exit status 1 where anything was not exact.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
 import secrets
@@ -13,7 +15,9 @@ import sys
 import time
 
 from tests.faults.cases import CASES, FULL, Scale, mixed
+from tests.faults.starvation import starved
 from tests.faults.verdict import Verdict
+from tests.faults.workers import Failed
 from tests.kafka import Cluster
 
 
@@ -28,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the order of cases, their markets and their moments")
     parser.add_argument("--case", choices=sorted({*CASES, *FULL, "mixed"}), action="append", help="only this one; may be given again")
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
+    parser.add_argument("--starve", type=float, default=0.0, metavar="SHARE", help="take this share of every processor away from all others (Linux, root)")
     chosen = parser.parse_args()
     seed = chosen.seed if chosen.seed is not None else secrets.randbelow(10**6)
     rng = random.Random(seed)
@@ -38,7 +43,12 @@ def main() -> int:
     every = cases | FULL | CASES if chosen.case else cases
     waiting: list[str] = []
     say(f"seed {seed}, {chosen.minutes:g} minutes")
-    with Cluster(3) as cluster:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(starved(chosen.starve))
+        except Failed as error:
+            parser.error(str(error))
+        cluster = held.enter_context(Cluster(3))
         while not runs or (waiting and chosen.case) or time.monotonic() - begun < chosen.minutes * 60:
             if not waiting:
                 waiting = list(chosen.case or cases)
