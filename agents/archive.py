@@ -27,8 +27,8 @@ class Archiving:
     def __init__(self) -> None:
         self.archive: Archive | None = None
         self.owned: set[int] = set()
-        self.next: dict[int, int] = {}
-        """By partition: the raw offset that follows the last chunk; what the transport found to be a hole before the next chunk is none of ours to look for."""
+        self.begun: set[int] = set()
+        """Partitions of which a chunk has come since they were assigned: a hole that the transport found before the next one is none of ours to look for."""
         app.parts.append(self)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
@@ -43,7 +43,7 @@ class Archiving:
             metrics.forget_archive_offset(partition)
         for partition in now - self.owned:
             self.archive.assign(partition)
-        self.owned, self.next = now, {}
+        self.owned, self.begun = now, set()
         return {}
 
     async def release(self, timeout_s: float) -> None:
@@ -55,7 +55,8 @@ class Archiving:
     async def raw(self, chunk: Chunk) -> None:
         if self._takes(chunk) and self.archive is not None:
             # what a chunk of an assignment before vouched for, the seek may have left behind
-            begin, self.next[chunk.partition] = self.next.get(chunk.partition), chunk.last + 1
+            begin = chunk.begin if chunk.partition in self.begun and chunk.begin >= 0 else None
+            self.begun.add(chunk.partition)
             await self.archive.add_raw(chunk.partition, chunk.records, begin)
 
     def _takes(self, chunk: Chunk) -> bool:

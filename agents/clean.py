@@ -17,6 +17,7 @@ from faust.types import TP
 from stockstream import topics
 from stockstream.app import app
 from stockstream.broker import client_options, end_offsets
+from stockstream.errors import StateError
 from stockstream.records import Punctuation, Rejection
 from stockstream.transforms.changelog import Range
 from stockstream.transforms.frames import encode_within
@@ -69,8 +70,11 @@ class Cleaning(Stage[Cleaner]):
         return max(cores, key=lambda core: (core.log, core.expect)) if cores else self._new(partition)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
+        epoch = app.reader.epoch
         found = dict(await super().assign(partitions))
         others = await self._other_logs()
+        if epoch != app.reader.epoch:
+            return found                                                 # the partitions are gone, or somebody else here takes them over
         for partition, core in list(self.cores.items()):
             if partition in others:
                 last = core.expect - 1
@@ -128,6 +132,8 @@ class Cleaning(Stage[Cleaner]):
         core = self.core_of(chunk)
         if core is None:
             return
+        if 0 <= core.expect < chunk.begin:
+            raise StateError(f"offsets {core.expect} to {chunk.begin - 1} were read and did not arrive")
         records = records[next((i for i, r in enumerate(records) if r.offset >= core.expect), len(records)) :] if records[0].offset < core.expect else records
         if not records:
             return

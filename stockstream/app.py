@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib
 import logging
 import os
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Mapping
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn, Protocol
@@ -18,13 +21,14 @@ import faust
 import numpy as np
 import pyarrow as pa
 from faust.tables import TableManager
+from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
 
 from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
-from stockstream.errors import ModelError, SettingsError, StateError, StockstreamError
+from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Producer, Sender, Transport, watchdog
+from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Producer, Sender, Transport, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect",
 """Loaded one by one, by name: Faust's own discovery would go on without an agent that fails to import."""
 
 SETTLE_S = 2.0
+STOP_S = 8.0
 DO_NOT_RESTART = 78
 """Exit status (EX_CONFIG) of a start that nobody's patience can mend."""
 
@@ -48,8 +53,28 @@ class Part(Protocol):
         ...
 
 
+class Takeover(Recovery):
+    """Leaves where a step of taking over partitions takes too long: Faust takes that for its own end (tables/recovery.py:561) and would wait for ever."""
+
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        try:
+            await super()._wait(coro, timeout)
+        except ServiceStopped:
+            if not (self.should_stop or self.app.should_stop):
+                owner: App = self.app  # type: ignore[assignment]
+                with contextlib.suppress(FencedError):
+                    owner.fence.leave(f"a step of taking over partitions took more than {timeout} s")
+            raise
+
+
 class Tables(TableManager):
     """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table of ours is made later."""
+
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = Takeover(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
 
     async def on_start(self) -> None:
         await self._update_channels()
@@ -98,9 +123,20 @@ class App(faust.App):
         self.add_future(watchdog(self))
 
     async def on_stop(self) -> None:
-        """Settles what is under way while the producer still runs."""
-        await self.release()
-        await super().on_stop()
+        """Settles what is under way while the producer still runs; a broker that does not answer holds the process up for STOP_S, not longer."""
+        hanging = threading.Timer(STOP_S, _give_up)
+        hanging.daemon = True
+        hanging.start()
+        try:
+            await self.release()
+            await super().on_stop()
+        finally:
+            hanging.cancel()
+
+    @functools.cached_property
+    def flow_control(self) -> Flow:
+        """See `transport.Flow`."""
+        return Flow()
 
     async def positions(self, assigned: set[TP]) -> Mapping[TP, int | None]:
         """Where reading goes on, from the state of every part; where several read one topic, the earliest."""
@@ -119,15 +155,25 @@ class App(faust.App):
 
     async def release(self, *_: Any, **__: Any) -> None:
         """Lets all parts settle, side by side."""
+        if self._consumer is not None:
+            self.reader.let_go()
         await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
 
     async def let_go(self, *sent: Any, **_: Any) -> None:
         """Who is left with no partition lets go of all: Faust asks for positions only where something is assigned. `sent`: the app, what is assigned."""
         if not sent[-1]:
+            self.reader.let_go()
             await self.positions(set())
 
     def _create_directories(self) -> None:
         """Nothing is kept on disk: the memory store needs no folder."""
+
+
+def _give_up() -> None:
+    logger.critical("not settled %g s after it was asked to stop, the broker may not answer: ending; the state says where to go on", STOP_S)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(1)
 
 
 def _require_free_port(host: str, port: int) -> None:

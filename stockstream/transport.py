@@ -32,6 +32,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+from mode.utils.queues import FlowControlEvent
 
 from stockstream.broker import MAX_BATCH_BYTES, producer_settings
 from stockstream.errors import FencedError
@@ -84,6 +85,8 @@ class Chunk:
     records: list[Any]
     epoch: int = 0
     """`Consumer.epoch` when it was read: one of an earlier assignment is of no use to the state that was built anew."""
+    begin: int = -1
+    """The offset that follows the chunk before, or where reading began: from there on the broker holds nothing but these records. -1: nobody knows."""
 
     @property
     def first(self) -> int:
@@ -92,6 +95,17 @@ class Chunk:
     @property
     def last(self) -> int:
         return int(self.records[-1].offset)
+
+
+class Flow(FlowControlEvent):
+    """Goes on without emptying the agents' queues, as mode does (utils/queues.py, `resume`): a chunk that was read right after the seek may lie in them.
+
+    What lies there of an assignment before bears its epoch.
+    """
+
+    def resume(self) -> None:
+        self._suspend.clear()
+        self._resume.set()
 
 
 class ChunkSchema(faust.Schema[Any, Any]):
@@ -551,6 +565,7 @@ class Consumer(driver.Consumer):
         self._held: dict[TP, list[Any]] = {}
         self._held_since: dict[TP, float] = {}
         self._delivered: dict[TP, list[int]] = defaultdict(list)
+        self._begins: dict[TP, int] = {}
         self.epoch = 0
         """Counts the assignments, for chunks of an earlier one that are still under way."""
         self._seeking = False
@@ -565,6 +580,10 @@ class Consumer(driver.Consumer):
         return self._thread
 
     # -- where to read ------------------------------------------------------
+
+    def let_go(self) -> None:
+        """The assignment is over: what of it is still under way, a chunk or a takeover, is of no use any more."""
+        self.epoch += 1
 
     async def perform_seek(self) -> None:
         """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
@@ -598,7 +617,10 @@ class Consumer(driver.Consumer):
             # a number, not just "the beginning": what was fetched before the seek is then known to come too early
             known |= {tp: offset or 0 for tp, offset in (await self.earliest_offsets(*unknown)).items()}
         await self._thread.call_thread(self._thread.seek_all, known)
+        if epoch != self.epoch:
+            return
         self.guard.expected = {tp: known[tp] for tp in assigned}
+        self._begins = {tp: known[tp] for tp in assigned}
         self.guard.probed.clear()
         self.pause_partitions({tp for tp in self.assignment() if self._is_changelog_tp(tp)})
         self._seeking = False
@@ -718,9 +740,10 @@ class Consumer(driver.Consumer):
     async def _deliver(self, tp: TP, records: list[Any]) -> None:
         last = records[-1]
         self._delivered[tp].append(last.offset)
+        begin, self._begins[tp] = self._begins.get(tp, -1), last.offset + 1
         message = ConsumerMessage(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
-            Chunk(tp.topic, tp.partition, records, self.epoch), None, None, None, tp,  # type: ignore[arg-type]
+            Chunk(tp.topic, tp.partition, records, self.epoch, begin), None, None, None, tp,  # type: ignore[arg-type]
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())

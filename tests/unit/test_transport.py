@@ -563,7 +563,7 @@ class SeekingThread:
 
 def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) -> tuple[Consumer, SeekingThread]:
     read, thread = consumer([]), SeekingThread()
-    read.guard, read._held, read._held_since, read.epoch, read._seeking = Guard(), {}, {}, 0, False
+    read.guard, read._held, read._held_since, read._begins, read.epoch, read._seeking = Guard(), {}, {}, {}, 0, False
     read._thread = thread  # type: ignore[assignment]
     read._active_partitions, read._paused_partitions = set(), set()
     read.app = SimpleNamespace(positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0))
@@ -577,9 +577,19 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     read, thread = seeking(positions)
     read.guard.probed[P] = 17
     await read.perform_seek()
-    assert thread.sought == read.guard.expected == {P: 17, TP("ticks.raw", 4): 104}
+    assert thread.sought == read.guard.expected == read._begins == {P: 17, TP("ticks.raw", 4): 104}
     assert not read.guard.probed
     assert (read.epoch, read._seeking) == (1, False)
+
+
+async def test_a_seek_whose_partitions_were_revoked_meanwhile_changes_nothing() -> None:
+    async def positions(assigned: set[TP]) -> Mapping[TP, int | None]:
+        read.let_go()
+        return {P: 17, TP("ticks.raw", 4): 18}
+
+    read, thread = seeking(positions)
+    await read.perform_seek()
+    assert (thread.sought, read.guard.expected, read._begins, read._seeking) == ({}, {}, {}, True)
 
 
 async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
+import sys
 import textwrap
 import time
 from collections import Counter, defaultdict
@@ -29,16 +31,18 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
 from faust.tables.manager import TableManager
-from faust.tables.recovery import Recovery
+from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport import consumer as faust_consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.services import ServiceTask
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stockstream import transport
-from stockstream.app import App, Tables, Worker, create_app
+from stockstream.app import App, Tables, Takeover, Worker, create_app
 from stockstream.broker import changelog, topic_specs
 from stockstream.settings import Settings
+from stockstream.transport import Fence
 from stockstream.web.tail import _KafkaConsumer
 from tables.state import StateTable
 from tests.patience import PATIENCE_S
@@ -103,14 +107,15 @@ async def test_a_chunk_fits_into_a_message_of_faust() -> None:
 
     tp = TP("ticks.raw", 3)
     read: Any = SimpleNamespace(
-        _delivered=defaultdict(list), epoch=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback, wait_first=wait_first,
+        _delivered=defaultdict(list), _begins={tp: 38}, epoch=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback, wait_first=wait_first,
         suspend_flow=asyncio.Event(),
     )  # fmt: skip
     record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
     await transport.Consumer._deliver(read, tp, [SimpleNamespace(offset=40), record])
     [message] = got
     assert (message.topic, message.partition, message.offset, message.tp, message.generation_id) == ("ticks.raw", 3, 41, tp, 7)
-    assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4)
+    assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4, 38)
+    assert read._begins == {tp: 42}
 
 
 def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
@@ -276,6 +281,37 @@ def test_highwaters_are_asked_of_changelogs_only() -> None:
 def test_changelogs_are_resumed_before_the_seek_which_pauses_them() -> None:
     """`transport.Consumer._seek_to_state` pauses them again; the loop drops what comes of them."""
     assert in_order(source(Recovery._restart_recovery), "recovery_buffer_size == 1", "consumer.resume_partitions)(tps_resuming)", "self.on_recovery_completed")
+
+
+async def test_what_waits_for_an_agent_when_the_flow_goes_on_again_stays(app: App) -> None:
+    """Faust resumes the flow once more right after the seek, and mode then empties every queue: what was read between would be lost."""
+    assert in_order(source(Recovery.on_recovery_completed), "consumer.perform_seek()", "self.app.flow_control.resume()")
+    for flow, left in ((FlowControlEvent(), 0), (app.flow_control, 1)):
+        flow.resume()
+        queue: Any = ThrowableQueue(flow_control=flow, clear_on_resume=True)
+        await queue.put("chunk")
+        flow.resume()
+        assert (queue.qsize(), flow.is_active()) == (left, True)
+    app.flow_control.suspend()
+    assert not app.flow_control.is_active()
+
+
+async def test_a_step_of_a_takeover_that_takes_too_long_ends_the_worker(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust ends recovery for good, without a word, and the worker would hold its partitions and read nothing."""
+    assert in_order(source(Recovery._wait), "if wait_result.stopped:", "raise ServiceStopped()")
+    assert in_order(source(Recovery._restart_recovery), "except ServiceStopped", "break  # service was stopped", "except Exception")
+    told: list[str] = []
+    app.fence = Fence(6.0, told.append)
+    recovery: Any = app.tables.recovery  # type: ignore[attr-defined]
+    assert type(recovery) is Takeover
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.sleep(600), timeout=0.01)
+    assert told == ["a step of taking over partitions took more than 0.01 s"]
+    app.fence, told[:] = Fence(6.0, told.append), []
+    monkeypatch.setattr(type(recovery), "should_stop", property(lambda _: True))
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.sleep(600), timeout=0.01)
+    assert told == [], "a worker that stops anyway has nothing to tell"
 
 
 async def test_the_consistency_check_can_be_switched_off(app: App) -> None:
@@ -551,6 +587,28 @@ async def test_parts_are_released_before_a_rebalance_goes_on(app: App) -> None:
     await app.on_partitions_revoked.send({TP("ticks.raw", 3)})
     assert released == [2.0]
     assert "await T(self.on_partitions_revoked.send)(revoked)" in source(faust.App._on_partitions_revoked)
+
+
+async def test_what_is_under_way_of_an_assignment_that_is_over_is_of_no_use(app: App) -> None:
+    """A takeover that is still reading state when its partitions are revoked must not go on: Faust cancels it at the next assignment only."""
+    epoch = app.reader.epoch
+    await app.on_partitions_revoked.send({TP("ticks.raw", 3)})
+    await app.on_partitions_assigned.send({TP("ticks.raw", 3)})
+    assert app.reader.epoch == epoch + 1
+    await app.on_partitions_assigned.send(set())
+    assert app.reader.epoch == epoch + 2
+
+
+async def test_a_broker_that_does_not_answer_holds_the_end_up_for_a_while_only(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "await self._producer_flush(self.log)" in source(faust.App.on_stop), "which waits for ever where the replicas are too few"
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(sys.modules["stockstream.app"], "STOP_S", 0.02)
+    monkeypatch.setattr(os, "_exit", lambda status: loop.call_soon_threadsafe(ended.set))
+    monkeypatch.setattr(faust.App, "_producer_flush", lambda *_: ended.wait())
+    async with asyncio.timeout(PATIENCE_S):
+        await app.on_stop()
+    assert ended.is_set()
 
 
 async def test_who_is_left_with_no_partition_lets_go_of_all(app: App) -> None:

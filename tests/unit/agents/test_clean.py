@@ -13,6 +13,8 @@ from aiokafka import TopicPartition
 import agents.clean
 from agents.clean import stage
 from stockstream.app import app
+from stockstream.errors import StateError
+from stockstream.transport import Chunk
 
 
 class Record(NamedTuple):
@@ -114,3 +116,22 @@ async def test_state_of_nothing_asks_nothing(monkeypatch: pytest.MonkeyPatch, co
     cores[3] = SimpleNamespace(expect=-1)
     monkeypatch.setattr(agents.clean, "AIOKafkaConsumer", lambda **_: pytest.fail("asked"))
     assert await stage._other_logs() == set()
+
+
+async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport vouches for what lies between two chunks: whatever loses one on its way to the agent must not pass for a hole."""
+    core = SimpleNamespace(expect=7)
+    cores[3] = core
+    monkeypatch.setattr(stage, "core_of", lambda chunk: core)
+    records = [SimpleNamespace(offset=9, value=b"{}", timestamp=1)]
+    with pytest.raises(StateError, match="offsets 7 to 8 were read and did not arrive"):
+        await stage.chunk(Chunk("ticks.raw", 3, records, 0, 9))
+    fed: list[Any] = []
+
+    def take(records: list[Any]) -> list[Any]:
+        fed.extend(records)
+        return []
+
+    core.chunk, core.accepted, core.due = take, 0, False
+    await stage.chunk(Chunk("ticks.raw", 3, records, 0, 7))
+    assert fed == records, "7 and 8 are a hole in the log"
