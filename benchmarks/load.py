@@ -67,7 +67,8 @@ def columns(log: Log, seed: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArra
         cents = np.maximum(500, cents + rng.integers(-4, 5, log.symbols))
         sizes = rng.integers(1, 400, log.symbols)
         which = slice(second % THIN, None, THIN) if second - log.begin < log.thin_s else slice(None)
-        yield order[which], second * 1000 + at[which], cents[order[which]] / 100, sizes[order[which]]
+        numbers = order[which]
+        yield numbers, second * 1000 + at[which], cents[numbers] / 100, sizes[numbers]
 
 
 def publish(servers: str, log: Log, *, embedded: bool) -> int:

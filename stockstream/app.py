@@ -28,7 +28,7 @@ from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topic
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Producer, Sender, Transport, watchdog
+from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Producer, Sender, Transport, exit_now, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class App(faust.App):
 
     async def on_stop(self) -> None:
         """Settles what is under way while the producer still runs; a broker that does not answer holds the process up for STOP_S, not longer."""
-        hanging = threading.Timer(STOP_S, _give_up)
+        why = f"not settled {STOP_S:g} s after it was asked to stop, the broker may not answer: ending; the state says where to go on"
+        hanging = threading.Timer(STOP_S, exit_now, (1, why))
         hanging.daemon = True
         hanging.start()
         try:
@@ -167,13 +168,6 @@ class App(faust.App):
 
     def _create_directories(self) -> None:
         """Nothing is kept on disk: the memory store needs no folder."""
-
-
-def _give_up() -> None:
-    logger.critical("not settled %g s after it was asked to stop, the broker may not answer: ending; the state says where to go on", STOP_S)
-    for handler in logging.getLogger().handlers:
-        handler.flush()
-    os._exit(1)
 
 
 def _require_free_port(host: str, port: int) -> None:

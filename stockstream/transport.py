@@ -22,7 +22,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import aiokafka
 import faust
@@ -158,11 +158,16 @@ class Fence:
 
 def leave_now(why: str) -> None:
     """Tells why, in one line, and exits without any clean-up that could write."""
-    logger.critical("leaving: %s (a supervisor starts the worker again)", why)
+    exit_now(FENCE_EXIT_STATUS, f"leaving: {why} (a supervisor starts the worker again)")
+
+
+def exit_now(status: int, said: str) -> NoReturn:
+    """Ends the process at once, with one line that is sure to be written."""
+    logger.critical("%s", said)
     for handler in logging.getLogger().handlers:
         handler.flush()
     sys.stderr.flush()
-    os._exit(FENCE_EXIT_STATUS)
+    os._exit(status)
 
 
 # -- sending ----------------------------------------------------------------

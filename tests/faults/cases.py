@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +16,10 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from stockstream.broker import STATE_TABLES, changelog, topic_specs
-from stockstream.children import Child
 from tests.faults.expected import model_faults
 from tests.faults.line import Line
 from tests.faults.market import POISON
+from tests.faults.starvation import overload
 from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
 from tests.kafka import Cluster
@@ -379,18 +377,6 @@ def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 
 # -- what the cases do it with ------------------------------------------------------
-
-
-@contextlib.contextmanager
-def overload(processes: int) -> Iterator[None]:
-    """So many processes that do nothing but keep a core busy."""
-    busy = [Child([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
-    try:
-        yield
-    finally:
-        for child in busy:
-            child.kill()
-            child.wait(5)
 
 
 def compact_quickly(line: Line) -> None:
