@@ -19,7 +19,7 @@ from stockstream.records import SCHEMA_VERSION, TICKS_SCHEMA, WINDOWS_SCHEMA, Al
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
-from stockstream.transforms.validation import (
+from stockstream.transforms.ranges import (
     MAX_DAY_VOLUME,
     MAX_INT,
     MAX_PRICE,

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from models import ScoringModel
 from stockstream.records import WINDOWS_SCHEMA, Alert, Rejection
+from stockstream.transforms.columns import Record
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules import Detector
 from stockstream.transforms.scoring import Scored, Scorer
-from stockstream.transforms.validation import Cleaner, Record
+from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
 
 CHUNK = 5_000

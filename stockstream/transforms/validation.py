@@ -11,7 +11,7 @@ import base64
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,40 +20,34 @@ from msgspec import UNSET
 
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
-from stockstream.transforms.frames import Frame
+from stockstream.transforms.columns import Columns, Ints, Record, read
+from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.ranges import (
+    MAX_DAY_VOLUME,
+    MAX_INT,
+    MAX_PRICE,
+    MAX_QUOTE_SIZE,
+    MAX_SIZE,
+    MAX_SOURCE,
+    MAX_SYMBOL,
+    MAX_TEXT,
+    MAX_TIME,
+    MIN_PRICE,
+)  # fmt: skip
 
 WINDOW_S = 300
 FUTURE_MS = 2_000
 FORGET_MS = 24 * 3600 * 1000
-MAX_SYMBOL = 32
-MAX_SOURCE = 128
-MAX_TEXT = 1_024
-"""Characters of exchange, condition, currency and session: what is kept of a tick must fit into a message. No record of as many bytes holds a longer text."""
 MAX_REJECTED_BYTES = 100_000
 """Of an original in its rejection: even where each byte becomes six characters of JSON, it fits into a message."""
-MIN_PRICE, MAX_PRICE = 1e-9, 1e9
-MAX_SIZE = 10**11
-"""Sums of sizes stay within int64 for 92 million ticks of the largest size in one window."""
-MAX_QUOTE_SIZE = 1e12
-MAX_DAY_VOLUME = 10**15
-MAX_TIME = 1 << 42
-"""The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
-MAX_INT = (1 << 63) - 1
 FRAME_TICKS = 4_000
+MANY = 50
+"""Records from which on it is cheaper to take them at once (measured: 0.1 ms, and half the time for each)."""
+RUN = 500
+"""Of more records than that so many are taken at once where not all can be."""
 COMPRESSED_FROM = 500_000
 """Bytes of a snapshot, which must fit into a message: 60 a symbol that is numbered, 350 where its last snapshot is kept; compressed a fifth."""
-
-
-class Record(Protocol):
-    """A Kafka record: `timestamp` is Kafka's, in epoch milliseconds."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
 
 
 @dataclass(slots=True)
@@ -97,13 +91,21 @@ class _Held:
 
 @dataclass(slots=True)
 class _Rows:
-    """Accepted ticks that wait for their frame, as lists of all: a list of tuples costs twice the time. Where `indexes` ends early, the rest is 0."""
+    """Accepted ticks that wait for their frame: whole batches, and behind them ticks, as lists of all: a list of tuples costs twice the time.
 
+    Where `indexes` ends early, the rest is 0.
+    """
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
     bare: bool = True
-    """Whether certainly no tick has a quote, exchange or condition."""
+    """Whether certainly none of `ticks` has a quote, exchange or condition."""
+
+    def __len__(self) -> int:
+        count: int = sum(batch.num_rows for batch in self.batches)
+        return count + len(self.ticks)
 
     def add_record(self, offset: int, ticks: list[Tick], indexes: list[int]) -> None:
         self.indexes += [0] * (len(self.ticks) - len(self.indexes))
@@ -111,14 +113,26 @@ class _Rows:
         self.ticks += ticks
         self.offsets += [offset] * len(ticks)
 
-    def batch(self, only_source: str | None) -> pa.RecordBatch:
-        """The rows as TICKS_SCHEMA; `only_source` is the source of all, or None where they may differ."""
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        self._gather()
+        self.batches.append(batch)
+
+    def take(self) -> pa.RecordBatch:
+        """All rows as TICKS_SCHEMA; none are left."""
+        self._gather()
+        batches, self.batches = self.batches, []
+        return pa.concat_batches(batches) if batches else empty(TICKS_SCHEMA)
+
+    def _gather(self) -> None:
+        """Makes a batch of the ticks."""
         ticks, count = self.ticks, len(self.ticks)
+        if not count:
+            return
         indexes = np.zeros(count, np.int32)
         indexes[: len(self.indexes)] = self.indexes
         columns = {
             "symbol": [tick.symbol for tick in ticks],
-            "source": [tick.source for tick in ticks] if only_source is None else pa.repeat(pa.scalar(only_source, pa.string()), count),
+            "source": [tick.source for tick in ticks],
             "event_time": [tick.event_time for tick in ticks],
             "price": [tick.price for tick in ticks],
             "size": [tick.size for tick in ticks],
@@ -134,10 +148,25 @@ class _Rows:
                 "exchange": [tick.exchange for tick in ticks],
                 "condition": [tick.condition for tick in ticks],
             }
-        return pa.RecordBatch.from_arrays(
+        self.batches.append(pa.RecordBatch.from_arrays(
             [pa.array(columns[column.name], column.type) if column.name in columns else pa.nulls(count, column.type) for column in TICKS_SCHEMA],
             schema=TICKS_SCHEMA,
-        )
+        ))  # fmt: skip
+        self.ticks, self.offsets, self.indexes, self.bare = [], [], [], True
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What plain ticks of one source do to it: for each of their records that closes something its offset, and the last second closed before and by it."""
+
+    source: _Source
+    name: str
+    clock: int
+    newest: int
+    ts: int
+    closings: list[Closing]
+    ends_closed: bool
+    """Whether the last record closes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +294,8 @@ class Cleaner:
         self._held: dict[str, _Held] = {}
         self._rows = _Rows()
         self._closings: list[Closing] = []
+        self._only_trades = True
+        """Whether the last records that were taken at once had nothing but trades; only how the next are tried first."""
 
     # -- the log ------------------------------------------------------------
 
@@ -275,9 +306,22 @@ class Cleaner:
             return rejections
         if self.expect < 0:
             self.expect = self.frame_from = records[0].offset
+        before = len(self._rows)
+        if len(records) < MANY or not self._accept_many(records):
+            few = MANY if len(records) > RUN else len(records) + 1       # not the same records twice
+            for at in range(0, len(records), RUN):
+                some = records[at : at + RUN]
+                if len(some) < few or not self._accept_many(some):
+                    self._each(some, rejections)
+        self.expect = records[-1].offset + 1
+        self.last_record = (records[-1].timestamp, zlib.crc32(records[-1].value or b""))
+        self.accepted += len(self._rows) - before
+        self.rejected += len(rejections)
+        return rejections
+
+    def _each(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
+        """Judges one record after the other."""
         rows = self._rows
-        ticks, offsets = rows.ticks, rows.offsets
-        before = len(ticks)
         for record in records:
             try:
                 item = _decode_tick(record.value)  # type: ignore[arg-type]
@@ -295,8 +339,8 @@ class Cleaner:
                             continue
                     source = self._sources[item.source]
                 if fault is None:
-                    ticks.append(item)
-                    offsets.append(offset)
+                    rows.ticks.append(item)
+                    rows.offsets.append(offset)
                 event_time = item.event_time
                 if event_time > source.clock:
                     source.clock = event_time
@@ -304,11 +348,103 @@ class Cleaner:
                         self._close(source, item.source, offset, None if fault else event_time // 1000)
             elif item is not None:
                 self._several(item, record, rejections)
-        self.expect = records[-1].offset + 1
-        self.last_record = (records[-1].timestamp, zlib.crc32(records[-1].value or b""))
-        self.accepted += len(ticks) - before
-        self.rejected += len(rejections)
-        return rejections
+
+    # -- many records at once -----------------------------------------------
+
+    def _accept_many(self, records: Sequence[Record]) -> bool:
+        """Accepts records whose ticks are all plain, of known symbols and sources, and none late; else leaves them, unchanged, to `_each`.
+
+        The same verdicts in half the time: a test holds both to each other.
+        """
+        plain = read(records, only_trades=self._only_trades) or read(records, only_trades=not self._only_trades)
+        if plain is None:
+            return False
+        self._only_trades = plain.only_trades
+        stamps = np.fromiter([record.timestamp for record in records], np.int64, len(records))
+        offsets = np.fromiter([record.offset for record in records], np.int64, len(records))
+        held = self._holders(plain)
+        if held is None:
+            return False
+        feeds = self._numbered(plain, held, int(stamps.max()))
+        moves = [self._move(plain, number, offsets, stamps) for number in range(len(plain.sources))] if feeds is not None else []
+        if feeds is None or None in moves:
+            return False
+
+        newest, heard = np.zeros(len(held), np.int64), np.empty(len(held), np.int64)
+        np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
+        heard[plain.symbol] = stamps[plain.record]                       # of several the last stays
+        for holder, second, ts in zip(held, newest.tolist(), heard.tolist(), strict=True):
+            holder.newest, holder.ts = max(holder.newest, second), ts
+        for (feed, seq), ts in zip(feeds, heard.tolist(), strict=False):
+            feed.seq, feed.ts = seq, ts
+        closings: list[Closing] = []
+        for move in moves:
+            assert move is not None
+            source = move.source
+            source.clock, source.ts, source.newest, source.unsent = move.clock, move.ts, max(source.newest, move.newest), True
+            if move.closings:
+                source.closed = move.closings[-1].second
+                self._settle(source)
+                source.unsent = not move.ends_closed or source.newest > source.closed
+                closings += move.closings
+        self._closings += sorted(closings, key=lambda closing: (closing.offset, closing.source))
+        self._rows.add_batch(plain.batch(offsets))
+        return True
+
+    def _holders(self, plain: Columns) -> list[_Held] | None:
+        """The living series of each symbol; None where one is not known, or belongs to another source."""
+        found = [self._held.get(symbol) for symbol in plain.symbols]
+        sources = np.zeros(len(found), np.int64)
+        if plain.source is not None:
+            sources[plain.symbol] = plain.source
+            if (sources[plain.symbol] != plain.source).any():
+                return None
+        held = [holder for holder, source in zip(found, sources.tolist(), strict=True) if holder is not None and holder.source == plain.sources[source]]
+        return held if len(held) == len(found) else None
+
+    def _numbered(self, plain: Columns, held: list[_Held], now: int) -> list[tuple[_Feed, int]] | None:
+        """What numbers each symbol, and its last number, where the ticks have numbers; None where one does not rise, or is the first."""
+        if plain.seq is None:
+            return []
+        found = [self._sources[holder.source].feeds.get(symbol) for symbol, holder in zip(plain.symbols, held, strict=True) if holder.source in self._sources]
+        feeds = [feed for feed in found if feed is not None and not feed.snapshot and now - feed.ts <= FORGET_MS]
+        if len(feeds) < len(plain.symbols):
+            return None
+        order = plain.symbol.argsort(kind="stable")
+        symbol, seq = plain.symbol[order], plain.seq[order]
+        begins = np.flatnonzero(np.diff(symbol, prepend=-1))
+        before = np.concatenate([seq[:1], seq[:-1]])
+        before[begins] = [feed.seq for feed in feeds]
+        if (seq <= before).any():
+            return None
+        return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
+
+    def _move(self, plain: Columns, number: int, offsets: Ints, stamps: Ints) -> _Move | None:
+        """What the ticks of one source do to it; None where one of them is late or ahead, or the source is not known for sure."""
+        name = plain.sources[number]
+        source = self._sources.get(name)
+        if source is None or source.closed is None or (source.feeds and plain.seq is None):
+            return None
+        times, record = plain.event_time, plain.record
+        if plain.source is not None:
+            mine = plain.source == number
+            times, record = times[mine], record[mine]
+        heard = stamps[record]
+        if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS or (times > heard + FUTURE_MS).any():
+            return None
+        begins = np.flatnonzero(np.diff(record, prepend=-1))
+        clock = np.maximum(np.maximum.accumulate(np.maximum.reduceat(times, begins)), source.clock)
+        closed = np.maximum((clock - self.lateness_ms) // 1000 - 1, source.closed)
+        before = np.concatenate([[source.closed], closed[:-1]])
+        open_from = (before - self.revise_s + 1) * 1000
+        if (times < np.repeat(open_from, np.diff(begins, append=len(times)))).any():
+            return None
+        at = np.flatnonzero(closed > before)
+        told = zip(offsets[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
+        closings = [Closing(offset, name, after, second) for offset, after, second in told]
+        return _Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(heard[-1]), closings, bool(closed[-1] > before[-1]))
+
+    # -- one record at a time -----------------------------------------------
 
     def _accept_plain(self, tick: Tick, ts: int) -> _Source | None:
         """Accepts what most ticks are, a tick of a known symbol and source with nothing unusual about it; None leaves it to `_judge`, unchanged.
@@ -485,6 +621,11 @@ class Cleaner:
             source.closed = max(after, new)
             self._closings.append(Closing(offset, name, after, source.closed))
             source.unsent = source.newest > source.closed
+        self._settle(source)
+
+    def _settle(self, source: _Source) -> None:
+        """Sets what follows from the last closed second."""
+        assert source.closed is not None
         source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
         source.late_before = (source.closed - self.revise_s + 1) * 1000
 
@@ -539,7 +680,7 @@ class Cleaner:
     @property
     def due(self) -> bool:
         """Whether a frame should go now: seconds have closed, or many ticks wait."""
-        return bool(self._closings) or len(self._rows.ticks) >= FRAME_TICKS
+        return bool(self._closings) or len(self._rows) >= FRAME_TICKS
 
     @property
     def waiting(self) -> int:
@@ -550,11 +691,9 @@ class Cleaner:
         """Takes what waits as the next frame of the log; None where no offset waits."""
         if self.expect <= self.frame_from:
             return None
-        sources = list(self._sources)
-        rows = self._rows.batch(only_source=sources[0] if len(sources) == 1 else None)
-        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), rows)
+        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take())
         self.frame_from = self.expect
-        self._rows, self._closings = _Rows(), []
+        self._closings = []
         return frame
 
     def idle(self) -> Iterable[Idle]:
@@ -599,8 +738,7 @@ class Cleaner:
         for name, clock, closed, ts, newest_second, unsent, feeds, states in sources:
             source = _Source(clock, closed, 0, 0, ts, newest_second, unsent, {s: _Feed(*f) for s, f in zip(feeds, states, strict=True)})
             if closed is not None:
-                source.closes_at = (closed + 2) * 1000 + lateness_ms
-                source.late_before = (closed - revise_s + 1) * 1000
+                cleaner._settle(source)
             cleaner._sources[name] = source
             names.append(name)
         cleaner._held = {

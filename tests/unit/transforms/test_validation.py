@@ -16,7 +16,8 @@ from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms import validation
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.validation import FORGET_MS, MAX_INT, MAX_TIME, Cleaner
+from stockstream.transforms.ranges import MAX_INT, MAX_TIME
+from stockstream.transforms.validation import FORGET_MS, Cleaner
 from tests.logs import cuts, records_of, shared_model
 
 NOW = 1_700_000_000_000
@@ -280,10 +281,32 @@ class Thorough(Cleaner):
     def _accept_plain(self, tick: Tick, ts: int) -> None:
         return None
 
+    def _accept_many(self, records: Any) -> bool:
+        return False
 
-def judged_alike(chunks: list[list[RawRecord]]) -> int:
+
+class AtOnce(Cleaner):
+    """Counts the records that were accepted as columns."""
+
+    at_once = 0
+
+    def _accept_many(self, records: Any) -> bool:
+        before = self.snapshot() if self.expect == self.frame_from else b""
+        taken = super()._accept_many(records)
+        assert taken or not before or self.snapshot() == before, "what is left to the other way is left unchanged"
+        self.at_once += len(records) if taken else 0
+        return taken
+
+
+def judged_alike(chunks: list[list[RawRecord]], kind: type[Cleaner] = Cleaner) -> int:
     """Sends the log along both ways; returns how many ticks were accepted."""
-    short, long = (kind(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x") for kind in (Cleaner, Thorough))
+    short, long = judged(chunks, kind)
+    assert short.accepted == long.accepted
+    return short.accepted
+
+
+def judged(chunks: list[list[RawRecord]], kind: type[Cleaner]) -> list[Cleaner]:
+    short, long = found = [kind(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x") for kind in (kind, Thorough)]
     for records in chunks:
         assert short.chunk(records) == long.chunk(records)
         assert short.idle() == long.idle()
@@ -292,8 +315,7 @@ def judged_alike(chunks: list[list[RawRecord]]) -> int:
             assert one is not None and one == other
             one.rows.validate(full=True)
             assert short.snapshot() == long.snapshot()
-    assert short.accepted == long.accepted
-    return short.accepted
+    return found
 
 
 @pytest.mark.parametrize(
@@ -328,6 +350,102 @@ def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
         value = rng.choice(others) if rng.random() < 0.05 else values[0] if len(values) == 1 else b"[" + b",".join(values) + b"]"
         records.append(RawRecord(len(records) * 2, now, value))
     assert judged_alike(cuts(rng, records, 40)) > 200
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "MANY", 2)
+    monkeypatch.setattr(validation, "RUN", 7)
+
+
+def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
+    """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
+    quotes = rng.random() < 0.5
+    values, now, numbers = [], NOW, rng.random() < 0.5
+    for number in range(count):
+        now += rng.choice((0, 3, 40, 400))
+        symbol = rng.choice(HOME)
+        tick_: dict[str, Any] = {"symbol": symbol, "source": "a" if symbol < HOME[-1] else "b", "event_time": now - rng.choice((0, 0, 5, 300))}
+        tick_ |= {"seq": number * 2} if numbers else {}
+        if quotes and rng.random() < 0.5:
+            tick_ |= {"bid": 10.0, "ask": 10.5, "bid_size": 2, "exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
+            tick_["size"] = 0 if tick_["price"] is None else 4
+        if rng.random() < 0.01:
+            odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
+            odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 1_025), ("symbol", "AAB"), ("price", None)]
+            tick_ |= dict([rng.choice(odd)])
+        values.append((now, tick(**tick_)))
+    return values
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_at_once_are_judged_as_one_after_the_other() -> None:
+    """Random mixtures, cut at random: as single ticks, as frames, and with what is neither among them."""
+    taken: list[float] = []
+    for seed in range(80):
+        _judge_a_mixture(random.Random(seed), taken)
+    assert sum(taken) / len(taken) > 0.3 and min(taken) < 0.1, "both ways are gone"
+
+
+def _judge_a_mixture(rng: random.Random, taken: list[float]) -> None:
+    ticks = mostly_plain(rng, 700)
+    framed = rng.random()
+    records: list[RawRecord] = []
+    while ticks:
+        count = 1 if rng.random() > framed else rng.choice((2, 9))
+        some, ticks = ticks[:count], ticks[count:]
+        value = some[0][1] if count == 1 else b"[" + b",".join(value for _, value in some) + b"]"
+        if rng.random() < 0.01:
+            value = rng.choice([b"", b"no", b"[]", value + b"\n", value.replace(b",", b",\n"), b'{"punctuate":%d,"source":"a"}' % (some[-1][0] // 1000 - 1)])
+        records.append(RawRecord(len(records) * 2, some[-1][0], value))
+    short, long = judged(cuts(rng, records, 60), AtOnce)
+    assert short.accepted == long.accepted > 300
+    taken.append(short.at_once / len(records))  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_at_once_keep_the_edges_of_what_is_numbered_late_and_heard_within_a_day() -> None:
+    later = NOW + FORGET_MS
+    chunks = [
+        [(NOW, tick(source="a", seq=1)), (NOW, tick(source="a", seq=2)), (NOW, b'{"punctuate":%d,"source":"a"}' % (NOW // 1000))],
+        [(NOW, tick(source="a", seq=3)), (NOW, tick(source="a", seq=4))],
+        [(NOW, tick(source="a", seq=5)), (NOW, tick(source="a", seq=5))],
+        [(NOW, tick(source="a", seq=6)), (NOW, tick(source="a"))],
+        [(NOW, tick(source="a")), (NOW, tick(source="a"))],
+        [(NOW + 900, tick(source="a", seq=7, event_time=NOW + 2_900)), (NOW, tick(source="a", seq=8, event_time=NOW + 2_001))],
+        [(NOW + 1_500, tick(source="a", seq=9, event_time=NOW + 1_500)), (NOW + 1_500, tick(source="a", seq=10, event_time=NOW - 29_900))],
+        [(later, tick(source="a", seq=11, event_time=later)), (later, tick(source="a", seq=MAX_INT, event_time=later))],
+        [(later, tick(source="a", seq=MAX_INT + 1, event_time=later)), (later, tick(source="a", seq=MAX_INT, event_time=later))],
+        [(later + FORGET_MS + 1_501, tick(source="a", seq=1, event_time=later + FORGET_MS)) for _ in range(2)],
+    ]
+    offsets = iter(range(100))
+    judged_alike([[RawRecord(next(offsets), ts, value) for ts, value in chunk] for chunk in chunks], AtOnce)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (b'{"symbol":"AAA","event_time":1700000000000', b'"price":1,"size":1}'),
+        (b'{"symbol":"AAA","event_time":1700000000000,', b'"price":1,"size":1}', tick() + b"\n" + tick()),
+        (tick() + b"\n" + tick(), b"", tick()),
+        (tick() + tick(), b" ", tick()),
+        (tick() + tick(), b"", tick()),
+        (tick() + b" ", tick()),
+        (b'{"symbol":"AAA","x":{}', b',"event_time":1700000000000,"price":1,"size":1}', tick() + tick()),
+        (b'{"symbol":"AAA","event_time":1700000000000,"price":1,"size":1,"x":"}', b'{"}', tick() + tick()),
+        (b"[" + tick(), b"," + tick() + b"]", tick() + b"\n" + tick()),
+        (tick(), None, tick()),
+    ],
+    ids=[
+        "an object in halves", "and two in one", "two in one and none", "two without a line feed", "two and nothing", "a blank behind",
+        "halves behind a nested value", "halves of a text", "a frame in halves", "no value",
+    ],
+)
+def test_broken_records_that_are_decoded_together_stay_broken(broken: tuple[bytes | None, ...]) -> None:
+    values = [tick(), b'{"punctuate":%d}' % (NOW // 1000 - 2), tick(), *broken, tick()]
+    records = [RawRecord(offset, NOW, value) for offset, value in enumerate(values)]
+    judged_alike([records[:3], records[3:]], AtOnce)
 
 
 def test_rows_are_the_accepted_ticks_in_the_order_of_the_log() -> None:

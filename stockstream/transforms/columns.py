@@ -1,0 +1,175 @@
+"""The columns of many records at once, where all their ticks are plain: within their ranges, the size said, nothing that `validation` must weigh.
+
+Such records are decoded in one go and judged as arrays. What is not plain, or not JSON, is no fault yet: `read` then gives nothing, and each record is
+looked at by itself.
+
+Records are joined by line feeds, and two broken ones never make a good tick: each must begin and end with a bracket or brace, and none may hold a line feed.
+Then no value reaches over a line's end, since after a nested value JSON wants a comma or the end of what it is in, and in a string a line feed is an error.
+So each line holds whole values, at least one, and where there are as many values as records, each record is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from stockstream.records import TICKS_SCHEMA
+from stockstream.transforms.ranges import MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TEXT, MAX_TIME, MIN_PRICE
+
+LINE_FEED = 10
+_OPENING, _CLOSING = (np.isin(np.arange(256), np.frombuffer(marks, np.uint8)) for marks in (b"[{", b"]}"))
+"""Which bytes begin and end a record."""
+
+Ints = NDArray[np.int64]
+Time = Annotated[int, Meta(gt=0, lt=MAX_TIME)]
+Price = Annotated[float, Meta(ge=MIN_PRICE, le=MAX_PRICE)] | None
+Shares = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
+QuoteSize = Annotated[float, Meta(ge=0, le=MAX_QUOTE_SIZE)] | None
+Text = Annotated[str, Meta(max_length=MAX_TEXT)] | None
+
+
+class Record(Protocol):
+    """A Kafka record: `timestamp` is Kafka's, in epoch milliseconds."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+class _Trade(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """A plain tick of a symbol, price and size, and no more."""
+
+    symbol: Annotated[str, Meta(min_length=1, max_length=MAX_SYMBOL)]
+    event_time: Time
+    price: Price
+    size: Shares
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)] = "default"
+    seq: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
+    received_at: int | None = None
+
+
+class _Plain(_Trade, kw_only=True, gc=False, forbid_unknown_fields=False):
+    """Any plain tick; a `day_volume` is weighed by itself, and so is a snapshot."""
+
+    bid: Price = None
+    ask: Price = None
+    bid_size: QuoteSize = None
+    ask_size: QuoteSize = None
+    exchange: Text = None
+    condition: Text = None
+    currency: Text = None
+    session: Text = None
+    day_volume: None = None
+    snapshot: bool = False
+
+
+EXTRAS = ("bid", "ask", "bid_size", "ask_size", "exchange", "condition")
+"""Columns that a trade does not have."""
+
+_decode_trades = msgspec.json.Decoder(_Trade | list[_Trade]).decode_lines
+_decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Plain ticks in the order of the log: arrays of one value a tick, unless said otherwise."""
+
+    symbols: list[str]
+    """The different ones."""
+    symbol: Ints
+    """Which of `symbols`."""
+    sources: list[str]
+    """The different ones."""
+    source: Ints | None
+    """Which of `sources`; None where there is only one."""
+    record: Ints
+    """Number of the tick's record."""
+    event_time: Ints
+    size: Ints
+    seq: Ints | None
+    """None where no tick has one."""
+    columns: dict[str, pa.Array]
+    """Columns of TICKS_SCHEMA as they are sent; what is missing is null."""
+
+    @property
+    def only_trades(self) -> bool:
+        return not self.columns.keys() & set(EXTRAS)
+
+    def batch(self, offsets: Ints) -> pa.RecordBatch:
+        """The ticks as TICKS_SCHEMA; `offsets` are those of the records."""
+        count = len(self.record)
+        index = np.arange(count)
+        index -= np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), index, 0))
+        columns = self.columns | {
+            "event_time": pa.array(self.event_time), "size": pa.array(self.size),
+            "offset": pa.array(offsets[self.record]), "index": pa.array(index, pa.int32()),
+        }  # fmt: skip
+        return pa.RecordBatch.from_arrays([columns.get(column.name, pa.nulls(count, column.type)) for column in TICKS_SCHEMA], schema=TICKS_SCHEMA)
+
+
+def read(records: Sequence[Record], *, only_trades: bool) -> Columns | None:
+    """The ticks of records (two at least), which must all be plain; None where one is not. With `only_trades` none may have more than a trade has."""
+    try:
+        lines = b"\n".join([*[record.value for record in records], b""])  # type: ignore[list-item]
+        text = np.frombuffer(lines, np.uint8)
+        ends = np.flatnonzero(text == LINE_FEED)
+        if len(ends) != len(records) or not _OPENING[text[np.append(0, ends[:-1] + 1)]].all() or not _CLOSING[text[ends - 1]].all():
+            return None
+        items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
+    except (msgspec.MsgspecError, TypeError, RecursionError):
+        return None
+    if len(items) != len(records):
+        return None
+    ticks, record = items, np.arange(len(items))
+    if list in set(map(type, items)):
+        frames = [item if type(item) is list else [item] for item in items]
+        counts = [len(frame) for frame in frames]
+        if 0 in counts:
+            return None
+        ticks, record = list(chain.from_iterable(frames)), np.repeat(record, counts)
+    return _columns(ticks, record, only_trades=only_trades)
+
+
+def _columns(ticks: list[Any], record: Ints, *, only_trades: bool) -> Columns | None:
+    count = len(ticks)
+    size, price = _ints([tick.size for tick in ticks]), pa.array([tick.price for tick in ticks], pa.float64())
+    if price.null_count and size[price.is_null().to_numpy(zero_copy_only=False)].any():
+        return None
+    numbers = [tick.seq for tick in ticks]
+    unnumbered = numbers.count(None)
+    if 0 < unnumbered < count:
+        return None
+    symbol = pa.array([tick.symbol for tick in ticks], pa.string())
+    symbols = symbol.dictionary_encode()
+    columns = {"symbol": symbol, "price": price}
+    names, source = [tick.source for tick in ticks], None
+    if names.count(names[0]) == count:
+        columns["source"], names = pa.repeat(pa.scalar(names[0], pa.string()), count), names[:1]
+    else:
+        columns["source"] = pa.array(names, pa.string())
+        sources = columns["source"].dictionary_encode()
+        names, source = sources.dictionary.to_pylist(), sources.indices.to_numpy().astype(np.int64)
+    if not only_trades:
+        if True in [tick.snapshot for tick in ticks]:
+            return None
+        extras = {name: pa.array([getattr(tick, name) for tick in ticks], TICKS_SCHEMA.field(name).type) for name in EXTRAS}
+        columns |= {name: column for name, column in extras.items() if column.null_count < count}
+    return Columns(
+        symbols.dictionary.to_pylist(), symbols.indices.to_numpy().astype(np.int64), names, source, record, _ints([tick.event_time for tick in ticks]), size,
+        None if unnumbered else _ints(numbers), columns,
+    )  # fmt: skip
+
+
+def _ints(values: list[Any]) -> Ints:
+    return np.fromiter(values, np.int64, len(values))
