@@ -6,12 +6,14 @@ What is loaded is all that differs from `faust -A stockstream`: transport, guard
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
 
 def main() -> None:
     """Loads the modules named first; the rest are Faust's arguments."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")                  # as the package does, which we are too early for
     module: Any = importlib.import_module("stockstream.app")
     module.MODULES = tuple(sys.argv[1].split(","))
     vars(sys.modules["stockstream"]).pop("app", None)                   # the submodule's import has put itself where the lazy app is to be
