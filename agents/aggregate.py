@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,20 +75,19 @@ class Aggregation(Stage[Windows]):
         """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
         if not batch.num_rows:
             return []
-        names = batch.column("symbol").dictionary_encode()
-        seconds = batch.column("second").to_numpy()
-        priced = ~np.isnan(batch.column("price").to_numpy(zero_copy_only=False))
-        newest = np.full(len(names.dictionary), -1, np.int64)
-        newest[names.indices.to_numpy()[priced]] = np.flatnonzero(priced)
+        priced = np.flatnonzero(~np.isnan(batch.column("price").to_numpy(zero_copy_only=False)))
+        symbols, sources, seconds = (batch.column(name).to_pylist() for name in ("symbol", "source", "second"))
         due = []
-        sources = batch.column("source")
-        for symbol, at in zip(names.dictionary.to_pylist(), newest.tolist(), strict=True):
-            if at < 0:
-                continue
+        for symbol, at in {symbols[at]: at for at in priced.tolist()}.items():
             source, told = self.told.get(symbol, ("", 0))
-            if seconds[at] - told >= LATEST_S or sources[at].as_py() != source:
-                self.told[symbol] = sources[at].as_py(), int(seconds[at])
-                due.append((symbol, at))
+            if sources[at] != source:
+                # told at once, and then not in the same second as all the others that are heard since
+                self.told[symbol] = sources[at], seconds[at] + zlib.crc32(symbol.encode()) % LATEST_S
+            elif seconds[at] - told >= LATEST_S:
+                self.told[symbol] = source, seconds[at]
+            else:
+                continue
+            due.append((symbol, at))
         if not due:
             return []
         rows = batch.take(pa.array([at for _, at in due])).to_pylist()

@@ -29,7 +29,17 @@ def told(aggregation: Aggregation, *rows: tuple[str, int, float | None], source:
 async def test_the_last_priced_row_of_a_symbol_is_told_once_a_minute(aggregation: Aggregation) -> None:
     assert told(aggregation, ("A", 100, 1.0), ("B", 100, None), ("A", 101, 2.0)) == [("A", 101)]
     assert told(aggregation, ("A", 101 + LATEST_S - 1, 3.0), ("B", 102, 5.0)) == [("B", 102)]
-    assert told(aggregation, ("A", 101 + LATEST_S, 4.0)) == [("A", 101 + LATEST_S)]
+    again = next(second for second in range(101, 101 + 2 * LATEST_S) if told(aggregation, ("A", second, 4.0)))
+    assert again >= 101 + LATEST_S
+    assert told(aggregation, ("A", again + LATEST_S - 1, 5.0)) == []
+    assert told(aggregation, ("A", again + LATEST_S, 6.0)) == [("A", again + LATEST_S)]
+
+
+async def test_symbols_heard_first_in_one_second_are_not_all_told_in_one_later(aggregation: Aggregation) -> None:
+    symbols = [f"S{number}" for number in range(300)]
+    assert len(told(aggregation, *((symbol, 100, 1.0) for symbol in symbols))) == 300
+    counts = [len(told(aggregation, *((symbol, second, 1.0) for symbol in symbols))) for second in range(101, 101 + 2 * LATEST_S)]
+    assert sum(counts) >= 300 and max(counts) < 30
 
 
 async def test_another_source_of_a_symbol_is_told_at_once(aggregation: Aggregation) -> None:
