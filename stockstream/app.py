@@ -28,7 +28,7 @@ from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topic
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Producer, Sender, Transport, exit_now, watchdog
+from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Outgoing, Producer, Sender, Transport, exit_now, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +245,15 @@ def create_app(settings: Settings) -> App:
         mine: Producer = app.producer  # type: ignore[assignment]
         return mine.client
 
-    frames = {settings.topic("ticks.clean"), settings.topic("windows")}
-    app.sender = Sender(producer, app.fence, lambda topic: app.reader.pace.hasten() if topic in frames else None)
+    def sent(out: Outgoing, confirmed: asyncio.Future[Any]) -> None:
+        """Ticks and frames of this worker are read by this worker."""
+        if out.topic == clean:
+            app.reader.pace.closed(out.partition)
+        if out.topic in (clean, windows):
+            confirmed.add_done_callback(lambda _: app.reader.pace.arrived())
+
+    clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
+    app.sender = Sender(producer, app.fence, sent)
     app.on_partitions_revoked.connect(app.release)
     app.on_partitions_assigned.connect(app.let_go)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaTimeoutError
+from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
@@ -566,7 +568,11 @@ def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) 
     read.guard, read._held, read._held_since, read._begins, read.epoch, read._seeking = Guard(), {}, {}, {}, 0, False
     read._thread = thread  # type: ignore[assignment]
     read._active_partitions, read._paused_partitions = set(), set()
-    read.app = SimpleNamespace(positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0))
+    read.app = SimpleNamespace(
+        positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0),
+        settings=SimpleNamespace(topic=lambda name: name),
+    )  # fmt: skip
+    read.pace = Pace(200)
     return read, thread
 
 
@@ -580,6 +586,7 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     assert thread.sought == read.guard.expected == read._begins == {P: 17, TP("ticks.raw", 4): 104}
     assert not read.guard.probed
     assert (read.epoch, read._seeking) == (1, False)
+    assert read.pace.partitions == {P.partition, 4}
 
 
 async def test_a_seek_whose_partitions_were_revoked_meanwhile_changes_nothing() -> None:
@@ -659,7 +666,7 @@ async def test_each_partition_of_a_fetch_is_one_chunk_and_changelogs_are_none() 
     reading = Reading({P: records(5, 6), TP("changelog", 3): records(1), TP("windows", 0): records(9)}, {P: records(7)})
     reading.app.should_stop = True
     await reading.run()
-    assert reading.delivered == [(P, [5, 6]), (TP("windows", 0), [9]), (P, [7])]
+    assert reading.delivered == [(TP("windows", 0), [9]), (P, [5, 6]), (P, [7])]
 
 
 async def test_ticks_are_gathered_but_not_while_seconds_close() -> None:
@@ -670,29 +677,132 @@ async def test_ticks_are_gathered_but_not_while_seconds_close() -> None:
     assert reading.delivered == [(TP("windows", 0), [1]), (P, [5, 6, 7]), (P, [8])]
 
 
-async def test_reading_pauses_until_frames_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "PACE_S", 60)
-    monkeypatch.setattr(time, "time_ns", lambda: 11_500_000_000)
-    pace = Pace(200)
-    pausing = asyncio.create_task(pace.after(3))
-    await asyncio.sleep(0)
-    assert not pausing.done()
-    pace.hasten()
+async def test_frames_are_delivered_before_ticks() -> None:
+    clean = TP("ticks.clean", 3)
+    reading = Reading({P: records(5), clean: records(8)})
+    reading.app.should_stop = True
+    await reading.run()
+    assert reading.delivered == [(clean, [8]), (P, [5])]
+
+
+async def test_ticks_are_gathered_once_their_partition_has_closed_the_second() -> None:
+    fetches = [{P: records(offset, at=at)} for offset, at in ((5, 11_210), (6, 11_220), (7, 11_230))]
+    reading = Reading(*fetches)
+    reading.app.settings.gather_ms, reading.app.should_stop = 600_000, True
+    deliver = reading._deliver
+
+    async def deliver_and_close(tp: TP, records: list[Any]) -> None:
+        await deliver(tp, records)
+        reading.pace.closed(tp.partition)
+
+    reading._deliver = deliver_and_close  # type: ignore[method-assign]
+    await reading.run()
+    assert reading.delivered == [(P, [5])]
+    assert offsets(reading._held[P]) == [6, 7]
+
+
+def at_ms(monkeypatch: pytest.MonkeyPatch, now: int) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: now * 1_000_000)
+
+
+async def pauses(pace: Pace, count: int = 3) -> bool:
+    """Whether a fetch of so many records is followed by a pause that only what arrives ends."""
+    pausing = asyncio.create_task(pace.after(count))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    paused = not pausing.done()
+    if paused:
+        pace.arrived()
     async with asyncio.timeout(PATIENCE_S):
         await pausing
-        await pace.after(3)                                              # the frames are still on their way
-        monkeypatch.setattr(transport, "HASTE_S", 0.0)
-        pace.hasten()
-        monkeypatch.setattr(time, "time_ns", lambda: 11_250_000_000)
-        await pace.after(3)
-        await pace.after(transport.SMALL_FETCH)
+    return paused
 
 
-async def test_a_sender_tells_what_it_sends_to() -> None:
-    told: list[str] = []
-    sender = Sender(lambda: Producer(), Fence(6.0), told.append)
-    await sender.send(Outgoing("windows", 3, [Message(None, b"1")]))
-    assert told == ["windows"]
+async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "PACE_S", 60)
+    at_ms(monkeypatch, 11_200)
+    pace = Pace(200)
+    assert await pauses(pace)
+    pace.arrived()
+    assert not await pauses(pace)
+    assert await pauses(pace), "what has arrived is read once"
+    assert not await pauses(pace, transport.SMALL_FETCH)
+
+
+@pytest.mark.parametrize(
+    ("now", "closed", "expected"), [(11_500, (), 0.7), (11_170, (), 0.03), (11_250, (), 0.003), (11_250, (3,), 0.003), (11_250, (3, 4), 0.95)]
+)
+async def test_a_pause_ends_where_a_second_is_due_and_is_short_until_all_partitions_have_closed_it(
+    now: int, closed: tuple[int, ...], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(transport, "PACE_S", 60)
+
+    def timeout(pause: float) -> Any:
+        waited.append(pause)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    at_ms(monkeypatch, now)
+    pace = Pace(200)
+    pace.partitions = {3, 4}
+    for partition in closed:
+        pace.closed(partition)
+    pace.arrived()
+    await pace.after(3)
+    assert waited == [pytest.approx(expected)]
+
+
+async def test_a_sender_tells_what_it_has_handed_over() -> None:
+    told: list[tuple[str, bool]] = []
+    sender = Sender(lambda: Producer(), Fence(6.0), lambda out, confirmed: told.append((out.topic, confirmed.done())))
+    [confirmed] = await sender.send(Outgoing("windows", 3, [Message(None, b"1")]))
+    assert told == [("windows", confirmed.done())]
+
+
+class Fetching(ConsumerThread):
+    """The thread's fetching, without a thread; `asked` holds what `getmany` waits for."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self.sent: list[int] = []
+
+    async def fetch(self, number: int) -> bool:
+        self.sent.append(number)
+        return True
+
+
+async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> None:
+    thread = Fetching()
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, 1))
+    await asyncio.sleep(0)
+    assert not thread.sent
+    thread._asked.set()
+    assert await waiting is True and thread.sent == [1]
+    thread._asked.clear()
+    thread._brought = transport.SMALL_FETCH
+    assert await thread._on_demand(thread.fetch, 2) is True
+
+
+async def test_a_fetch_that_is_not_asked_for_ends_with_its_assignment() -> None:
+    thread = Fetching()
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await waiting is False and not thread.sent
+
+
+async def test_asking_counts_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = Fetching()
+    asked: list[bool] = []
+
+    async def fetched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(self._asked.is_set())
+        return {P: records(1, 2), TP("windows", 0): records(7)}
+
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetched)
+    assert set(await thread._fetch_records(None, set())) == {P, TP("windows", 0)}
+    assert asked == [True] and not thread._asked.is_set() and thread._brought == 3
 
 
 async def test_nothing_is_delivered_while_the_partitions_are_being_put_where_their_state_says() -> None:

@@ -21,13 +21,14 @@ import aiokafka
 import faust
 import mode
 import pytest
+from aiokafka import codec
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
 from faust.tables.manager import TableManager
@@ -415,6 +416,34 @@ async def test_faust_hard_codes_how_long_a_fetch_waits_and_ours_waits_less(app: 
     consumer._closed = True                                              # it was never started: nothing to close
 
 
+def test_aiokafka_fetches_ahead_and_then_nothing_until_that_is_taken() -> None:
+    """`transport.ConsumerThread._on_demand` stands in for `_proc_fetch_request`, which each fetch goes through, and ends as that does when it is cancelled."""
+    routine = source(Fetcher._fetch_requests_routine)
+    assert "self._proc_fetch_request(assignment, node_id, request)," in routine and "task.cancel()" in routine
+    assert "any(fut.result() for fut in done_pending)" in routine
+    assert "if node_id in backoff_by_nodes:" in source(Fetcher._get_actions_per_node)
+    assert list(inspect.signature(Fetcher._proc_fetch_request).parameters) == ["self", "assignment", "node_id", "request"]
+
+
+def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`transport.compress_quickly`; aiokafka's producer has no setting for it."""
+    batches = sys.modules[DefaultRecordBatchBuilder.__module__]
+    monkeypatch.setattr(batches, "zstd_encode", codec.zstd_encode)       # restored at the end
+    values = [b'{"symbol":"S%05d","price":%d.5}' % (number, number * 7) for number in range(300)]
+
+    def compressed() -> bytes:
+        builder = DefaultRecordBatchBuilder(2, DefaultRecordBatch.CODEC_ZSTD, 0, -1, -1, -1, 1 << 20)
+        for number, value in enumerate(values):
+            builder.append(number, timestamp=1, key=None, value=value, headers=[])
+        return bytes(builder.build())
+
+    before = compressed()
+    transport.compress_quickly()
+    quick = compressed()
+    assert len(quick) != len(before)
+    assert [record.value for record in MemoryRecords(quick).next_batch()] == values
+
+
 async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
     assert type(app.consumer) is transport.Consumer and type(app.producer) is transport.Producer
     assert type(app.reader.thread) is transport.ConsumerThread
@@ -486,7 +515,7 @@ async def test_heartbeats_are_noted_when_the_group_confirms_them(monkeypatch: py
     coordinator._do_heartbeat = beat
     monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", start)
     thread: Any = transport.ConsumerThread.__new__(transport.ConsumerThread)
-    thread._consumer = SimpleNamespace(_coordinator=coordinator, _fetcher=SimpleNamespace(_records={}))
+    thread._consumer = SimpleNamespace(_coordinator=coordinator, _fetcher=SimpleNamespace(_records={}, _proc_fetch_request=beat))
     await thread.on_start()
     begun = time.monotonic()
     assert await coordinator._do_heartbeat() is True
