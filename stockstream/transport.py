@@ -503,6 +503,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 await self._asked.wait()
             except asyncio.CancelledError:
                 return False                                             # as aiokafka's own does: it asks for the result
+        self.consumer.pace.fetching()  # type: ignore[attr-defined]
         return await fetch(*request)
 
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
@@ -595,9 +596,13 @@ class Pace:
         """Frames that an agent here waits for are at the broker."""
         self._arrived.set()
 
+    def fetching(self) -> None:
+        """A fetch goes out now: it brings what has arrived so far."""
+        self._arrived.clear()
+
     async def after(self, count: int) -> None:
-        """Pauses after a fetch of so many records."""
-        if count >= SMALL_FETCH:
+        """Pauses after so many records have come; where none have, waiting for them was the pause."""
+        if not count or count >= SMALL_FETCH:
             await asyncio.sleep(0)
             return
         since = self._since_due(time.time_ns() // 1_000_000)
@@ -607,7 +612,6 @@ class Pace:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._arrived.wait()
-        self._arrived.clear()
 
 
 class Consumer(driver.Consumer):
@@ -740,6 +744,11 @@ class Consumer(driver.Consumer):
         held, since = self._held, self._held_since
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                now = time.monotonic()
+                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s]:
+                    since.pop(tp, None)
+                    if tp in held:                                       # a seek meanwhile has dropped it
+                        await self._deliver(tp, held.pop(tp))
                 due = min(since.values(), default=None)
                 timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
                 records, _ = await self._wait_next_records(timeout)
@@ -767,11 +776,6 @@ class Consumer(driver.Consumer):
                             held[tp], since[tp] = got, begun
                             continue
                     await self._deliver(tp, got)
-                now = time.monotonic()
-                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s]:
-                    since.pop(tp, None)
-                    if tp in held:                                       # a seek meanwhile has dropped it
-                        await self._deliver(tp, held.pop(tp))
                 await self.pace.after(count)
         except BaseException as error:
             if not self.transport.app.should_stop:

@@ -723,10 +723,11 @@ async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.Monk
     at_ms(monkeypatch, 11_200)
     pace = Pace(200)
     assert await pauses(pace)
-    pace.arrived()
-    assert not await pauses(pace)
-    assert await pauses(pace), "what has arrived is read once"
-    assert not await pauses(pace, transport.SMALL_FETCH)
+    assert not await pauses(pace), "what has arrived was not fetched yet"
+    pace.fetching()
+    assert await pauses(pace)
+    pace.fetching()
+    assert not await pauses(pace, transport.SMALL_FETCH) and not await pauses(pace, 0)
 
 
 @pytest.mark.parametrize(
@@ -766,9 +767,11 @@ class Fetching(ConsumerThread):
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self.sent: list[int] = []
+        self.consumer: Any = SimpleNamespace(pace=Pace(200))
 
     async def fetch(self, number: int) -> bool:
         self.sent.append(number)
+        self.consumer.pace.arrived()
         return True
 
 
@@ -779,6 +782,7 @@ async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> 
     assert not thread.sent
     thread._asked.set()
     assert await waiting is True and thread.sent == [1]
+    assert thread.consumer.pace._arrived.is_set(), "what arrives while a fetch is under way is for the next"
     thread._asked.clear()
     thread._brought = transport.SMALL_FETCH
     assert await thread._on_demand(thread.fetch, 2) is True
