@@ -75,23 +75,28 @@ class Aggregation(Stage[Windows]):
         """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
         if not batch.num_rows:
             return []
+        names = batch.column("symbol").dictionary_encode()
         priced = np.flatnonzero(~np.isnan(batch.column("price").to_numpy(zero_copy_only=False)))
-        symbols, sources, seconds = (batch.column(name).to_pylist() for name in ("symbol", "source", "second"))
+        newest = np.full(len(names.dictionary), -1, np.int64)
+        newest[names.indices.to_numpy()[priced]] = priced                # of several the last stays
+        rows = newest[newest >= 0]
+        symbols = names.dictionary.filter(pa.array(newest >= 0)).to_pylist()
+        sources, seconds = batch.column("source").take(pa.array(rows)).to_pylist(), batch.column("second").to_numpy()[rows].tolist()
         due = []
-        for symbol, at in {symbols[at]: at for at in priced.tolist()}.items():
-            source, told = self.told.get(symbol, ("", 0))
-            if sources[at] != source:
+        for symbol, at, source, second in zip(symbols, rows.tolist(), sources, seconds, strict=True):
+            before, told = self.told.get(symbol, ("", 0))
+            if source != before:
                 # told at once, and then not in the same second as all the others that are heard since
-                self.told[symbol] = sources[at], seconds[at] + zlib.crc32(symbol.encode()) % LATEST_S
-            elif seconds[at] - told >= LATEST_S:
-                self.told[symbol] = source, seconds[at]
+                self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
+            elif second - told >= LATEST_S:
+                self.told[symbol] = source, second
             else:
                 continue
             due.append((symbol, at))
         if not due:
             return []
-        rows = batch.take(pa.array([at for _, at in due])).to_pylist()
-        return [Message(symbol.encode(), _encode(row)) for (symbol, _), row in zip(due, rows, strict=True)]
+        faces = batch.take(pa.array([at for _, at in due])).to_pylist()
+        return [Message(symbol.encode(), _encode(row)) for (symbol, _), row in zip(due, faces, strict=True)]
 
 
 stage = Aggregation()

@@ -382,16 +382,27 @@ class Guard:
         return admitted, None
 
 
-class _Run(list[Any]):
-    """The records of one batch, parsed at once: aiokafka takes it for a record with the offset of the last, and spends its time a batch, not a record."""
+class Run:
+    """The records of one batch, without those before the offset that was asked for, parsed where they are worked on.
 
-    @property
-    def offset(self) -> int:
-        return int(self[-1].offset)
+    aiokafka takes it for a record with the offset of the last, and spends its time a batch, not a record. Parsed by the thread that fetches, every record
+    would go from one processor's cache to another's: a sixth of all that catching up costs.
+    """
+
+    def __init__(self, batch: Any, begin: int) -> None:
+        self._batch, self._begin = batch, begin
+        self.offset: int = batch.next_offset - 1
+        self.count = max(1, self.offset + 1 - max(begin, batch.base_offset))
+        """Records at most."""
+
+    def records(self) -> list[Any]:
+        """Decompressed and parsed, once."""
+        records = list(self._batch)
+        return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
 
 
 class _Batch:
-    """A batch that iterates as one run, without what is before the offset that was asked for."""
+    """A batch that iterates as one run."""
 
     def __init__(self, batch: Any, parsed: PartitionRecords) -> None:
         self._batch, self._parsed = batch, parsed
@@ -402,12 +413,8 @@ class _Batch:
     def __next__(self) -> Any:
         return next(self._batch)
 
-    def __iter__(self) -> Iterator[_Run]:
-        run, begin = _Run(self._batch), self._parsed.next_fetch_offset
-        if run and run[0].offset < begin:
-            run = _Run(record for record in run if record.offset >= begin)
-        if run:
-            yield run
+    def __iter__(self) -> Iterator[Run]:
+        yield Run(self._batch, self._parsed.next_fetch_offset)
 
 
 class _Batches:
@@ -421,38 +428,35 @@ class _Batches:
 
 
 class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher has fetched, by partition: records come as parsed, whole batches at once, not copied into `ConsumerRecord`s one by one."""
+    """What aiokafka's fetcher has fetched, by partition: it comes as runs, not copied into `ConsumerRecord`s one by one."""
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
             parsed._records = _Batches(parsed._records, parsed)
-            parsed._consumer_record = _as_parsed
-            result.getall = partial(_take, result, [])
+            parsed._consumer_record = _as_it_is
+            result.getall = partial(_take, result)
         super().__setitem__(partition, result)
 
 
-def _as_parsed(_: Any, record: Any) -> Any:
-    return record
+def _as_it_is(_: Any, run: Run) -> Run:
+    return run
 
 
-def _take(result: FetchResult, rest: list[Any], max_records: int | None = None) -> list[Any]:
-    """`FetchResult.getall` of runs: at most so many records; `rest` keeps what of the last run is for the next call."""
+def _take(result: FetchResult, max_records: None) -> list[Run]:
+    """`FetchResult.getall` of runs: whole batches, until they hold MAX_CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
-    parsed, limit = result._partition_records, max_records or sys.maxsize
-    taken, rest[:] = rest[:], []
-    while len(taken) < limit:
+    parsed = result._partition_records
+    taken: list[Run] = []
+    count = 0
+    while count < MAX_CHUNK_RECORDS:
         run = next(parsed, None)
         if run is None:
             result._partition_records = None
             break
-        taken += run
-    rest += taken[limit:]
-    del taken[limit:]
-    if taken:
-        # also while there is a rest: a pause would lose it
-        parsed.next_fetch_offset = rest[0].offset if rest else max(parsed.next_fetch_offset, taken[-1].offset + 1)
+        taken.append(run)
+        count += run.count
     result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
     return taken
 
@@ -509,11 +513,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
         try:
-            records = await super()._fetch_records(*args, **kwargs)
+            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_take` has one of each
         finally:
             self._asked.clear()
-        self._brought = sum(map(len, records.values()))
-        return records
+        self._brought = sum(run.count for runs in fetched.values() for run in runs)
+        return fetched
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         # faust-streaming/faust#94: Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
@@ -745,22 +749,25 @@ class Consumer(driver.Consumer):
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 now = time.monotonic()
-                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s]:
+                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s and self.flow_active]:
                     since.pop(tp, None)
                     if tp in held:                                       # a seek meanwhile has dropped it
                         await self._deliver(tp, held.pop(tp))
                 due = min(since.values(), default=None)
                 timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
-                records, _ = await self._wait_next_records(timeout)
+                fetched, _ = await self._wait_next_records(timeout)
                 if not self.flow_active:
                     await self.sleep(0)
                     continue
                 count, epoch = 0, self.epoch
-                for tp, got in sorted((records or {}).items(), key=lambda item: item[0].topic == raw):      # frames first: somebody waits for them
-                    count += len(got)
+                for tp, runs in sorted((fetched or {}).items(), key=lambda item: item[0].topic == raw):     # frames first: somebody waits for them
+                    count += sum(run.count for run in runs)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
                         continue                                         # read for the assignment before: the seek brings it again
+                    got = [record for run in runs for record in run.records()]
+                    if not got:
+                        continue                                         # compaction has left nothing of it
                     if tp.topic in unguarded:
                         self.guard.expected[tp] = got[-1].offset + 1
                     else:
@@ -799,6 +806,12 @@ class Consumer(driver.Consumer):
         return admitted
 
     async def _deliver(self, tp: TP, records: list[Any]) -> None:
+        epoch = self.epoch
+        for at in range(0, len(records), MAX_CHUNK_RECORDS):
+            if epoch == self.epoch:
+                await self._deliver_chunk(tp, records[at : at + MAX_CHUNK_RECORDS])
+
+    async def _deliver_chunk(self, tp: TP, records: list[Any]) -> None:
         last = records[-1]
         self._delivered[tp].append(last.offset)
         begin, self._begins[tp] = self._begins.get(tp, -1), last.offset + 1

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -621,6 +622,11 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
     assert thread.sought[P] == 200 and read.guard.expected[P] == 200 and not read._seeking
 
 
+def runs_of(records: list[Any]) -> list[Any]:
+    """As a fetch brings them: in batches, here of two."""
+    return [SimpleNamespace(count=len(some), records=partial(list, some)) for some in (records[at : at + 2] for at in range(0, len(records), 2))]
+
+
 class Reading:
     """As much of a consumer as its loop needs; each fetch is what `fetches` holds next."""
 
@@ -647,7 +653,7 @@ class Reading:
         fetch = self.fetches.pop(0)
         if isinstance(fetch, BaseException):
             raise fetch
-        return fetch, None
+        return {tp: runs_of(got) for tp, got in fetch.items()}, None
 
     def _is_changelog_tp(self, tp: TP) -> bool:
         return tp.topic == "changelog"
@@ -675,6 +681,32 @@ async def test_ticks_are_gathered_but_not_while_seconds_close() -> None:
     reading.app.settings.gather_ms, reading.app.should_stop = 600_000, True
     await reading.run()
     assert reading.delivered == [(TP("windows", 0), [1]), (P, [5, 6, 7]), (P, [8])]
+
+
+async def test_what_compaction_has_emptied_is_no_chunk() -> None:
+    reading = Reading({P: []}, {P: records(5)})
+    reading.app.should_stop = True
+    await reading.run()
+    assert reading.delivered == [(P, [5])]
+
+
+async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_CHUNK_RECORDS", 2)
+    read, delivered = consumer([]), []
+    read.epoch = 1
+
+    async def deliver(tp: TP, some: list[Any]) -> None:
+        delivered.append(offsets(some))
+        read.epoch += len(delivered) == 2
+
+    read._deliver_chunk = deliver  # type: ignore[method-assign, assignment]
+    await read._deliver(P, records(1, 2, 3))
+    assert delivered == [[1, 2], [3]]
+    await read._deliver(P, records(4, 5, 6))
+    assert delivered == [[1, 2], [3], [4, 5], [6]]
+    delivered.clear()
+    await read._deliver(P, records(7, 8, 9, 10, 11))
+    assert delivered == [[7, 8], [9, 10]]
 
 
 async def test_frames_are_delivered_before_ticks() -> None:
@@ -802,10 +834,11 @@ async def test_asking_counts_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def fetched(self: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(self._asked.is_set())
-        return {P: records(1, 2), TP("windows", 0): records(7)}
+        assert kwargs == {"timeout": 1.0, "max_records": None}
+        return {P: runs_of(records(1, 2)), TP("windows", 0): runs_of(records(7))}
 
     monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetched)
-    assert set(await thread._fetch_records(None, set())) == {P, TP("windows", 0)}
+    assert set(await thread._fetch_records(None, set(), timeout=1.0, max_records=5_000)) == {P, TP("windows", 0)}
     assert asked == [True] and not thread._asked.is_set() and thread._brought == 3
 
 

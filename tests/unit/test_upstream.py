@@ -112,7 +112,7 @@ async def test_a_chunk_fits_into_a_message_of_faust() -> None:
         suspend_flow=asyncio.Event(),
     )  # fmt: skip
     record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
-    await transport.Consumer._deliver(read, tp, [SimpleNamespace(offset=40), record])
+    await transport.Consumer._deliver_chunk(read, tp, [SimpleNamespace(offset=40), record])
     [message] = got
     assert (message.topic, message.partition, message.offset, message.tp, message.generation_id) == ("ticks.raw", 3, 41, tp, 7)
     assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4, 38)
@@ -164,41 +164,56 @@ def fetched(begin: int, *batches: bytes) -> tuple[FetchResult, Assigned]:
     return result, assigned
 
 
-def test_records_of_a_fetch_come_as_parsed() -> None:
+def parsed(runs: list[transport.Run]) -> list[Any]:
+    return [record for run in runs for record in run.records()]
+
+
+def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
     """`transport._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
     result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
-    got = result.getall(5_000)
+    runs = result.getall(None)
+    assert [(run.offset, run.count) for run in runs] == [(1, 2), (7, 1)]
+    assert assigned.position == 8 and not result.has_more()
+    got = parsed(runs)
     assert [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in got] == [
         (offset, 1_000 + offset, 0, b"k", value, [("hops", b"[1]")]) for offset, value in ((0, b"a"), (1, b"b"), (7, b"c"))
     ]
     assert not any(isinstance(record, aiokafka.ConsumerRecord) for record in got), "they are copied again: reading costs more"
-    assert assigned.position == 8 and not result.has_more()
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 4, 7, None])
-def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int | None) -> None:
+def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
+    """`transport.ConsumerThread._fetch_records` lifts that: aiokafka would count runs."""
+    assert "max_records=_consumer._max_poll_records" in source(driver.AIOKafkaConsumerThread.getmany)
+    assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
+def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_CHUNK_RECORDS", most)
     batches = [batch_of(0, *(b"%d" % n for n in range(5))), batch_of(5, b"5"), batch_of(6, b"6", b"7", b"8")]
     begin, offsets = 2, []
     while begin < 9:
         sent = [batch for batch, last in zip(batches, (4, 5, 8), strict=True) if last >= begin]
         result, assigned = fetched(begin, *sent)                         # as if a pause had dropped what was fetched before
         for _ in range(2):
-            got = result.getall(most) if result.has_more() else []
-            assert most is None or len(got) <= most
+            runs = result.getall(None) if result.has_more() else []
+            got = parsed(runs)
+            assert sum(run.count for run in runs[:-1]) < most and sum(run.count for run in runs) == len(got)
             offsets += [record.offset for record in got]
             assert assigned.position == offsets[-1] + 1
         begin = assigned.position
     assert offsets == [2, 3, 4, 5, 6, 7, 8]
     result, assigned = fetched(2, *batches)
-    assert len(result.getall(1)) == 1
-    assigned.paused = True
-    assert result.getall(5_000) == [] and not result.has_more()
+    assert [record.offset for record in parsed(result.getall(None))][:3] == [2, 3, 4]
+    if result.has_more():
+        assigned.paused = True
+        assert result.getall(None) == [] and not result.has_more()
 
 
 def test_a_batch_that_a_seek_has_left_behind_gives_nothing() -> None:
     result, assigned = fetched(0, batch_of(0, b"a", b"b"))
     assigned.position = 5
-    assert result.getall(5_000) == []
+    assert result.getall(None) == []
 
 
 def test_a_fetcher_keeps_what_it_fetched_in_one_dictionary() -> None:
