@@ -361,7 +361,9 @@ class Cleaner:
             return False
         self._only_trades = plain.only_trades
         stamps = np.fromiter([record.timestamp for record in records], np.int64, len(records))
-        offsets = np.fromiter([record.offset for record in records], np.int64, len(records))
+        first, last = records[0].offset, records[-1].offset
+        unbroken = last - first == len(records) - 1
+        offsets = np.arange(first, last + 1) if unbroken else np.fromiter([record.offset for record in records], np.int64, len(records))
         held = self._holders(plain)
         if held is None:
             return False
@@ -433,11 +435,12 @@ class Cleaner:
         if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS or (times > heard + FUTURE_MS).any():
             return None
         begins = np.flatnonzero(np.diff(record, prepend=-1))
-        clock = np.maximum(np.maximum.accumulate(np.maximum.reduceat(times, begins)), source.clock)
+        single = len(begins) == len(times)
+        clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
         closed = np.maximum((clock - self.lateness_ms) // 1000 - 1, source.closed)
         before = np.concatenate([[source.closed], closed[:-1]])
         open_from = (before - self.revise_s + 1) * 1000
-        if (times < np.repeat(open_from, np.diff(begins, append=len(times)))).any():
+        if (times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times))))).any():
             return None
         at = np.flatnonzero(closed > before)
         told = zip(offsets[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
