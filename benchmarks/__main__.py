@@ -18,7 +18,7 @@ from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
 RESULTS = Path(__file__).with_name("results")
-COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "profile")
+COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "machines", "profile")
 
 
 def machine() -> dict[str, Any]:
@@ -76,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     one = add("workers", "CPU a tick of two workers against one")
     one.add_argument("--ticks", type=int, default=500_000)
     one.add_argument("--repeat", type=int, default=3)
+    one = commands.add_parser("machines", help="clean and aggregate alone, step by step, without a broker")
+    one.add_argument("--name", default="", help="of the files in benchmarks/results")
+    one.add_argument("--symbols", type=int, default=125, help="of one partition")
+    one.add_argument("--ticks", type=int, default=60_000)
+    one.add_argument("--repeat", type=int, default=5)
     one = add("profile", "where a worker's time goes")
     one.add_argument("--contender", default="line")
     one.add_argument("--ticks", type=int, default=300_000)
@@ -101,9 +106,9 @@ def main() -> int:
             text, data = run(options.broker, chosen(options.contenders), options.ticks, options.symbols, options.frames, options.repeat, options.timeout)
             write(name, text, data)
         else:
-            from benchmarks import studies
+            from benchmarks import machines, studies
 
-            text, data = getattr(studies, command)(options)
+            text, data = getattr(machines if command == "machines" else studies, command)(options)
             write(options.name or command, text, data)
     except (StockstreamError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

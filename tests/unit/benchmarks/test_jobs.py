@@ -13,8 +13,10 @@ from benchmarks.contenders import CONTENDERS, chosen
 from benchmarks.environments import BenchmarkError
 from benchmarks.load import THIN, columns, log_of
 from benchmarks.loop import Bars, Tick
+from benchmarks.machines import OneByOne, once, records_of
 from benchmarks.outputs import FIGURES, Rows, differences
 from benchmarks.processes import Host, Process, measure
+from stockstream.transforms.validation import Cleaner
 from tests.patience import PATIENCE_S
 
 SECONDS, SYMBOLS = 340, 4
@@ -129,3 +131,12 @@ def test_a_contender_that_fails_says_so(tmp_path: Any) -> None:
     process = Process([sys.executable, "-c", "raise SystemExit('no such thing')"], {}, tmp_path / "log")
     with pytest.raises(BenchmarkError, match="no such thing"):
         measure(process, lambda: 0.0, ends_itself=True, timeout_s=60, interval_s=0.02)
+
+
+@pytest.mark.parametrize("kind", [Cleaner, OneByOne])
+def test_the_machines_alone_take_every_tick_of_a_partitions_log(kind: type[Cleaner]) -> None:
+    records = records_of(20, 600)
+    assert len(records) == 600 and [record.offset for record in records] == list(range(600))
+    assert set(once(records, kind, 100)) == {"judge", "its frame", "read the frame", "windows", "their frame", "state"}
+    cleaner = kind(0, 8, lateness_ms=200, revise_s=30, log="x")
+    assert cleaner.chunk(records) == [] and cleaner.accepted == 600
