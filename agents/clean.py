@@ -182,9 +182,10 @@ class Cleaning(Stage[Cleaner]):
             tp = TP(self.topic, partition)
             if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
                 continue
+            polled = min(wall, app.reader.polled(tp))                    # by then the log had nothing newer
             for idle in core.idle():
                 second, at = self.told.get((partition, idle.source), (-1, 0.0))
-                if wall - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
+                if polled - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
                     continue
                 self.told[partition, idle.source] = idle.second, now
                 value = _encode(Punctuation(punctuate=idle.second, source=idle.source))

@@ -8,6 +8,7 @@ read and all that was produced is confirmed.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from stockstream import GC_THRESHOLDS
 
 BATCH = 20_000
 HEADERS = [("schema_version", b"1")]
@@ -355,6 +358,8 @@ def main() -> None:
     if chosen.site:
         sys.path.append(chosen.site)
     spare_pandas()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)                                     # as the worker does: by default its records would cost the loop a tenth more
     kafka = Kafka(chosen.servers, chosen.prefix + "ticks.raw", chosen.compression, embedded=chosen.embedded)
     if chosen.job == "full":
         full(kafka, chosen.prefix, chosen.models, chosen.archive, chosen.archive_max_bytes)

@@ -392,13 +392,25 @@ class Run:
     def __init__(self, batch: Any, begin: int) -> None:
         self._batch, self._begin = batch, begin
         self.offset: int = batch.next_offset - 1
-        self.count = max(1, self.offset + 1 - max(begin, batch.base_offset))
+        self.count = max(1, self.offset + 1 - max(begin, getattr(batch, "base_offset", begin)))       # batches of the old formats have none
         """Records at most."""
 
     def records(self) -> list[Any]:
         """Decompressed and parsed, once."""
         records = list(self._batch)
         return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
+
+
+class Passed:
+    """What the broker has passed behind the last record: markers of transactions, and what it has taken out."""
+
+    count = 0
+
+    def __init__(self, end: int) -> None:
+        self.offset = end - 1
+
+    def records(self) -> list[Any]:
+        return []
 
 
 class _Batch:
@@ -443,13 +455,13 @@ def _as_it_is(_: Any, run: Run) -> Run:
     return run
 
 
-def _take(result: FetchResult, max_records: None) -> list[Run]:
+def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
     """`FetchResult.getall` of runs: whole batches, until they hold MAX_CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
-    taken: list[Run] = []
-    count = 0
+    taken: list[Run | Passed] = []
+    count, through = 0, parsed.next_fetch_offset
     while count < MAX_CHUNK_RECORDS:
         run = next(parsed, None)
         if run is None:
@@ -457,6 +469,9 @@ def _take(result: FetchResult, max_records: None) -> list[Run]:
             break
         taken.append(run)
         count += run.count
+        through = run.offset + 1
+    if parsed.next_fetch_offset > through:
+        taken.append(Passed(parsed.next_fetch_offset))
     result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
     return taken
 
@@ -630,6 +645,8 @@ class Consumer(driver.Consumer):
         self._held_since: dict[TP, float] = {}
         self._delivered: dict[TP, list[int]] = defaultdict(list)
         self._begins: dict[TP, int] = {}
+        self._through: dict[TP, int] = {}
+        """The offset that follows all that came, what is no record included."""
         self.epoch = 0
         """Counts the assignments, for chunks of an earlier one that are still under way."""
         self._seeking = False
@@ -669,6 +686,7 @@ class Consumer(driver.Consumer):
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
         self._held.clear()
         self._held_since.clear()
+        self._through.clear()
         self._delivered.clear()
         self._acked.clear()
         self._acked_index.clear()
@@ -695,8 +713,8 @@ class Consumer(driver.Consumer):
         return await self.earliest_offsets(*partitions)
 
     def at_end(self, tp: TP) -> bool:
-        """Whether all that the log holds of this partition was delivered."""
-        expected = self.guard.expected.get(tp)
+        """Whether all that the log held of this partition when it was last asked (`polled`) was delivered."""
+        expected = max(self.guard.expected.get(tp) or 0, self._through.get(tp, 0))
         if self._held.get(tp) or not self.flow_active:
             return False
         try:
@@ -706,7 +724,13 @@ class Consumer(driver.Consumer):
         except Exception:  # noqa: BLE001  whatever aiokafka says of a partition that is not assigned just now
             return False
         end = stable if stable is not None and stable >= 0 else high
-        return end is not None and (expected or 0) >= end
+        return end is not None and expected >= end
+
+    def polled(self, tp: TP) -> int:
+        """When the broker last answered what it has of this partition (epoch ms, by the worker's clock); 0 where it never has."""
+        with contextlib.suppress(Exception):
+            return self._thread._ensure_consumer().last_poll_timestamp(TopicPartition(tp.topic, tp.partition)) or 0
+        return 0
 
     def lag(self, tp: TP) -> int:
         """Records not delivered yet; 0 where the end is not known."""
@@ -765,9 +789,10 @@ class Consumer(driver.Consumer):
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
                         continue                                         # read for the assignment before: the seek brings it again
+                    self._through[tp] = runs[-1].offset + 1
                     got = [record for run in runs for record in run.records()]
                     if not got:
-                        continue                                         # compaction has left nothing of it
+                        continue                                         # markers, or what compaction has emptied
                     if tp.topic in unguarded:
                         self.guard.expected[tp] = got[-1].offset + 1
                     else:
@@ -797,6 +822,7 @@ class Consumer(driver.Consumer):
         admitted, back = self.guard.admit(tp, records)
         if back is not None:
             logger.warning("%s[%d]: %d came where %d must: reading again", tp.topic, tp.partition, records[-1].offset, back)
+            self._through.pop(tp, None)
             await self._thread.call_thread(self._thread.seek_all, {tp: back})
         elif not admitted and records:
             high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))

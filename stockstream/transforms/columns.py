@@ -127,7 +127,7 @@ def read(records: Sequence[Record], *, only_trades: bool) -> Columns | None:
         if len(ends) != len(records) or not _OPENING[text[np.append(0, ends[:-1] + 1)]].all() or not _CLOSING[text[ends - 1]].all():
             return None
         items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
-    except (msgspec.MsgspecError, TypeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, RecursionError):
         return None
     if len(items) != len(records):
         return None

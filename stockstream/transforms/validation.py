@@ -182,6 +182,8 @@ _decode_tick = msgspec.json.Decoder(Tick | list[Tick]).decode
 _decode_one = msgspec.json.Decoder(Tick).decode
 _decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_punctuation = msgspec.json.Decoder(Punctuation).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises: for a text that is not UTF-8 an error of Python's, not one of its own."""
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -251,9 +253,9 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
-def _reason(error: msgspec.MsgspecError) -> tuple[str, str]:
+def _reason(error: Exception) -> tuple[str, str]:
     """The rejection's (reason, detail) for what the decoder said."""
-    text = str(error)
+    text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
     if not isinstance(error, msgspec.ValidationError):
         return "invalid_json", text
     at = text.partition(" - at `$")[2].rstrip("`")
@@ -325,7 +327,7 @@ class Cleaner:
         for record in records:
             try:
                 item = _decode_tick(record.value)  # type: ignore[arg-type]
-            except (msgspec.MsgspecError, TypeError, RecursionError):
+            except (*_UNREADABLE, TypeError):
                 item = self._salvage(record, rejections)
             if type(item) is Tick:
                 offset, ts = record.offset, record.timestamp
@@ -645,24 +647,22 @@ class Cleaner:
                 if not value.lstrip().startswith(b"[") and b'"symbol"' not in value:
                     rejections.append(self._reject(_reason(error), record.offset, 0, value))
                     return None
-            except msgspec.MsgspecError:
+            except _UNREADABLE:
                 pass                                                     # said below, as of any record
         try:
             texts = _decode_raw(value)
-        except (msgspec.MsgspecError, RecursionError):
+        except _UNREADABLE:
             try:
                 _decode_tick(value)
-            except msgspec.MsgspecError as error:
+            except _UNREADABLE as error:
                 rejections.append(self._reject(_reason(error), record.offset, 0, value))
-            except RecursionError:
-                rejections.append(self._reject(("invalid_json", "nested too deeply"), record.offset, 0, value))
             return None
         several: list[tuple[int, Any]] = []
         for index, text in enumerate(texts):
             try:
                 several.append((index, _decode_one(text)))
-            except (msgspec.MsgspecError, RecursionError) as error:
-                several.append((index, _reason(error) if isinstance(error, msgspec.MsgspecError) else ("invalid_json", "nested too deeply")))
+            except _UNREADABLE as error:
+                several.append((index, _reason(error)))
         return several
 
     def _reject(self, fault: tuple[str, str], offset: int, index: int, value: bytes | None) -> Rejection:

@@ -566,7 +566,7 @@ class SeekingThread:
 
 def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) -> tuple[Consumer, SeekingThread]:
     read, thread = consumer([]), SeekingThread()
-    read.guard, read._held, read._held_since, read._begins, read.epoch, read._seeking = Guard(), {}, {}, {}, 0, False
+    read.guard, read._held, read._held_since, read._begins, read._through, read.epoch, read._seeking = Guard(), {}, {}, {}, {P: 4}, 0, False
     read._thread = thread  # type: ignore[assignment]
     read._active_partitions, read._paused_partitions = set(), set()
     read.app = SimpleNamespace(
@@ -585,7 +585,7 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     read.guard.probed[P] = 17
     await read.perform_seek()
     assert thread.sought == read.guard.expected == read._begins == {P: 17, TP("ticks.raw", 4): 104}
-    assert not read.guard.probed
+    assert not read.guard.probed and not read._through
     assert (read.epoch, read._seeking) == (1, False)
     assert read.pace.partitions == {P.partition, 4}
 
@@ -624,7 +624,11 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
 
 def runs_of(records: list[Any]) -> list[Any]:
     """As a fetch brings them: in batches, here of two."""
-    return [SimpleNamespace(count=len(some), records=partial(list, some)) for some in (records[at : at + 2] for at in range(0, len(records), 2))]
+    parts = (records[at : at + 2] for at in range(0, len(records), 2))
+    return [SimpleNamespace(offset=some[-1].offset, count=len(some), records=partial(list, some)) for some in parts]
+
+
+whole = runs_of
 
 
 class Reading:
@@ -642,6 +646,7 @@ class Reading:
         self._stopped, self.flow_active, self._seeking, self.epoch = asyncio.Event(), True, False, 1
         self._held: dict[TP, Any] = {}
         self._held_since: dict[TP, float] = {}
+        self._through: dict[TP, int] = {}
         self.guard = Guard()
         self.pace = Pace(200)
         self.delivered: list[tuple[TP, list[int]]] = []
@@ -683,11 +688,47 @@ async def test_ticks_are_gathered_but_not_while_seconds_close() -> None:
     assert reading.delivered == [(TP("windows", 0), [1]), (P, [5, 6, 7]), (P, [8])]
 
 
-async def test_what_compaction_has_emptied_is_no_chunk() -> None:
-    reading = Reading({P: []}, {P: records(5)})
+async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a log that ends with a transaction's marker would never be read to its end, and a quiet source's last second never closed."""
+    reading = Reading({P: records(5)}, {P: []})
     reading.app.should_stop = True
+    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), transport.Passed(8)])
     await reading.run()
-    assert reading.delivered == [(P, [5])]
+    assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 6} and reading._through == {P: 8}
+
+
+class Log:
+    """What aiokafka knows of a partition's end."""
+
+    def __init__(self, end: int, at: int) -> None:
+        self.end, self.at = end, at
+
+    def last_stable_offset(self, partition: Any) -> int:
+        return self.end
+
+    highwater = last_stable_offset
+
+    def last_poll_timestamp(self, partition: Any) -> int | None:
+        return self.at or None
+
+
+@pytest.mark.parametrize(("end", "expected", "through", "ended"), [(8, 8, 0, True), (8, 7, 0, False), (8, 7, 8, True), (9, 7, 8, False), (0, None, 0, True)])
+def test_a_log_is_read_to_its_end_where_nothing_is_left_but_markers(end: int, expected: int | None, through: int, ended: bool) -> None:
+    read = consumer([])
+    read.guard, read._held, read._through = Guard(), {}, {P: through} if through else {}
+    read.guard.expected[P] = expected
+    read._thread = SimpleNamespace(_ensure_consumer=lambda: Log(end, 5_000))  # type: ignore[assignment]
+    assert read.at_end(P) is ended and read.polled(P) == 5_000
+    read._held[P] = records(7)
+    assert not read.at_end(P)
+
+
+def test_a_partition_that_the_broker_was_never_asked_for_was_never_polled() -> None:
+    read = consumer([])
+    read._thread = SimpleNamespace(_ensure_consumer=lambda: Log(0, 0))  # type: ignore[assignment]
+    assert read.polled(P) == 0
+    read._thread = SimpleNamespace()  # type: ignore[assignment]
+    assert read.polled(P) == 0
 
 
 async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

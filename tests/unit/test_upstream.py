@@ -127,10 +127,10 @@ def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
 # -- records as parsed ------------------------------------------------------
 
 
-def batch_of(first: int, *values: bytes) -> bytes:
+def batch_of(first: int, *values: bytes, key: bytes = b"k") -> bytes:
     builder = DefaultRecordBatchBuilder(magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=10_000)
     for number, value in enumerate(values):
-        builder.append(number, timestamp=1_000 + first + number, key=b"k", value=value, headers=[("hops", b"[1]")])
+        builder.append(number, timestamp=1_000 + first + number, key=key, value=value, headers=[("hops", b"[1]")])
     data = bytearray(builder.build())
     data[:8] = first.to_bytes(8, "big")
     return bytes(data)
@@ -179,6 +179,33 @@ def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
         (offset, 1_000 + offset, 0, b"k", value, [("hops", b"[1]")]) for offset, value in ((0, b"a"), (1, b"b"), (7, b"c"))
     ]
     assert not any(isinstance(record, aiokafka.ConsumerRecord) for record in got), "they are copied again: reading costs more"
+
+
+def marker(at: int) -> bytes:
+    """A control batch: the end of a transaction."""
+    data = bytearray(batch_of(at, b"\0\0\0\0\0\0", key=b"\0\0\0\1"))
+    data[21:23] = (0x30).to_bytes(2, "big")                               # transactional, control
+    return bytes(data)
+
+
+def test_what_the_broker_passes_behind_the_last_record_is_told() -> None:
+    result, assigned = fetched(0, batch_of(0, b"a"), marker(1))
+    runs = result.getall(None)
+    assert [(run.offset, run.count) for run in runs] == [(0, 1), (1, 0)] and [record.offset for record in parsed(runs)] == [0]
+    assert assigned.position == 2 and not result.has_more()
+    result, assigned = fetched(1, marker(1))
+    assert [(run.offset, run.count) for run in result.getall(None)] == [(1, 0)] and assigned.position == 2
+
+
+def test_batches_of_the_old_formats_have_no_first_offset() -> None:
+    batch: Any = SimpleNamespace(next_offset=7)
+    assert (transport.Run(batch, 4).offset, transport.Run(batch, 4).count) == (6, 3)
+
+
+def test_the_broker_is_asked_for_each_partition_also_where_it_has_nothing() -> None:
+    """`transport.Consumer.polled` is the time of the last answer."""
+    answer = source(Fetcher._proc_fetch_request)
+    assert in_order(answer, "tp_state.highwater = highwater", "tp_state.lso = ", "tp_state.timestamp = now_ms", "if records.has_next():")
 
 
 def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:

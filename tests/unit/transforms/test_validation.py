@@ -156,6 +156,34 @@ def test_long_texts_are_judged_alike_whether_the_symbol_is_known_or_not() -> Non
         assert (rejected, accepted) == ([(at + 1, 0, "out_of_range")], [(at, 0), (at + 2, 0)])
 
 
+NO_UTF8 = [
+    tick(exchange="B?rse").replace(b"?", b"\xf6"), tick(symbol="A?").replace(b"?", b"\xf6"), tick(source="?").replace(b"?", b"\xf0\x9f\x98"),
+    tick(condition="?").replace(b"?", b"\xff"), tick(session="?").replace(b"?", b"\xc3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("several", [1, 2, 60])
+@pytest.mark.parametrize("bad", [*NO_UTF8, b'{"punctuate":%d,"source":"B\xf6rse"}' % (NOW // 1000 - 9)])
+def test_a_text_that_is_not_utf8_is_rejected_and_its_neighbours_go_on(bad: bytes, several: int) -> None:
+    """msgspec raises no error of its own for it: the worker would leave, and at the same record again and again."""
+    core = cleaner()
+    judge(tick(), b'{"punctuate":%d}' % (NOW // 1000 - 9), of=core)
+    rejected, accepted = judge(*[tick()] * several, bad, tick(), of=core)
+    assert rejected == [(several + 2, 0, "invalid_json")] and len(accepted) == several + 1
+    assert [(r.value, r.value_base64) for r in core.chunk([RawRecord(core.expect, NOW, bad)])] == [(None, base64.b64encode(bad).decode())]
+
+
+@pytest.mark.parametrize("bad", NO_UTF8)
+def test_a_frame_with_a_text_that_is_not_utf8_loses_only_that_tick(bad: bytes) -> None:
+    core = cleaner()
+    frame = b"[" + b",".join([tick(), bad, tick(price=12)]) + b"]"
+    assert judge(tick(), frame, of=core) == ([(1, 1, "invalid_json")], [(0, 0), (1, 0), (1, 2)])
+
+
+def test_a_field_that_nobody_reads_may_hold_anything() -> None:
+    assert judge(tick(), tick(note="?").replace(b"?", b"\xf6")) == ([], [(0, 0), (1, 0)])
+
+
 @pytest.mark.parametrize("bad", [b'{"symbol":1}', b"5", b'"x"', tick(price=-2), tick(price="1"), tick(size=5, price=None)])
 def test_a_frame_with_one_bad_tick_loses_only_that(bad: bytes) -> None:
     core = cleaner()
