@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition
+from faust.types import TP
 
 import agents.clean
 from agents.clean import stage
 from stockstream.app import app
 from stockstream.errors import StateError
+from stockstream.transforms.validation import Idle
 from stockstream.transport import Chunk
 
 
@@ -135,3 +137,34 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
     core.chunk, core.accepted, core.due = take, 0, False
     await stage.chunk(Chunk("ticks.raw", 3, records, 0, 7))
     assert fed == records, "7 and 8 are a hole in the log"
+
+
+@pytest.mark.parametrize(
+    ("wall", "polled", "at_end", "expect", "closes"),
+    [
+        (5_000, 4_900, True, 12, True), (5_000, 4_000, True, 12, True), (5_000, 3_999, True, 12, False), (3_999, 9_000, True, 12, False),
+        (5_000, 0, True, 12, False), (5_000, 4_900, False, 12, False), (5_000, 4_900, True, 11, False),
+    ],
+    ids=["quiet", "just long enough", "not asked since", "not long enough", "never asked", "more is there", "not all judged"],
+)  # fmt: skip
+async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
+    wall: int, polled: int, at_end: bool, expect: int, closes: bool, cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that could not read for a while knows of no quiet: its last second would close early."""
+    sent: list[Any] = []
+
+    async def submit(core: Any, partition: int, sends: Any = (), records: Any = ()) -> None:
+        sent.extend(message for out in sends for message in out.messages)
+
+    cores[3] = SimpleNamespace(expect=expect, waiting=0, idle=lambda: [Idle("s", 2, 3_000)])
+    tp = TP(stage.topic, 3)
+    reader = SimpleNamespace(guard=SimpleNamespace(expected={tp: 12}), at_end=lambda of: at_end, polled=lambda of: polled)
+    monkeypatch.setattr(type(app), "reader", reader)
+    for name, value in {"pipes": {3: None}, "saved": {3: 99}, "told": {}, "submit": submit}.items():
+        monkeypatch.setattr(stage, name, value)
+    monkeypatch.setattr(agents.clean, "now_ms", lambda: wall)
+    assert agents.clean.settings.idle_ms == 1_000
+    await stage.timer()
+    assert [message.value for message in sent] == ([b'{"punctuate":2,"source":"s"}'] if closes else [])
+    await stage.timer()
+    assert len(sent) == closes, "told once in two seconds"
