@@ -359,7 +359,7 @@ def main() -> None:
         sys.path.append(chosen.site)
     spare_pandas()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)                                     # as the worker does: by default its records would cost the loop a tenth more
+    gc.set_threshold(*GC_THRESHOLDS)                                     # as the worker does
     kafka = Kafka(chosen.servers, chosen.prefix + "ticks.raw", chosen.compression, embedded=chosen.embedded)
     if chosen.job == "full":
         full(kafka, chosen.prefix, chosen.models, chosen.archive, chosen.archive_max_bytes)
