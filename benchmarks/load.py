@@ -47,6 +47,11 @@ class Log:
         return [f"S{number:05d}" for number in range(self.symbols)]
 
 
+def text_of(symbol: str, event_time: int, price: float, size: int) -> str:
+    """A tick as producers write it."""
+    return f'{{"symbol":"{symbol}","event_time":{event_time},"price":{price},"size":{size},"source":"{SOURCE}"}}'
+
+
 def log_of(topic: str, ticks: int, symbols: int = 1_000, frames: int = 0, thin_s: int = 0) -> Log:
     """A log that ends about a minute ago: `thin_s` thin seconds and then `ticks` ticks. Raises `BenchmarkError` where it would have no whole second."""
     if ticks < 3 * symbols:
@@ -104,7 +109,7 @@ def publish(servers: str, log: Log, *, embedded: bool) -> int:
     last = 0
     for numbers, times, prices, sizes in columns(log):
         for number, at, price, size in zip(numbers.tolist(), times.tolist(), prices.tolist(), sizes.tolist(), strict=True):
-            text = f'{{"symbol":"{names[number]}","event_time":{at},"price":{price},"size":{size},"source":"{SOURCE}"}}'
+            text = text_of(names[number], at, price, size)
             home = homes[number]
             if not log.frames:
                 send(home, keys[number], text, at + AHEAD_MS)

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from benchmarks.load import SOURCE, columns, log_of
+from benchmarks.load import AHEAD_MS, PARTITIONS, columns, log_of, text_of
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Frame, decode, encode_within
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
 
-PARTITIONS = 8
 T = TypeVar("T")
 
 
@@ -44,7 +43,7 @@ def records_of(symbols: int, ticks: int) -> list[RawRecord]:
     homes = (f"S{number:06d}" for number in range(PARTITIONS * symbols * 2))
     names = [name for name in homes if home_partition(name, PARTITIONS) == 0][:symbols]
     return [
-        RawRecord(offset, at + 20, f'{{"symbol":"{names[number]}","event_time":{at},"price":{price},"size":{size},"source":"{SOURCE}"}}'.encode())
+        RawRecord(offset, at + AHEAD_MS, text_of(names[number], at, price, size).encode())
         for offset, (number, at, price, size) in enumerate(
             tick for second in columns(log) for tick in zip(*(column.tolist() for column in second), strict=True)
         )

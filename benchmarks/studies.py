@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.brokers import Broker, broker
 from benchmarks.contenders import CONTENDERS, FAUST, Contender, Place, line_environment
 from benchmarks.environments import ROOT, BenchmarkError, cache, confluent, site_of
-from benchmarks.load import SOURCE, Log
+from benchmarks.load import Log, text_of
 from benchmarks.outputs import Reader
 from benchmarks.processes import Host, Process, cpu_of, measure, peak_mb
 from benchmarks.run import PREFIX, clear, loaded, once, say, told
@@ -93,7 +93,7 @@ class Feed(threading.Thread):
                     self._producer.poll(0)
                     time.sleep(ahead / 1000)
                 self.late_ms = max(self.late_ms, -ahead)
-                value = f'{{"symbol":"{name}","event_time":{event_time},"price":{cents[number] / 100},"size":{sizes[number]},"source":"{SOURCE}"}}'
+                value = text_of(name, event_time, cents[number] / 100, sizes[number])
                 self._produce(value, key, partition, confirmed(time.time() * 1000))
         self._producer.flush(30)
 

@@ -118,19 +118,30 @@ class Columns:
         return pa.RecordBatch.from_arrays([columns.get(column.name, pa.nulls(count, column.type)) for column in TICKS_SCHEMA], schema=TICKS_SCHEMA)
 
 
-def read(records: Sequence[Record], *, only_trades: bool) -> Columns | None:
-    """The ticks of records (two at least), which must all be plain; None where one is not. With `only_trades` none may have more than a trade has."""
+def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
+    """The ticks of records (two at least), which must all be plain; None where one is not.
+
+    With `trades_first` they are tried as trades and nothing more before they are tried as any plain ticks, which take longer; without it the other way round.
+    """
     try:
         lines = b"\n".join([*[record.value for record in records], b""])  # type: ignore[list-item]
-        text = np.frombuffer(lines, np.uint8)
-        ends = np.flatnonzero(text == LINE_FEED)
-        if len(ends) != len(records) or not _OPENING[text[np.append(0, ends[:-1] + 1)]].all() or not _CLOSING[text[ends - 1]].all():
-            return None
-        items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, RecursionError):
+    except TypeError:
+        return None                                                      # a record without a value
+    text = np.frombuffer(lines, np.uint8)
+    ends = np.flatnonzero(text == LINE_FEED)
+    if len(ends) != len(records) or not _OPENING[text[np.append(0, ends[:-1] + 1)]].all() or not _CLOSING[text[ends - 1]].all():
         return None
-    if len(items) != len(records):
-        return None
+    for only_trades in (trades_first, not trades_first):
+        try:
+            items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        return _flat(items, only_trades=only_trades) if len(items) == len(records) else None
+    return None
+
+
+def _flat(items: list[Any], *, only_trades: bool) -> Columns | None:
+    """The columns of ticks and frames of them, one item a record; None where a frame is empty."""
     ticks, record = items, np.arange(len(items))
     if list in set(map(type, items)):
         frames = [item if type(item) is list else [item] for item in items]

@@ -358,7 +358,7 @@ class Cleaner:
 
         The same verdicts in half the time: a test holds both to each other.
         """
-        plain = read(records, only_trades=self._only_trades) or read(records, only_trades=not self._only_trades)
+        plain = read(records, trades_first=self._only_trades)
         if plain is None:
             return False
         self._only_trades = plain.only_trades
