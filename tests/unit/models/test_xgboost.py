@@ -42,6 +42,14 @@ def test_shapes_and_ranges(model: XGBoostModel) -> None:
     assert model.predict(matrix[:0])[0].shape == (0, 2)
 
 
+def test_the_forest_says_what_each_booster_says(model: XGBoostModel) -> None:
+    matrix, returns = sample(1_000, seed=8)
+    several = XGBoostModel("m", "v", "", (model.heads[0], train_head(60, matrix, 3e-5 - returns, rounds=20)))
+    apart = [b.inplace_predict(matrix, predict_type="margin", validate_features=False) for head in several.heads for b in (head.returns, head.up)]
+    np.testing.assert_allclose(several.forest.margins(matrix), np.column_stack(apart), rtol=0, atol=2e-6)
+    assert all(np.abs(np.corrcoef(apart[0], other)[0, 1]) < 0.999 for other in apart[1:])
+
+
 def test_files_bring_the_same_model_back(model: XGBoostModel) -> None:
     matrix, _ = sample(300, seed=7)
     again = xgboost.load("m", "v", features.feature_hash(), model.files())
