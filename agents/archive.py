@@ -14,10 +14,12 @@ from stockstream.errors import FrameError
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transforms.frames import decode
-from stockstream.transport import Chunk
+from stockstream.transport import SEND_TURNS, Chunk, turns
 from stockstream.worker import metrics, status
 
 REPORT_S = 1.0
+TOGETHER = 250
+"""Raw records of a partition that go to the archive at once; fewer wait up to REPORT_S: a chunk costs the same whatever it brings."""
 settings = app.settings
 
 
@@ -29,6 +31,8 @@ class Archiving:
         self.owned: set[int] = set()
         self.begun: set[int] = set()
         """Partitions of which a chunk has come since they were assigned: a hole that the transport found before the next one is none of ours to look for."""
+        self.waiting: dict[int, tuple[list[Any], int | None]] = {}
+        """By partition: records that follow each other, and the offset from which on Kafka holds nothing else; None where nobody vouches for that."""
         app.parts.append(self)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
@@ -37,6 +41,7 @@ class Archiving:
         if self.archive is None:
             self.archive = Archive(settings, open_store(settings.archive), KafkaRaw(settings), KafkaClean(settings))
             status.archive_positions = self.archive.progress
+        await self.hand_over()
         now = set(partitions.get(settings.topic("ticks.raw"), []))
         for partition in self.owned - now:
             self.archive.revoke(partition)
@@ -49,15 +54,36 @@ class Archiving:
     async def release(self, timeout_s: float) -> None:
         """At the end what is held is written; in a rebalance it stays, for most partitions do."""
         if app.should_stop and self.archive is not None:
+            await self.hand_over()
             await self.archive.close()
             self.archive = None
 
     async def raw(self, chunk: Chunk) -> None:
-        if self._takes(chunk) and self.archive is not None:
-            # what a chunk of an assignment before vouched for, the seek may have left behind
-            begin = chunk.begin if chunk.partition in self.begun and chunk.begin >= 0 else None
-            self.begun.add(chunk.partition)
-            await self.archive.add_raw(chunk.partition, chunk.records, begin)
+        if not self._takes(chunk):
+            return
+        partition = chunk.partition
+        # what a chunk of an assignment before vouched for, the seek may have left behind
+        begin = chunk.begin if partition in self.begun and chunk.begin >= 0 else None
+        self.begun.add(partition)
+        records, since = self.waiting.pop(partition, ([], begin))
+        if records and chunk.begin != records[-1].offset + 1:
+            await self._add(partition, records, since)
+            records, since = [], begin
+        records = records + chunk.records
+        if len(records) >= TOGETHER:
+            await self._add(partition, records, since)
+        else:
+            self.waiting[partition] = records, since
+
+    async def hand_over(self) -> None:
+        """Gives the archive all that waits to be more."""
+        waiting, self.waiting = self.waiting, {}
+        for partition, (records, since) in waiting.items():
+            await self._add(partition, records, since)
+
+    async def _add(self, partition: int, records: list[Any], since: int | None) -> None:
+        if self.archive is not None:
+            await self.archive.add_raw(partition, records, since)
 
     def _takes(self, chunk: Chunk) -> bool:
         return chunk.epoch == app.reader.epoch and chunk.partition in self.owned
@@ -88,14 +114,16 @@ async def archive_raw(stream: Any) -> None:
 async def archive_clean(stream: Any) -> None:
     """Verdicts, as they come."""
     async for chunk in stream:
+        await turns(SEND_TURNS)                                          # others wait for what they make of it, nobody for us
         await stage.clean(chunk)
 
 
 @app.task
 async def archive_report() -> None:
-    """Keeps the metric of how far the archive is."""
+    """Hands over what waits, and keeps the metric of how far the archive is."""
     while not app.should_stop:
         await asyncio.sleep(REPORT_S)
+        await stage.hand_over()
         if stage.archive is not None:
             for of in stage.archive.progress():
                 metrics.archive_offset(of["partition"], of["offset"])

@@ -9,7 +9,7 @@ import msgspec
 from stockstream import topics
 from stockstream.app import app
 from stockstream.transforms.rules import Detector
-from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, metrics, resume_of
 from tables import detect as table
 from tables.state import Stage
@@ -20,6 +20,8 @@ _encode = msgspec.json.Encoder().encode
 
 class Detection(Stage[Detector]):
     """The cores of `detect`."""
+
+    turns_before = SEND_TURNS                                            # `score` reads the same frames, and there is more to wait for behind it
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), Detector.restore, resume_of, Detector.needs)

@@ -16,7 +16,7 @@ from stockstream.broker import topic_ends
 from stockstream.errors import ModelError
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
-from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_of, metrics, now_ms, resume_of, status
 from tables import score as table
 from tables.state import Stage
@@ -38,6 +38,8 @@ class _Told:
 
 class Scoring(Stage[Scorer]):
     """The cores of `score`, and the champion model that new closings are scored with."""
+
+    turns_after = SEND_TURNS
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), self._from_records, resume_of, Scorer.needs)

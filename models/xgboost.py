@@ -54,7 +54,9 @@ class Forest:
             tree["id"] = number
         learner = models[0]["learner"]
         learner["objective"] = {"name": "reg:squarederror", "reg_loss_param": {"scale_pos_weight": "1"}}
-        learner["learner_model_param"] |= {"num_target": str(len(models)), "base_score": _no_base_score(learner["learner_model_param"]["base_score"], len(models))}
+        param = learner["learner_model_param"]
+        # one number for all outputs, or since 3.1 one for each
+        param |= {"num_target": str(len(models)), "base_score": json.dumps([0.0] * len(models)) if param["base_score"].startswith("[") else "0E0"}
         grown = learner["gradient_booster"]["model"]
         grown |= {"trees": trees, "tree_info": outputs, "iteration_indptr": [0, len(trees)]}
         grown["gbtree_model_param"]["num_trees"] = str(len(trees))
@@ -176,11 +178,6 @@ def _booster(data: bytes) -> xgb.Booster:
         raise ValueError(f"not a booster: {str(error).splitlines()[0]}") from None
     booster.set_param({"nthread": 1})
     return booster
-
-
-def _no_base_score(like: str, outputs: int) -> str:
-    """XGBoost keeps one number for all outputs, or since 3.1 one for each."""
-    return json.dumps([0.0] * outputs) if like.startswith("[") else "0E0"
 
 
 def _predict(booster: xgb.Booster, matrix: Matrix) -> Any:

@@ -49,6 +49,8 @@ CLOSING_MS = 100
 CLOSING_PACE_S = 0.003
 """Pause while ticks are due that close a second: within CLOSING_MS, until each partition has closed one."""
 CLOSED_S = 0.5
+COMPANY_S = 0.005
+"""Pause after frames have arrived: those of other partitions are on their way."""
 SMALL_FETCH = 500
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
@@ -57,6 +59,7 @@ ZSTD_LEVEL = -1
 """Takes 0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes: measured on a log's frames, predictions and outcomes."""
 HOLES_KEPT = 1_000
 """A transactional producer leaves one with every transaction: only the newest are told and asked for."""
+SEND_TURNS = 6
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
 
@@ -119,6 +122,12 @@ class ChunkSchema(faust.Schema[Any, Any]):
 
     def loads_value(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
         return message.value
+
+
+async def turns(count: int) -> None:
+    """Lets all else that is ready run so many times. To produce takes about SEND_TURNS: pipe, sender, request, and the answer to the request before."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 # -- the fence --------------------------------------------------------------
@@ -582,8 +591,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
 
 class Pace:
-    """How long reading pauses after a fetch, which costs the same whatever it brings: long while nobody waits, briefly while a second is due to close, and not
-    at all where frames have arrived at the broker that an agent here waits for.
+    """How long reading pauses after a fetch, which costs the same whatever it brings: long while nobody waits, briefly while a second is due to close, and
+    COMPANY_S where frames have arrived at the broker that an agent here waits for.
 
     Args:
         lateness_ms: how long after its end a second closes.
@@ -631,6 +640,7 @@ class Pace:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._arrived.wait()
+                await asyncio.sleep(COMPANY_S)
 
 
 class Consumer(driver.Consumer):
@@ -768,6 +778,7 @@ class Consumer(driver.Consumer):
     async def _drain_messages(self, fetcher: Any) -> None:
         gather_s = self.app.settings.gather_ms / 1000
         raw = self.app.settings.topic("ticks.raw")
+        last = {self.app.settings.topic("ticks.clean"): 1, raw: 2}
         unguarded = {self.app.settings.topic("watchlist")}
         held, since = self._held, self._held_since
         try:
@@ -784,7 +795,7 @@ class Consumer(driver.Consumer):
                     await self.sleep(0)
                     continue
                 count, epoch = 0, self.epoch
-                for tp, runs in sorted((fetched or {}).items(), key=lambda item: item[0].topic == raw):     # frames first: somebody waits for them
+                for tp, runs in sorted((fetched or {}).items(), key=lambda item: last.get(item[0].topic, 0)):     # somebody waits for what has come furthest
                     count += sum(run.count for run in runs)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
@@ -846,7 +857,18 @@ class Consumer(driver.Consumer):
             Chunk(tp.topic, tp.partition, records, self.epoch, begin), None, None, None, tp,  # type: ignore[arg-type]
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
-        await self.wait_first(self.callback(message), self.suspend_flow.wait())
+        if self._room_for(tp):
+            await self.callback(message)                                 # at once: two tasks to watch over it would cost more than all else here
+        else:
+            await self.wait_first(self.callback(message), self.suspend_flow.wait())
+
+    def _room_for(self, tp: TP) -> bool:
+        """Whether nothing that Faust does on the way to the agents' queues would wait (transport/conductor.py)."""
+        conductor = self.app.topics
+        return (
+            self.flow_active and self.app.flow_control.is_active() and not conductor._tp_to_callback_lock.locked()
+            and not any(channel.queue.full() for channel in conductor._tp_index.get(tp, ()))
+        )  # fmt: skip
 
 
 def compress_quickly() -> None:

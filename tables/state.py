@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import aiokafka
 import faust
@@ -17,7 +17,7 @@ from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
 from stockstream.errors import FencedError
 from stockstream.transforms.changelog import OPEN, ChangelogIndex, Range, subtract
-from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
+from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe, turns
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,11 @@ class Stage(Generic[Core]):
         needs: tells from the records at the changelog's end which others are needed.
     """
 
+    turns_before: ClassVar[int] = 0
+    """Turns of the event loop that others get before each chunk: what can wait lets pass what cannot."""
+    turns_after: ClassVar[int] = 0
+    """Turns that others get after each chunk, where what it brought should be on its way before the next is worked on."""
+
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core],
         position: Callable[[Core], int | None], needs: Needs,
@@ -181,7 +186,9 @@ class Stage(Generic[Core]):
         """
         async for chunk in stream:
             try:
+                await turns(self.turns_before)
                 await self.chunk(chunk)
+                await turns(self.turns_after)
             except FencedError:
                 return
             except Exception as error:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
-from stockstream.transforms.frames import Frame, empty
+from stockstream.transforms.frames import Frame, bounds_of_runs, empty, numbers
 
 WINDOW_S = 300
 RESTORE_S = 601
@@ -51,6 +51,7 @@ Ints = NDArray[np.int64]
 
 _STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
 """What ticks say of a second: the fields of a bucket, in this order."""
+_QUOTES = ("bid", "ask", "bid_size", "ask_size")
 _SUMMED = ("notional", "log_return", "price")
 _HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
 _TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
@@ -80,14 +81,13 @@ class _Ticks:
     second: Ints
     price: Floats
     size: Ints
-    bid: Floats
-    ask: Floats
-    bid_size: Floats
-    ask_size: Floats
     offset: Ints
+    quotes: dict[str, Floats]
+    """Columns of `_QUOTES` that any tick has."""
 
     def take(self, which: slice | NDArray[np.bool_]) -> _Ticks:
-        return _Ticks(*(getattr(self, name)[which] for name in self.__slots__))
+        quotes = {name: column[which] for name, column in self.quotes.items()}
+        return _Ticks(self.symbol[which], self.second[which], self.price[which], self.size[which], self.offset[which], quotes)
 
 
 def _is_head(key: bytes) -> bool:
@@ -130,6 +130,18 @@ def _some_at_once(rows: slice | Ints) -> list[slice | Ints]:
 def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
     """What each return adds to the squares of deviations from the mean, with the sum and count of those before it (Welford, 1962)."""
     return np.square(change - before / np.maximum(count, 1)) * (count / (count + 1))
+
+
+def _nullable(columns: Mapping[str, Floats]) -> dict[str, pa.Array]:
+    """As Arrow arrays of one length, NaN as null."""
+    known = ~np.isnan(np.array(list(columns.values())))
+    count = known.shape[1]
+    bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
+    return {
+        name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
+        if some else pa.nulls(count, pa.float64())
+        for (name, array), row, some in zip(columns.items(), bits, found, strict=True)
+    }  # fmt: skip
 
 
 class _Cells:
@@ -318,9 +330,8 @@ class _Ring:
 
     def add(self, ticks: _Ticks) -> None:
         """Adds ticks to their seconds, one after the other in log order."""
-        runs = np.flatnonzero(np.diff(ticks.second, prepend=_NEVER))
-        for second, offset in zip(ticks.second[runs].tolist(), ticks.offset[runs].tolist(), strict=True):
-            self.unsaved.setdefault(second, offset)
+        for first in bounds_of_runs(ticks.second)[:-1]:
+            self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
         own, past = self.own, self.past
         cell, before = own.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
         at, price, size = cell, ticks.price, ticks.size
@@ -337,11 +348,9 @@ class _Ring:
         unopened = np.isnan(opened[at])
         opened[at[unopened][::-1]] = price[unopened][::-1]
         own.flat("close")[at] = price
-        for name in ("bid", "ask", "bid_size", "ask_size"):
-            values: Floats = getattr(ticks, name)
+        for name, values in ticks.quotes.items():
             told = ~np.isnan(values)
-            if told.any():
-                own.flat(name)[cell[told]] = values[told]
+            own.flat(name)[cell[told]] = values[told]
 
     # -- closings -----------------------------------------------------------
 
@@ -577,8 +586,8 @@ class Rows:
             "quality": _QUALITY.take(pa.array(values["seconds_5m"] < WINDOW_S, pa.uint8())),
             "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),
         }
-        for name, array in values.items():
-            columns[name] = pa.array(array, mask=np.isnan(array) if array.dtype.kind == "f" else None)
+        columns |= {name: pa.array(array) for name, array in values.items() if array.dtype.kind != "f"}
+        columns |= _nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if parts[0].source != parts[-1].source:
             batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))
@@ -658,7 +667,8 @@ class Windows:
         if not rows.num_rows:
             return {}
         names = rows.column("source").dictionary_encode()
-        floats = {name: rows.column(name).to_numpy(zero_copy_only=False) for name in ("price", "bid", "ask", "bid_size", "ask_size")}
+        price = numbers(rows, "price")
+        quotes = {name: numbers(rows, name) for name in _QUOTES if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
         symbols = rows.column("symbol").dictionary_encode()
@@ -675,8 +685,8 @@ class Windows:
             used = np.flatnonzero(np.bincount(present, minlength=len(table)))
             rows_of = np.full(len(table), -1, np.int64)
             rows_of[used] = ring.know([table[i] for i in used.tolist()])
-            out[source] = _Ticks(rows_of[present], seconds[mine], floats["price"][mine], sizes[mine], floats["bid"][mine], floats["ask"][mine],
-                                 floats["bid_size"][mine], floats["ask_size"][mine], offsets[mine])  # fmt: skip
+            told = {name: column[mine] for name, column in quotes.items()}
+            out[source] = _Ticks(rows_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], told)
         return out
 
     def _source(self, name: str, ticks: _Ticks | None, closings: list[Closing], out: Rows) -> None:
@@ -748,7 +758,10 @@ class Windows:
                 steps.append((begin, [closing]))
             begin = end
         for at, step in steps:
-            which = slice(at, int(offsets.searchsorted(step[-1].offset, "right")))
+            end = int(offsets.searchsorted(step[-1].offset, "right"))
+            if step is steps[-1][1] and not any_late:
+                begin = end = len(offsets)                               # what comes after the last closing waits for the next: it may go with the rest
+            which = slice(at, end)
             self._step(ring, name, (ticks.take(which), late[which]), step, out)
         if begin < len(offsets):
             self._add(ring, ticks.take(slice(begin, len(offsets))), late[begin:])
@@ -779,10 +792,11 @@ class Windows:
         send = last.offset > self.sent
         fresh: _Ticks | None = None
         if ticks is not None:
-            late = ticks[1]
+            fresh, late = ticks
             if late.any():
-                self._add(ring, ticks[0].take(late), late[late])
-            fresh = ring.uncounted(ticks[0].take(~late))
+                self._add(ring, fresh.take(late), late[late])
+                fresh = fresh.take(~late)
+            fresh = ring.uncounted(fresh)
         if ring.closed == _NEVER:
             ring.cover(first, first)
             ring.settle(first)
@@ -796,6 +810,9 @@ class Windows:
             ring.changed.clear()
         ends, numbers = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted = max(ring.counted, last.offset)
+        if fresh is not None and not ring.waiting and last.second - ring.closed <= FAR_S:
+            self._add_fresh(ring, fresh, _NEVER, None)                   # later seconds are not looked at before they close
+            fresh = None
         after = first
         for begin, end in self._spans(ring, fresh, first, last.second):
             ring.skip_to(begin - 1)

@@ -793,6 +793,7 @@ async def pauses(pace: Pace, count: int = 3) -> bool:
 
 async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "PACE_S", 60)
+    monkeypatch.setattr(transport, "COMPANY_S", 0)
     at_ms(monkeypatch, 11_200)
     pace = Pace(200)
     assert await pauses(pace)
@@ -801,6 +802,19 @@ async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.Monk
     assert await pauses(pace)
     pace.fetching()
     assert not await pauses(pace, transport.SMALL_FETCH) and not await pauses(pace, 0)
+
+
+async def test_frames_that_have_arrived_are_given_a_moment_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    pace = Pace(200)
+    pace.arrived()
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await pace.after(3)
+    assert slept == [transport.COMPANY_S] and 0 < transport.COMPANY_S < transport.PACE_S
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
@@ -34,6 +35,7 @@ from faust.agents.agent import Agent
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport import consumer as faust_consumer
+from faust.transport.conductor import Conductor, ConductorCompiler
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.services import ServiceTask
@@ -95,28 +97,54 @@ def test_the_loops_own_names_are_there() -> None:
     assert all(f"self.{name} = " in built for name in ("suspend_flow", "_acked", "_acked_index"))
 
 
-async def test_a_chunk_fits_into_a_message_of_faust() -> None:
-    """`transport.Consumer._deliver` gives its arguments by position."""
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_chunk_fits_into_a_message_of_faust(room: bool) -> None:
+    """`transport.Consumer._deliver` gives its arguments by position. Where there is room it goes without a watch over a suspension."""
     got: list[Any] = []
 
     async def callback(message: Any) -> None:
         got.append(message)
 
+    watched: list[Any] = []
+
     async def wait_first(*waits: Any) -> None:
-        await waits[0]
+        watched.append(await waits[0])
         waits[1].close()
 
     tp = TP("ticks.raw", 3)
     read: Any = SimpleNamespace(
         _delivered=defaultdict(list), _begins={tp: 38}, epoch=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback, wait_first=wait_first,
-        suspend_flow=asyncio.Event(),
+        suspend_flow=asyncio.Event(), _room_for=lambda tp: room,
     )  # fmt: skip
     record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
     await transport.Consumer._deliver_chunk(read, tp, [SimpleNamespace(offset=40), record])
     [message] = got
     assert (message.topic, message.partition, message.offset, message.tp, message.generation_id) == ("ticks.raw", 3, 41, tp, 7)
     assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4, 38)
-    assert read._begins == {tp: 42}
+    assert read._begins == {tp: 42} and len(watched) == (not room)
+
+
+async def test_there_is_room_where_nothing_would_wait() -> None:
+    """`transport.Consumer._room_for` asks for all that `Conductor.on_message` waits for; Faust's own producer buffer stays empty."""
+    assert all(f"self.{name} = " in source(Conductor.__init__) for name in ("_tp_index", "_tp_to_callback_lock"))
+    waits = re.findall(r"await ([\w.]+)\(", source(ConductorCompiler.build))
+    assert waits[:5] == ["acquire_flow_control", "wait_until_producer_ebb", "chan.decode", "chan.decode", "asyncio.wait"]
+    tp, queue, flow = TP("ticks.raw", 3), asyncio.Queue[int](1), transport.Flow()
+    topics = SimpleNamespace(_tp_to_callback_lock=asyncio.Lock(), _tp_index={tp: [SimpleNamespace(queue=queue)]})
+    read: Any = SimpleNamespace(flow_active=True, app=SimpleNamespace(topics=topics, flow_control=flow))
+    found = []
+    flow.suspend()
+    found.append(transport.Consumer._room_for(read, tp))
+    flow.resume()
+    found.append(transport.Consumer._room_for(read, tp))
+    async with topics._tp_to_callback_lock:
+        found.append(transport.Consumer._room_for(read, tp))
+    queue.put_nowait(1)
+    found.append(transport.Consumer._room_for(read, tp))
+    queue.get_nowait()
+    read.flow_active = False
+    found.append(transport.Consumer._room_for(read, tp))
+    assert found == [False, True, False, False, False]
 
 
 def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:

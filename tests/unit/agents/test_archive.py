@@ -1,0 +1,99 @@
+"""What the archive's agent hands over, and when, with a fake archive: no Kafka, no store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+import agents.archive
+from agents.archive import TOGETHER, stage
+from stockstream.app import app
+from stockstream.transport import Chunk
+
+RAW = app.settings.topic("ticks.raw")
+
+
+class Record(NamedTuple):
+    offset: int
+
+
+class Taken:
+    """Stands for `Archive`: notes what it is given, and when it loses or ends."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    async def add_raw(self, partition: int, records: list[Record], start: int | None) -> None:
+        self.told.append((partition, [record.offset for record in records], start))
+
+    def assign(self, partition: int) -> None: ...
+
+    def revoke(self, partition: int) -> None:
+        self.told.append(("revoked", partition))
+
+    async def close(self) -> None:
+        self.told.append("closed")
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
+    """A fake in place of the archive, with partitions 3 and 4 of this worker."""
+    taken = Taken()
+    monkeypatch.setattr(agents.archive, "settings", app.settings.model_copy(update={"archive": "file:///nowhere"}))
+    monkeypatch.setattr(type(app), "reader", SimpleNamespace(epoch=1))
+    for name, value in {"archive": taken, "owned": {3, 4}, "begun": {3, 4}, "waiting": {}}.items():
+        monkeypatch.setattr(stage, name, value)
+    yield taken
+
+
+def chunk(partition: int, begin: int, *offsets: int, epoch: int = 1) -> Chunk:
+    return Chunk(RAW, partition, [Record(offset) for offset in offsets], epoch, begin)
+
+
+async def test_small_chunks_wait_to_be_more(archive: Taken) -> None:
+    await stage.raw(chunk(3, 10, 10, 11))
+    await stage.raw(chunk(4, 5, 6))
+    await stage.raw(chunk(3, 12, 12, 14))
+    assert archive.told == []
+    await stage.hand_over()
+    assert sorted(archive.told) == [(3, [10, 11, 12, 14], 10), (4, [6], 5)]
+    await stage.hand_over()
+    assert len(archive.told) == 2
+
+
+async def test_a_large_chunk_goes_at_once_with_what_waits(archive: Taken) -> None:
+    await stage.raw(chunk(3, 10, 10))
+    await stage.raw(chunk(3, 11, *range(11, 10 + TOGETHER)))
+    assert archive.told == [(3, list(range(10, 10 + TOGETHER)), 10)] and stage.waiting == {}
+
+
+async def test_what_does_not_follow_is_not_vouched_for_together(archive: Taken) -> None:
+    await stage.raw(chunk(3, 10, 10))
+    await stage.raw(chunk(3, -1, 20))
+    await stage.raw(chunk(3, 30, 30))
+    await stage.hand_over()
+    assert archive.told == [(3, [10], 10), (3, [20], None), (3, [30], 30)]
+
+
+async def test_nobody_vouches_for_what_was_before_the_first_chunk_of_an_assignment(archive: Taken) -> None:
+    await stage.assign({RAW: [3]})
+    await stage.raw(chunk(3, 10, 10))
+    await stage.raw(chunk(3, 11, 11))
+    await stage.hand_over()
+    assert archive.told == [("revoked", 4), (3, [10, 11], None)]
+
+
+async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends(archive: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stage.raw(chunk(3, 10, 10))
+    await stage.raw(chunk(4, 5, 5))
+    await stage.raw(chunk(4, 6, 6, epoch=0))
+    assert await stage.assign({RAW: [3]}) == {}
+    await stage.raw(chunk(4, 6, 6))
+    await stage.raw(chunk(3, 11, 11))
+    monkeypatch.setattr(type(app), "should_stop", True)
+    await stage.release(0.0)
+    assert archive.told == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
+
