@@ -859,6 +859,8 @@ class Consumer(driver.Consumer):
         )  # fmt: skip
         if self._room_for(tp):
             await self.callback(message)                                 # at once: two tasks to watch over it would cost more than all else here
+            if len(records) >= SMALL_FETCH:
+                await turns(SEND_TURNS)                                  # worked on while it is near the processor, before the next is parsed
         else:
             await self.wait_first(self.callback(message), self.suspend_flow.wait())
 

@@ -70,10 +70,13 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
 
     Rows must have an ascending `offset` column.
     """
-    data = encode(frame)
-    if len(data) <= limit or frame.rows.num_rows <= 1:
-        yield data
-        return
+    size = frame.rows.nbytes                                             # about the message's: no time goes into one that is too large
+    if size <= limit or frame.rows.num_rows <= 1:
+        data = encode(frame)
+        size = len(data)
+        if size <= limit or frame.rows.num_rows <= 1:
+            yield data
+            return
     offsets = frame.rows.column("offset").to_numpy()
     middle = int(offsets[len(offsets) // 2])
     cut = middle if middle > offsets[0] else int(offsets[-1])       # the first offset of the second half
@@ -84,11 +87,11 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
         yield from encode_within(before, limit)
         yield from encode_within(after, limit)
         return
-    parts = 2 + len(data) // limit
-    size = -(-frame.rows.num_rows // parts)
-    parts = -(-frame.rows.num_rows // size)
+    parts = 2 + size // limit
+    count = -(-frame.rows.num_rows // parts)
+    parts = -(-frame.rows.num_rows // count)
     for part in range(parts):
-        yield encode(replace(frame, rows=frame.rows.slice(part * size, size), part=part, parts=parts))
+        yield encode(replace(frame, rows=frame.rows.slice(part * count, count), part=part, parts=parts))
 
 
 class Assembler:

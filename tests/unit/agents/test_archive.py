@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -39,14 +38,14 @@ class Taken:
 
 
 @pytest.fixture
-def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
+def archive(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """A fake in place of the archive, with partitions 3 and 4 of this worker."""
     taken = Taken()
     monkeypatch.setattr(agents.archive, "settings", app.settings.model_copy(update={"archive": "file:///nowhere"}))
     monkeypatch.setattr(type(app), "reader", SimpleNamespace(epoch=1))
     for name, value in {"archive": taken, "owned": {3, 4}, "begun": {3, 4}, "waiting": {}}.items():
         monkeypatch.setattr(stage, name, value)
-    yield taken
+    return taken
 
 
 def chunk(partition: int, begin: int, *offsets: int, epoch: int = 1) -> Chunk:
