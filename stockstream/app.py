@@ -28,7 +28,7 @@ from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topic
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import MAX_CHUNK_RECORDS, Consumer, Fence, Flow, Outgoing, Producer, Sender, Transport, exit_now, watchdog
+from stockstream.transport import Consumer, Fence, Flow, Outgoing, Producer, Sender, Transport, exit_now, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,6 @@ def create_app(settings: Settings) -> App:
         broker_rebalance_timeout=session + 2,
         broker_request_timeout=session + 3,
         broker_commit_interval=1.0,
-        broker_max_poll_records=MAX_CHUNK_RECORDS,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=262_144,        # of a partition: what a backlog's chunk becomes is a hundred times as much (performance.md, memory)
         consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
