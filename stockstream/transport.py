@@ -867,9 +867,10 @@ class Consumer(driver.Consumer):
     def _room_for(self, tp: TP) -> bool:
         """Whether nothing that Faust does on the way to the agents' queues would wait (transport/conductor.py)."""
         conductor = self.app.topics
+        channels = conductor._tp_index.get(tp)
         return (
-            self.flow_active and self.app.flow_control.is_active() and not conductor._tp_to_callback_lock.locked()
-            and not any(channel.queue.full() for channel in conductor._tp_index.get(tp, ()))
+            bool(channels) and self.flow_active and self.app.flow_control.is_active() and not conductor._tp_to_callback_lock.locked()
+            and not any(channel.queue.full() for channel in channels)
         )  # fmt: skip
 
 

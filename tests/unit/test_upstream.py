@@ -144,7 +144,9 @@ async def test_there_is_room_where_nothing_would_wait() -> None:
     queue.get_nowait()
     read.flow_active = False
     found.append(transport.Consumer._room_for(read, tp))
-    assert found == [False, True, False, False, False]
+    read.flow_active = True
+    found += [transport.Consumer._room_for(read, of) for of in (tp, TP("ticks.raw", 4))]
+    assert found == [False, True, False, False, False, True, False]
 
 
 def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
