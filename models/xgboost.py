@@ -46,7 +46,9 @@ class Forest:
     """The trees of several boosters as one booster with an output for each, in one call: much of a call's cost is the same whatever the rows."""
 
     def __init__(self, boosters: Sequence[xgb.Booster]) -> None:
-        """Boosters of one kind (trees, the same features); raises `ValueError` or `KeyError` where they are not."""
+        """Boosters of one kind (trees, the same features), one at least; raises `ValueError` or `KeyError` where they are not."""
+        if not boosters:
+            raise ValueError("a model without boosters")
         models = [json.loads(booster.save_raw("json")) for booster in boosters]
         trees = [tree for model in models for tree in model["learner"]["gradient_booster"]["model"]["trees"]]
         outputs = [number for number, model in enumerate(models) for _ in model["learner"]["gradient_booster"]["model"]["trees"]]

@@ -63,6 +63,8 @@ def test_files_of_something_else_are_refused(model: XGBoostModel) -> None:
         xgboost.load("m", "v", "h", files | {"up_10s.ubj": b"{garbage"})
     with pytest.raises(KeyError):
         xgboost.load("m", "v", "h", {"heads.json": files["heads.json"]})
+    with pytest.raises(ValueError, match="without boosters"):
+        xgboost.load("m", "v", "h", {"heads.json": b"[]"})
     assert [item["horizon_s"] for item in json.loads(files["heads.json"])] == [10, 60]
 
 
