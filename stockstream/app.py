@@ -24,7 +24,7 @@ from faust.tables import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
 
-from stockstream.broker import MAX_BATCH_BYTES, PRODUCER_LINGER_MS, ensure_topics
+from stockstream.broker import MAX_BATCH_BYTES, ensure_topics
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
@@ -211,7 +211,7 @@ def create_app(settings: Settings) -> App:
         consumer_max_fetch_size=262_144,        # of a partition: what a backlog's chunk becomes is a hundred times as much (performance.md, memory)
         consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
         producer_acks=-1,
-        producer_linger=PRODUCER_LINGER_MS / 1000,
+        producer_linger=0.0,                    # a frame is a message, and somebody waits for it: 1 ms is as long as the work that comes between
         producer_max_batch_size=MAX_BATCH_BYTES,
         producer_max_request_size=MAX_BATCH_BYTES + 65_536,
         producer_compression_type=None if settings.compression == "none" else settings.compression,

@@ -50,7 +50,9 @@ CLOSING_PACE_S = 0.003
 """Pause while ticks are due that close a second: within CLOSING_MS, until each partition has closed one."""
 CLOSED_S = 0.5
 COMPANY_S = 0.005
-"""Pause after frames have arrived: those of other partitions are on their way."""
+"""Pause after frames have arrived, but in a backlog: those of other partitions are on their way."""
+BACKLOG_S = 3.0
+"""So long after a large fetch a worker counts as catching up: the full line takes two seconds over what one fetch can bring of eight partitions."""
 SMALL_FETCH = 500
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
@@ -602,6 +604,8 @@ class Pace:
         self._lateness_ms = lateness_ms
         self._arrived = asyncio.Event()
         self._closed: dict[int, float] = {}
+        self._backlog = -BACKLOG_S
+        """When a fetch last brought many records."""
         self.partitions: set[int] = set()
         """Of `ticks.raw`, those that are read."""
 
@@ -611,6 +615,11 @@ class Pace:
 
     def _open(self, partition: int) -> bool:
         return time.monotonic() - self._closed.get(partition, -CLOSED_S) >= CLOSED_S
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether a fetch has brought many records within the last BACKLOG_S."""
+        return time.monotonic() - self._backlog < BACKLOG_S
 
     def awaited(self, partition: int, timestamp: int) -> bool:
         """Whether ticks of a partition that arrived then (epoch ms) should go to `clean` at once: they may close a second that has not closed yet."""
@@ -631,6 +640,8 @@ class Pace:
     async def after(self, count: int) -> None:
         """Pauses after so many records have come; where none have, waiting for them was the pause."""
         if not count or count >= SMALL_FETCH:
+            if count:
+                self._backlog = time.monotonic()
             await asyncio.sleep(0)
             return
         since = self._since_due(time.time_ns() // 1_000_000)
@@ -640,7 +651,8 @@ class Pace:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._arrived.wait()
-                await asyncio.sleep(COMPANY_S)
+                if not self.catching_up:
+                    await asyncio.sleep(COMPANY_S)
 
 
 class Consumer(driver.Consumer):

@@ -186,9 +186,9 @@ class Stage(Generic[Core]):
         """
         async for chunk in stream:
             try:
-                await turns(self.turns_before)
+                await self._turns(self.turns_before)
                 await self.chunk(chunk)
-                await turns(self.turns_after)
+                await self._turns(self.turns_after)
             except FencedError:
                 return
             except Exception as error:
@@ -196,6 +196,11 @@ class Stage(Generic[Core]):
                 with contextlib.suppress(FencedError):
                     self.app.fence.leave(f"{self.table.name}: {type(error).__name__}: {error}")
                 return
+
+    async def _turns(self, count: int) -> None:
+        """Lets others pass, but in a backlog: there it only keeps work from who has most of it."""
+        if count and not self.app.reader.pace.catching_up:
+            await turns(count)
 
     async def submit(
         self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (),

@@ -304,3 +304,16 @@ async def test_a_better_head_on_the_way_names_more(monkeypatch: pytest.MonkeyPat
 async def test_an_end_that_names_nothing_leads_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
     assert len((await read(monkeypatch, consumer, 0, needs=lambda records: None))[0]) == 1_000
+
+
+@pytest.mark.parametrize(("count", "catching_up", "expected"), [(6, False, [6]), (6, True, []), (0, False, [])])
+async def test_others_pass_only_where_nothing_is_to_be_caught_up(count: int, catching_up: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    async def turns(count: int) -> None:
+        given.append(count)
+
+    monkeypatch.setattr("tables.state.turns", turns)
+    stage: Any = SimpleNamespace(app=SimpleNamespace(reader=SimpleNamespace(pace=SimpleNamespace(catching_up=catching_up))))
+    await Stage._turns(stage, count)
+    assert given == expected

@@ -815,6 +815,9 @@ async def test_frames_that_have_arrived_are_given_a_moment_for_others(monkeypatc
     monkeypatch.setattr(asyncio, "sleep", sleep)
     await pace.after(3)
     assert slept == [transport.COMPANY_S] and 0 < transport.COMPANY_S < transport.PACE_S
+    await pace.after(transport.SMALL_FETCH)
+    await pace.after(3)
+    assert slept == [transport.COMPANY_S, 0], "in a backlog there is company enough"
 
 
 @pytest.mark.parametrize(
