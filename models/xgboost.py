@@ -50,8 +50,9 @@ class Forest:
         if not boosters:
             raise ValueError("a model without boosters")
         models = [json.loads(booster.save_raw("json")) for booster in boosters]
-        trees = [tree for model in models for tree in model["learner"]["gradient_booster"]["model"]["trees"]]
-        outputs = [number for number, model in enumerate(models) for _ in model["learner"]["gradient_booster"]["model"]["trees"]]
+        grown = [model["learner"]["gradient_booster"]["model"] for model in models]
+        trees = [tree for one in grown for tree in one["trees"]]
+        outputs = [number for number, one in enumerate(grown) for _ in one["trees"]]
         for number, tree in enumerate(trees):
             tree["id"] = number
         learner = models[0]["learner"]
@@ -59,9 +60,8 @@ class Forest:
         param = learner["learner_model_param"]
         # one number for all outputs, or since 3.1 one for each
         param |= {"num_target": str(len(models)), "base_score": json.dumps([0.0] * len(models)) if param["base_score"].startswith("[") else "0E0"}
-        grown = learner["gradient_booster"]["model"]
-        grown |= {"trees": trees, "tree_info": outputs, "iteration_indptr": [0, len(trees)]}
-        grown["gbtree_model_param"]["num_trees"] = str(len(trees))
+        grown[0] |= {"trees": trees, "tree_info": outputs, "iteration_indptr": [0, len(trees)]}
+        grown[0]["gbtree_model_param"]["num_trees"] = str(len(trees))
         self._booster = _booster(json.dumps(models[0]).encode())
         unknown = np.full((1, boosters[0].num_features()), np.nan, np.float32)
         self._base = np.array([_predict(booster, unknown)[0] for booster in boosters], np.float64)

@@ -70,11 +70,12 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
 
     Rows must have an ascending `offset` column.
     """
+    indivisible = frame.rows.num_rows <= 1
     size = frame.rows.nbytes                                             # about the message's: no time goes into one that is too large
-    if size <= limit or frame.rows.num_rows <= 1:
+    if indivisible or size <= limit:
         data = encode(frame)
         size = len(data)
-        if size <= limit or frame.rows.num_rows <= 1:
+        if indivisible or size <= limit:
             yield data
             return
     offsets = frame.rows.column("offset").to_numpy()

@@ -780,7 +780,11 @@ class Windows:
         late = late & (ticks.second > ring.closed - ring.revise_s)       # read again after a restart, of long ago: its revision was sent
         if late.any():
             ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
-        ticks = ring.uncounted(ticks)
+        Windows._put(ring, ring.uncounted(ticks))
+
+    @staticmethod
+    def _put(ring: _Ring, ticks: _Ticks) -> None:
+        """Adds ticks where there is room for them by then, behind what is stored of their seconds."""
         if len(ticks.second):
             ring.cover(int(ticks.second.min()), int(ticks.second.max()))
             ring.settle(int(ticks.second.max()))
@@ -808,10 +812,10 @@ class Windows:
             if send:
                 self._emit(ring, name, rows, seconds, np.full(len(rows), last.offset), True, out)
             ring.changed.clear()
-        ends, numbers = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
+        ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted = max(ring.counted, last.offset)
         if fresh is not None and not ring.waiting and last.second - ring.closed <= FAR_S:
-            self._add_fresh(ring, fresh, _NEVER, None)                   # later seconds are not looked at before they close
+            self._put(ring, fresh)                                       # later seconds are not looked at before they close
             fresh = None
         after = first
         for begin, end in self._spans(ring, fresh, first, last.second):
@@ -823,7 +827,7 @@ class Windows:
             ring.close(end)
             if send:
                 rows, seconds = ring.cells_between(after, end)
-                self._emit(ring, name, rows, seconds, numbers[ends.searchsorted(seconds, "left")], False, out)
+                self._emit(ring, name, rows, seconds, offsets[ends.searchsorted(seconds, "left")], False, out)
             self._save(ring, name, end, last.offset)
             after = end
         ring.skip_to(last.second)
@@ -840,15 +844,7 @@ class Windows:
         which = ticks.second > after
         if end is not None:
             which &= ticks.second <= end
-        if which.all():
-            part = ticks
-        else:
-            part = ticks.take(which)
-        if len(part.second):
-            ring.cover(int(part.second.min()), int(part.second.max()))
-            if ring.waiting:
-                ring.settle(int(part.second.max()))
-            ring.add(part)
+        Windows._put(ring, ticks if which.all() else ticks.take(which))
 
     @staticmethod
     def _spans(ring: _Ring, ticks: _Ticks | None, after: int, second: int) -> list[tuple[int, int]]:

@@ -95,4 +95,3 @@ async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends
     monkeypatch.setattr(type(app), "should_stop", True)
     await stage.release(0.0)
     assert archive.told == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
-
