@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from stockstream import topics
 from stockstream.app import app
 from stockstream.transforms.frames import Frame, encode_within
-from stockstream.transforms.windows import Rows, Windows
+from stockstream.transforms.windows import Part, Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, resume_of
 from tables import aggregate as table
@@ -57,7 +56,7 @@ class Aggregation(Stage[Windows]):
             sent = now_ms()
             hops = hops_of(record)
             messages += [Message(None, data, hops_header(*hops, sent)) for data in encode_within(self._frame(core, rows, batch))]
-            latest += self._latest(batch)
+            latest += self._latest(rows, partition)
             await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
             metrics.rows("windows", batch.num_rows)
             if len(hops) == 2:
@@ -71,19 +70,11 @@ class Aggregation(Stage[Windows]):
     def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:
         return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch)
 
-    def _latest(self, batch: pa.RecordBatch) -> list[Message]:
+    def _latest(self, rows: Rows, partition: int) -> list[Message]:
         """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
-        if not batch.num_rows:
-            return []
-        names = batch.column("symbol").dictionary_encode()
-        priced = np.flatnonzero(~np.isnan(batch.column("price").to_numpy(zero_copy_only=False)))
-        newest = np.full(len(names.dictionary), -1, np.int64)
-        newest[names.indices.to_numpy()[priced]] = priced                # of several the last stays
-        rows = newest[newest >= 0]
-        symbols = names.dictionary.filter(pa.array(newest >= 0)).to_pylist()
-        sources, seconds = batch.column("source").take(pa.array(rows)).to_pylist(), batch.column("second").to_numpy()[rows].tolist()
-        due = []
-        for symbol, at, source, second in zip(symbols, rows.tolist(), sources, seconds, strict=True):
+        due: dict[int, tuple[Part, list[int]]] = {}
+        for symbol, (part, row) in rows.newest().items():
+            source, second = part.source, int(part.values["second"][row])
             before, told = self.told.get(symbol, ("", 0))
             if source != before:
                 # told at once, and then not in the same second as all the others that are heard since
@@ -92,11 +83,8 @@ class Aggregation(Stage[Windows]):
                 self.told[symbol] = source, second
             else:
                 continue
-            due.append((symbol, at))
-        if not due:
-            return []
-        faces = batch.take(pa.array([at for _, at in due])).to_pylist()
-        return [Message(symbol.encode(), _encode(row)) for (symbol, _), row in zip(due, faces, strict=True)]
+            due.setdefault(id(part), (part, []))[1].append(row)
+        return [Message(row.symbol.encode(), _encode(row)) for part, places in due.values() for row in part.told(places, partition)]
 
 
 stage = Aggregation()

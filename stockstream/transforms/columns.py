@@ -21,7 +21,9 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from stockstream import compiled
 from stockstream.records import TICKS_SCHEMA
+from stockstream.transforms.frames import spread
 from stockstream.transforms.ranges import MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TEXT, MAX_TIME, MIN_PRICE
 
 LINE_FEED = 10
@@ -85,6 +87,10 @@ _decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode_lines
 class Columns:
     """Plain ticks in the order of the log: arrays of one value a tick, unless said otherwise."""
 
+    offset: Ints
+    """Of each record."""
+    timestamp: Ints
+    """Of each record."""
     symbols: list[str]
     """The different ones."""
     symbol: Ints
@@ -103,17 +109,23 @@ class Columns:
     """Columns of TICKS_SCHEMA as they are sent; what is missing is null."""
 
     @property
+    def alone(self) -> bool:
+        """Whether each record is one tick."""
+        return len(self.record) == len(self.offset)
+
+    @property
     def only_trades(self) -> bool:
         return not self.columns.keys() & set(EXTRAS)
 
-    def batch(self, offsets: Ints) -> pa.RecordBatch:
-        """The ticks as TICKS_SCHEMA; `offsets` are those of the records."""
-        count = len(self.record)
-        index = np.arange(count)
-        index -= np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), index, 0))
+    def batch(self) -> pa.RecordBatch:
+        """The ticks as TICKS_SCHEMA."""
+        count, offset = len(self.record), self.offset
+        index = np.zeros(count, np.int32)
+        if not self.alone:
+            offset, place = offset[self.record], np.arange(count)
+            index[:] = place - np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), place, 0))
         columns = self.columns | {
-            "event_time": pa.array(self.event_time), "size": pa.array(self.size),
-            "offset": pa.array(offsets[self.record]), "index": pa.array(index, pa.int32()),
+            "event_time": pa.array(self.event_time), "size": pa.array(self.size), "offset": pa.array(offset), "index": pa.array(index),
         }  # fmt: skip
         return pa.RecordBatch.from_arrays([columns.get(column.name, pa.nulls(count, column.type)) for column in TICKS_SCHEMA], schema=TICKS_SCHEMA)
 
@@ -123,6 +135,30 @@ def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
 
     With `trades_first` they are tried as trades and nothing more before they are tried as any plain ticks, which take longer; without it the other way round.
     """
+    found = compiled.ticks.read(records) if compiled.ticks is not None and isinstance(records, list) else None
+    return _of_compiled(*found) if found is not None else _decoded(records, trades_first=trades_first)
+
+
+def _of_compiled(
+    offset: Ints, timestamp: Ints, symbols: list[str], record: Ints, symbol: Ints, event_time: Ints, size: Ints, price: NDArray[np.float64], seq: Ints | None,
+    sources: list[str], source: Ints | None, more: dict[str, Any],
+) -> Columns:  # fmt: skip
+    """What `_ticks.read` gives, as columns."""
+    columns = {
+        "symbol": spread(symbols, symbol),
+        "source": spread(sources, np.zeros(len(record), np.int64) if source is None else source),
+        "price": pa.array(price, from_pandas=True),
+    }
+    for name, values in more.items():
+        if isinstance(values, tuple):
+            texts, which = values
+            columns[name] = pa.array(texts, pa.string()).take(pa.array(which, mask=which < 0))
+        else:
+            columns[name] = pa.array(values, from_pandas=True)
+    return Columns(offset, timestamp, symbols, symbol, sources, source, record, event_time, size, seq, columns)
+
+
+def _decoded(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
     try:
         lines = b"\n".join([*[record.value for record in records], b""])  # type: ignore[list-item]
     except TypeError:
@@ -136,11 +172,11 @@ def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
             items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-        return _flat(items, only_trades=only_trades) if len(items) == len(records) else None
+        return _flat(records, items, only_trades=only_trades) if len(items) == len(records) else None
     return None
 
 
-def _flat(items: list[Any], *, only_trades: bool) -> Columns | None:
+def _flat(records: Sequence[Record], items: list[Any], *, only_trades: bool) -> Columns | None:
     """The columns of ticks and frames of them, one item a record; None where a frame is empty."""
     ticks, record = items, np.arange(len(items))
     if list in set(map(type, items)):
@@ -149,10 +185,10 @@ def _flat(items: list[Any], *, only_trades: bool) -> Columns | None:
         if 0 in counts:
             return None
         ticks, record = list(chain.from_iterable(frames)), np.repeat(record, counts)
-    return _columns(ticks, record, only_trades=only_trades)
+    return _columns(records, ticks, record, only_trades=only_trades)
 
 
-def _columns(ticks: list[Any], record: Ints, *, only_trades: bool) -> Columns | None:
+def _columns(records: Sequence[Record], ticks: list[Any], record: Ints, *, only_trades: bool) -> Columns | None:
     count = len(ticks)
     size, price = _ints([tick.size for tick in ticks]), pa.array([tick.price for tick in ticks], pa.float64())
     if price.null_count and size[price.is_null().to_numpy(zero_copy_only=False)].any():
@@ -177,6 +213,7 @@ def _columns(ticks: list[Any], record: Ints, *, only_trades: bool) -> Columns | 
         extras = {name: pa.array([getattr(tick, name) for tick in ticks], TICKS_SCHEMA.field(name).type) for name in EXTRAS}
         columns |= {name: column for name, column in extras.items() if column.null_count < count}
     return Columns(
+        _ints([record.offset for record in records]), _ints([record.timestamp for record in records]),
         symbols.dictionary.to_pylist(), symbols.indices.to_numpy().astype(np.int64), names, source, record, _ints([tick.event_time for tick in ticks]), size,
         None if unnumbered else _ints(numbers), columns,
     )  # fmt: skip

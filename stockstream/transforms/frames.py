@@ -7,7 +7,7 @@ Frames of one log tile it: `from` is the `through` of the frame before plus one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stockstream import compiled
 from stockstream.errors import FrameError
 from stockstream.records import Closing
 
@@ -71,7 +72,7 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
     Rows must have an ascending `offset` column.
     """
     indivisible = frame.rows.num_rows <= 1
-    size = frame.rows.nbytes                                             # about the message's: no time goes into one that is too large
+    size = 8 * frame.rows.num_rows * frame.rows.num_columns              # about: no time goes into one that is too large
     if indivisible or size <= limit:
         data = encode(frame)
         size = len(data)
@@ -88,7 +89,7 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
         yield from encode_within(before, limit)
         yield from encode_within(after, limit)
         return
-    parts = 2 + size // limit
+    parts = 2 + frame.rows.nbytes // limit
     count = -(-frame.rows.num_rows // parts)
     parts = -(-frame.rows.num_rows // count)
     for part in range(parts):
@@ -131,6 +132,42 @@ def bounds_of_runs(*columns: NDArray[Any]) -> list[int]:
         return []
     changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return [0, *(np.flatnonzero(changes) + 1).tolist(), len(columns[0])]
+
+
+def coded(column: pa.StringArray) -> tuple[list[str], NDArray[np.int64]]:
+    """The different texts of a column without nulls, in the order of their first appearance, and which of them each row has."""
+    if compiled.ticks is None:
+        encoded = column.dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    _, offsets, data = column.buffers()
+    begin = column.offset
+    found: tuple[list[str], NDArray[np.int64]] = compiled.ticks.coded(
+        np.frombuffer(offsets, np.int32)[begin : begin + len(column) + 1], np.frombuffer(data or b"", np.uint8)
+    )
+    return found
+
+
+def spread(texts: list[str], which: NDArray[np.int64]) -> pa.StringArray:
+    """A column that has in each row the text of this number."""
+    if compiled.ticks is None:
+        return pa.array(texts, pa.string()).take(pa.array(which))
+    return pa.StringArray.from_buffers(len(which), *map(pa.py_buffer, compiled.ticks.spread(texts, which)))
+
+
+def nullable(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, pa.Array]:
+    """As Arrow arrays of one length, NaN as null."""
+    arrays, count = list(columns.values()), len(next(iter(columns.values())))
+    if compiled.ring is None:
+        known = ~np.isnan(np.array(arrays))
+        bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
+    else:
+        bits = np.zeros((len(arrays), -(-count // 8)), np.uint8)
+        found = [compiled.ring.known(array, row) for array, row in zip(arrays, bits, strict=True)]
+    return {
+        name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
+        if some else pa.nulls(count, pa.float64())
+        for (name, array), row, some in zip(columns.items(), bits, found, strict=True)
+    }  # fmt: skip
 
 
 def empty(schema: pa.Schema) -> pa.RecordBatch:

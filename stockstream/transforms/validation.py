@@ -20,7 +20,7 @@ from msgspec import UNSET
 
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
-from stockstream.transforms.columns import Columns, Ints, Record, read
+from stockstream.transforms.columns import Columns, Record, read
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import (
@@ -362,21 +362,17 @@ class Cleaner:
         if plain is None:
             return False
         self._only_trades = plain.only_trades
-        stamps = np.fromiter([record.timestamp for record in records], np.int64, len(records))
-        first, last = records[0].offset, records[-1].offset
-        unbroken = last - first == len(records) - 1
-        offsets = np.arange(first, last + 1) if unbroken else np.fromiter([record.offset for record in records], np.int64, len(records))
         held = self._holders(plain)
         if held is None:
             return False
-        feeds = self._numbered(plain, held, int(stamps.max()))
-        moves = [self._move(plain, number, offsets, stamps) for number in range(len(plain.sources))] if feeds is not None else []
+        feeds = self._numbered(plain, held, int(plain.timestamp.max()))
+        moves = [self._move(plain, number) for number in range(len(plain.sources))] if feeds is not None else []
         if feeds is None or None in moves:
             return False
 
         newest, heard = np.zeros(len(held), np.int64), np.empty(len(held), np.int64)
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
-        heard[plain.symbol] = stamps[plain.record]                       # of several the last stays
+        heard[plain.symbol] = plain.timestamp[plain.record]                       # of several the last stays
         for holder, second, ts in zip(held, newest.tolist(), heard.tolist(), strict=True):
             holder.newest, holder.ts = max(holder.newest, second), ts
         for (feed, seq), ts in zip(feeds, heard.tolist(), strict=False):
@@ -392,7 +388,7 @@ class Cleaner:
                 source.unsent = not move.ends_closed or source.newest > source.closed
                 closings += move.closings
         self._closings += sorted(closings, key=lambda closing: (closing.offset, closing.source))
-        self._rows.add_batch(plain.batch(offsets))
+        self._rows.add_batch(plain.batch())
         return True
 
     def _holders(self, plain: Columns) -> list[_Held] | None:
@@ -423,7 +419,7 @@ class Cleaner:
             return None
         return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
 
-    def _move(self, plain: Columns, number: int, offsets: Ints, stamps: Ints) -> _Move | None:
+    def _move(self, plain: Columns, number: int) -> _Move | None:
         """What the ticks of one source do to it; None where one of them is late or ahead, or the source is not known for sure."""
         name = plain.sources[number]
         source = self._sources.get(name)
@@ -433,10 +429,11 @@ class Cleaner:
         if plain.source is not None:
             mine = plain.source == number
             times, record = times[mine], record[mine]
-        heard = stamps[record]
+        single = plain.alone and plain.source is None
+        heard = plain.timestamp if single else plain.timestamp[record]
         if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS or (times > heard + FUTURE_MS).any():
             return None
-        begins = np.flatnonzero(np.diff(record, prepend=-1))
+        begins = record if single else np.flatnonzero(np.diff(record, prepend=-1))
         single = len(begins) == len(times)
         clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
         closed = np.maximum((clock - self.lateness_ms) // 1000 - 1, source.closed)
@@ -445,7 +442,7 @@ class Cleaner:
         if (times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times))))).any():
             return None
         at = np.flatnonzero(closed > before)
-        told = zip(offsets[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
+        told = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
         closings = [Closing(offset, name, after, second) for offset, after, second in told]
         return _Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(heard[-1]), closings, bool(closed[-1] > before[-1]))
 

@@ -13,8 +13,9 @@ slot in the ring: so a frozen worker that wakes can only replace what it wrote i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -22,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stockstream import compiled
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
-from stockstream.transforms.frames import Frame, bounds_of_runs, empty, numbers
+from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, spread
 
 WINDOW_S = 300
 RESTORE_S = 601
@@ -67,7 +69,8 @@ _NOT_YET = -WINDOW_S - 1
 """`last` and `begun` before the first trade: longer ago than any series lasts."""
 _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": _NOT_YET, "begun": _NOT_YET}
 _EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_HEADS, *_TAILS), (*_NOTHING, *_NOTHING), strict=True))
-_QUALITY = pa.array(["", "partial"])
+Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
+"""A row of `windows` as it is for JSON, which makes null of a NaN."""
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _NEVER = -1
@@ -132,16 +135,8 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
     return np.square(change - before / np.maximum(count, 1)) * (count / (count + 1))
 
 
-def _nullable(columns: Mapping[str, Floats]) -> dict[str, pa.Array]:
-    """As Arrow arrays of one length, NaN as null."""
-    known = ~np.isnan(np.array(list(columns.values())))
-    count = known.shape[1]
-    bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
-    return {
-        name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
-        if some else pa.nulls(count, pa.float64())
-        for (name, array), row, some in zip(columns.items(), bits, found, strict=True)
-    }  # fmt: skip
+if compiled.ring is not None:
+    compiled.ring.fields(_OWN, _PAST)
 
 
 class _Cells:
@@ -260,7 +255,7 @@ class _Ring:
         self.by_rank: Ints = np.zeros(0, np.int64)
         """Rows in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
-        self.labels: pa.StringArray = pa.array([], pa.string())
+        self.labels: list[str] = []
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -292,7 +287,8 @@ class _Ring:
             rows = len(table) + max(8, len(table) // 16)
             for cells in (self.own, self.past):
                 cells.resize(rows, cells.width)
-        self.names, self.labels = np.array(list(table), object), pa.array(table, pa.string())
+        self.labels = list(table)
+        self.names = np.array(self.labels, object)
         self.by_rank = np.argsort(self.names.astype(str), kind="stable")
         self.rank = np.empty(len(table), np.int64)
         self.rank[self.by_rank] = np.arange(len(table))
@@ -333,12 +329,22 @@ class _Ring:
         for first in bounds_of_runs(ticks.second)[:-1]:
             self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
         own, past = self.own, self.past
-        cell, before = own.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
-        at, price, size = cell, ticks.price, ticks.size
+        if compiled.ring is not None:
+            compiled.ring.add(own.cells, past.cells, ticks.symbol, ticks.second, ticks.price, ticks.size)
+        else:
+            self._add(ticks)
+        for name, values in ticks.quotes.items():
+            told = ~np.isnan(values)
+            own.flat(name)[own.at(ticks.symbol[told], ticks.second[told])] = values[told]
+
+    def _add(self, ticks: _Ticks) -> None:
+        own, past = self.own, self.past
+        at, before = own.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
+        price, size = ticks.price, ticks.size
         priced = ~np.isnan(price)
         if not priced.all():
-            np.add.at(own.flat("quotes"), cell[~priced], 1)
-            at, before, price, size = cell[priced], before[priced], price[priced], size[priced]
+            np.add.at(own.flat("quotes"), at[~priced], 1)
+            at, before, price, size = at[priced], before[priced], price[priced], size[priced]
         np.add.at(own.flat("ticks"), at, 1)
         np.add.at(own.flat("volume"), at, size)
         np.add.at(past.flat("notional"), before, price * size)
@@ -348,9 +354,6 @@ class _Ring:
         unopened = np.isnan(opened[at])
         opened[at[unopened][::-1]] = price[unopened][::-1]
         own.flat("close")[at] = price
-        for name, values in ticks.quotes.items():
-            told = ~np.isnan(values)
-            own.flat(name)[cell[told]] = values[told]
 
     # -- closings -----------------------------------------------------------
 
@@ -363,14 +366,26 @@ class _Ring:
 
     def _carry(self, rows: slice | Ints, first: int, last: int) -> None:
         """Price, return, last traded second, beginning of the series and sums in the seconds `first` to `last`, from the second before."""
+        own, past = self.own, self.past
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         while first <= last:
             stretch = first // WINDOW_S * WINDOW_S
-            end = min(last, stretch + WINDOW_S - 1, self.own.unbroken(first), self.past.unbroken(first))
-            self._carry_prices(rows, first, end)
-            self._sum_heads(rows, first, end, stretch)
+            end = min(last, stretch + WINDOW_S - 1, own.unbroken(first), past.unbroken(first))
+            if compiled.ring is not None:
+                compiled.ring.carry_prices(own.cells, past.cells, numbers, first, end)
+                (there,), returns = past.columns(first, end), past.of("log_return")
+                returns[there, rows] = np.log(returns[there, rows])
+                compiled.ring.sum_heads(own.cells, past.cells, numbers, first, end, stretch)
+            else:
+                self._carry_prices(rows, first, end)
+                self._sum_heads(rows, first, end, stretch)
             if end == stretch + WINDOW_S - 1:
-                for some in _some_at_once(rows):
-                    self._sum_tails(some, max(stretch, self.past.base), end)
+                begin = max(stretch, past.base)
+                if compiled.ring is not None:
+                    compiled.ring.sum_tails(past.cells, numbers, begin, end)
+                else:
+                    for some in _some_at_once(rows):
+                        self._sum_tails(some, begin, end)
             first = end + 1
 
     def _carry_prices(self, rows: slice | Ints, first: int, last: int) -> None:
@@ -459,6 +474,9 @@ class _Ring:
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
         """(rows, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
         first = max(after + 1, self.own.base)
+        if compiled.ring is not None:
+            rows, seconds = compiled.ring.live(self.own.cells, self.by_rank, np.arange(first, second + 1))
+            return rows, seconds
         seconds, at = np.nonzero(self._live(first, second, slice(None))[:, self.by_rank])
         return self.by_rank[at], seconds + first
 
@@ -470,6 +488,10 @@ class _Ring:
 
     def statistics(self, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
+        if compiled.ring is not None:
+            floats, ints = compiled.ring.statistics(self.own.cells, self.past.cells, rows, seconds)
+            np.log(floats[-5:], out=floats[-5:])
+            return dict(zip(compiled.ring.FLOATS, floats, strict=True)) | dict(zip(compiled.ring.INTS, ints, strict=True))
         past, symbols = self.past, self.past.cells.shape[2]
         at = past.at(rows, seconds)
         here = self.own.cells[_ROW_OWN].reshape(-1, self.own.width * symbols).take(self.own.at(rows, seconds), axis=1)
@@ -524,13 +546,18 @@ class _Ring:
     def buckets(self, seconds: list[int]) -> Iterator[list[list[Any]]]:
         """The stored form of each of these seconds, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
         second = np.array(seconds, np.int64)
-        columns = second % self.own.width, slice(0, len(self.symbols))
-        at, rows = (self.own.of("ticks")[columns] + self.own.of("quotes")[columns]).nonzero()
-        told = np.empty((len(_STORED), len(rows)), np.int64)
-        for cells, places in self._stored():
-            told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, second[at]), axis=1)
+        if compiled.ring is not None:
+            rows, seconds_of = compiled.ring.live(self.own.cells, np.arange(len(self.symbols)), second)
+            told = compiled.ring.stored(self.own.cells, self.past.cells, rows, seconds_of, *map(np.array, (_STORED_OWN, _STORED_PAST)))
+            ends = seconds_of.searchsorted(second, "right").tolist()
+        else:
+            columns = second % self.own.width, slice(0, len(self.symbols))
+            at, rows = (self.own.of("ticks")[columns] + self.own.of("quotes")[columns]).nonzero()
+            told = np.empty((len(_STORED), len(rows)), np.int64)
+            for cells, places in self._stored():
+                told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, second[at]), axis=1)
+            ends = at.searchsorted(np.arange(len(seconds)), "right").tolist()
         names = self.names[rows].tolist()
-        ends = at.searchsorted(np.arange(len(seconds)), "right").tolist()
         size = MAX_RECORD_BYTES // 150
         begin = 0
         for number, end in zip(seconds, ends, strict=True):
@@ -555,12 +582,25 @@ class _Ring:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """Rows of one source, by offset of the closing, second and symbol."""
 
     source: str
-    symbol: pa.StringArray
+    symbols: list[str]
+    symbol: Ints
+    """Which of `symbols` each row is of."""
     values: dict[str, NDArray[Any]]
+    """The columns of `windows` that differ from row to row; NaN where there is none."""
+
+    def told(self, rows: list[int], partition: int) -> list[Any]:
+        """Some of the rows, each as a `Row`."""
+        places = np.array(rows)
+        columns: dict[str, Iterable[Any]] = {name: array[places].tolist() for name, array in self.values.items()}
+        columns |= {
+            "symbol": [self.symbols[number] for number in self.symbol[places].tolist()], "source": repeat(self.source), "partition": repeat(partition),
+            "quality": ["partial" if seconds < WINDOW_S else "" for seconds in columns["seconds_5m"]],
+        }  # fmt: skip
+        return list(map(Row, *(columns[name] for name in WINDOWS_SCHEMA.names)))
 
 
 @dataclass(slots=True)
@@ -570,7 +610,23 @@ class Rows:
     start: int
     through: int
     closings: list[Closing] = field(default_factory=list)
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    def newest(self) -> dict[str, tuple[Part, int]]:
+        """Of each symbol the last row that has a price, and the part that it is in."""
+        found: dict[str, tuple[Part, int]] = {}
+        for part in sorted(self.parts, key=lambda part: part.source):
+            priced = np.flatnonzero(~np.isnan(part.values["price"]))
+            last = np.full(len(part.symbols), -1)
+            last[part.symbol[priced]] = priced                           # of several the last stays
+            numbers = np.flatnonzero(last >= 0)
+            its = {part.symbols[number]: (part, row) for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
+            for symbol in its.keys() & found.keys():
+                other, row = found[symbol]
+                if other.values["offset"][row] > part.values["offset"][its[symbol][1]]:
+                    del its[symbol]
+            found |= its
+        return found
 
     def batch(self, partition: int) -> pa.RecordBatch:
         """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
@@ -581,13 +637,13 @@ class Rows:
         if len(parts) > 1:
             values = {name: np.concatenate([part.values[name] for part in parts]) for name in values}
         columns = {
-            "symbol": pa.concat_arrays([part.symbol for part in parts]),
-            "source": pa.concat_arrays([pa.repeat(part.source, len(part.symbol)) for part in parts]),
-            "quality": _QUALITY.take(pa.array(values["seconds_5m"] < WINDOW_S, pa.uint8())),
+            "symbol": pa.concat_arrays([spread(part.symbols, part.symbol) for part in parts]),
+            "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
+            "quality": spread(["", "partial"], (values["seconds_5m"] < WINDOW_S).astype(np.int64)),
             "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),
         }
         columns |= {name: pa.array(array) for name, array in values.items() if array.dtype.kind != "f"}
-        columns |= _nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
+        columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if parts[0].source != parts[-1].source:
             batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))
@@ -666,15 +722,12 @@ class Windows:
             rows, offsets = rows.slice(skip), offsets[skip:]
         if not rows.num_rows:
             return {}
-        names = rows.column("source").dictionary_encode()
+        sources, which = coded(rows.column("source"))
         price = numbers(rows, "price")
         quotes = {name: numbers(rows, name) for name in _QUOTES if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
-        symbols = rows.column("symbol").dictionary_encode()
-        table, codes = symbols.dictionary.to_pylist(), symbols.indices.to_numpy()
-        sources = names.dictionary.to_pylist()
-        which = names.indices.to_numpy()
+        table, codes = coded(rows.column("symbol"))
         out = {}
         for code, source in enumerate(sources):
             mine = slice(None) if len(sources) == 1 else which == code
@@ -894,7 +947,7 @@ class Windows:
             return
         values = ring.statistics(rows, seconds)
         values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
-        out.parts.append(_Part(name, ring.labels.take(pa.array(rows)), values))
+        out.parts.append(Part(name, ring.labels, rows, values))
 
     # -- state --------------------------------------------------------------
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from agents.aggregate import LATEST_S, Aggregation, stage
+from stockstream.records import WINDOWS_SCHEMA
+from stockstream.transforms.windows import Part, Rows
 
 
 @pytest.fixture
@@ -19,11 +22,13 @@ async def aggregation() -> AsyncIterator[Aggregation]:
 
 
 def told(aggregation: Aggregation, *rows: tuple[str, int, float | None], source: str = "simulated.1") -> list[tuple[str, int]]:
-    batch = pa.RecordBatch.from_pylist(
-        [{"symbol": symbol, "source": source, "second": second, "price": price} for symbol, second, price in rows],
-        schema=pa.schema({"symbol": pa.string(), "source": pa.string(), "second": pa.int64(), "price": pa.float64()}),
-    )
-    return [(str(message.key, "utf-8"), msgspec.json.decode(message.value)["second"]) for message in aggregation._latest(batch) if message.key]
+    symbols, seconds, prices = zip(*rows, strict=True)
+    known = sorted(set(symbols))
+    values = {column.name: np.zeros(len(rows), column.type.to_pandas_dtype()) for column in WINDOWS_SCHEMA if column.type != pa.string()}
+    values |= {"second": np.array(seconds), "price": np.array(prices, float)}
+    part = Part(source, known, np.array([known.index(symbol) for symbol in symbols]), values)
+    messages = aggregation._latest(Rows(0, 1, parts=[part]), 0)
+    return [(str(message.key, "utf-8"), msgspec.json.decode(message.value)["second"]) for message in messages if message.key]
 
 
 async def test_the_last_priced_row_of_a_symbol_is_told_once_a_minute(aggregation: Aggregation) -> None:
