@@ -5,7 +5,9 @@ cdef class Record:
     cdef readonly int64_t offset
     cdef readonly int64_t timestamp
     cdef readonly int timestamp_type
-    cdef bytes batch
+    cdef object batch       # keeps `data` where it is
+    cdef const char *data
+    cdef Py_ssize_t size
     cdef Py_ssize_t key_at
     cdef Py_ssize_t key_size
     cdef Py_ssize_t value_at

@@ -33,6 +33,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
@@ -70,6 +71,8 @@ SEND_TURNS = 6
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
 
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+"""By their numbers in a batch's attributes."""
 FORMAT = 2
 """Of record batches, since Kafka 0.11."""
 BATCH_PREFIX = struct.Struct(">qi")
@@ -933,6 +936,14 @@ def compress_quickly() -> None:
     batches.lz4_encode = partial(pa.Codec("lz4").compress, asbytes=True)  # type: ignore[attr-defined]
 
 
+def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, value_serializer: None = None) -> Any:
+    """In the place of `MessageAccumulator.create_builder`: the compiled builder, with aiokafka's settings. All that we send is bytes."""
+    assert compiled.batches is not None
+    kind = accumulator._compression_type
+    encode = getattr(sys.modules[DefaultRecordBatchBuilder.__module__], f"{CODECS[kind]}_encode") if kind else None
+    return compiled.batches.Builder(accumulator._batch_size, kind, encode)
+
+
 class Producer(driver.Producer):
     """Idempotent: else retries duplicate and reorder, and no Faust setting reaches it (drivers/aiokafka.py:1323)."""
 
@@ -945,7 +956,10 @@ class Producer(driver.Producer):
         producer = super()._new_producer(transactional_id)
         if not self.app.embedded:                                        # its memory is dearer than our time
             compress_quickly()
-        producer._message_accumulator._batch_ttl = DELIVERY_S            # aiokafka has one time for both, request_timeout_ms
+        accumulator = producer._message_accumulator
+        accumulator._batch_ttl = DELIVERY_S                              # aiokafka has one time for both, request_timeout_ms
+        if compiled.batches is not None:
+            accumulator.create_builder = partial(builder_for, accumulator)
         return producer
 
     @property

@@ -148,7 +148,7 @@ cdef inline const char *_blank(const char *at) noexcept:
 
 
 cdef inline const char *_string(const char *at, Text *text) noexcept:
-    """Behind a string of plain ASCII; NULL where it is none. A text ends with a zero byte, which is not in it."""
+    """Behind a string of plain ASCII; NULL where it is none. What is read ends with a zero byte, at which all that is here stops."""
     if at[0] != b'"':
         return NULL
     at += 1
@@ -353,18 +353,18 @@ def read(list records):
     cdef Text default = Text(b"default", 7)
     cdef object record
     cdef Record batched
-    cdef list values = []                                                # of records of any other kind
+    cdef list values = []
     places, begins = np.empty((2, count), np.int64), np.empty((2, count), np.intp)
     cdef int64_t[:, ::1] place = places
     cdef Py_ssize_t[:, ::1] begin = begins
 
     for number in range(count):
         record = records[number]
-        if type(record) is Record:
-            batched = <Record>record
-            at, size = PyBytes_AS_STRING(batched.batch) + batched.value_at, batched.value_size
+        batched = <Record>record if type(record) is Record else None
+        if batched is not None and batched.value_size > 0 and batched.data[batched.value_at + batched.value_size] == 0:
+            at, size = batched.data + batched.value_at, batched.value_size
             place[0, number], place[1, number] = batched.offset, batched.timestamp
-        else:
+        else:                                                            # bytes end with a zero, as what has no headers does in its batch
             value = record.value
             if not PyBytes_CheckExact(value):
                 return None
