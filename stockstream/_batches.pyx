@@ -131,6 +131,8 @@ cdef class Record:
         cdef Py_ssize_t at, size
         for _ in range(_varint(&cursor)):
             size = _varint(&cursor)
+            if size < 0:
+                raise CorruptRecordException("A header has no name")
             at = _pass(&cursor, size)
             name = PyBytes_FromStringAndSize(self.data + at, size).decode()
             size = _varint(&cursor)
@@ -241,7 +243,7 @@ cdef class Builder:
     """Messages on their way into a record batch, in the place of aiokafka's `BatchBuilder`, which copies each of them three times.
 
     Args:
-        room: bytes of a batch before compression; only a single message may pass them.
+        room: a batch is smaller than that many bytes before compression, but for its first message.
         codec: number of the codec in the attributes, 0 for none.
         encode: compresses bytes; None where there is no codec.
     """
@@ -274,7 +276,7 @@ cdef class Builder:
             self.first_time = self.last_time = time
         size = _size_of_record(time - self.first_time, self.count, key, value, headers)
         size += _size_of(size)
-        if self.count and self.total + size > self.room:
+        if self.count and self.total + size >= self.room:
             self.full = True
             return None
         self.records.append((time, key, value, headers))

@@ -24,6 +24,7 @@ from faust.tables import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
 
+from stockstream import compiled
 from stockstream.broker import MAX_BATCH_BYTES, ensure_topics
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
@@ -119,6 +120,8 @@ class App(faust.App):
             stop_start(error)
         if self.embedded:
             logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
+        if compiled.missing:
+            logger.warning("the inner loops are not compiled (%s): the same results, at twice the CPU in a backlog; a C compiler builds them", compiled.missing)
         await super().on_start()
         self.add_future(watchdog(self))
 

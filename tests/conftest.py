@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from stockstream import compiled
 from stockstream.embedded import EmbeddedBroker
+from tests.compilation import need_compiled
 from tests.kafka import Brokers, Cluster
 
 hypothesis.settings.register_profile("stockstream", deadline=None, print_blob=True)     # no timed assertions: the machine may be busy
@@ -26,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):
-        if name.startswith("STOCKSTREAM_") and name != "STOCKSTREAM_REQUIRE_KAFKA":
+        if name.startswith("STOCKSTREAM_") and not name.startswith("STOCKSTREAM_REQUIRE_"):
             monkeypatch.delenv(name)
 
 
@@ -37,6 +39,18 @@ def _heard() -> None:
     for name, logger in logging.Logger.manager.loggerDict.items():
         if name.partition(".")[0] == "stockstream" and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is compiled, and then what does the same where it was not built."""
+    name: str = request.param
+    if name == "plain":
+        for part in ("batches", "ring", "ticks"):
+            monkeypatch.setattr(compiled, part, None)
+    else:
+        need_compiled()
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ give nothing, as if it were no tick: `columns` then looks at it, whose verdict a
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.math cimport NAN, isnan
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
@@ -18,7 +19,7 @@ from stockstream._batches cimport Record
 from stockstream.transforms import ranges
 
 cdef extern from "Python.h":
-    double PyOS_string_to_double(const char *text, char **end, object overflow) except? -1.0
+    double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef int64_t MAX_TIME = ranges.MAX_TIME, MAX_SIZE = ranges.MAX_SIZE
@@ -208,7 +209,7 @@ cdef inline const char *_number(const char *at, double *value) except? NULL:
             return NULL
         while b'0' <= at[0] <= b'9':
             at += 1
-    value[0] = PyOS_string_to_double(begin, &end, None)
+    value[0] = PyOS_string_to_double(begin, &end, NULL)              # infinite where it is too large
     return at if end == at else NULL
 
 

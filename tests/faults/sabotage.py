@@ -52,6 +52,12 @@ def skip_offsets() -> None:
     transport.Consumer._admit = admit  # type: ignore[method-assign]
 
 
+def uncompiled() -> None:
+    """What is compiled cannot be imported, as where there was no C compiler."""
+    for name in ("stockstream._batches", "stockstream.transforms._ring", "stockstream.transforms._ticks"):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 def archive_faults() -> None:
     """The archive's store is down, slow and failing at random, or full, or the process dies right after an object was created: as the switch says."""
     from stockstream.errors import ArchiveUnavailable
@@ -103,7 +109,7 @@ def archive_faults() -> None:
     stores.FileStore = Store  # type: ignore[misc]
 
 
-FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults}
+FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from stockstream.transforms import frames
 from stockstream.transforms.partitioning import home_partition
 from tests import oracle
 from tests.faults.workers import ROOT, Failed, Worker, wait_until
+from tests.kafka import Cluster
 from tests.logs import generated_day, real_day
 from tests.patience import PATIENCE_S
 
@@ -121,19 +123,17 @@ class Line:
         return asyncio.run(publish())
 
 
-@pytest.fixture(scope="module", params=["kafka", "embedded"])
-def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
-    """One worker on each kind of broker, with a model, for all tests of this module."""
-    where = request.getfixturevalue(request.param).bootstrap
-    folder = tmp_path_factory.mktemp(request.param)
+@contextlib.contextmanager
+def running(where: str, folder: Path, fault: str = "") -> Iterator[Line]:
+    """One worker, with a model."""
     own = {
-        "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
+        "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{fault}{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
         "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_ARCHIVE_FLUSH_S": "2",
         "STOCKSTREAM_SESSION_TIMEOUT_S": str(SESSION_S),
     }  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_")} | own | {"PYTHONPATH": str(ROOT)}
     settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
-    worker = Worker("worker", environment, folder)
+    worker = Worker("worker", environment, folder, fault)
     line = Line(settings, worker, environment, folder)
     line.command("train", "xgboost", "--simulated", "--symbols", "4", "--minutes", "20", "--rounds", "20")
     worker.start()
@@ -144,6 +144,13 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         worker.stop()
     finally:
         worker.close()
+
+
+@pytest.fixture(scope="module", params=["kafka", "embedded"])
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    """One worker on each kind of broker for all tests of this module."""
+    with running(request.getfixturevalue(request.param).bootstrap, tmp_path_factory.mktemp(request.param)) as line:
+        yield line
 
 
 def wait_for(line: Line, accepted: float) -> None:
@@ -202,6 +209,12 @@ def test_a_generated_day_replayed_equals_pandas(line: Line, tmp_path: Path) -> N
     path = tmp_path / "generated.csv"
     day.assign(event_time=pd.to_datetime(day.event_time, unit="ms", utc=True)).to_csv(path, index=False)
     replayed(line, day, path, "replay.generated")
+
+
+def test_a_worker_without_what_is_compiled_says_so_and_does_the_same(kafka: Cluster, tmp_path: Path) -> None:
+    with running(kafka.bootstrap, tmp_path, "uncompiled") as line:
+        test_a_generated_day_replayed_equals_pandas(line, tmp_path)
+        assert "the inner loops are not compiled" in line.worker.log.read_text()
 
 
 def test_a_second_replay_of_the_same_file_is_refused_in_words(line: Line, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
     monkeypatch.setattr(validation, "RUN", 7)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stockstream import compiled
 from stockstream.transforms import batch, validation, windows
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Frame
@@ -20,6 +21,7 @@ from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows, _Cells
 from tests import oracle
 from tests.changelogs import Changelog
+from tests.compilation import need_compiled
 from tests.logs import cuts, day_records, generated_day, real_day, records_of, shared_model
 
 Key = tuple[str, int, int]
@@ -73,6 +75,7 @@ def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str
     return rows.batch(0).to_pylist(), core.records(term)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("seed", range(40))
 def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
     rng = random.Random(seed)
@@ -86,6 +89,7 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
         assert judge.seen == judge.want.keys()
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("seed", range(60))
 def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     """Dies while sending and while writing; frozen copies wake, send and write. A restart reads the ranges of the changelog that its end names."""
@@ -127,6 +131,7 @@ def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     assert judge.seen == judge.want.keys()
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("chunk", [37, 5_000])
 def test_a_generated_day_equals_pandas(chunk: int) -> None:
     day = generated_day()
@@ -145,13 +150,17 @@ def late_day() -> pd.DataFrame:
     return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-@pytest.mark.parametrize("many", [0, 1_000_000])
-def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
-    """Both ways of adding along the seconds, and the last word on every second is what pandas says."""
+@pytest.mark.parametrize("way", ["compiled", 0, 1_000_000])
+def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, way: Any) -> None:
+    """All ways of adding along the seconds, and the last word on every second is what pandas says."""
     day = late_day()
     records = day_records(day, "replay.late")
     whole = batch.run(records, partition=0, partitions=1, chunk=5_000)
-    monkeypatch.setattr(windows, "MANY_SYMBOLS", many)
+    if way == "compiled":
+        need_compiled()
+    else:
+        monkeypatch.setattr(compiled, "ring", None)
+        monkeypatch.setattr(windows, "MANY_SYMBOLS", way)
     parts = batch.run(records, partition=0, partitions=1, chunk=37)
     assert whole.rejections == parts.rejections == []
     got = parts.rows()
@@ -162,6 +171,7 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
     assert oracle.differences(last, oracle.rows(day)) == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks as late as may be, with not a second to spare: the same bits as with room for the whole day."""
     ticks = []
@@ -182,6 +192,7 @@ def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPa
     assert oracle.differences(rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False), oracle.rows(day)) == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_restarts_within_long_series_change_no_bit() -> None:
     rng = random.Random(5)
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
@@ -211,6 +222,7 @@ def test_restarts_within_long_series_change_no_bit() -> None:
     assert not restarted._rings["replay.late"].through                   # what stored buckets count is behind
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("begins", [260, 299, 300, 301, 359])
 def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int) -> None:
     """The old price is still carried in the stretch of 300 s in which the new series begins; quotes show it."""
@@ -227,6 +239,7 @@ def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int)
         assert oracle.differences(got, oracle.rows(day)) == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_the_real_day_equals_pandas() -> None:
     _, day = real_day()
     results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
@@ -236,6 +249,7 @@ def test_the_real_day_equals_pandas() -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
+@pytest.mark.usefixtures("engine")
 def test_two_sources_of_different_delay_do_not_disturb_each_other() -> None:
     day = generated_day(seconds=1_500, symbols=4)
     mine, other = day[day.symbol != "G1"], day[day.symbol == "G1"].assign(event_time=lambda d: d.event_time - 900_000)
@@ -325,6 +339,7 @@ def test_a_source_that_was_forgotten_begins_another_series(back: int, chunk: int
     assert rows_of(first + second, chunk) == rows_of(first, 1) + rows_of(second, 1)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("back", [100, 120, 1_000])
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_what_is_stored_of_a_series_before_counts_no_more(back: int, chunk: int) -> None:

@@ -1,0 +1,292 @@
+"""What is compiled does what its counterparts in Python, numpy and aiokafka do."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import aiokafka.codec as codec
+import numpy as np
+import pyarrow as pa
+import pytest
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockstream import compiled, transport
+from stockstream.transforms import columns
+from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.frames import coded, nullable, spread
+from tests.compilation import need_compiled
+
+CODECS: dict[int, Callable[[bytes], bytes] | None] = {
+    0: None, 1: codec.gzip_encode, 2: codec.snappy_encode, 3: pa.Codec("lz4").compress, 4: codec.zstd_encode,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    need_compiled()
+
+
+# -- record batches ---------------------------------------------------------
+
+
+def told(records: Any) -> list[tuple[Any, ...]]:
+    return [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in records]
+
+
+def batches() -> Any:
+    assert compiled.batches is not None
+    return compiled.batches
+
+
+@pytest.mark.parametrize("kind", list(CODECS))
+def test_batches_are_those_of_aiokafka(kind: int) -> None:
+    """The same bytes where nothing is compressed, the same records in any codec, and the same messages refused for want of room."""
+    rng = random.Random(kind)
+    encode = CODECS[kind]
+    for _ in range(60):
+        room = rng.choice((100, 20_000, 100_000))
+        ours = batches().Builder(room, kind, (lambda data: bytes(encode(data))) if encode else None)
+        theirs = DefaultRecordBatchBuilder(2, kind, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=0, batch_size=room)
+        count = 0
+        while count < rng.choice((1, 5, 300)):
+            key = rng.choice((None, b"", rng.randbytes(rng.randrange(300))))
+            value = rng.choice((b"", b"a" * rng.choice((1, 63, 64, 5_000, 8_191, 8_192)), None if key is not None else b"x"))
+            headers = rng.choice(([], [("a", b"")], [("schema_version", b"1"), ("h\u00e9", None)]))
+            at = 1_700_000_000_000 + rng.randrange(-(10**6), 10**6)
+            place, known = ours.append(timestamp=at, key=key, value=value, headers=headers), theirs.append(count, at, key, value, headers)
+            assert (place is None) == (known is None)
+            if place is None or known is None:
+                break
+            assert (place.offset, place.timestamp, place.size) == (known.offset, known.timestamp, known.size)
+            count += 1
+        assert (ours.record_count(), ours.size()) == (count, theirs.size())
+        ours._set_producer_state(7, 3, 11)
+        theirs.set_producer_state(7, 3, 11)
+        built, known_bytes = bytes(ours._build()), bytes(theirs.build())
+        assert ours.closed() and ours.size() == len(built) and ours._build() == built
+        assert ours.append(timestamp=1, key=b"k", value=b"") is None
+        assert kind or built == known_bytes
+        assert DefaultRecordBatch(built).validate_crc()
+        assert (DefaultRecordBatch(built).producer_id, DefaultRecordBatch(built).base_sequence) == (7, 11)
+        for data in (built, known_bytes):
+            assert told(batches().records(data, 0)) == told(DefaultRecordBatch(data))
+            assert told(batches().records(memoryview(data), 2)) == told(DefaultRecordBatch(data))[2:]
+
+
+def test_a_message_needs_a_key_or_a_value() -> None:
+    with pytest.raises(ValueError, match="key or a value"):
+        batches().Builder(1_000, 0, None).append(timestamp=None, key=None, value=None)
+    with pytest.raises(TypeError):
+        batches().Builder(1_000, 0, None).append(timestamp=None, key=None, value="text")
+
+
+def plain_batch(count: int = 20) -> bytes:
+    builder = batches().Builder(100_000, 0, None)
+    for number in range(count):
+        builder.append(timestamp=1_000 + number, key=b"k%d" % number, value=b"v" * number, headers=[("hops", b"[1]")])
+    return bytes(builder._build())
+
+
+def test_the_time_may_be_the_brokers() -> None:
+    data = bytearray(plain_batch())
+    data[21:23] = (0x08).to_bytes(2, "big")
+    assert told(batches().records(bytes(data), 0)) == told(DefaultRecordBatch(bytes(data)))
+    assert {record.timestamp for record in batches().records(bytes(data), 0)} == {1_019}
+
+
+def test_a_damaged_batch_is_an_error_and_never_read_beyond_its_end() -> None:
+    data, rng, errors = plain_batch(), random.Random(1), 0
+    for _ in range(5_000):
+        broken = bytearray(data)
+        for _ in range(rng.choice((1, 1, 5))):
+            broken[rng.randrange(57, len(broken))] = rng.randrange(256)
+        try:
+            found = batches().records(bytes(broken[: rng.randrange(61, len(broken) + 1)] if rng.random() < 0.3 else broken), 0)
+            for record in found:
+                assert len(record.value or b"") + len(record.key or b"") < len(data)
+                record.headers  # noqa: B018  read when it is asked for
+        except (CorruptRecordException, UnicodeDecodeError):
+            errors += 1
+    assert errors > 2_000
+    for count in (-1, 21, 1 << 30):
+        broken = bytearray(data)
+        broken[57:61] = count.to_bytes(4, "big", signed=True)
+        with pytest.raises(CorruptRecordException):
+            batches().records(bytes(broken), 0)
+
+
+def test_an_unknown_codec_is_told() -> None:
+    data = bytearray(plain_batch())
+    data[21:23] = (7).to_bytes(2, "big")
+    with pytest.raises(UnsupportedCodecError):
+        batches().records(bytes(data), 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_791, 65_792, 300_000])
+def test_zstd_in_one_go_and_in_pieces_is_the_same(size: int) -> None:
+    data = random.Random(size).randbytes(size // 2) + b"a" * (size - size // 2)
+    for packed in (pa.Codec("zstd", -1).compress(data, asbytes=True), codec.zstd_encode(data)):
+        assert batches().size_of_zstd(packed) in (-1, size)
+        assert bytes(batches().decompressed(4, packed)) == data
+        assert bytes(batches().decompressed(4, packed + packed)) == data + data
+    assert batches().size_of_zstd(b"\x28\xb5\x2f\xfd\xc0" + b"\xff" * 20) == -1, "so much is not made room for on anybody's word"
+
+
+def test_the_workers_producer_and_consumer_use_them() -> None:
+    assert fetcher.MemoryRecords is transport.Fetched
+    accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()
+    builder = transport.builder_for(accumulator)
+    assert type(builder) is batches().Builder
+    builder.append(timestamp=None, key=b"k", value=b"v" * 500)
+    (record,) = DefaultRecordBatch(bytes(builder._build()))
+    assert (record.key, record.value) == (b"k", b"v" * 500) and abs(record.timestamp - time.time() * 1000) < 60_000
+
+
+# -- plain ticks ------------------------------------------------------------
+
+NUMBERS = ["1", "0", "100", "1.5", "0.1", "99.99", "123456.789012", "1e3", "1.5E-2", "2.5e+2", "0.30000000000000004", "1e400", "-1", "-0.0", "01", "1.", ".5",
+           "9007199254740993", "12345678901234567890", "1e-9", "9e-10", "1000000000", "1000000000.1", "5e-324", "null", "true", '"1"']  # fmt: skip
+WHOLE = ["0", "1", "1700000000000", "4398046511104", "4398046511103", "100000000000", "100000000001", "999999999999999999", "9223372036854775807",
+         "9223372036854775808", "-1", "1.0", "1e2", "00", "null"]  # fmt: skip
+TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"a\\"b"', '"\t"', '"\x7f"', '" A"', "null", "1", '"default"']
+FIELDS = {
+    "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": WHOLE, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
+    "bid_size": NUMBERS, "ask_size": NUMBERS, "exchange": TEXTS, "condition": TEXTS, "currency": TEXTS, "session": TEXTS, "snapshot": ["false", "true", "null"],
+    "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
+}  # fmt: skip
+PLAIN = {"symbol": '"A"', "event_time": "1700000000000", "price": "1.25", "size": "7"}
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> bytes:
+    """A tick or a frame of some, mostly plain, in any layout, at times with a byte changed."""
+
+    def tick() -> str:
+        odd = draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=3))
+        items = [*PLAIN.items(), *((name, draw(st.sampled_from(FIELDS[name]))) for name in odd)]
+        if draw(st.integers(0, 9)):
+            items = list(dict(items).items())                            # no name twice
+        if not draw(st.integers(0, 9)):
+            items.pop()
+        comma, colon = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", "\n:\r ")]))
+        return "{" + comma.join(f'"{name}"{colon}{value}' for name, value in draw(st.permutations(items))) + "}"
+
+    count = draw(st.sampled_from([1, 1, 1, 0, 2, 3]))
+    text = (tick() if count == 1 else "[" + ",".join(tick() for _ in range(count)) + "]").encode()
+    if not draw(st.integers(0, 5)):
+        at = draw(st.integers(0, len(text) - 1))
+        before, behind, other = text[:at], text[at + 1 :], bytes([draw(st.integers(0, 255))])
+        text = draw(st.sampled_from([before, before + behind, before + other + behind, text + b" ", text * 2]))
+    return text
+
+
+def same(one: columns.Columns, other: columns.Columns) -> bool:
+    mine, its = one.batch(), other.batch()
+    mine.validate(full=True)
+    arrays = ("offset", "timestamp", "symbol", "record", "event_time", "size", "seq", "source")
+    return mine.equals(its) and (one.symbols, one.sources) == (other.symbols, other.sources) and all(
+        (getattr(one, name) is None and getattr(other, name) is None) or np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
+    )  # fmt: skip
+
+
+def in_a_batch(values: list[bytes], headers: list[tuple[str, bytes]]) -> list[Any]:
+    builder = batches().Builder(1_000_000, 0, None)
+    for number, value in enumerate(values):
+        builder.append(timestamp=1_700_000_000_000 + number, key=None, value=value, headers=headers)
+    found: list[Any] = batches().records(bytes(builder._build()), 0)
+    return found
+
+
+@given(st.lists(texts(), min_size=1, max_size=4), st.integers(0, 40))
+def test_ticks_are_read_as_they_are_decoded(values: list[bytes], headers: int) -> None:
+    """Or left to the decoder. A value in its batch is followed by its headers, whose number may be any byte of JSON."""
+    assert compiled.ticks is not None
+    records = [RawRecord(offset, 1_700_000_000_000 + offset, value) for offset, value in enumerate(values)]
+    found = compiled.ticks.read(records)
+    again = compiled.ticks.read(in_a_batch(values, [("", b"")] * headers))
+    assert (found is None) == (again is None)
+    if found is not None and again is not None:
+        lines = [record._replace(value=value.replace(b"\n", b" ").strip()) for record, value in zip(records, values, strict=True)]
+        decoded = columns._decoded(lines, trades_first=True)
+        assert decoded is not None
+        assert same(columns._of_compiled(*found), decoded)
+        assert same(columns._of_compiled(*again), decoded)
+
+
+def test_what_most_producers_write_is_not_left_to_the_decoder() -> None:
+    assert compiled.ticks is not None
+    ticks: list[dict[str, Any]] = [
+        {"symbol": "AAPL", "event_time": 1_700_000_000_000, "price": 189.95, "size": 100},
+        {"symbol": "AAPL", "event_time": 1_700_000_000_000, "price": 189.95, "size": 100, "source": "yahoo", "seq": None, "received_at": 1},
+        {"symbol": "MSFT", "event_time": 1_700_000_000_000, "price": None, "size": 0, "bid": 1.1, "ask": 1.3, "bid_size": 3, "ask_size": 2.5, "exchange": "N"},
+        {"symbol": "MSFT", "event_time": 1_700_000_000_000, "price": 0.1 + 0.2, "size": 1, "condition": "@", "currency": "USD", "session": "regular",
+         "bid": None, "snapshot": False, "day_volume": None, "exchange": None},
+    ]  # fmt: skip
+    values = [*ticks, ticks]
+    # laid out in any way; what is decoded together holds no line feeds
+    found = compiled.ticks.read([RawRecord(offset, 1, json.dumps(value, indent=offset or None).encode()) for offset, value in enumerate(values)])
+    decoded = columns._decoded([RawRecord(offset, 1, json.dumps(value).encode()) for offset, value in enumerate(values)], trades_first=True)
+    assert found is not None and decoded is not None
+    assert same(columns._of_compiled(*found), decoded)
+
+
+def test_more_symbols_than_a_table_begins_with() -> None:
+    assert compiled.ticks is not None
+    records = [RawRecord(n, 1, b'{"symbol":"S%d","event_time":1,"price":1,"size":0}' % (n % 5_000)) for n in range(11_000)]
+    found, decoded = compiled.ticks.read(records), columns._decoded(records, trades_first=True)
+    assert found is not None and decoded is not None
+    assert same(columns._of_compiled(*found), decoded)
+
+
+def test_numbers_are_the_nearest_floats() -> None:
+    assert compiled.ticks is not None
+    rng = random.Random(2)
+
+    def prices() -> Iterator[str]:
+        for _ in range(20_000):
+            digits = str(rng.randrange(1, 10 ** rng.randrange(1, 20)))
+            at = rng.randrange(len(digits) + 1)
+            yield rng.choice((digits[:at].lstrip("0") or "0", "0")) + "." + (digits[at:] or "0") + rng.choice(("", "", "", "e1", "E-3", "e+0"))
+        for _ in range(20_000):
+            yield repr(rng.choice((rng.uniform(0, 1), rng.uniform(1, 1_000), round(rng.uniform(0, 500), 2), rng.lognormvariate(0, 5))))
+
+    written = [text for text in prices() if 1e-9 <= float(text) <= 1e9]
+    records = [RawRecord(n, 1, b'{"symbol":"A","event_time":1,"size":0,"price":%s}' % text.encode()) for n, text in enumerate(written)]
+    found = compiled.ticks.read(records)
+    assert found is not None and len(written) > 30_000
+    assert found[7].tolist() == list(map(float, written))
+
+
+# -- columns ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("engine")
+def test_texts_by_number_and_back() -> None:
+    known, rng = ["A", "", "BRK.B", "\u00e9\U0001f600", "x" * 500], random.Random(4)
+    for count in (0, 1, 7, 3_000):
+        which = np.array([rng.randrange(len(known)) for _ in range(count)], np.int64)
+        column = spread(known, which)
+        column.validate(full=True)
+        assert column.to_pylist() == [known[number] for number in which]
+        for part in (column, column.slice(count // 3), column.slice(0, count // 2)):
+            texts, codes = coded(part)
+            assert [texts[code] for code in codes] == part.to_pylist() and texts == list(dict.fromkeys(part.to_pylist()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1_003])
+@pytest.mark.usefixtures("engine")
+def test_nan_is_null(count: int) -> None:
+    rng = np.random.default_rng(count)
+    some = np.where(rng.random(count) < 0.5, np.nan, rng.random(count))
+    found = nullable({"some": some, "none": np.full(count, np.nan), "all": np.ones(count)})
+    for name, values in (("some", some), ("none", np.full(count, np.nan)), ("all", np.ones(count))):
+        found[name].validate(full=True)
+        assert found[name].equals(pa.array(values, pa.float64(), from_pandas=True))
