@@ -14,7 +14,7 @@ from stockstream.errors import FrameError
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transforms.frames import decode
-from stockstream.transport import SEND_TURNS, Chunk, turns
+from stockstream.transport import SEND_TURNS, Chunk
 from stockstream.worker import metrics, status
 
 REPORT_S = 1.0
@@ -114,7 +114,7 @@ async def archive_raw(stream: Any) -> None:
 async def archive_clean(stream: Any) -> None:
     """Verdicts, as they come."""
     async for chunk in stream:
-        await turns(SEND_TURNS)                                          # others wait for what they make of it, nobody for us
+        await app.reader.pace.let_pass(SEND_TURNS)                       # others wait for what they make of it, nobody for us
         await stage.clean(chunk)
 
 

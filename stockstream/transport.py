@@ -661,6 +661,11 @@ class Pace:
         """Whether a fetch has brought many records within the last BACKLOG_S."""
         return time.monotonic() - self._backlog < BACKLOG_S
 
+    async def let_pass(self, count: int) -> None:
+        """Gives others so many turns, but in a backlog: there it only keeps work from who has most of it."""
+        if count and not self.catching_up:
+            await turns(count)
+
     def awaited(self, partition: int, timestamp: int) -> bool:
         """Whether ticks of a partition that arrived then (epoch ms) should go to `clean` at once: they may close a second that has not closed yet."""
         return self._since_due(timestamp) < CLOSING_MS and self._open(partition)

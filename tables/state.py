@@ -17,7 +17,7 @@ from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
 from stockstream.errors import FencedError
 from stockstream.transforms.changelog import OPEN, ChangelogIndex, Range, subtract
-from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe, turns
+from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +186,9 @@ class Stage(Generic[Core]):
         """
         async for chunk in stream:
             try:
-                await self._turns(self.turns_before)
+                await self.app.reader.pace.let_pass(self.turns_before)
                 await self.chunk(chunk)
-                await self._turns(self.turns_after)
+                await self.app.reader.pace.let_pass(self.turns_after)
             except FencedError:
                 return
             except Exception as error:
@@ -196,11 +196,6 @@ class Stage(Generic[Core]):
                 with contextlib.suppress(FencedError):
                     self.app.fence.leave(f"{self.table.name}: {type(error).__name__}: {error}")
                 return
-
-    async def _turns(self, count: int) -> None:
-        """Lets others pass, but in a backlog: there it only keeps work from who has most of it."""
-        if count and not self.app.reader.pace.catching_up:
-            await turns(count)
 
     async def submit(
         self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (),

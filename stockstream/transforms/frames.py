@@ -139,6 +139,8 @@ def coded(column: pa.StringArray) -> tuple[list[str], NDArray[np.int64]]:
     if compiled.ticks is None:
         encoded = column.dictionary_encode()
         return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    if not len(column):
+        return [], np.zeros(0, np.int64)
     _, offsets, data = column.buffers()
     begin = column.offset
     found: tuple[list[str], NDArray[np.int64]] = compiled.ticks.coded(

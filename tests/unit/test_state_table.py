@@ -14,7 +14,7 @@ from faust.types import TP
 
 from stockstream.errors import FencedError
 from stockstream.settings import Settings
-from stockstream.transport import Chunk, Fence, Message, Outgoing
+from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
 from tables.state import TAIL, Needs, Stage, StateTable, Stored
 from tests.patience import PATIENCE_S
 
@@ -72,7 +72,7 @@ class Line:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.table, self.sender = Table(), Sender()
-        self.app: Any = SimpleNamespace(parts=[], reader=SimpleNamespace(epoch=1), sender=self.sender, fence=Fence(6.0, self.told.append))
+        self.app: Any = SimpleNamespace(parts=[], reader=SimpleNamespace(epoch=1, pace=Pace(200)), sender=self.sender, fence=Fence(6.0, self.told.append))
         self.stage: Stage[Core] = Stage(
             self.app, self.table, TOPIC, lambda partition, records, _: Core(partition, records),  # type: ignore[arg-type]
             lambda core: int(core.records[b"head"]) if core.records else None, everything,
@@ -304,16 +304,3 @@ async def test_a_better_head_on_the_way_names_more(monkeypatch: pytest.MonkeyPat
 async def test_an_end_that_names_nothing_leads_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
     assert len((await read(monkeypatch, consumer, 0, needs=lambda records: None))[0]) == 1_000
-
-
-@pytest.mark.parametrize(("count", "catching_up", "expected"), [(6, False, [6]), (6, True, []), (0, False, [])])
-async def test_others_pass_only_where_nothing_is_to_be_caught_up(count: int, catching_up: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[int] = []
-
-    async def turns(count: int) -> None:
-        given.append(count)
-
-    monkeypatch.setattr("tables.state.turns", turns)
-    stage: Any = SimpleNamespace(app=SimpleNamespace(reader=SimpleNamespace(pace=SimpleNamespace(catching_up=catching_up))))
-    await Stage._turns(stage, count)
-    assert given == expected

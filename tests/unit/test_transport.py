@@ -820,6 +820,26 @@ async def test_frames_that_have_arrived_are_given_a_moment_for_others(monkeypatc
     assert slept == [transport.COMPANY_S, 0], "in a backlog there is company enough"
 
 
+async def test_others_pass_only_where_nothing_is_to_be_caught_up() -> None:
+    pace, turns = Pace(200), 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    await pace.let_pass(6)
+    assert turns == 6
+    await pace.let_pass(0)
+    await pace.after(transport.SMALL_FETCH)
+    before = turns
+    await pace.let_pass(6)
+    assert turns == before
+    running.cancel()
+
+
 @pytest.mark.parametrize(
     ("now", "closed", "expected"), [(11_500, (), 0.7), (11_170, (), 0.03), (11_250, (), 0.003), (11_250, (3,), 0.003), (11_250, (3, 4), 0.95)]
 )
