@@ -73,6 +73,18 @@ cdef struct Tick:
     double[4] quote
 
 
+cdef struct Key:
+    const char *begin
+    Py_ssize_t size
+    unsigned int which
+
+
+cdef struct Layout:
+    # the names as they stood in the tick before, each with its quotes, colon and blanks: most producers write all their ticks alike
+    Key[17] keys
+    Py_ssize_t count
+
+
 cdef class Texts:
     """The different ones of many short texts, numbered as they come. They are kept where they stand: it must outlive this."""
 
@@ -256,11 +268,13 @@ cdef inline unsigned int _which(Text name) noexcept:
     return 0
 
 
-cdef const char *_tick(const char *at, Tick *tick, unsigned int *has) except? NULL:
+cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *tick, unsigned int *has) except? NULL:
     """Behind a plain tick; NULL where it is none. `has` are the bits of its values but for the nulls; a price is always in it."""
     cdef Text name, text
     cdef unsigned int seen = 0, absent = 0, which
-    cdef const char *behind
+    cdef Py_ssize_t place = 0
+    cdef Key *key
+    cdef const char *begin
     cdef int64_t number
     cdef double low, high
     cdef double *quote
@@ -269,17 +283,29 @@ cdef const char *_tick(const char *at, Tick *tick, unsigned int *has) except? NU
         return NULL
     at = _blank(at + 1)
     while True:
-        at = _string(at, &name)
-        if at is NULL:
+        if place == 17:
             return NULL
-        which = _which(name)
-        if which == 0 or which & seen:
+        key = &layout.keys[place]
+        if place < layout.count and key.size <= end - at and memcmp(at, key.begin, key.size) == 0:
+            which = key.which
+            at += key.size
+        else:
+            begin = at
+            at = _string(at, &name)
+            if at is NULL:
+                return NULL
+            which = _which(name)
+            at = _blank(at)
+            if which == 0 or at[0] != b':':
+                return NULL
+            at = _blank(at + 1)
+            key.begin, key.size, key.which = begin, at - begin, which
+            layout.count = place + 1
+        place += 1
+        if which & seen:
             return NULL
         seen |= which
         at = _blank(at)
-        if at[0] != b':':
-            return NULL
-        at = _blank(at + 1)
         if at[0] == b'n':
             if which & (SYMBOL | EVENT_TIME | SIZE | SOURCE | SNAPSHOT):
                 return NULL
@@ -350,6 +376,7 @@ def read(list records):
     cdef unsigned int has = 0, some = 0, every = ~<unsigned int>0
     cdef bint frame
     cdef Tick tick
+    cdef Layout layout
     cdef Texts symbols = Texts(), sources = Texts(), exchanges = Texts(), conditions = Texts()
     cdef Text default = Text(b"default", 7)
     cdef object record
@@ -383,6 +410,7 @@ def read(list records):
     cdef double[:, ::1] quote = None
     cdef int64_t[:, ::1] texts = None
 
+    layout.count = 0
     for number in range(count):
         at = <const char *>begin[0, number]
         end = at + begin[1, number]
@@ -391,7 +419,7 @@ def read(list records):
         if frame:
             at = _blank(at + 1)
         while True:
-            at = _tick(at, &tick, &has)
+            at = _tick(at, end, &layout, &tick, &has)
             if at is NULL or ticks == longest:
                 return None
             every &= has
