@@ -497,10 +497,10 @@ class _Fetched(dict[Any, Any]):
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
-            # a weak reference, and a class instead of a method of its own: they would be circles, 3,000 objects a second for the garbage collector
+            # weak references: circles would leave 3,000 objects a second to the garbage collector
             parsed._records = _Batches(parsed._records, weakref.proxy(parsed))
             parsed._consumer_record = _as_it_is
-            result.__class__ = _Runs
+            result.getall = partial(_take, weakref.proxy(result))
         super().__setitem__(partition, result)
 
 
@@ -508,30 +508,25 @@ def _as_it_is(_: Any, run: Run) -> Run:
     return run
 
 
-class _Runs(FetchResult):
-    """What was fetched of one partition, as runs."""
-
-    _partition_records: Any
-
-    def getall(self, max_records: None = None) -> list[Run | Passed]:
-        """Whole batches, until they hold MAX_CHUNK_RECORDS."""
-        if not self.check_assignment(self._topic_partition) or not self.has_more():
-            return []
-        parsed = self._partition_records
-        taken: list[Run | Passed] = []
-        count, through = 0, parsed.next_fetch_offset
-        while count < MAX_CHUNK_RECORDS:
-            run = next(parsed, None)
-            if run is None:
-                self._partition_records = None
-                break
-            taken.append(run)
-            count += run.count
-            through = run.offset + 1
-        if parsed.next_fetch_offset > through:
-            taken.append(Passed(parsed.next_fetch_offset))
-        self._assignment.state_value(self._topic_partition).consumed_to(parsed.next_fetch_offset)
-        return taken
+def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
+    """`FetchResult.getall` of runs: whole batches, until they hold MAX_CHUNK_RECORDS."""
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    parsed = result._partition_records
+    taken: list[Run | Passed] = []
+    count, through = 0, parsed.next_fetch_offset
+    while count < MAX_CHUNK_RECORDS:
+        run = next(parsed, None)
+        if run is None:
+            result._partition_records = None
+            break
+        taken.append(run)
+        count += run.count
+        through = run.offset + 1
+    if parsed.next_fetch_offset > through:
+        taken.append(Passed(parsed.next_fetch_offset))
+    result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
+    return taken
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -586,7 +581,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
         try:
-            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_Runs` has one of each
+            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_take` has one of each
         finally:
             self._asked.clear()
         self._brought = sum(run.count for runs in fetched.values() for run in runs)
