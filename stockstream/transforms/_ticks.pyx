@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Plain ticks from JSON to columns, compiled: what `columns.read` does, for the ticks that most producers write.
 
 Whatever is unusual about a text (an escape, a letter beyond ASCII, an unknown or repeated name, a number of 19 digits, a value out of range) makes `read`
