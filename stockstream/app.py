@@ -121,7 +121,7 @@ class App(faust.App):
         if self.embedded:
             logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
         if compiled.missing:
-            logger.warning("the inner loops are not compiled (%s): the same results, at twice the CPU in a backlog; a C compiler builds them", compiled.missing)
+            logger.warning("the inner loops are not compiled (%s): the same results, at up to twice the CPU; a C compiler builds them", compiled.missing)
         await super().on_start()
         self.add_future(watchdog(self))
 
