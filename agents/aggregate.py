@@ -13,7 +13,7 @@ import pyarrow as pa
 from stockstream import topics
 from stockstream.app import app
 from stockstream.transforms.frames import Frame, encode_within
-from stockstream.transforms.windows import Part, Rows, Windows
+from stockstream.transforms.windows import Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, resume_of
 from tables import aggregate as table
@@ -72,19 +72,23 @@ class Aggregation(Stage[Windows]):
 
     def _latest(self, rows: Rows, partition: int) -> list[Message]:
         """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
-        due: dict[int, tuple[Part, list[int]]] = {}
-        for symbol, (part, row) in rows.newest().items():
-            source, second = part.source, int(part.values["second"][row])
-            before, told = self.told.get(symbol, ("", 0))
-            if source != before:
-                # told at once, and then not in the same second as all the others that are heard since
-                self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
-            elif second - told >= LATEST_S:
-                self.told[symbol] = source, second
-            else:
-                continue
-            due.setdefault(id(part), (part, []))[1].append(row)
-        return [Message(row.symbol.encode(), _encode(row)) for part, places in due.values() for row in part.told(places, partition)]
+        messages: list[Message] = []
+        for part, newest in rows.newest():
+            source, due = part.source, []
+            for symbol, row in newest.items():
+                second = int(part.values["second"][row])
+                before, told = self.told.get(symbol, ("", 0))
+                if source != before:
+                    # told at once, and then not in the same second as all the others that are heard since
+                    self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
+                elif second - told >= LATEST_S:
+                    self.told[symbol] = source, second
+                else:
+                    continue
+                due.append(row)
+            if due:
+                messages += [Message(row.symbol.encode(), _encode(row)) for row in part.told(due, partition)]
+        return messages
 
 
 stage = Aggregation()

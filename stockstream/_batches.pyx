@@ -222,9 +222,14 @@ cdef class Place:
     cdef readonly Py_ssize_t size
 
 
+cdef inline uint64_t _signed(int64_t number) noexcept:
+    """A number with its sign in the lowest bit."""
+    return (<uint64_t>number << 1) ^ <uint64_t>(number >> 63)
+
+
 cdef inline int _size_of(int64_t number) noexcept:
     """Bytes of a number as `_varint` reads it."""
-    cdef uint64_t value = (<uint64_t>number << 1) ^ <uint64_t>(number >> 63)
+    cdef uint64_t value = _signed(number)
     cdef int size = 1
     while value > 0x7f:
         value >>= 7
@@ -246,7 +251,7 @@ cdef Py_ssize_t _size_of_record(int64_t after, int64_t offset, object key, objec
 
 
 cdef inline unsigned char *_put(unsigned char *at, int64_t number) noexcept:
-    cdef uint64_t value = (<uint64_t>number << 1) ^ <uint64_t>(number >> 63)
+    cdef uint64_t value = _signed(number)
     while value > 0x7f:
         at[0] = <unsigned char>(value & 0x7f) | 0x80
         at += 1
@@ -296,7 +301,7 @@ cdef class Builder:
     def append(self, *, timestamp, bytes key, bytes value, headers=()):
         """Takes a message and says where it is; None where there is no room for it, or the batch is closed."""
         cdef int64_t time
-        cdef Py_ssize_t size
+        cdef Py_ssize_t length, size
         cdef Place place
         if self.full:
             return None
@@ -305,12 +310,12 @@ cdef class Builder:
         time = timestamp if timestamp is not None else <int64_t>(<double>now() * 1000)
         if not self.count:
             self.first_time = self.last_time = time
-        size = _size_of_record(time - self.first_time, self.count, key, value, headers)
-        size += _size_of(size)
+        length = _size_of_record(time - self.first_time, self.count, key, value, headers)
+        size = _size_of(length) + length
         if self.count and self.total + size >= self.room:
             self.full = True
             return None
-        self.records.append((time, key, value, headers))
+        self.records.append((length, time, key, value, headers))
         self.total += size
         self.last_time = max(self.last_time, time)
         place = Place.__new__(Place)
@@ -348,8 +353,8 @@ cdef class Builder:
         cdef Py_ssize_t length
         cdef const char *name
         cdef int attributes = 0
-        for time, key, value, headers in self.records:
-            at = _put(at, _size_of_record(time - self.first_time, offset, key, value, headers))
+        for length, time, key, value, headers in self.records:
+            at = _put(at, length)
             at[0] = 0                                                    # attributes: none are defined
             at = _put(_put(at + 1, time - self.first_time), offset)
             at = _put_bytes(_put_bytes(at, key), value)

@@ -363,7 +363,7 @@ cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *ti
     return at + 1
 
 
-def read(list records):
+def read(records):
     """The ticks of records, which must all be plain, as columns; None where one is not, or where only some have a number.
 
     Returns (offset, timestamp) of each record, the different symbols, (record, symbol, event_time, size) of each tick, its price (NaN: none), seq or None,
@@ -386,8 +386,7 @@ def read(list records):
     cdef int64_t[:, ::1] place = places
     cdef Py_ssize_t[:, ::1] begin = begins
 
-    for number in range(count):
-        record = records[number]
+    for number, record in enumerate(records):
         batched = <Record>record if type(record) is Record else None
         if batched is not None and batched.value_size > 0 and batched.data[batched.value_at + batched.value_size] == 0:
             at, size = batched.data + batched.value_at, batched.value_size

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stockstream import compiled
 from stockstream.records import TICKS_SCHEMA
-from stockstream.transforms.frames import spread
+from stockstream.transforms.frames import coded, spread
 from stockstream.transforms.ranges import MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TEXT, MAX_TIME, MIN_PRICE
 
 LINE_FEED = 10
@@ -135,7 +135,7 @@ def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
 
     With `trades_first` they are tried as trades and nothing more before they are tried as any plain ticks, which take longer; without it the other way round.
     """
-    found = compiled.ticks.read(records) if compiled.ticks is not None and isinstance(records, list) else None
+    found = compiled.ticks.read(records) if compiled.ticks is not None else None
     return _of_compiled(*found) if found is not None else _decoded(records, trades_first=trades_first)
 
 
@@ -197,16 +197,14 @@ def _columns(records: Sequence[Record], ticks: list[Any], record: Ints, *, only_
     unnumbered = numbers.count(None)
     if 0 < unnumbered < count:
         return None
-    symbol = pa.array([tick.symbol for tick in ticks], pa.string())
-    symbols = symbol.dictionary_encode()
-    columns = {"symbol": symbol, "price": price}
+    columns = {"symbol": pa.array([tick.symbol for tick in ticks], pa.string()), "price": price}
+    symbols, symbol = coded(columns["symbol"])
     names, source = [tick.source for tick in ticks], None
     if names.count(names[0]) == count:
         columns["source"], names = pa.repeat(pa.scalar(names[0], pa.string()), count), names[:1]
     else:
         columns["source"] = pa.array(names, pa.string())
-        sources = columns["source"].dictionary_encode()
-        names, source = sources.dictionary.to_pylist(), sources.indices.to_numpy().astype(np.int64)
+        names, source = coded(columns["source"])
     if not only_trades:
         if True in [tick.snapshot for tick in ticks]:
             return None
@@ -214,7 +212,7 @@ def _columns(records: Sequence[Record], ticks: list[Any], record: Ints, *, only_
         columns |= {name: column for name, column in extras.items() if column.null_count < count}
     return Columns(
         _ints([record.offset for record in records]), _ints([record.timestamp for record in records]),
-        symbols.dictionary.to_pylist(), symbols.indices.to_numpy().astype(np.int64), names, source, record, _ints([tick.event_time for tick in ticks]), size,
+        symbols, symbol, names, source, record, _ints([tick.event_time for tick in ticks]), size,
         None if unnumbered else _ints(numbers), columns,
     )  # fmt: skip
 

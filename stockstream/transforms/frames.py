@@ -72,11 +72,10 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
     Rows must have an ascending `offset` column.
     """
     indivisible = frame.rows.num_rows <= 1
-    size = 8 * frame.rows.num_rows * frame.rows.num_columns              # about: no time goes into one that is too large
-    if indivisible or size <= limit:
+    about = 8 * frame.rows.num_rows * frame.rows.num_columns             # bytes: no time goes into one that is too large
+    if indivisible or about <= limit:
         data = encode(frame)
-        size = len(data)
-        if indivisible or size <= limit:
+        if indivisible or len(data) <= limit:
             yield data
             return
     offsets = frame.rows.column("offset").to_numpy()

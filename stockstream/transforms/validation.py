@@ -429,11 +429,10 @@ class Cleaner:
         if plain.source is not None:
             mine = plain.source == number
             times, record = times[mine], record[mine]
-        single = plain.alone and plain.source is None
-        heard = plain.timestamp if single else plain.timestamp[record]
+        heard = plain.timestamp[record]
         if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS or (times > heard + FUTURE_MS).any():
             return None
-        begins = record if single else np.flatnonzero(np.diff(record, prepend=-1))
+        begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
         single = len(begins) == len(times)
         clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
         closed = np.maximum((clock - self.lateness_ms) // 1000 - 1, source.closed)

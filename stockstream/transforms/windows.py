@@ -71,6 +71,7 @@ _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "l
 _EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_HEADS, *_TAILS), (*_NOTHING, *_NOTHING), strict=True))
 Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
 """A row of `windows` as it is for JSON, which makes null of a NaN."""
+_QUALITY = ["", "partial"]
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 _NEVER = -1
@@ -104,10 +105,10 @@ def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
 
 
 _SUM, _TAIL, _TOTAL = _fields(_PAST, _SUMMED[0], _SUMMED[-1]), _fields(_PAST, _TAILS[0], _TAILS[-1]), _fields(_PAST, *_TOTALS)
-_HEAD, _COUNT, _LIVE = _fields(_OWN, _HEADS[0], _HEADS[-1]), _fields(_OWN, "volume", "ticks"), _fields(_OWN, "quotes", "ticks")
+_HEAD, _COUNT = _fields(_OWN, _HEADS[0], _HEADS[-1]), _fields(_OWN, "volume", "ticks")
 _ROW_OWN, _ROW_PAST = _fields(_OWN, "open", _HEADS[-1]), _fields(_PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
-_STORED_OWN, _STORED_PAST = ([_STORED.index(name) for name in fields if name in _STORED] for fields in (_OWN, _PAST))
+_STORED_OWN, _STORED_PAST = (np.array([_STORED.index(name) for name in fields if name in _STORED]) for fields in (_OWN, _PAST))
 """Places in a bucket of the stored fields, which are the first."""
 
 
@@ -255,7 +256,6 @@ class _Ring:
         self.by_rank: Ints = np.zeros(0, np.int64)
         """Rows in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
-        self.labels: list[str] = []
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -287,8 +287,7 @@ class _Ring:
             rows = len(table) + max(8, len(table) // 16)
             for cells in (self.own, self.past):
                 cells.resize(rows, cells.width)
-        self.labels = list(table)
-        self.names = np.array(self.labels, object)
+        self.names = np.array(list(table), object)
         self.by_rank = np.argsort(self.names.astype(str), kind="stable")
         self.rank = np.empty(len(table), np.int64)
         self.rank[self.by_rank] = np.arange(len(table))
@@ -466,31 +465,32 @@ class _Ring:
         rows, first = rows[order], first[order]
         lowest = int(first.min())
         self._carry(rows, lowest, self.closed)
-        live = self._live(lowest, self.closed, rows)
-        live &= np.arange(lowest, self.closed + 1)[:, None] >= first
-        seconds, at = np.nonzero(live)
-        return rows[at], seconds + lowest
+        since_of = np.zeros(len(self.symbols), np.int64)
+        since_of[rows] = first
+        live, seconds = self._live(rows, np.arange(lowest, self.closed + 1))
+        due = seconds >= since_of[live]
+        return live[due], seconds[due]
 
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
         """(rows, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
         first = max(after + 1, self.own.base)
-        if compiled.ring is not None:
-            rows, seconds = compiled.ring.live(self.own.cells, self.by_rank, np.arange(first, second + 1))
-            return rows, seconds
-        seconds, at = np.nonzero(self._live(first, second, slice(None))[:, self.by_rank])
-        return self.by_rank[at], seconds + first
+        return self._live(self.by_rank, np.arange(first, second + 1))
 
-    def _live(self, first: int, last: int, rows: slice | Ints) -> NDArray[np.bool_]:
-        """Where there are ticks or quotes: array (second, row)."""
-        quotes, _, ticks = self.own.read(_LIVE, first, last, rows)
-        live: NDArray[np.bool_] = (ticks + quotes) > 0
-        return live
+    def _live(self, rows: Ints, seconds: Ints) -> tuple[Ints, Ints]:
+        """(rows, seconds) of the cells that have ticks or quotes, by second, in the order of `rows`."""
+        if compiled.ring is not None:
+            found: tuple[Ints, Ints] = compiled.ring.live(self.own.cells, rows, seconds)
+            return found
+        cells = (seconds % self.own.width)[:, None], rows
+        at, which = (self.own.of("ticks")[cells] + self.own.of("quotes")[cells]).nonzero()
+        return rows[which], seconds[at]
 
     def statistics(self, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
         if compiled.ring is not None:
             floats, ints = compiled.ring.statistics(self.own.cells, self.past.cells, rows, seconds)
-            np.log(floats[-5:], out=floats[-5:])
+            returns = floats[-len(LAGS_S) :]
+            np.log(returns, out=returns)
             return dict(zip(compiled.ring.FLOATS, floats, strict=True)) | dict(zip(compiled.ring.INTS, ints, strict=True))
         past, symbols = self.past, self.past.cells.shape[2]
         at = past.at(rows, seconds)
@@ -546,17 +546,14 @@ class _Ring:
     def buckets(self, seconds: list[int]) -> Iterator[list[list[Any]]]:
         """The stored form of each of these seconds, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
         second = np.array(seconds, np.int64)
+        rows, seconds_of = self._live(np.arange(len(self.symbols)), second)
         if compiled.ring is not None:
-            rows, seconds_of = compiled.ring.live(self.own.cells, np.arange(len(self.symbols)), second)
-            told = compiled.ring.stored(self.own.cells, self.past.cells, rows, seconds_of, *map(np.array, (_STORED_OWN, _STORED_PAST)))
-            ends = seconds_of.searchsorted(second, "right").tolist()
+            told = compiled.ring.stored(self.own.cells, self.past.cells, rows, seconds_of, _STORED_OWN, _STORED_PAST)
         else:
-            columns = second % self.own.width, slice(0, len(self.symbols))
-            at, rows = (self.own.of("ticks")[columns] + self.own.of("quotes")[columns]).nonzero()
             told = np.empty((len(_STORED), len(rows)), np.int64)
             for cells, places in self._stored():
-                told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, second[at]), axis=1)
-            ends = at.searchsorted(np.arange(len(seconds)), "right").tolist()
+                told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, seconds_of), axis=1)
+        ends = seconds_of.searchsorted(second, "right").tolist()
         names = self.names[rows].tolist()
         size = MAX_RECORD_BYTES // 150
         begin = 0
@@ -577,8 +574,13 @@ class _Ring:
                 for cells, places in self._stored():
                     cells.cells[: len(places), waiting % cells.width, rows] = told[places]
 
-    def _stored(self) -> tuple[tuple[_Cells, list[int]], ...]:
+    def _stored(self) -> tuple[tuple[_Cells, Ints], ...]:
         return (self.own, _STORED_OWN), (self.past, _STORED_PAST)
+
+
+def _quality(values: Mapping[str, NDArray[Any]]) -> Ints:
+    """Which of `_QUALITY` rows have."""
+    return (values["seconds_5m"] < WINDOW_S).astype(np.int64)
 
 
 @dataclass(slots=True)
@@ -598,7 +600,7 @@ class Part:
         columns: dict[str, Iterable[Any]] = {name: array[places].tolist() for name, array in self.values.items()}
         columns |= {
             "symbol": [self.symbols[number] for number in self.symbol[places].tolist()], "source": repeat(self.source), "partition": repeat(partition),
-            "quality": ["partial" if seconds < WINDOW_S else "" for seconds in columns["seconds_5m"]],
+            "quality": [_QUALITY[number] for number in _quality(self.values)[places].tolist()],
         }  # fmt: skip
         return list(map(Row, *(columns[name] for name in WINDOWS_SCHEMA.names)))
 
@@ -612,20 +614,20 @@ class Rows:
     closings: list[Closing] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
-    def newest(self) -> dict[str, tuple[Part, int]]:
-        """Of each symbol the last row that has a price, and the part that it is in."""
-        found: dict[str, tuple[Part, int]] = {}
+    def newest(self) -> list[tuple[Part, dict[str, int]]]:
+        """By part and symbol the row that is the last of the symbol to have a price."""
+        found: list[tuple[Part, dict[str, int]]] = []
         for part in sorted(self.parts, key=lambda part: part.source):
             priced = np.flatnonzero(~np.isnan(part.values["price"]))
             last = np.full(len(part.symbols), -1)
             last[part.symbol[priced]] = priced                           # of several the last stays
             numbers = np.flatnonzero(last >= 0)
-            its = {part.symbols[number]: (part, row) for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
-            for symbol in its.keys() & found.keys():
-                other, row = found[symbol]
-                if other.values["offset"][row] > part.values["offset"][its[symbol][1]]:
-                    del its[symbol]
-            found |= its
+            newest = {part.symbols[number]: row for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
+            for other, rows in found:
+                for symbol in newest.keys() & rows.keys():
+                    older = part.values["offset"][newest[symbol]] < other.values["offset"][rows[symbol]]
+                    del (newest if older else rows)[symbol]
+            found.append((part, newest))
         return found
 
     def batch(self, partition: int) -> pa.RecordBatch:
@@ -639,7 +641,7 @@ class Rows:
         columns = {
             "symbol": pa.concat_arrays([spread(part.symbols, part.symbol) for part in parts]),
             "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
-            "quality": spread(["", "partial"], (values["seconds_5m"] < WINDOW_S).astype(np.int64)),
+            "quality": spread(_QUALITY, _quality(values)),
             "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),
         }
         columns |= {name: pa.array(array) for name, array in values.items() if array.dtype.kind != "f"}
@@ -947,7 +949,7 @@ class Windows:
             return
         values = ring.statistics(rows, seconds)
         values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
-        out.parts.append(Part(name, ring.labels, rows, values))
+        out.parts.append(Part(name, ring.names.tolist(), rows, values))
 
     # -- state --------------------------------------------------------------
 

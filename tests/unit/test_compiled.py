@@ -141,7 +141,7 @@ def test_zstd_in_one_go_and_in_pieces_is_the_same(size: int) -> None:
 
 
 def test_the_workers_producer_and_consumer_use_them() -> None:
-    assert fetcher.MemoryRecords is transport.Fetched
+    assert fetcher.MemoryRecords is transport.Batches
     accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()
     builder = transport.builder_for(accumulator)
     assert type(builder) is batches().Builder

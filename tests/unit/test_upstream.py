@@ -25,6 +25,7 @@ import faust
 import mode
 import pytest
 from aiokafka import codec
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
@@ -187,8 +188,8 @@ class Assigned:
 def fetched(begin: int, *batches: bytes) -> tuple[FetchResult, Assigned]:
     """What a fetcher puts into its dictionary, put into ours."""
     parsed = PartitionRecords(
-        P, MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None, check_crcs=False,
-        isolation_level=1,
+        P, fetcher.MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None,
+        check_crcs=False, isolation_level=1,
     )  # fmt: skip
     assigned, ours = Assigned(begin), transport._Fetched()
     result = ours[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
@@ -200,6 +201,7 @@ def parsed(runs: list[transport.Run]) -> list[Any]:
     return [record for run in runs for record in run.records()]
 
 
+@pytest.mark.usefixtures("engine")
 def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
     """`transport._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
     result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
@@ -259,6 +261,7 @@ def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
     assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
 def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_CHUNK_RECORDS", most)
