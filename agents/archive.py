@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faust.types import TP
@@ -14,7 +14,7 @@ from stockstream.errors import FrameError
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transforms.frames import decode
-from stockstream.transport import SEND_TURNS, Chunk
+from stockstream.transport import SEND_TURNS, Chunk, joined
 from stockstream.worker import metrics, status
 
 REPORT_S = 1.0
@@ -31,7 +31,7 @@ class Archiving:
         self.owned: set[int] = set()
         self.begun: set[int] = set()
         """Partitions of which a chunk has come since they were assigned: a hole that the transport found before the next one is none of ours to look for."""
-        self.waiting: dict[int, tuple[list[Any], int | None]] = {}
+        self.waiting: dict[int, tuple[Sequence[Any], int | None]] = {}
         """By partition: records that follow each other, and the offset from which on Kafka holds nothing else; None where nobody vouches for that."""
         app.parts.append(self)
 
@@ -69,7 +69,7 @@ class Archiving:
         if records and chunk.begin != records[-1].offset + 1:
             await self._add(partition, records, since)
             records, since = [], begin
-        records = records + chunk.records
+        records = joined((records, chunk.records))
         if len(records) >= TOGETHER:
             await self._add(partition, records, since)
         else:
@@ -81,7 +81,7 @@ class Archiving:
         for partition, (records, since) in waiting.items():
             await self._add(partition, records, since)
 
-    async def _add(self, partition: int, records: list[Any], since: int | None) -> None:
+    async def _add(self, partition: int, records: Sequence[Any], since: int | None) -> None:
         if self.archive is not None:
             await self.archive.add_raw(partition, records, since)
 

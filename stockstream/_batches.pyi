@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from typing import overload
 
 class Record:
     """A record of a batch; `timestamp` is epoch milliseconds, `timestamp_type` 1 where it is the broker's."""
@@ -16,7 +17,17 @@ class Record:
     @property
     def headers(self) -> list[tuple[str, bytes | None]]: ...
 
-def records(data: bytes | memoryview, begin: int) -> list[Record]: ...
+class Records(Sequence[Record]):
+    """Records of one batch or several, each an object only when it is asked for. Slices are such again."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> Records: ...
+
+def joined(parts: Sequence[Records]) -> Records: ...
+def records(data: bytes | memoryview, begin: int) -> Records: ...
 
 class Place:
     """Where a message is in its batch; `timestamp` is epoch milliseconds."""

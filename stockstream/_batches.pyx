@@ -8,6 +8,7 @@ record's headers, 0.4 us a record; `_ticks` reads the values where they stand. W
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -53,6 +54,7 @@ cdef enum:
     PREFIX_SIZE = 12    # base offset and length, which the length does not count
     HEADER_SIZE = 61
     CRC_AT = 17
+    SHORTEST = 7        # bytes of a record: each of its numbers has one at least
 
 CRC = Struct(">I")
 HEADER = Struct(">qiibIhiqqqhii")
@@ -138,21 +140,33 @@ cdef class Record:
     """A record; `timestamp` is epoch milliseconds, `timestamp_type` 1 where it is the broker's."""
 
     @property
+    def offset(self):
+        return self.spot.offset
+
+    @property
+    def timestamp(self):
+        return self.spot.timestamp
+
+    @property
+    def timestamp_type(self):
+        return self.spot.timestamp_type
+
+    @property
     def key(self):
-        return None if self.key_size < 0 else PyBytes_FromStringAndSize(self.data + self.key_at, self.key_size)
+        return None if self.spot.key_size < 0 else PyBytes_FromStringAndSize(self.spot.data + self.spot.key_at, self.spot.key_size)
 
     @property
     def value(self):
-        if self.value_size < 0:
+        if self.spot.value_size < 0:
             return None
         if self.copied is None:
-            self.copied = PyBytes_FromStringAndSize(self.data + self.value_at, self.value_size)
+            self.copied = PyBytes_FromStringAndSize(self.spot.data + self.spot.value_at, self.spot.value_size)
         return self.copied
 
     @property
     def headers(self):
         """(Name, value or None) of each."""
-        cdef Cursor cursor = Cursor(<const unsigned char *>self.data, self.headers_at, self.size)
+        cdef Cursor cursor = Cursor(<const unsigned char *>self.spot.data, self.spot.headers_at, self.spot.size)
         cdef list found = []
         cdef Py_ssize_t at, size
         for _ in range(_varint(&cursor)):
@@ -160,11 +174,89 @@ cdef class Record:
             if size < 0:
                 raise CorruptRecordException("A header has no name")
             at = _pass(&cursor, size)
-            name = PyBytes_FromStringAndSize(self.data + at, size).decode()
+            name = PyBytes_FromStringAndSize(self.spot.data + at, size).decode()
             size = _varint(&cursor)
             at = _pass(&cursor, size)
-            found.append((name, None if size < 0 else PyBytes_FromStringAndSize(self.data + at, size)))
+            found.append((name, None if size < 0 else PyBytes_FromStringAndSize(self.spot.data + at, size)))
         return found
+
+
+@cython.final
+cdef class Records:
+    """Records of one batch or several, each an object only when it is asked for. Slices are such again."""
+
+    def __cinit__(self):
+        self.batches = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.spots)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, at):
+        cdef Py_ssize_t begin, end, step
+        cdef Records part
+        if isinstance(at, slice):
+            begin, end, step = at.indices(self.count)
+            if step != 1:
+                raise ValueError("records are sliced in their order, none left out")
+            if begin == 0 and end == self.count:
+                return self
+            part = Records.__new__(Records)
+            part._append(self, begin, end)
+            return part
+        begin = at
+        if begin < 0:
+            begin += self.count
+        if not 0 <= begin < self.count:
+            raise IndexError("no such record")
+        return self._record(begin)
+
+    def __iter__(self):
+        cdef Py_ssize_t number
+        for number in range(self.count):
+            yield self._record(number)
+
+    cdef int _reserve(self, Py_ssize_t more) except -1:
+        cdef Spot *spots
+        if self.count + more > self.room:
+            spots = <Spot *>PyMem_Realloc(self.spots, (self.count + more) * sizeof(Spot))
+            if spots is NULL:
+                raise MemoryError
+            self.spots, self.room = spots, self.count + more
+        return 0
+
+    cdef int _append(self, Records other, Py_ssize_t begin, Py_ssize_t end) except -1:
+        cdef Py_ssize_t number
+        cdef int before = <int>len(self.batches)
+        if begin >= end:
+            return 0
+        self._reserve(end - begin)
+        memcpy(&self.spots[self.count], &other.spots[begin], (end - begin) * sizeof(Spot))
+        for number in range(self.count, self.count + end - begin):
+            self.spots[number].batch += before
+        self.batches += other.batches
+        self.count += end - begin
+        return 0
+
+    cdef Record _record(self, Py_ssize_t number):
+        cdef Record record = Record.__new__(Record)
+        record.spot = self.spots[number]
+        record.batch = self.batches[record.spot.batch]
+        return record
+
+
+def joined(parts):
+    """The records of several such, one after the other."""
+    cdef Records part, whole = Records.__new__(Records)
+    cdef Py_ssize_t count = 0
+    for part in parts:
+        count += part.count
+    whole._reserve(count)
+    for part in parts:
+        whole._append(part, 0, part.count)
+    return whole
 
 
 def records(data, int64_t begin):
@@ -173,41 +265,45 @@ def records(data, int64_t begin):
     `data` is the whole batch, as bytes or a view of them. Whether its checksum is right must have been looked at.
     """
     cdef int64_t base, first_time, last_time
-    cdef Py_ssize_t count, begins, length
+    cdef Py_ssize_t count, begins, length, most
     cdef int timestamp_type
     cdef Cursor cursor
-    cdef Record record
+    cdef Spot *spot
     cdef Py_buffer view
-    cdef list found = []
+    cdef Records found = Records.__new__(Records)
     base, _, _, _, _, attributes, _, first_time, last_time, _, _, _, count = HEADER.unpack_from(data)
     batch = decompressed(attributes & CODEC, data[HEADER_SIZE:])
     timestamp_type = 1 if attributes & APPEND_TIME else 0
     PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
     cursor = Cursor(<const unsigned char *>view.buf, 0, view.len)
     PyBuffer_Release(&view)                                              # both kinds stay where they are while somebody has them
+    if count > cursor.end // SHORTEST:
+        raise CorruptRecordException(f"A batch of {cursor.end} bytes has {count} records")
+    found._reserve(max(count, 0))
+    found.batches.append(batch)
     for _ in range(count):
-        record = Record.__new__(Record)
+        spot = &found.spots[found.count]
         length = _varint(&cursor)
         begins = cursor.at
         if not 0 < length <= cursor.end - begins:
             raise CorruptRecordException(f"A record has {length} bytes where {cursor.end - begins} are left")
         cursor.at += 1                                                   # attributes: none are defined
-        record.batch, record.data, record.size = batch, <const char *>cursor.begin, cursor.end
-        record.timestamp_type = timestamp_type
-        record.timestamp = first_time + _varint(&cursor)
+        spot.batch, spot.data, spot.size = 0, <const char *>cursor.begin, cursor.end
+        spot.timestamp_type = timestamp_type
+        spot.timestamp = first_time + _varint(&cursor)
         if timestamp_type:
-            record.timestamp = last_time
-        record.offset = base + _varint(&cursor)
-        record.key_size = _varint(&cursor)
-        record.key_at = _pass(&cursor, record.key_size)
-        record.value_size = _varint(&cursor)
-        record.value_at = _pass(&cursor, record.value_size)
-        record.headers_at = cursor.at
+            spot.timestamp = last_time
+        spot.offset = base + _varint(&cursor)
+        spot.key_size = _varint(&cursor)
+        spot.key_at = _pass(&cursor, spot.key_size)
+        spot.value_size = _varint(&cursor)
+        spot.value_at = _pass(&cursor, spot.value_size)
+        spot.headers_at = cursor.at
         if cursor.at >= begins + length:
             raise CorruptRecordException("A record is longer than it says")
         cursor.at = begins + length
-        if record.offset >= begin:
-            found.append(record)
+        if spot.offset >= begin:
+            found.count += 1
     if cursor.at != cursor.end:
         raise CorruptRecordException(f"{cursor.end - cursor.at} bytes are left behind the last record")
     return found

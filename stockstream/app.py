@@ -14,12 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from importlib.abc import MetaPathFinder
+from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
 import aiokafka
 import faust
 import numpy as np
 import pyarrow as pa
+from faust.app import base as faust_app
 from faust.tables import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
@@ -33,8 +35,15 @@ from stockstream.transport import Consumer, Fence, Flow, Outgoing, Producer, Sen
 
 logger = logging.getLogger(__name__)
 
-MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.score", "agents.archive", "stockstream.web.worker")
+MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.score", "agents.archive")
 """Loaded one by one, by name: Faust's own discovery would go on without an agent that fails to import."""
+
+
+def _not_marked(*_: Any, **__: Any) -> None:
+    """In the place of `venusian.attach`, which marks for discovery whatever a decorator has made, and reads the sources of a thousand modules for it."""
+
+
+faust_app.venusian = SimpleNamespace(attach=_not_marked)  # type: ignore[assignment, attr-defined]
 
 SETTLE_S = 2.0
 STOP_S = 8.0
@@ -115,6 +124,8 @@ class App(faust.App):
         try:
             if self.conf.web_enabled:
                 _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
+                importlib.import_module("stockstream.web.worker").put_on(self.web)
+                self.web.init_server()                                   # Faust's own pages; ours come before
             self.embedded = await ensure_topics(self.settings)
         except StockstreamError as error:
             stop_start(error)
@@ -168,6 +179,15 @@ class App(faust.App):
         if not sent[-1]:
             self.reader.let_go()
             await self.positions(set())
+
+    def worker_init_post_autodiscover(self) -> None:
+        """Leaves the web server to `on_start`: whether there is to be one is not known yet."""
+        self.on_worker_init.send()
+
+    @property
+    def web_server_driver_version(self) -> str:
+        """For Faust's banner, which asks in any case."""
+        return super().web_server_driver_version if self.conf.web_enabled else "off"
 
     def _create_directories(self) -> None:
         """Nothing is kept on disk: the memory store needs no folder."""

@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 import numpy as np
 
-from stockstream._batches cimport Record
+from stockstream._batches cimport Records, Spot
 from stockstream.transforms import ranges
 
 cdef extern from "Python.h":
@@ -380,18 +380,20 @@ def read(records):
     cdef Texts symbols = Texts(), sources = Texts(), exchanges = Texts(), conditions = Texts()
     cdef Text default = Text(b"default", 7)
     cdef object record
-    cdef Record batched
+    cdef Records batched = records if type(records) is Records else None
+    cdef Spot *spot
     cdef list values = []
     places, begins = np.empty((2, count), np.int64), np.empty((2, count), np.intp)
     cdef int64_t[:, ::1] place = places
     cdef Py_ssize_t[:, ::1] begin = begins
 
-    for number, record in enumerate(records):
-        batched = <Record>record if type(record) is Record else None
-        if batched is not None and batched.value_size > 0 and batched.data[batched.value_at + batched.value_size] == 0:
-            at, size = batched.data + batched.value_at, batched.value_size
-            place[0, number], place[1, number] = batched.offset, batched.timestamp
+    for number in range(count):
+        spot = &batched.spots[number] if batched is not None else NULL
+        if spot is not NULL and spot.value_size > 0 and spot.data[spot.value_at + spot.value_size] == 0:
+            at, size = spot.data + spot.value_at, spot.value_size
+            place[0, number], place[1, number] = spot.offset, spot.timestamp
         else:                                                            # bytes end with a zero, as what has no headers does in its batch
+            record = records[number]
             value = record.value
             if not PyBytes_CheckExact(value):
                 return None
@@ -487,11 +489,14 @@ def spread(list texts, const int64_t[::1] which):
     """Offsets and bytes of the Arrow string array that holds, one after the other, these of the texts; nothing where the number is negative."""
     cdef Py_ssize_t number, count = which.shape[0], total = 0, room = len(texts)
     cdef Text *known = <Text *>PyMem_Malloc((room or 1) * sizeof(Text))
-    if known is NULL:
-        raise MemoryError
+    cdef uint64_t *heads = <uint64_t *>PyMem_Malloc((room or 1) * sizeof(uint64_t))
     try:
+        if known is NULL or heads is NULL:
+            raise MemoryError
         for number in range(room):
             known[number].begin = PyUnicode_AsUTF8AndSize(texts[number], &known[number].size)
+            heads[number] = 0
+            memcpy(&heads[number], known[number].begin, min(known[number].size, sizeof(uint64_t)))
         offsets = np.empty(count + 1, np.int32)
         for number in range(count):
             if which[number] >= room:
@@ -500,19 +505,23 @@ def spread(list texts, const int64_t[::1] which):
                 total += known[which[number]].size
         if total > 0x7fffffff:
             raise OverflowError("texts of more than 2 GiB")
-        data = np.empty(total, np.uint8)
-        _spread(known, which, offsets, data)
-        return offsets, data
+        data = np.empty(total + sizeof(uint64_t), np.uint8)
+        _spread(known, heads, which, offsets, data)
+        return offsets, data[:total]
     finally:
         PyMem_Free(known)
+        PyMem_Free(heads)
 
 
-cdef void _spread(Text *known, const int64_t[::1] which, int32_t[::1] offsets, uint8_t[::1] data):
+cdef void _spread(Text *known, uint64_t *heads, const int64_t[::1] which, int32_t[::1] offsets, uint8_t[::1] data):
+    """Eight bytes of every text are written, in one go, and the next text over what was too much: most are no longer."""
     cdef Py_ssize_t number, size, at = 0
     offsets[0] = 0
     for number in range(which.shape[0]):
         if which[number] >= 0:
             size = known[which[number]].size
-            memcpy(&data[at], known[which[number]].begin, size)
+            memcpy(&data[at], &heads[which[number]], sizeof(uint64_t))
+            if size > <Py_ssize_t>sizeof(uint64_t):
+                memcpy(&data[at], known[which[number]].begin, size)
             at += size
         offsets[number + 1] = <int32_t>at

@@ -1,13 +1,14 @@
-"""Puts the views on the worker's web server, with a tail of the derived topics behind them."""
+"""The views of a worker, with a tail of the derived topics behind them."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from stockstream.app import app
 from stockstream.web.live import Live
 from stockstream.web.tail import Tail
-from stockstream.web.views import register
+from stockstream.web.views import mount
 from stockstream.worker import metrics, status
 
 
@@ -18,9 +19,7 @@ def _version() -> str:
         return "0"
 
 
-def _register() -> None:
+def put_on(web: Any) -> None:
+    """Puts the views on the web server that Faust has made for the app."""
     live = Live()
-    register(app, live, status, metrics, Tail(app.settings, live, metrics), version=_version())
-
-
-_register()                                                              # Faust adds its own pages as soon as all modules are loaded; ours come before
+    mount(web.web_app, live, status, metrics, Tail(app.settings, live, metrics), version=_version())
