@@ -1,32 +1,37 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
+
+
+cdef struct Batch:
+    const char *data
+    Py_ssize_t size
+    int timestamp_type
 
 
 cdef struct Spot:
-    # where a record is in its batch, whose bytes `data` are
+    # where a record is in its batch, which is the number of
     int64_t offset
     int64_t timestamp
-    const char *data
-    Py_ssize_t size
-    Py_ssize_t key_at
-    Py_ssize_t key_size
-    Py_ssize_t value_at
-    Py_ssize_t value_size
-    Py_ssize_t headers_at
-    int timestamp_type
-    int batch
+    int32_t key_at
+    int32_t key_size
+    int32_t value_at
+    int32_t value_size
+    int32_t headers_at
+    int32_t batch
 
 
 cdef class Record:
     cdef Spot spot
-    cdef object batch       # keeps its data where they are
+    cdef Batch batch
+    cdef object kept        # the batch's data, which stay where they are
     cdef bytes copied
 
 
 cdef class Records:
     cdef Spot *spots
+    cdef Batch *batches
     cdef Py_ssize_t count
     cdef Py_ssize_t room
-    cdef list batches
-    cdef int _reserve(self, Py_ssize_t more) except -1
+    cdef list kept          # the data of each batch
+    cdef int _reserve(self, Py_ssize_t more, Py_ssize_t batches) except -1
     cdef int _append(self, Records other, Py_ssize_t begin, Py_ssize_t end) except -1
     cdef Record _record(self, Py_ssize_t number)

@@ -9,7 +9,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from struct import Struct
@@ -54,6 +54,8 @@ cdef enum:
     PREFIX_SIZE = 12    # base offset and length, which the length does not count
     HEADER_SIZE = 61
     CRC_AT = 17
+    LARGEST_ROOM = 1 << 26      # more bytes are not made room for on the word of a compressed frame
+    LARGEST_BATCH = 0x7fffffff  # bytes, decompressed: places in it have 32 bits
     SHORTEST = 7        # bytes of a record: each of its numbers has one at least
 
 CRC = Struct(">I")
@@ -61,10 +63,8 @@ HEADER = Struct(">qiibIhiqqqhii")
 """Base offset, length, leader's epoch, magic, CRC, attributes, last offset's delta, first and greatest time, producer's id, epoch and sequence, records."""
 DECODERS = {1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 4: codec.zstd_decode}
 CODEC, APPEND_TIME = 0x07, 0x08
-ZSTD = 4
-LARGEST = 1 << 26
-"""More bytes are not made room for on the word of a compressed frame."""
-_zstd = pa.Codec("zstd")
+LZ4, ZSTD = 3, 4
+_lz4, _zstd = pa.Codec("lz4"), pa.Codec("zstd")
 
 
 def size_of_zstd(const unsigned char[::1] data):
@@ -82,18 +82,77 @@ def size_of_zstd(const unsigned char[::1] data):
         told |= <uint64_t>data[at + place] << 8 * place
     if kind == 1:
         told += 256
-    return told if told <= LARGEST else -1
+    return told if told <= LARGEST_ROOM else -1
+
+
+cdef inline Py_ssize_t _length_of_lz4(const unsigned char[::1] data, Py_ssize_t *at, Py_ssize_t end, int told) noexcept:
+    """A length of which a token has told four bits; the bytes behind the token go on where all are set. Negative where they have no end."""
+    cdef Py_ssize_t length = told
+    if told < 15:
+        return length
+    while at[0] < end:
+        told = data[at[0]]
+        at[0] += 1
+        length += told
+        if told < 255:
+            return length
+    return -1
+
+
+cdef Py_ssize_t _size_of_lz4_block(const unsigned char[::1] data, Py_ssize_t at, Py_ssize_t end) noexcept:
+    """Bytes that a block holds: of each of its sequences the literals, and what is repeated; -1 where it is none."""
+    cdef Py_ssize_t size = 0, length
+    cdef int token
+    while at < end:
+        token = data[at]
+        at += 1
+        length = _length_of_lz4(data, &at, end, token >> 4)
+        if length < 0:
+            return -1
+        size += length
+        at += length
+        if at == end:                                                    # the last has literals only
+            return size
+        at += 2                                                          # how far back what is repeated is
+        length = _length_of_lz4(data, &at, end, token & 15)
+        if length < 0 or size > LARGEST_ROOM:
+            return -1
+        size += length + 4
+    return -1
+
+
+def size_of_lz4(const unsigned char[::1] data):
+    """How many bytes one lz4 frame holds, by the lengths in it, which most do not say; -1 where that cannot be told (frame format 1.6, block format)."""
+    cdef Py_ssize_t at, size = 0, block, part, held, behind
+    if data.shape[0] < 11 or data[0] != 0x04 or data[1] != 0x22 or data[2] != 0x4d or data[3] != 0x18:
+        return -1
+    behind = 4 if data[4] & 0x10 else 0                                  # a block's checksum
+    at = 7 + (8 if data[4] & 0x08 else 0) + (4 if data[4] & 0x01 else 0)
+    while at + 4 <= data.shape[0]:
+        block = <Py_ssize_t>data[at] | <Py_ssize_t>data[at + 1] << 8 | <Py_ssize_t>data[at + 2] << 16 | <Py_ssize_t>data[at + 3] << 24
+        at += 4
+        if not block:
+            return size if at + (4 if data[4] & 0x04 else 0) == data.shape[0] else -1
+        part = block & 0x7fffffff
+        if part > data.shape[0] - at:
+            return -1
+        held = part if block & 0x80000000 else _size_of_lz4_block(data, at, at + part)
+        size += held
+        if held < 0 or size > LARGEST_ROOM:
+            return -1
+        at += part + behind
+    return -1
 
 
 def decompressed(int kind, data):
     """The bytes of a batch's records, as bytes or as an Arrow buffer. Raises `UnsupportedCodecError`, or what the codec does."""
     if not kind:
         return bytes(data)
-    if kind == ZSTD:
-        size = size_of_zstd(data)
+    if kind == LZ4 or kind == ZSTD:
+        size = size_of_zstd(data) if kind == ZSTD else size_of_lz4(data)
         if size >= 0:
             try:
-                return _zstd.decompress(data, size)                      # in one go
+                return (_zstd if kind == ZSTD else _lz4).decompress(data, size)     # in one go
             except OSError:                                              # several frames in one: only the first's size is known
                 pass
     if kind not in DECODERS:
@@ -149,24 +208,24 @@ cdef class Record:
 
     @property
     def timestamp_type(self):
-        return self.spot.timestamp_type
+        return self.batch.timestamp_type
 
     @property
     def key(self):
-        return None if self.spot.key_size < 0 else PyBytes_FromStringAndSize(self.spot.data + self.spot.key_at, self.spot.key_size)
+        return None if self.spot.key_size < 0 else PyBytes_FromStringAndSize(self.batch.data + self.spot.key_at, self.spot.key_size)
 
     @property
     def value(self):
         if self.spot.value_size < 0:
             return None
         if self.copied is None:
-            self.copied = PyBytes_FromStringAndSize(self.spot.data + self.spot.value_at, self.spot.value_size)
+            self.copied = PyBytes_FromStringAndSize(self.batch.data + self.spot.value_at, self.spot.value_size)
         return self.copied
 
     @property
     def headers(self):
         """(Name, value or None) of each."""
-        cdef Cursor cursor = Cursor(<const unsigned char *>self.spot.data, self.spot.headers_at, self.spot.size)
+        cdef Cursor cursor = Cursor(<const unsigned char *>self.batch.data, self.spot.headers_at, self.batch.size)
         cdef list found = []
         cdef Py_ssize_t at, size
         for _ in range(_varint(&cursor)):
@@ -174,10 +233,10 @@ cdef class Record:
             if size < 0:
                 raise CorruptRecordException("A header has no name")
             at = _pass(&cursor, size)
-            name = PyBytes_FromStringAndSize(self.spot.data + at, size).decode()
+            name = PyBytes_FromStringAndSize(self.batch.data + at, size).decode()
             size = _varint(&cursor)
             at = _pass(&cursor, size)
-            found.append((name, None if size < 0 else PyBytes_FromStringAndSize(self.spot.data + at, size)))
+            found.append((name, None if size < 0 else PyBytes_FromStringAndSize(self.batch.data + at, size)))
         return found
 
 
@@ -186,10 +245,11 @@ cdef class Records:
     """Records of one batch or several, each an object only when it is asked for. Slices are such again."""
 
     def __cinit__(self):
-        self.batches = []
+        self.kept = []
 
     def __dealloc__(self):
         PyMem_Free(self.spots)
+        PyMem_Free(self.batches)
 
     def __len__(self):
         return self.count
@@ -218,32 +278,40 @@ cdef class Records:
         for number in range(self.count):
             yield self._record(number)
 
-    cdef int _reserve(self, Py_ssize_t more) except -1:
+    cdef int _reserve(self, Py_ssize_t more, Py_ssize_t batches) except -1:
+        """Room for more records, of more batches."""
         cdef Spot *spots
+        cdef Batch *of
         if self.count + more > self.room:
             spots = <Spot *>PyMem_Realloc(self.spots, (self.count + more) * sizeof(Spot))
             if spots is NULL:
                 raise MemoryError
             self.spots, self.room = spots, self.count + more
+        of = <Batch *>PyMem_Realloc(self.batches, (len(self.kept) + batches) * sizeof(Batch))
+        if of is NULL:
+            raise MemoryError
+        self.batches = of
         return 0
 
     cdef int _append(self, Records other, Py_ssize_t begin, Py_ssize_t end) except -1:
         cdef Py_ssize_t number
-        cdef int before = <int>len(self.batches)
+        cdef int before = <int>len(self.kept)
         if begin >= end:
             return 0
-        self._reserve(end - begin)
+        self._reserve(end - begin, len(other.kept))
         memcpy(&self.spots[self.count], &other.spots[begin], (end - begin) * sizeof(Spot))
-        for number in range(self.count, self.count + end - begin):
-            self.spots[number].batch += before
-        self.batches += other.batches
+        memcpy(&self.batches[before], other.batches, len(other.kept) * sizeof(Batch))
+        if before:
+            for number in range(self.count, self.count + end - begin):
+                self.spots[number].batch += before
+        self.kept += other.kept
         self.count += end - begin
         return 0
 
     cdef Record _record(self, Py_ssize_t number):
         cdef Record record = Record.__new__(Record)
         record.spot = self.spots[number]
-        record.batch = self.batches[record.spot.batch]
+        record.batch, record.kept = self.batches[record.spot.batch], self.kept[record.spot.batch]
         return record
 
 
@@ -253,7 +321,7 @@ def joined(parts):
     cdef Py_ssize_t count = 0
     for part in parts:
         count += part.count
-    whole._reserve(count)
+    whole._reserve(count, 0)
     for part in parts:
         whole._append(part, 0, part.count)
     return whole
@@ -265,7 +333,7 @@ def records(data, int64_t begin):
     `data` is the whole batch, as bytes or a view of them. Whether its checksum is right must have been looked at.
     """
     cdef int64_t base, first_time, last_time
-    cdef Py_ssize_t count, begins, length, most
+    cdef Py_ssize_t count, begins, length, length_of
     cdef int timestamp_type
     cdef Cursor cursor
     cdef Spot *spot
@@ -277,10 +345,11 @@ def records(data, int64_t begin):
     PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
     cursor = Cursor(<const unsigned char *>view.buf, 0, view.len)
     PyBuffer_Release(&view)                                              # both kinds stay where they are while somebody has them
-    if count > cursor.end // SHORTEST:
+    if count > cursor.end // SHORTEST or cursor.end > LARGEST_BATCH:
         raise CorruptRecordException(f"A batch of {cursor.end} bytes has {count} records")
-    found._reserve(max(count, 0))
-    found.batches.append(batch)
+    found._reserve(max(count, 0), 1)
+    found.batches[0] = Batch(<const char *>cursor.begin, cursor.end, timestamp_type)
+    found.kept.append(batch)
     for _ in range(count):
         spot = &found.spots[found.count]
         length = _varint(&cursor)
@@ -288,17 +357,16 @@ def records(data, int64_t begin):
         if not 0 < length <= cursor.end - begins:
             raise CorruptRecordException(f"A record has {length} bytes where {cursor.end - begins} are left")
         cursor.at += 1                                                   # attributes: none are defined
-        spot.batch, spot.data, spot.size = 0, <const char *>cursor.begin, cursor.end
-        spot.timestamp_type = timestamp_type
+        spot.batch = 0
         spot.timestamp = first_time + _varint(&cursor)
         if timestamp_type:
             spot.timestamp = last_time
         spot.offset = base + _varint(&cursor)
-        spot.key_size = _varint(&cursor)
-        spot.key_at = _pass(&cursor, spot.key_size)
-        spot.value_size = _varint(&cursor)
-        spot.value_at = _pass(&cursor, spot.value_size)
-        spot.headers_at = cursor.at
+        length_of = _varint(&cursor)
+        spot.key_at, spot.key_size = <int32_t>_pass(&cursor, length_of), <int32_t>max(length_of, -1)
+        length_of = _varint(&cursor)
+        spot.value_at, spot.value_size = <int32_t>_pass(&cursor, length_of), <int32_t>max(length_of, -1)
+        spot.headers_at = <int32_t>cursor.at
         if cursor.at >= begins + length:
             raise CorruptRecordException("A record is longer than it says")
         cursor.at = begins + length

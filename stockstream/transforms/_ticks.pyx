@@ -382,6 +382,7 @@ def read(records):
     cdef object record
     cdef Records batched = records if type(records) is Records else None
     cdef Spot *spot
+    cdef const char *data
     cdef list values = []
     places, begins = np.empty((2, count), np.int64), np.empty((2, count), np.intp)
     cdef int64_t[:, ::1] place = places
@@ -389,8 +390,9 @@ def read(records):
 
     for number in range(count):
         spot = &batched.spots[number] if batched is not None else NULL
-        if spot is not NULL and spot.value_size > 0 and spot.data[spot.value_at + spot.value_size] == 0:
-            at, size = spot.data + spot.value_at, spot.value_size
+        data = batched.batches[spot.batch].data if spot is not NULL else NULL
+        if data is not NULL and spot.value_size > 0 and data[spot.value_at + spot.value_size] == 0:
+            at, size = data + spot.value_at, spot.value_size
             place[0, number], place[1, number] = spot.offset, spot.timestamp
         else:                                                            # bytes end with a zero, as what has no headers does in its batch
             record = records[number]

@@ -140,6 +140,69 @@ def test_zstd_in_one_go_and_in_pieces_is_the_same(size: int) -> None:
     assert batches().size_of_zstd(b"\x28\xb5\x2f\xfd\xc0" + b"\xff" * 20) == -1, "so much is not made room for on anybody's word"
 
 
+@pytest.mark.parametrize("size", [0, 1, 14, 15, 16, 269, 270, 65_536, 300_000])
+def test_lz4_in_one_go_and_in_pieces_is_the_same(size: int) -> None:
+    """Also where the frame does not say how much it holds, and with the checksums that a producer may add."""
+    rng = random.Random(size)
+    for data in (b"a" * size, rng.randbytes(size), rng.randbytes(size // 2) + b"ab" * (size // 2), b"".join(b'{"n":%d}' % n for n in range(size // 50))):
+        for packed in (pa.Codec("lz4").compress(data, asbytes=True), codec.lz4_encode(data)):
+            assert batches().size_of_lz4(packed) == len(data)
+            assert bytes(batches().decompressed(3, packed)) == data
+            assert batches().size_of_lz4(packed + packed) == batches().size_of_lz4(packed[:-1]) == -1
+            assert bytes(batches().decompressed(3, packed + packed)) == bytes(codec.lz4_decode(packed + packed))
+
+
+def test_a_damaged_lz4_frame_is_an_error_or_what_aiokafka_reads() -> None:
+    rng = random.Random(3)
+    plain = [pa.Codec("lz4").compress(bytes(rng.choices(b"abcd", k=rng.randrange(1, 3_000))), asbytes=True) for _ in range(20)]
+
+    def tried(decode: Callable[[Any], Any], data: bytes) -> bytes | None:
+        try:
+            return bytes(decode(data))
+        except Exception:  # noqa: BLE001  whatever the codec says
+            return None
+
+    errors = 0
+    for _ in range(4_000):
+        broken = bytearray(rng.choice(plain))
+        for _ in range(rng.choice((1, 1, 4))):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        data = bytes(broken[: rng.randrange(len(broken) + 1)] if rng.random() < 0.3 else broken)
+        size, found = batches().size_of_lz4(data), tried(lambda data: batches().decompressed(3, data), data)
+        assert -1 <= size <= 1 << 26
+        assert found == tried(codec.lz4_decode, data)
+        errors += found is None
+    assert errors > 1_000
+
+
+def test_records_are_a_sequence_that_keeps_its_batches() -> None:
+    def batch(base: int, count: int) -> bytes:
+        builder = batches().Builder(1 << 20, 4, pa.Codec("zstd").compress)
+        for number in range(count):
+            builder.append(timestamp=1_000 + number, key=b"%d" % number, value=b"v%d" % (base + number), headers=[("h", None)])
+        return base.to_bytes(8, "big") + bytes(builder._build())[8:]
+
+    first, second = batches().records(batch(0, 7), 0), batches().records(batch(7, 5), 9)
+    both = batches().joined([first, second, batches().records(batch(20, 1), 21)])
+    known = [record for part in (first, second) for record in part]
+    del first, second
+    assert len(both) == 10 and [record.offset for record in both] == [*range(7), 9, 10, 11]
+    assert told(both) == told(known)
+    assert both[:] is both and both[-1].value == b"v11" and both[7].offset == 9
+    for begin, end in ((0, 3), (5, 9), (8, 99), (-2, None), (4, 4), (9, 2)):
+        part = both[begin:end]
+        assert told(part) == told(known[begin:end])
+        assert told(batches().joined([part, part])) == told(known[begin:end] * 2)
+    assert not both[3:3] and told(transport.joined([both[:2], [], both[2:]])) == told(known)
+    assert transport.joined([[], both]) is both and list(transport.joined([])) == []
+    assert told(transport.joined([known[:1], both[1:]])) == told(known), "records of both kinds"
+    for wrong in (10, -11):
+        with pytest.raises(IndexError):
+            both[wrong]
+    with pytest.raises(ValueError, match="order"):
+        both[::2]
+
+
 def test_the_workers_producer_and_consumer_use_them() -> None:
     assert fetcher.MemoryRecords is transport.Batches
     accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()

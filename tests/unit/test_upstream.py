@@ -18,12 +18,15 @@ import time
 import weakref
 from collections import Counter, defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import aiokafka
 import faust
 import mode
+import numpy as np
+import pyarrow as pa
 import pytest
+import venusian
 from aiokafka import codec
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
@@ -32,9 +35,13 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
+from aiokafka.protocol.produce import ProduceRequestStruct
+from aiokafka.protocol.struct import Struct
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
+from faust.app import base as faust_app
+from faust.cli.worker import worker as faust_worker
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport import consumer as faust_consumer
@@ -532,6 +539,48 @@ def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch)
     quick = compressed()
     assert len(quick) != len(before)
     assert [record.value for record in MemoryRecords(quick).next_batch()] == values
+
+
+def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[DefaultRecordBatchBuilder.__module__], "zstd_encode", codec.zstd_encode)
+    transport.compress_quickly()
+    text, numbers = b'{"price":189.95}' * 100, np.linspace(1, 2, 4_000).tobytes()
+    for data, level in ((text, transport.ZSTD_LEVEL), (numbers, transport.ZSTD_LEVEL_NUMBERS), (b"", transport.ZSTD_LEVEL)):
+        encoded = transport.aiokafka_batches.zstd_encode(data)
+        assert encoded == pa.Codec("zstd", level).compress(data, asbytes=True)
+        assert codec.zstd_decode(encoded) == data
+
+
+@pytest.mark.parametrize("version", get_args(ProduceRequestStruct))
+def test_a_request_to_produce_is_encoded_as_aiokafka_does(version: Any) -> None:
+    """`transport.encode_produce` stands in for `Struct.encode`."""
+    topics = [("ticks", [(0, b"batch"), (7, bytearray(b"\x00" * 300))]), ("w\u00efndows", [(1, b"")])]
+    names = version.SCHEMA.names
+    assert names[-1] == "topics" and version.SCHEMA.fields[-1].array_of.names == ("topic", "partitions")
+    assert version.encode is transport.encode_produce
+    for many in (topics, topics[:1], []):
+        request = version(**{"required_acks": -1, "timeout": 5_000, "topics": many} | ({"transactional_id": None} if "transactional_id" in names else {}))
+        assert request.encode() == Struct.encode(request)
+
+
+def test_faust_marks_what_it_could_discover_by_reading_sources() -> None:
+    """`stockstream.app` has it mark nothing: each module is loaded by its name, and a scan would find none of them."""
+    assert "venusian.attach(agent, category=SCAN_AGENT)" in source(faust_app.App.agent) and "inspect.getframeinfo(" in source(venusian.advice.getFrameInfo)
+    assert vars(faust_app)["venusian"] is not venusian
+    assert create_app(Settings()).conf.autodiscover is False
+
+
+def test_faust_makes_its_web_server_before_it_knows_whether_there_is_to_be_one() -> None:
+    """`App.worker_init_post_autodiscover` leaves that to `App.on_start`."""
+    assert "self.web.init_server()" in source(faust_app.App.worker_init_post_autodiscover)
+    assert "self.app.conf.web_enabled = with_web" in source(faust_worker)
+    for enabled in (False, True):
+        app = create_app(Settings())
+        app.worker_init_post_autodiscover()
+        assert "web" not in vars(app)
+        app.conf.web_enabled = enabled
+        assert app.web_server_driver_version.partition("=")[0] == ("aiohttp" if enabled else "off")
+        assert ("web" in vars(app)) == enabled
 
 
 async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
