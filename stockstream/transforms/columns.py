@@ -127,7 +127,8 @@ class Columns:
         columns = self.columns | {
             "event_time": pa.array(self.event_time), "size": pa.array(self.size), "offset": pa.array(offset), "index": pa.array(index),
         }  # fmt: skip
-        return pa.RecordBatch.from_arrays([columns.get(column.name, pa.nulls(count, column.type)) for column in TICKS_SCHEMA], schema=TICKS_SCHEMA)
+        arrays = [columns[spec.name] if spec.name in columns else pa.nulls(count, spec.type) for spec in TICKS_SCHEMA]
+        return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
 
 def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:

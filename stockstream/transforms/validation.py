@@ -121,6 +121,8 @@ class _Rows:
         """All rows as TICKS_SCHEMA; none are left."""
         self._gather()
         batches, self.batches = self.batches, []
+        if len(batches) == 1:
+            return batches[0]
         return pa.concat_batches(batches) if batches else empty(TICKS_SCHEMA)
 
     def _gather(self) -> None:

@@ -635,11 +635,11 @@ class Rows:
         parts = sorted(self.parts, key=lambda part: part.source)
         if not parts:
             return empty(WINDOWS_SCHEMA)
-        values = parts[0].values
+        values, symbols = parts[0].values, [spread(part.symbols, part.symbol) for part in parts]
         if len(parts) > 1:
             values = {name: np.concatenate([part.values[name] for part in parts]) for name in values}
         columns = {
-            "symbol": pa.concat_arrays([spread(part.symbols, part.symbol) for part in parts]),
+            "symbol": pa.concat_arrays(symbols) if len(symbols) > 1 else symbols[0],
             "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
             "quality": spread(_QUALITY, _quality(values)),
             "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),

@@ -20,8 +20,6 @@ from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, Symbol
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
 
 if TYPE_CHECKING:
-    from faust.types import AppT
-
     from stockstream.web.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -115,16 +113,11 @@ class Status(Protocol):
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def register(app: AppT, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
-    """Put the views on a Faust app's web server, before its own pages; the server's start and stop are those of the tail and the event stream.
-
-    Call it once the app has its settings.
-    """
-    mount(cast(Any, app.web).web_app, live, status, metrics, tail, version=version)
-
-
 def mount(application: web.Application, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
-    """Put the views on an aiohttp application."""
+    """Put the views on an aiohttp application; its start and stop are those of the tail and the event stream.
+
+    On a Faust app's, `app.web.web_app`, they are found before its own pages where those are added later.
+    """
     views = _Views(live, status, metrics, tail, version)
     for operation in OPERATIONS:
         application.router.add_get(operation.path, views.handler(operation), allow_head=operation.name != "events")

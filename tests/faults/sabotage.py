@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def skip_offsets() -> None:
     dropped: set[Any] = set()
     seen: dict[Any, int] = {}
 
-    async def admit(self: Any, tp: Any, records: list[Any]) -> list[Any]:
+    async def admit(self: Any, tp: Any, records: Sequence[Any]) -> Sequence[Any]:
         seen[tp] = seen.get(tp, 0) + 1
         if mode() and tp not in dropped and seen[tp] > 3 and len(records) > 2:
             dropped.add(tp)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ def records(*offsets: int, at: int = 0) -> list[Any]:
     return [Record(offset, timestamp=at) for offset in offsets]
 
 
-def offsets(admitted: list[Any]) -> list[int]:
+def offsets(admitted: Sequence[Any]) -> list[int]:
     return [record.offset for record in admitted]
 
 
@@ -663,7 +663,7 @@ class Reading:
     def _is_changelog_tp(self, tp: TP) -> bool:
         return tp.topic == "changelog"
 
-    async def _admit(self, tp: TP, records: list[Any]) -> list[Any]:
+    async def _admit(self, tp: TP, records: list[Any]) -> Sequence[Any]:
         return self.guard.admit(tp, records)[0]
 
     async def _deliver(self, tp: TP, records: list[Any]) -> None:

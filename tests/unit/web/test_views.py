@@ -331,8 +331,9 @@ async def test_too_many_streams_are_refused(make: Any, monkeypatch: pytest.Monke
 
 async def test_on_a_faust_app_ours_win(make: Any) -> None:
     app = faust.App("views-test", broker="kafka://127.0.0.1:1", web_enabled=True)
-    views.register(app, filled(make), FakeStatus(), Metrics())
-    application = await app.web.wsgi()
+    server: Any = app.web
+    views.mount(server.web_app, filled(make), FakeStatus(), Metrics())
+    application = await server.wsgi()
     async with TestClient(TestServer(application)) as client:
         async with client.get("/") as response:
             assert "stockstream" in await response.text()
