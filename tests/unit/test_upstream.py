@@ -567,7 +567,8 @@ def test_faust_marks_what_it_could_discover_by_reading_sources() -> None:
     """`stockstream.app` has it mark nothing: each module is loaded by its name, and a scan would find none of them."""
     assert "venusian.attach(agent, category=SCAN_AGENT)" in source(faust_app.App.agent) and "inspect.getframeinfo(" in source(venusian.advice.getFrameInfo)
     assert vars(faust_app)["venusian"] is not venusian
-    assert create_app(Settings()).conf.autodiscover is False
+    conf: Any = create_app(Settings()).conf
+    assert conf.autodiscover is False
 
 
 def test_faust_makes_its_web_server_before_it_knows_whether_there_is_to_be_one() -> None:
