@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 DAY_MS = 86_400_000
 STATE_TABLES = ("clean", "aggregate", "detect", "score")
 SEGMENT_BYTES = 16 * 1024 * 1024
+NEW_TOPICS_S = 0.5
+"""A broker tells who leads a new partition a moment before that one knows it, and until then answers with errors."""
 MAX_BATCH_BYTES = 1_000_000
 PRODUCER_LINGER_MS = 1
 
@@ -126,9 +128,12 @@ async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
             embedded = _embedded(await admin.describe_cluster())
             specs = topic_specs(settings)
             found = set(await admin.list_topics())
-            fault = await _create(admin, [spec for spec in specs if spec.name not in found])
+            missing = [spec for spec in specs if spec.name not in found]
+            fault = await _create(admin, missing)
             if not fault:
                 await _check(admin, [spec for spec in specs if spec.name in found])
+                if missing and not embedded:
+                    await asyncio.sleep(NEW_TOPICS_S)
                 return embedded
         except (KafkaError, OSError) as error:
             fault = f"{type(error).__name__}: {error}"
