@@ -8,7 +8,7 @@ cdef struct Batch:
 
 
 cdef struct Spot:
-    # where a record is in its batch, which is the number of
+    # where a record is in the data of its batch; `batch` is the number of that
     int64_t offset
     int64_t timestamp
     int32_t key_at

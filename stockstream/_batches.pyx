@@ -63,8 +63,6 @@ HEADER = Struct(">qiibIhiqqqhii")
 """Base offset, length, leader's epoch, magic, CRC, attributes, last offset's delta, first and greatest time, producer's id, epoch and sequence, records."""
 DECODERS = {1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 4: codec.zstd_decode}
 CODEC, APPEND_TIME = 0x07, 0x08
-LZ4, ZSTD = 3, 4
-_lz4, _zstd = pa.Codec("lz4"), pa.Codec("zstd")
 
 
 def size_of_zstd(const unsigned char[::1] data):
@@ -144,15 +142,20 @@ def size_of_lz4(const unsigned char[::1] data):
     return -1
 
 
+IN_ONE_GO = {3: (size_of_lz4, pa.Codec("lz4")), 4: (size_of_zstd, pa.Codec("zstd"))}
+"""By codec: what tells how many bytes a frame holds, and Arrow's codec, which must know."""
+
+
 def decompressed(int kind, data):
     """The bytes of a batch's records, as bytes or as an Arrow buffer. Raises `UnsupportedCodecError`, or what the codec does."""
     if not kind:
         return bytes(data)
-    if kind == LZ4 or kind == ZSTD:
-        size = size_of_zstd(data) if kind == ZSTD else size_of_lz4(data)
+    if kind in IN_ONE_GO:
+        size_of, whole = IN_ONE_GO[kind]
+        size = size_of(data)
         if size >= 0:
             try:
-                return (_zstd if kind == ZSTD else _lz4).decompress(data, size)     # in one go
+                return whole.decompress(data, size)
             except OSError:                                              # several frames in one: only the first's size is known
                 pass
     if kind not in DECODERS:

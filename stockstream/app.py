@@ -40,7 +40,7 @@ MODULES = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect",
 
 
 def _not_marked(*_: Any, **__: Any) -> None:
-    """In the place of `venusian.attach`, which marks for discovery whatever a decorator has made, and reads the sources of a thousand modules for it."""
+    """In the place of `venusian.attach`, which marks for discovery whatever a decorator has made, and looks up the files of all modules for it."""
 
 
 faust_app.venusian = SimpleNamespace(attach=_not_marked)  # type: ignore[assignment, attr-defined]
