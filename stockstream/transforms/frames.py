@@ -79,8 +79,8 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
             yield data
             return
     offsets = frame.rows.column("offset").to_numpy()
-    middle = int(offsets[len(offsets) // 2])
-    cut = middle if middle > offsets[0] else int(offsets[-1])       # the first offset of the second half
+    first = int(offsets[len(offsets) // max(2, -(-about // limit))])     # behind the first of as many parts as there must be
+    cut = first if first > offsets[0] else int(offsets[-1])
     if cut > offsets[0]:
         split = int(offsets.searchsorted(cut))
         before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split))

@@ -697,6 +697,13 @@ async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pyt
     assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 6} and reading._through == {P: 8}
 
 
+@pytest.mark.parametrize(("count", "parts"), [(0, []), (1, [1]), (10, [10]), (14, [14]), (16, [8, 8]), (29, [10, 10, 9]), (41, [11, 11, 11, 8])])
+def test_a_fetch_is_cut_into_equal_chunks_without_a_small_rest(count: int, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "CHUNK_RECORDS", 10)
+    chunks = list(transport.cut(range(count)))
+    assert [len(chunk) for chunk in chunks] == parts and [number for chunk in chunks for number in chunk] == list(range(count))
+
+
 class Log:
     """What aiokafka knows of a partition's end."""
 
@@ -732,7 +739,7 @@ def test_a_partition_that_the_broker_was_never_asked_for_was_never_polled() -> N
 
 
 async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_CHUNK_RECORDS", 2)
+    monkeypatch.setattr(transport, "CHUNK_RECORDS", 2)
     read, delivered = consumer([]), []
     read.epoch = 1
 
@@ -746,7 +753,7 @@ async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over
     await read._deliver(P, records(4, 5, 6))
     assert delivered == [[1, 2], [3], [4, 5], [6]]
     delivered.clear()
-    await read._deliver(P, records(7, 8, 9, 10, 11))
+    await read._deliver(P, records(7, 8, 9, 10, 11, 12))
     assert delivered == [[7, 8], [9, 10]]
 
 

@@ -271,7 +271,7 @@ def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
 def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_CHUNK_RECORDS", most)
+    monkeypatch.setattr(transport, "CHUNK_RECORDS", most)
     batches = [batch_of(0, *(b"%d" % n for n in range(5))), batch_of(5, b"5"), batch_of(6, b"6", b"7", b"8")]
     begin, offsets = 2, []
     while begin < 9:

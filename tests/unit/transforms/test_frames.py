@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 import pytest
 
@@ -48,3 +50,11 @@ def test_what_is_too_long_for_a_message_goes_in_several_and_is_one_again(offsets
     assert pa.Table.from_batches([one.rows for one in got]).to_pylist() == sent.rows.to_pylist()
     assert [one.start for one in got] + [sent.through + 1] == [sent.start] + [one.through + 1 for one in got]
     assert [closing for one in got for closing in one.closings] == list(sent.closings)
+
+
+@pytest.mark.parametrize("times", [1.5, 2.3, 2.95, 3.4])
+def test_it_goes_in_as_few_messages_as_can_be_all_about_as_large(times: float) -> None:
+    sent = frame(list(range(3_000)))
+    limit = int(8 * sent.rows.num_rows * sent.rows.num_columns / times)
+    messages = [decode(data).rows.num_rows for data in encode_within(sent, limit)]
+    assert len(messages) == math.ceil(times) and max(messages) - min(messages) <= 2
