@@ -5,6 +5,7 @@ What is loaded is all that differs from `faust -A stockstream`: transport, guard
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -13,13 +14,14 @@ from typing import Any
 
 def main() -> None:
     """Loads the modules named first; the rest are Faust's arguments."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")                  # as the package does, which we are too early for
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")                  # this and the next two as the command and the package do, which we are too early for
+    from faust.cli.faust import cli
+
+    gc.disable()
     module: Any = importlib.import_module("stockstream.app")
     module.MODULES = tuple(sys.argv[1].split(","))
     vars(sys.modules["stockstream"]).pop("app", None)                   # the submodule's import has put itself where the lazy app is to be
     sys.argv = ["faust", "-A", "stockstream", *sys.argv[2:]]
-    from faust.cli.faust import cli
-
     cli()
 
 

@@ -442,6 +442,14 @@ def crc32c(const unsigned char[::1] data):
     return crc_of(&data[0], data.shape[0]) if crc_is_an_instruction() and data.shape[0] else calc_crc32c(data)
 
 
+def is_whole(const unsigned char[::1] data):
+    """Whether a batch's checksum is right."""
+    if data.shape[0] < HEADER_SIZE:
+        return False
+    told, = CRC.unpack_from(data, CRC_AT)
+    return told == crc32c(data[CRC_AT + 4:])
+
+
 cdef class Builder:
     """Messages on their way into a record batch, in the place of aiokafka's `BatchBuilder`, which copies each of them three times.
 

@@ -479,6 +479,12 @@ class _Batch:
     def __next__(self) -> Any:
         return next(self._batch)
 
+    def validate_crc(self) -> bool:
+        """Whether its checksum is right; aiokafka asks before it asks anything else."""
+        if compiled.batches is not None and self._batch.magic == FORMAT:
+            return bool(compiled.batches.is_whole(self._data))
+        return bool(self._batch.validate_crc())
+
     def __iter__(self) -> Iterator[Run]:
         yield Run(self._batch, self._parsed.next_fetch_offset, self._data)
 

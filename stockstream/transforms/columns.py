@@ -107,6 +107,8 @@ class Columns:
     """None where no tick has one."""
     columns: dict[str, pa.Array]
     """Columns of TICKS_SCHEMA as they are sent; what is missing is null."""
+    decoded: bool = False
+    """Whether the compiled reader gave them up, and they were decoded as any JSON."""
 
     @property
     def alone(self) -> bool:
@@ -131,13 +133,16 @@ class Columns:
         return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
 
-def read(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
+def read(records: Sequence[Record], *, trades_first: bool, quickly: bool = False) -> Columns | None:
     """The ticks of records (two at least), which must all be plain; None where one is not.
 
-    With `trades_first` they are tried as trades and nothing more before they are tried as any plain ticks, which take longer; without it the other way round.
+    What the compiled reader gives up, which knows only the fields of a tick and texts without escapes, is decoded as any JSON, but not with `quickly`.
+    With `trades_first` it is tried as trades and nothing more before it is tried as any plain ticks, which take longer; without it the other way round.
     """
     found = compiled.ticks.read(records) if compiled.ticks is not None else None
-    return _of_compiled(*found) if found is not None else _decoded(records, trades_first=trades_first)
+    if found is not None:
+        return _of_compiled(*found)
+    return None if quickly and compiled.ticks is not None else _decoded(records, trades_first=trades_first)
 
 
 def _of_compiled(
@@ -214,7 +219,7 @@ def _columns(records: Sequence[Record], ticks: list[Any], record: Ints, *, only_
     return Columns(
         _ints([record.offset for record in records]), _ints([record.timestamp for record in records]),
         symbols, symbol, names, source, record, _ints([tick.event_time for tick in ticks]), size,
-        None if unnumbered else _ints(numbers), columns,
+        None if unnumbered else _ints(numbers), columns, decoded=True,
     )  # fmt: skip
 
 

@@ -300,6 +300,8 @@ class Cleaner:
         self._closings: list[Closing] = []
         self._only_trades = True
         """Whether the last records that were taken at once had nothing but trades; only how the next are tried first."""
+        self._decoded = True
+        """Whether the last such had to be decoded as any JSON: else that is not tried with many, of which only one will be odd."""
 
     # -- the log ------------------------------------------------------------
 
@@ -311,7 +313,7 @@ class Cleaner:
         if self.expect < 0:
             self.expect = self.frame_from = records[0].offset
         before = len(self._rows)
-        if len(records) < MANY or not self._accept_many(records):
+        if len(records) < MANY or not self._held or not self._accept_many(records):       # at the log's beginning no symbol is known
             few = MANY if len(records) > RUN else len(records) + 1       # not the same records twice
             for at in range(0, len(records), RUN):
                 some = records[at : at + RUN]
@@ -360,10 +362,10 @@ class Cleaner:
 
         The same verdicts in half the time: a test holds both to each other.
         """
-        plain = read(records, trades_first=self._only_trades)
+        plain = read(records, trades_first=self._only_trades, quickly=len(records) > RUN and not self._decoded)
         if plain is None:
             return False
-        self._only_trades = plain.only_trades
+        self._only_trades, self._decoded = plain.only_trades, plain.decoded
         held = self._holders(plain)
         if held is None:
             return False

@@ -40,7 +40,8 @@ MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
 SPARE_S = 8
-"""Seconds laid out beyond what is needed: a second then seldom asks for new room."""
+"""Seconds laid out beyond what is needed, at least: a second then seldom asks for new room. A chunk of a backlog has many, and the next may have more:
+as many again then, up to FAR_S."""
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
 MANY_SYMBOLS = 150
@@ -149,10 +150,14 @@ class _Cells:
         """Seconds before the oldest open one that are still looked at."""
         nothing = ((name, np.float64(_EMPTY.get(name, np.nan))) for name in fields)
         self.nothing: Ints = np.array([value.astype(np.int64) if name in _INTS else value.view(np.int64) for name, value in nothing])[:, None, None]
+        self.not_zero = np.flatnonzero(self.nothing).tolist()
+        """The fields of which nothing is not zero."""
         self.stored = sum(name in _STORED for name in fields)
         """So many of the fields, the first, are in buckets."""
         self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
         """The fields that are not `_INTS` are floats: `floats` and `of` show them so."""
+        self.blank = True
+        """Whether no second was covered yet."""
         self.last = _NEVER
         """Newest second that has a column."""
         self.most = 0
@@ -202,19 +207,31 @@ class _Cells:
         parts = [self.cells[fields, columns, rows] for columns in self.columns(first, last)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def _lay_out(self, rows: int, width: int) -> None:
-        self.cells = np.empty((len(self.fields), width, rows), np.int64)
-        self.cells[:] = self.nothing
+    def _forget(self, columns: slice, rows: slice) -> None:
+        """Cells as they are where nothing has happened, from zeros."""
+        for number in self.not_zero:
+            self.cells[number, columns, rows] = self.nothing[number]
+
+    def know(self, rows: int) -> None:
+        """Room for more rows. Before the first second is covered nobody knows how many columns there must be: none is written."""
+        if self.blank:
+            self.cells = np.zeros((len(self.fields), self.width, rows), np.int64)
+        else:
+            self.resize(rows, self.width)
 
     def resize(self, rows: int, width: int) -> None:
         """New room for this many rows and seconds; the newest seconds stay."""
         old, last = self.cells, self.last
-        begin = max(last - width, last - old.shape[1]) + 1
-        self._lay_out(rows, width)
-        while old.shape[2] and begin <= last:
+        known = 0 if self.blank else old.shape[2]
+        begin = max(last - width, last - old.shape[1]) + 1 if known else last + 1
+        self.cells, self.blank = np.zeros((len(self.fields), width, rows), np.int64), False
+        for columns in self.columns(last - width + 1, begin - 1) if known else ():
+            self._forget(columns, slice(known))
+        self._forget(slice(None), slice(known, None))
+        while begin <= last:
             end = min(last, self.unbroken(begin), begin + old.shape[1] - 1 - begin % old.shape[1])
             source, target, length = begin % old.shape[1], begin % width, end - begin + 1
-            self.cells[:, target : target + length, : old.shape[2]] = old[:, source : source + length]
+            self.cells[:, target : target + length, :known] = old[:, source : source + length]
             begin = end + 1
 
     def cover(self, since: int, last: int) -> None:
@@ -224,7 +241,9 @@ class _Cells:
         self.most = max(self.most, needed)
         around = last // self.width > self.last // self.width
         if needed > self.width - self.depth or (around and self.width - self.depth > 2 * (self.most + SPARE_S)):
-            self.resize(self.cells.shape[2], self.depth + self.most + SPARE_S)
+            self.resize(self.cells.shape[2], self.depth + self.most + max(SPARE_S, min(self.most, FAR_S)))
+        elif self.blank:
+            self.resize(self.cells.shape[2], self.width)
         if around:
             self.most = needed
         if last > self.last:
@@ -234,8 +253,8 @@ class _Cells:
 
     def begin_anew(self, second: int) -> None:
         """Forgets every second; `second` is the newest that has a column."""
-        self._lay_out(self.cells.shape[2], self.depth + SPARE_S)
-        self.last = second
+        self.last, self.blank = second, True
+        self.resize(self.cells.shape[2], self.depth + SPARE_S)
 
 
 class _Ring:
@@ -286,7 +305,7 @@ class _Ring:
         if len(table) > self.own.cells.shape[2]:
             rows = len(table) + max(8, len(table) // 16)
             for cells in (self.own, self.past):
-                cells.resize(rows, cells.width)
+                cells.know(rows)
         self.names = np.array(list(table), object)
         self.by_rank = np.argsort(self.names.astype(str), kind="stable")
         self.rank = np.empty(len(table), np.int64)
@@ -796,7 +815,9 @@ class Windows:
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
         any_late = bool(late.any())
-        span = max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
+        span = self._at_once(ring)
+        if ring.closed == _NEVER and closings and ticks.second.max() - closings[0].after <= span:
+            ring.cover(closings[0].after, int(ticks.second.max()))       # once for all steps
         steps: list[tuple[int, list[Closing]]] = []
         begin = 0
         ends = offsets.searchsorted([closing.offset for closing in closings], "right").tolist()
@@ -820,6 +841,11 @@ class Windows:
             self._step(ring, name, (ticks.take(which), late[which]), step, out)
         if begin < len(offsets):
             self._add(ring, ticks.take(slice(begin, len(offsets))), late[begin:])
+
+    @staticmethod
+    def _at_once(ring: _Ring) -> int:
+        """Seconds that may be laid out at once."""
+        return max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
 
     @staticmethod
     def _closed_before(ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> Ints:
@@ -869,7 +895,7 @@ class Windows:
             ring.changed.clear()
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted = max(ring.counted, last.offset)
-        if fresh is not None and not ring.waiting and last.second - ring.closed <= FAR_S:
+        if fresh is not None and not ring.waiting and last.second - ring.closed <= (FAR_S if len(closings) == 1 else self._at_once(ring)):
             self._put(ring, fresh)                                       # later seconds are not looked at before they close
             fresh = None
         after = first
@@ -909,7 +935,7 @@ class Windows:
         active = {s for s in (*ring.unsaved, *ring.waiting) if after < s <= second}
         if ticks is not None:
             active.update(np.unique(ticks.second[(ticks.second > after) & (ticks.second <= second)]).tolist())
-        longest = max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
+        longest = Windows._at_once(ring)
         spans: list[tuple[int, int]] = []
         for s in sorted(active):
             if spans and s - spans[-1][1] <= FAR_S and s - spans[-1][0] < longest:

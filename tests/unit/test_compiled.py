@@ -76,9 +76,17 @@ def test_batches_are_those_of_aiokafka(kind: int) -> None:
         assert kind or built == known_bytes
         assert DefaultRecordBatch(built).validate_crc()
         assert (DefaultRecordBatch(built).producer_id, DefaultRecordBatch(built).base_sequence) == (7, 11)
+        place_of_a_bit = rng.randrange(21, len(built))
+        assert batches().is_whole(built) and batches().is_whole(memoryview(known_bytes))
+        assert not batches().is_whole(built[:place_of_a_bit] + bytes([built[place_of_a_bit] ^ 4]) + built[place_of_a_bit + 1 :])
         for data in (built, known_bytes):
             assert told(batches().records(data, 0)) == told(DefaultRecordBatch(data))
             assert told(batches().records(memoryview(data), 2)) == told(DefaultRecordBatch(data))[2:]
+
+
+def test_a_batch_that_compaction_has_emptied_is_whole_and_what_is_shorter_is_none() -> None:
+    built = DefaultRecordBatchBuilder(2, 0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=100).build()
+    assert len(built) == 61 and batches().is_whole(built) and not batches().is_whole(built[:60]) and not batches().is_whole(b"")
 
 
 def test_a_message_needs_a_key_or_a_value() -> None:

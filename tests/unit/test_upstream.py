@@ -32,7 +32,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
 from aiokafka.protocol.produce import ProduceRequestStruct
@@ -192,11 +192,11 @@ class Assigned:
         self.position = position
 
 
-def fetched(begin: int, *batches: bytes) -> tuple[FetchResult, Assigned]:
+def fetched(begin: int, *batches: bytes, check_crcs: bool = False) -> tuple[FetchResult, Assigned]:
     """What a fetcher puts into its dictionary, put into ours."""
     parsed = PartitionRecords(
         P, fetcher.MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None,
-        check_crcs=False, isolation_level=1,
+        check_crcs=check_crcs, isolation_level=1,
     )  # fmt: skip
     assigned, ours = Assigned(begin), transport._Fetched()
     result = ours[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
@@ -266,6 +266,18 @@ def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
     """`transport.ConsumerThread._fetch_records` lifts that: aiokafka would count runs."""
     assert "max_records=_consumer._max_poll_records" in source(driver.AIOKafkaConsumerThread.getmany)
     assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
+    """aiokafka asks the batch, which is ours: `transport._Batch.validate_crc`."""
+    batch = batch_of(0, b"a", b"b")
+    result, _ = fetched(0, batch, check_crcs=True)
+    assert [record.value for record in parsed(result.getall(None))] == [b"a", b"b"]
+    result, assigned = fetched(0, batch[:-1] + b"\1", check_crcs=True)
+    with pytest.raises(CorruptRecordException):
+        result.getall(None)
+    assert assigned.position == 0
 
 
 @pytest.mark.usefixtures("engine")

@@ -13,7 +13,7 @@ import pytest
 from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Tick
-from stockstream.transforms import validation
+from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import MAX_INT, MAX_TIME
@@ -413,6 +413,34 @@ def test_many_at_once_are_judged_as_one_after_the_other() -> None:
     for seed in range(80):
         _judge_a_mixture(random.Random(seed), taken)
     assert sum(taken) / len(taken) > 0.3 and min(taken) < 0.1, "both ways are gone"
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("odd", [b'{"punctuate":%d}' % (NOW // 1000), tick(event_time=NOW + 1_300, unknown=1)], ids=["no tick", "for the decoder"])
+def test_one_odd_record_among_many_is_looked_for_in_a_few(odd: bytes, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode, core = columns._decoded, cleaner()
+
+    def counted(some: Any, *, trades_first: bool) -> Any:
+        decoded.append(len(some))
+        return decode(some, trades_first=trades_first)
+
+    monkeypatch.setattr(columns, "_decoded", counted)
+    plain = [tick(event_time=NOW + 1_300 + number) for number in range(100)]
+    for begin in (0, 100):
+        core.chunk([RawRecord(begin + number, NOW + 2_000, value) for number, value in enumerate(plain)])
+    decoded.clear()
+    core.chunk([RawRecord(200 + number, NOW + 2_000, value) for number, value in enumerate([*plain[:50], odd, *plain[51:]])])
+    assert core.accepted == 299 + (b"symbol" in odd)
+    assert decoded == [7] if engine == "compiled" else decoded[0] == 100
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_that_are_all_for_the_decoder_go_at_once() -> None:
+    core = AtOnce(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x")
+    for begin in range(0, 300, 100):
+        core.chunk([RawRecord(begin + number, NOW + 2_000, tick(event_time=NOW + 1_300 + number, unknown=1)) for number in range(100)])
+    assert core.accepted == 300 and core.at_once >= 200
 
 
 def _judge_a_mixture(rng: random.Random, taken: list[float]) -> None:
