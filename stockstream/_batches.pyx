@@ -447,7 +447,7 @@ def is_whole(const unsigned char[::1] data):
     if data.shape[0] < HEADER_SIZE:
         return False
     told, = CRC.unpack_from(data, CRC_AT)
-    return told == crc32c(data[CRC_AT + 4:])
+    return told == crc32c(data[CRC_AT + CRC.size:])
 
 
 cdef class Builder:

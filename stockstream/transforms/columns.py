@@ -139,10 +139,13 @@ def read(records: Sequence[Record], *, trades_first: bool, quickly: bool = False
     What the compiled reader gives up, which knows only the fields of a tick and texts without escapes, is decoded as any JSON, but not with `quickly`.
     With `trades_first` it is tried as trades and nothing more before it is tried as any plain ticks, which take longer; without it the other way round.
     """
-    found = compiled.ticks.read(records) if compiled.ticks is not None else None
-    if found is not None:
-        return _of_compiled(*found)
-    return None if quickly and compiled.ticks is not None else _decoded(records, trades_first=trades_first)
+    if compiled.ticks is not None:
+        found = compiled.ticks.read(records)
+        if found is not None:
+            return _of_compiled(*found)
+        if quickly:
+            return None
+    return _decoded(records, trades_first=trades_first)
 
 
 def _of_compiled(

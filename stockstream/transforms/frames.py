@@ -79,10 +79,10 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
             yield data
             return
     offsets = frame.rows.column("offset").to_numpy()
-    first = int(offsets[len(offsets) // max(2, -(-about // limit))])     # behind the first of as many parts as there must be
-    cut = first if first > offsets[0] else int(offsets[-1])
-    if cut > offsets[0]:
-        split = int(offsets.searchsorted(cut))
+    share = len(offsets) // max(2, -(-about // limit))                   # of as many messages as there must be
+    split = int(offsets.searchsorted(offsets[share])) or int(offsets.searchsorted(offsets[0], "right"))
+    if split < len(offsets):
+        cut = int(offsets[split])
         before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split))
         after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
         yield from encode_within(before, limit)

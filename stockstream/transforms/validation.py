@@ -313,7 +313,7 @@ class Cleaner:
         if self.expect < 0:
             self.expect = self.frame_from = records[0].offset
         before = len(self._rows)
-        if len(records) < MANY or not self._held or not self._accept_many(records):       # at the log's beginning no symbol is known
+        if len(records) < MANY or not self._accept_many(records):
             few = MANY if len(records) > RUN else len(records) + 1       # not the same records twice
             for at in range(0, len(records), RUN):
                 some = records[at : at + RUN]
@@ -362,6 +362,8 @@ class Cleaner:
 
         The same verdicts in half the time: a test holds both to each other.
         """
+        if not self._held:
+            return False                                                 # at the log's beginning no symbol is known
         plain = read(records, trades_first=self._only_trades, quickly=len(records) > RUN and not self._decoded)
         if plain is None:
             return False

@@ -294,6 +294,11 @@ class _Ring:
 
     # -- room ---------------------------------------------------------------
 
+    @property
+    def at_once(self) -> int:
+        """Seconds that may be laid out at once."""
+        return max(FAR_S, CELLS_AT_ONCE // max(len(self.symbols), 8))
+
     def know(self, symbols: Collection[str]) -> Ints:
         """Row numbers of these (different) symbols, new ones added."""
         table = self.symbols
@@ -815,7 +820,7 @@ class Windows:
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
         any_late = bool(late.any())
-        span = self._at_once(ring)
+        span = ring.at_once
         if ring.closed == _NEVER and closings and ticks.second.max() - closings[0].after <= span:
             ring.cover(closings[0].after, int(ticks.second.max()))       # once for all steps
         steps: list[tuple[int, list[Closing]]] = []
@@ -841,11 +846,6 @@ class Windows:
             self._step(ring, name, (ticks.take(which), late[which]), step, out)
         if begin < len(offsets):
             self._add(ring, ticks.take(slice(begin, len(offsets))), late[begin:])
-
-    @staticmethod
-    def _at_once(ring: _Ring) -> int:
-        """Seconds that may be laid out at once."""
-        return max(FAR_S, CELLS_AT_ONCE // max(len(ring.symbols), 8))
 
     @staticmethod
     def _closed_before(ring: _Ring, ticks: _Ticks, closings: list[Closing]) -> Ints:
@@ -895,7 +895,7 @@ class Windows:
             ring.changed.clear()
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted = max(ring.counted, last.offset)
-        if fresh is not None and not ring.waiting and last.second - ring.closed <= (FAR_S if len(closings) == 1 else self._at_once(ring)):
+        if fresh is not None and not ring.waiting and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
             self._put(ring, fresh)                                       # later seconds are not looked at before they close
             fresh = None
         after = first
@@ -935,7 +935,7 @@ class Windows:
         active = {s for s in (*ring.unsaved, *ring.waiting) if after < s <= second}
         if ticks is not None:
             active.update(np.unique(ticks.second[(ticks.second > after) & (ticks.second <= second)]).tolist())
-        longest = Windows._at_once(ring)
+        longest = ring.at_once
         spans: list[tuple[int, int]] = []
         for s in sorted(active):
             if spans and s - spans[-1][1] <= FAR_S and s - spans[-1][0] < longest:

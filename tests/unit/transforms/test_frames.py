@@ -58,3 +58,9 @@ def test_it_goes_in_as_few_messages_as_can_be_all_about_as_large(times: float) -
     limit = int(8 * sent.rows.num_rows * sent.rows.num_columns / times)
     messages = [decode(data).rows.num_rows for data in encode_within(sent, limit)]
     assert len(messages) == math.ceil(times) and max(messages) - min(messages) <= 2
+
+
+def test_an_offset_of_many_rows_leaves_the_small_ones_behind_it_together() -> None:
+    sent = frame([0] * 1_200 + list(range(1, 1_801)))
+    limit = int(8 * sent.rows.num_rows * sent.rows.num_columns / 2.3)
+    assert [decode(data).rows.num_rows for data in encode_within(sent, limit)] == [1_200, 900, 900]
