@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Plain ticks from JSON to columns, compiled: what `columns.read` does, for the ticks that most producers write.
 
-Whatever is unusual about a text (an escape, a letter beyond ASCII, an unknown or repeated name, a number of 19 digits, a value out of range) makes `read`
-give nothing, as if it were no tick: `columns` then looks at it, whose verdict alone counts.
+At whatever is unusual about a text (an escape, a letter beyond ASCII, an unknown or repeated name, a number of 19 digits, a value out of range) `read`
+stops, as if it were no tick: `columns` then looks at it, whose verdict alone counts.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -364,17 +364,16 @@ cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *ti
 
 
 def read(records):
-    """The ticks of records, which must all be plain, as columns; None where one is not, or where only some have a number.
+    """The ticks of records as columns, from the first record on as far as all are plain, and either all or none have a number; None where the first is not.
 
-    Returns (offset, timestamp) of each record, the different symbols, (record, symbol, event_time, size) of each tick, its price (NaN: none), seq or None,
-    (the different sources, source or None where there is only one), and by name what else any tick has: floats with NaN, or (the different texts, which
-    of them or -1).
+    Returns (offset, timestamp) of each record read, the different symbols, (record, symbol, event_time, size) of each tick, its price (NaN: none), seq or
+    None, (the different sources, source or None where there is only one), and by name what else any tick has: floats with NaN, or (the different texts,
+    which of them or -1).
     """
     cdef Py_ssize_t count = len(records), total = 0, ticks = 0, number, size
     cdef const char *at
     cdef const char *end
-    cdef unsigned int has = 0, some = 0, every = ~<unsigned int>0
-    cdef bint frame
+    cdef unsigned int has = 0, some = 0, here = 0
     cdef Tick tick
     cdef Layout layout
     cdef Texts symbols = Texts(), sources = Texts(), exchanges = Texts(), conditions = Texts()
@@ -384,6 +383,7 @@ def read(records):
     cdef Spot *spot
     cdef const char *data
     cdef list values = []
+    cdef Py_ssize_t[4] known
     places, begins = np.empty((2, count), np.int64), np.empty((2, count), np.intp)
     cdef int64_t[:, ::1] place = places
     cdef Py_ssize_t[:, ::1] begin = begins
@@ -398,12 +398,14 @@ def read(records):
             record = records[number]
             value = record.value
             if not PyBytes_CheckExact(value):
-                return None
+                count = number
+                break
             values.append(value)
             at, size = PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
             place[0, number], place[1, number] = record.offset, record.timestamp
         if size < SHORTEST:
-            return None
+            count = number
+            break
         begin[0, number], begin[1, number] = <Py_ssize_t>at, size
         total += size
     longest = total // SHORTEST + 1                                      # no more ticks than that
@@ -412,25 +414,28 @@ def read(records):
     cdef double[::1] price = prices
     cdef double[:, ::1] quote = None
     cdef int64_t[:, ::1] texts = None
+    cdef Py_ssize_t first
 
     layout.count = 0
     for number in range(count):
         at = <const char *>begin[0, number]
         end = at + begin[1, number]
+        first, here = ticks, some
+        known[0], known[1], known[2], known[3] = symbols.count, sources.count, exchanges.count, conditions.count
         at = _blank(at)
         frame = at[0] == b'['
         if frame:
             at = _blank(at + 1)
         while True:
             at = _tick(at, end, &layout, &tick, &has)
-            if at is NULL or ticks == longest:
-                return None
-            every &= has
-            if has & ~some & (BID | ASK | BID_SIZE | ASK_SIZE | EXCHANGE | CONDITION):
+            if at is NULL or ticks == longest or (ticks and (has ^ here) & SEQ):
+                at = NULL
+                break
+            if has & ~here & (BID | ASK | BID_SIZE | ASK_SIZE | EXCHANGE | CONDITION):
                 if quote is None:
                     quotes, marks = np.full((4, longest), np.nan), np.full((2, longest), -1)
                     quote, texts = quotes, marks
-            some |= has
+            here |= has
             ints[0, ticks], ints[1, ticks], ints[2, ticks], ints[3, ticks] = number, symbols.number(tick.symbol), tick.event_time, tick.size
             ints[4, ticks] = tick.seq if has & SEQ else 0
             ints[5, ticks] = sources.number(tick.source if has & SOURCE else default)
@@ -450,11 +455,15 @@ def read(records):
                 at += 1
                 break
             if at[0] != b',':
-                return None
+                at = NULL
+                break
             at = _blank(at + 1)
-        if _blank(at) != end:
-            return None
-    if some & SEQ and not every & SEQ:
+        if at is NULL or _blank(at) != end:                              # as if nothing of this record had been read
+            ticks, count = first, number
+            symbols.count, sources.count, exchanges.count, conditions.count = known[0], known[1], known[2], known[3]
+            break
+        some = here
+    if count == 0:
         return None
     more = {}
     for number, name in enumerate(("bid", "ask", "bid_size", "ask_size")):
@@ -466,7 +475,7 @@ def read(records):
         more["condition"] = (conditions.strings(), marks[1, :ticks])
     several = sources.count > 1
     return (
-        places[0], places[1], symbols.strings(), firsts[0, :ticks], firsts[1, :ticks], firsts[2, :ticks], firsts[3, :ticks], prices[:ticks],
+        places[0, :count], places[1, :count], symbols.strings(), firsts[0, :ticks], firsts[1, :ticks], firsts[2, :ticks], firsts[3, :ticks], prices[:ticks],
         firsts[4, :ticks] if some & SEQ else None, sources.strings(), firsts[5, :ticks] if several else None, more,
     )
 

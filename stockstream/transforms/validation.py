@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
+from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
-from stockstream.transforms.columns import Columns, Record, read
+from stockstream.transforms.columns import MANY, Columns, Ints, Record, read
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import (
@@ -42,10 +43,8 @@ FORGET_MS = 24 * 3600 * 1000
 MAX_REJECTED_BYTES = 100_000
 """Of an original in its rejection: even where each byte becomes six characters of JSON, it fits into a message."""
 FRAME_TICKS = 4_000
-MANY = 50
-"""Records from which on it is cheaper to take them at once (measured: 0.1 ms, and half the time for each)."""
 RUN = 500
-"""Of more records than that so many are taken at once where not all can be."""
+"""More records than that are not decoded as any JSON on the chance that they can be."""
 COMPRESSED_FROM = 500_000
 """Bytes of a snapshot, which must fit into a message: 60 a symbol that is numbered, 350 where its last snapshot is kept; compressed a fifth."""
 
@@ -169,6 +168,20 @@ class _Move:
     closings: list[Closing]
     ends_closed: bool
     """Whether the last record closes something."""
+
+
+class _OddRecord(Exception):
+    """The first of the records that cannot be taken at once."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _none(odd: NDArray[np.bool_], record: Ints) -> None:
+    """Raises `_OddRecord` where a tick is odd; `record` has the number of each one's."""
+    if odd.any():
+        raise _OddRecord(int(record[odd].min()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,12 +326,18 @@ class Cleaner:
         if self.expect < 0:
             self.expect = self.frame_from = records[0].offset
         before = len(self._rows)
-        if len(records) < MANY or not self._accept_many(records):
-            few = MANY if len(records) > RUN else len(records) + 1       # not the same records twice
-            for at in range(0, len(records), RUN):
-                some = records[at : at + RUN]
-                if len(some) < few or not self._accept_many(some):
-                    self._each(some, rejections)
+        at, step, alone = 0, len(records), 0
+        while at < len(records):
+            some = records[at : at + step]
+            taken = self._accept_many(some) if len(some) >= MANY else 0
+            at += taken
+            if taken == len(some):
+                step, alone = 4 * step, 0
+                continue
+            alone = 1 if taken >= MANY else max(MANY, 2 * alone)         # where many are odd it is not tried again and again
+            self._each(records[at : at + alone], rejections)
+            at += alone
+            step = 2 * max(MANY, taken)
         self.expect = records[-1].offset + 1
         self.last_record = (records[-1].timestamp, zlib.crc32(records[-1].value or b""))
         self.accepted += len(self._rows) - before
@@ -357,24 +376,23 @@ class Cleaner:
 
     # -- many records at once -----------------------------------------------
 
-    def _accept_many(self, records: Sequence[Record]) -> bool:
-        """Accepts records whose ticks are all plain, of known symbols and sources, and none late; else leaves them, unchanged, to `_each`.
+    def _accept_many(self, records: Sequence[Record]) -> int:
+        """Accepts records whose ticks are all plain, of known symbols and sources, and none late, from the first record on; returns how many.
 
-        The same verdicts in half the time: a test holds both to each other.
+        The next one is left to `_each`, or fewer than `MANY` are. The same verdicts in half the time: a test holds both to each other.
         """
         if not self._held:
-            return False                                                 # at the log's beginning no symbol is known
-        plain = read(records, trades_first=self._only_trades, quickly=len(records) > RUN and not self._decoded)
+            return 0                                                     # at the log's beginning no symbol is known
+        plain = read(records, trades_first=self._only_trades, any_json=len(records) <= RUN or self._decoded)
         if plain is None:
-            return False
+            return 0
         self._only_trades, self._decoded = plain.only_trades, plain.decoded
-        held = self._holders(plain)
-        if held is None:
-            return False
-        feeds = self._numbered(plain, held, int(plain.timestamp.max()))
-        moves = [self._move(plain, number) for number in range(len(plain.sources))] if feeds is not None else []
-        if feeds is None or None in moves:
-            return False
+        try:
+            held = self._holders(plain)
+            feeds = self._numbered(plain, held, int(plain.timestamp.max()))
+            moves = [self._move(plain, number) for number in range(len(plain.sources))]
+        except _OddRecord as odd:
+            return self._accept_many(records[: odd.number]) if odd.number >= MANY else 0
 
         newest, heard = np.zeros(len(held), np.int64), np.empty(len(held), np.int64)
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
@@ -385,7 +403,6 @@ class Cleaner:
             feed.seq, feed.ts = seq, ts
         closings: list[Closing] = []
         for move in moves:
-            assert move is not None
             source = move.source
             source.clock, source.ts, source.newest, source.unsent = move.clock, move.ts, max(source.newest, move.newest), True
             if move.closings:
@@ -395,57 +412,58 @@ class Cleaner:
                 closings += move.closings
         self._closings += sorted(closings, key=lambda closing: (closing.offset, closing.source))
         self._rows.add_batch(plain.batch())
-        return True
+        return len(plain.offset)
 
-    def _holders(self, plain: Columns) -> list[_Held] | None:
-        """The living series of each symbol; None where one is not known, or belongs to another source."""
+    def _holders(self, plain: Columns) -> list[_Held]:
+        """The living series of each symbol. Raises `_OddRecord` where one is not known, or belongs to another source."""
         found = [self._held.get(symbol) for symbol in plain.symbols]
-        sources = np.zeros(len(found), np.int64)
+        numbers = {name: number for number, name in enumerate(plain.sources)}
+        owners = [-1 if holder is None else numbers.get(holder.source, -1) for holder in found]
         if plain.source is not None:
-            sources[plain.symbol] = plain.source
-            if (sources[plain.symbol] != plain.source).any():
-                return None
-        held = [holder for holder, source in zip(found, sources.tolist(), strict=True) if holder is not None and holder.source == plain.sources[source]]
-        return held if len(held) == len(found) else None
+            _none(np.array(owners)[plain.symbol] != plain.source, plain.record)
+        elif any(owners):
+            _none(np.array(owners)[plain.symbol] != 0, plain.record)
+        return [holder for holder in found if holder is not None]
 
-    def _numbered(self, plain: Columns, held: list[_Held], now: int) -> list[tuple[_Feed, int]] | None:
-        """What numbers each symbol, and its last number, where the ticks have numbers; None where one does not rise, or is the first."""
+    def _numbered(self, plain: Columns, held: list[_Held], now: int) -> list[tuple[_Feed, int]]:
+        """What numbers each symbol, and its last number, where the ticks have numbers. Raises `_OddRecord` where one does not rise, or is the first."""
         if plain.seq is None:
             return []
-        found = [self._sources[holder.source].feeds.get(symbol) for symbol, holder in zip(plain.symbols, held, strict=True) if holder.source in self._sources]
+        found = [self._sources[holder.source].feeds.get(symbol) if holder.source in self._sources else None
+                 for symbol, holder in zip(plain.symbols, held, strict=True)]  # fmt: skip
         feeds = [feed for feed in found if feed is not None and not feed.snapshot and now - feed.ts <= FORGET_MS]
-        if len(feeds) < len(plain.symbols):
-            return None
+        if len(feeds) < len(found):
+            living = set(map(id, feeds))
+            _none(np.array([id(feed) not in living for feed in found])[plain.symbol], plain.record)
         order = plain.symbol.argsort(kind="stable")
         symbol, seq = plain.symbol[order], plain.seq[order]
         begins = np.flatnonzero(np.diff(symbol, prepend=-1))
         before = np.concatenate([seq[:1], seq[:-1]])
         before[begins] = [feed.seq for feed in feeds]
-        if (seq <= before).any():
-            return None
+        _none(seq <= before, plain.record[order])
         return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
 
-    def _move(self, plain: Columns, number: int) -> _Move | None:
-        """What the ticks of one source do to it; None where one of them is late or ahead, or the source is not known for sure."""
+    def _move(self, plain: Columns, number: int) -> _Move:
+        """What the ticks of one source do to it. Raises `_OddRecord` where one of them is late or ahead, or the source is not known for sure."""
         name = plain.sources[number]
         source = self._sources.get(name)
-        if source is None or source.closed is None or (source.feeds and plain.seq is None):
-            return None
         times, record = plain.event_time, plain.record
         if plain.source is not None:
             mine = plain.source == number
             times, record = times[mine], record[mine]
         heard = plain.timestamp[record]
-        if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS or (times > heard + FUTURE_MS).any():
-            return None
+        if source is None or source.closed is None or (source.feeds and plain.seq is None):
+            raise _OddRecord(int(record[0]))
+        if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS:
+            raise _OddRecord(int(record[0]))
+        _none(times > heard + FUTURE_MS, record)
         begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
         single = len(begins) == len(times)
         clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
         closed = np.maximum((clock - self.lateness_ms) // 1000 - 1, source.closed)
         before = np.concatenate([[source.closed], closed[:-1]])
         open_from = (before - self.revise_s + 1) * 1000
-        if (times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times))))).any():
-            return None
+        _none(times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times)))), record)
         at = np.flatnonzero(closed > before)
         told = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
         closings = [Closing(offset, name, after, second) for offset, after, second in told]

@@ -278,18 +278,36 @@ def in_a_batch(values: list[bytes], headers: list[tuple[str, bytes]]) -> list[An
 
 @given(st.lists(texts(), min_size=1, max_size=4), st.integers(0, 40))
 def test_ticks_are_read_as_they_are_decoded(values: list[bytes], headers: int) -> None:
-    """Or left to the decoder. A value in its batch is followed by its headers, whose number may be any byte of JSON."""
+    """As far as they are plain; the rest is left to the decoder. A value in its batch is followed by its headers, whose number may be any byte of JSON."""
     assert compiled.ticks is not None
     records = [RawRecord(offset, 1_700_000_000_000 + offset, value) for offset, value in enumerate(values)]
     found = compiled.ticks.read(records)
     again = compiled.ticks.read(in_a_batch(values, [("", b"")] * headers))
     assert (found is None) == (again is None)
+    read = 0
     if found is not None and again is not None:
-        lines = [record._replace(value=value.replace(b"\n", b" ").strip()) for record, value in zip(records, values, strict=True)]
+        read = len(found[0])
+        lines = [record._replace(value=value.replace(b"\n", b" ").strip()) for record, value in zip(records, values[:read], strict=False)]
         decoded = columns._decoded(lines, trades_first=True)
         assert decoded is not None
         assert same(columns._of_compiled(*found), decoded)
         assert same(columns._of_compiled(*again), decoded)
+    if read < len(records):
+        behind = compiled.ticks.read(records[read : read + 1])
+        assert behind is None or (found is not None and (behind[8] is None) != (found[8] is None)), "it could have been read as well"
+
+
+def test_what_is_read_ends_before_the_first_odd_record() -> None:
+    """And has nothing of it, were the ticks at the beginning of its frame read."""
+    assert compiled.ticks is not None
+    plain = b'{"symbol":"A","event_time":1,"price":1,"size":0}'
+    quote = b'{"symbol":"B","source":"b","event_time":1,"price":1,"size":0,"bid":1,"exchange":"N","condition":"@"}'
+    for odd in (None, b"", b"[]", b"[" + quote + b",1]", b"[" + quote + b"x", quote + b" 1", b"[" + quote + b"]]", plain[:-1] + b',"seq":1}'):
+        found = compiled.ticks.read([RawRecord(5, 1, plain), RawRecord(7, 2, plain), RawRecord(8, 3, odd), RawRecord(9, 4, plain)])
+        assert found is not None
+        decoded = columns._decoded([RawRecord(5, 1, plain), RawRecord(7, 2, plain)], trades_first=True)
+        assert decoded is not None and same(columns._of_compiled(*found), decoded) and not found[11]
+        assert compiled.ticks.read([RawRecord(8, 3, odd), RawRecord(9, 4, plain)]) is None or b"seq" in (odd or b"")
 
 
 def test_what_most_producers_write_is_not_left_to_the_decoder() -> None:

@@ -15,6 +15,7 @@ from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.columns import MANY
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import MAX_INT, MAX_TIME
 from stockstream.transforms.validation import FORGET_MS, Cleaner
@@ -309,8 +310,8 @@ class Thorough(Cleaner):
     def _accept_plain(self, tick: Tick, ts: int) -> None:
         return None
 
-    def _accept_many(self, records: Any) -> bool:
-        return False
+    def _accept_many(self, records: Any) -> int:
+        return 0
 
 
 class AtOnce(Cleaner):
@@ -318,11 +319,15 @@ class AtOnce(Cleaner):
 
     at_once = 0
 
-    def _accept_many(self, records: Any) -> bool:
+    depth = 0
+
+    def _accept_many(self, records: Any) -> int:
         before = self.snapshot() if self.expect == self.frame_from else b""
+        self.depth += 1
         taken = super()._accept_many(records)
+        self.depth -= 1
         assert taken or not before or self.snapshot() == before, "what is left to the other way is left unchanged"
-        self.at_once += len(records) if taken else 0
+        self.at_once += taken if not self.depth else 0
         return taken
 
 
@@ -383,6 +388,7 @@ def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
+    monkeypatch.setattr(columns, "MANY", 2)
     monkeypatch.setattr(validation, "RUN", 7)
 
 
@@ -415,9 +421,49 @@ def test_many_at_once_are_judged_as_one_after_the_other() -> None:
     assert sum(taken) / len(taken) > 0.3 and min(taken) < 0.1, "both ways are gone"
 
 
+class OneByOne(Cleaner):
+    """Counts the records that were judged by themselves."""
+
+    one_by_one = 0
+
+    def _each(self, records: Any, rejections: Any) -> None:
+        self.one_by_one += len(records)
+        super()._each(records, rejections)
+
+
+ODD = {
+    "no tick": b'{"punctuate":%d}' % (NOW // 1000 - 40),
+    "not JSON": b"no",
+    "for the decoder": tick(event_time=NOW + 1_300, unknown=1),
+    "late": tick(event_time=NOW - 60_000),
+    "ahead": tick(event_time=NOW + 60_000),
+    "new symbol": tick(symbol=HOME[-1]),
+    "new source": tick(symbol=HOME[-1], source="new"),
+    "other source": tick(source="b"),
+    "number": tick(seq=1),
+}
+"""What cannot be taken with many plain ticks."""
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("places", [[0], [80], [199], [50, 51], [60, 130]], ids=str)
+def test_odd_records_among_many_are_judged_by_themselves(odd: bytes, places: list[int], engine: str) -> None:
+    """Those before and behind them still go at once; the decoder for any JSON does not tell which is odd, only that one is."""
+    core, other = OneByOne(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x"), cleaner()
+    plain = [tick(event_time=NOW + 1_300 + number) for number in range(200)]
+    values = [*plain[:MANY], *plain, *(odd if number in places else value for number, value in enumerate(plain))]
+    records = [RawRecord(number, NOW + 2_000, value) for number, value in enumerate(values)]
+    for some in (records[:MANY], records[MANY:-200], records[-200:]):
+        core.one_by_one = 0
+        assert core.chunk(some) == [rejection for record in some for rejection in other.chunk([record])]
+    assert core.frame() == other.frame() and core.snapshot() == other.snapshot()
+    if engine == "compiled" and 80 in places:
+        assert core.one_by_one == (120 if b"seq" in odd else 1), "where some are numbered, those that are not are judged by themselves"
+
+
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("odd", [b'{"punctuate":%d}' % (NOW // 1000), tick(event_time=NOW + 1_300, unknown=1)], ids=["no tick", "for the decoder"])
-def test_one_odd_record_among_many_is_looked_for_in_a_few(odd: bytes, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_chunk_is_not_decoded_as_any_json_in_vain(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     decode, core = columns._decoded, cleaner()
 
@@ -430,9 +476,9 @@ def test_one_odd_record_among_many_is_looked_for_in_a_few(odd: bytes, engine: st
     for begin in (0, 100):
         core.chunk([RawRecord(begin + number, NOW + 2_000, value) for number, value in enumerate(plain)])
     decoded.clear()
-    core.chunk([RawRecord(200 + number, NOW + 2_000, value) for number, value in enumerate([*plain[:50], odd, *plain[51:]])])
-    assert core.accepted == 299 + (b"symbol" in odd)
-    assert decoded == [7] if engine == "compiled" else decoded[0] == 100
+    core.chunk([RawRecord(200 + number, NOW + 2_000, value) for number, value in enumerate([*plain[:50], b"no", *plain[51:]])])
+    assert core.accepted == 299
+    assert decoded == [] if engine == "compiled" else decoded[0] == 100
 
 
 @pytest.mark.usefixtures("at_once")
