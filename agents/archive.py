@@ -13,9 +13,8 @@ from stockstream.app import app
 from stockstream.errors import FrameError
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
-from stockstream.transforms.frames import decode
 from stockstream.transport import SEND_TURNS, Chunk, joined
-from stockstream.worker import metrics, status
+from stockstream.worker import frame_of, metrics, status
 
 REPORT_S = 1.0
 TOGETHER = 250
@@ -92,9 +91,9 @@ class Archiving:
         if self.archive is None or not self._takes(chunk):
             return
         partition = chunk.partition
-        for record in chunk.records:
+        for number in range(len(chunk.records)):
             try:
-                frame = decode(record.value or b"")
+                frame = frame_of(chunk, number)
             except FrameError:
                 continue                                                 # told by `aggregate`, which reads it too
             await self.archive.add_clean(partition, frame)

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     lateness_ms: int = Field(200, ge=0, le=60_000, description="how far the clock must pass a second's end before it closes; belongs to the log")
     revise_s: int = Field(30, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
-    gather_ms: int = Field(80, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
+    gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
     archive: str = Field("file://./data", description="where raw and processed data go: file://path, or none")
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")

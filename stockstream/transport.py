@@ -53,11 +53,14 @@ logger = logging.getLogger(__name__)
 CHUNK_RECORDS = 8_000
 """Of a backlog: what a fetch brings of one partition, in small records, is about as many, and goes in one. A chunk costs some 2 ms whatever it holds."""
 FETCH_MAX_WAIT_MS = 200
-PACE_S = 0.04
+PACE_S = 0.08
 """Pause after a small fetch; there are hundreds of tiny ones a second otherwise."""
 CLOSING_MS = 100
 CLOSING_PACE_S = 0.003
 """Pause while ticks are due that close a second: within CLOSING_MS, until each partition has closed one."""
+AHEAD_MS = 50
+"""So long before the earliest of the last closings the next ones are due."""
+CLOSINGS_KEPT = 64
 CLOSED_S = 0.5
 COMPANY_S = 0.005
 """Pause after frames have arrived, but in a backlog: those of other partitions are on their way."""
@@ -116,6 +119,8 @@ class Chunk:
     """`Consumer.epoch` when it was read: one of an earlier assignment is of no use to the state that was built anew."""
     begin: int = -1
     """The offset that follows the chunk before, or where reading began: from there on the broker holds nothing but these records. -1: nobody knows."""
+    read: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What agents have read of records, by their number, for the others that get the same chunk."""
 
     @property
     def first(self) -> int:
@@ -662,14 +667,17 @@ class Pace:
         self._lateness_ms = lateness_ms
         self._arrived = asyncio.Event()
         self._closed: dict[int, float] = {}
+        self._lags: deque[int] = deque(maxlen=CLOSINGS_KEPT)
+        """Of the last closings: milliseconds after a second's end and `lateness_ms`."""
+        self._shift_ms = 0
         self._backlog = -BACKLOG_S
         """When a fetch last brought many records."""
         self.partitions: set[int] = set()
         """Of `ticks.raw`, those that are read."""
 
     def _since_due(self, timestamp: int) -> int:
-        """Milliseconds since a second became due at this time (epoch ms), if sources are prompt; they are only waited for less long."""
-        return (timestamp - self._lateness_ms) % 1_000
+        """Milliseconds since a second became due at this time (epoch ms): by the last closings, since sources lag, and their clocks differ."""
+        return (timestamp - self._lateness_ms - self._shift_ms) % 1_000
 
     def _open(self, partition: int) -> bool:
         return time.monotonic() - self._closed.get(partition, -CLOSED_S) >= CLOSED_S
@@ -691,6 +699,9 @@ class Pace:
     def closed(self, partition: int) -> None:
         """A second of this partition has closed."""
         self._closed[partition] = time.monotonic()
+        if not self.catching_up:
+            self._lags.append((time.time_ns() // 1_000_000 - self._lateness_ms) % 1_000)
+            self._shift_ms = max(0, min(self._lags) - AHEAD_MS)
 
     def arrived(self) -> None:
         """Frames that an agent here waits for are at the broker."""

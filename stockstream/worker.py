@@ -59,6 +59,14 @@ def resume_of(core: FrameCore) -> int | None:
     return core.resume_input if core.expect >= 0 else None
 
 
+def frame_of(chunk: Chunk, number: int) -> Frame:
+    """The frame in a record of a chunk, decoded once for all agents. Raises `FrameError`."""
+    frame: Frame | None = chunk.read.get(number)
+    if frame is None:
+        frame = chunk.read[number] = decode(chunk.records[number].value or b"")
+    return frame
+
+
 class FrameReader:
     """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record."""
 
@@ -70,9 +78,9 @@ class FrameReader:
 
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
-        for record in chunk.records:
+        for number, record in enumerate(chunk.records):
             try:
-                frame = decode(record.value or b"")
+                frame = frame_of(chunk, number)
             except FrameError as error:
                 metrics.frame_dropped(self._agent, "unreadable")
                 logger.error("%s[%d] offset %d: %s", chunk.topic, chunk.partition, record.offset, error)
