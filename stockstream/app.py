@@ -31,7 +31,7 @@ from stockstream.broker import MAX_BATCH_BYTES, ensure_topics
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import Consumer, Fence, Flow, Outgoing, Producer, Sender, Transport, exit_now, watchdog
+from stockstream.transport import Consumer, Fence, Flow, Handed, Outgoing, Producer, Sender, Transport, exit_now, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -267,12 +267,12 @@ def create_app(settings: Settings) -> App:
         mine: Producer = app.producer  # type: ignore[assignment]
         return mine.client
 
-    def sent(out: Outgoing, confirmed: asyncio.Future[Any]) -> None:
-        """Ticks and frames of this worker are read by this worker."""
+    def sent(out: Outgoing, handed: Handed) -> None:
+        """Frames of this worker are read by this worker."""
         if out.topic == clean:
             app.reader.pace.closed(out.partition)
         if out.topic in (clean, windows):
-            confirmed.add_done_callback(lambda _: app.reader.pace.arrived())
+            app.reader.sent(TP(out.topic, out.partition), handed)
 
     clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
     app.sender = Sender(producer, app.fence, sent)

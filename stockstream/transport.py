@@ -24,7 +24,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args
 
 import aiokafka
 import faust
@@ -67,6 +67,8 @@ COMPANY_S = 0.005
 BACKLOG_S = 3.0
 """So long after a large fetch a worker counts as catching up: the full line takes two seconds over what one fetch can bring of eight partitions."""
 SMALL_FETCH = 500
+OWN_BYTES = 8_000_000
+"""Of frames that this worker has written and not read yet; what is more is fetched, once there is time for it."""
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
 """How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
@@ -90,6 +92,8 @@ BATCH_PREFIX = struct.Struct(">qi")
 """Base offset, and the length of what follows."""
 
 Headers = list[tuple[str, bytes]]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Message(NamedTuple):
@@ -106,6 +110,9 @@ class Outgoing(NamedTuple):
     topic: str
     partition: int
     messages: Sequence[Message]
+
+
+Handed = list[tuple[asyncio.Future[Any], Sequence[Message]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,59 @@ class Flow(FlowControlEvent):
     def resume(self) -> None:
         self._suspend.clear()
         self._resume.set()
+
+
+class OwnRecord(NamedTuple):
+    """A record that this worker has written, as it lies in the log."""
+
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Own:
+    """What this worker has written to partitions that it reads, once the broker has confirmed it, where it follows upon what has been read.
+
+    All replicas in sync have it at the offset that the broker told: a fetch would bring the same, later. It does, too, and the copies are dropped. What does
+    not follow at once, or is more than `OWN_BYTES`, is left to the fetch.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[TP, list[OwnRecord]] = {}
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, tp: TP, expected: int | None, first: int, timestamp: int, timestamp_type: int, messages: Sequence[Message]) -> bool:
+        """Takes the messages, which lie in the log from offset `first` on, where `expected` is the next that will be read; whether it did."""
+        waiting = self.records.get(tp)
+        if first != (waiting[-1].offset + 1 if waiting else expected):
+            return False
+        size = sum(len(message.value) for message in messages)
+        if self._size + size > OWN_BYTES:
+            return False
+        self._size += size
+        self.records.setdefault(tp, []).extend(
+            OwnRecord(first + number, timestamp, timestamp_type, message.key, message.value, (VERSION_HEADER, *message.headers))
+            for number, message in enumerate(messages)
+        )
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        return True
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Is done when there is some."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self.records:
+            self._waiter.set_result(None)
+        return self._waiter
+
+    def take(self) -> dict[TP, list[OwnRecord]]:
+        """All there is; none is left."""
+        taken, self.records, self._size = self.records, {}, 0
+        return taken
 
 
 class ChunkSchema(faust.Schema[Any, Any]):
@@ -216,12 +276,10 @@ def exit_now(status: int, said: str) -> NoReturn:
 class Sender:
     """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for.
 
-    `sent` is told of what was handed over, with the last of its futures.
+    `sent` is told of what was handed over: the futures, each with its messages.
     """
 
-    def __init__(
-        self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, asyncio.Future[Any]], None] | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Handed], None] | None = None) -> None:
         self._producer, self._fence, self._sent = producer, fence, sent
         self._turns: dict[tuple[str, int], asyncio.Lock] = {}
 
@@ -230,10 +288,10 @@ class Sender:
         producer = self._producer()
         # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
         async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
-            confirmed = await self._hand_over(producer, out)
-        if self._sent is not None and confirmed:
-            self._sent(out, confirmed[-1])
-        return confirmed
+            handed = await self._hand_over(producer, out)
+        if self._sent is not None and handed:
+            self._sent(out, handed)
+        return [confirmed for confirmed, _ in handed]
 
     async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
         """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
@@ -246,27 +304,27 @@ class Sender:
                 if time.monotonic() >= deadline:
                     raise
 
-    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> list[asyncio.Future[Any]]:
+    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> Handed:
         if len(out.messages) <= 2:
             return [
-                await self._room(partial(
+                (await self._room(partial(
                     producer.send, out.topic, message.value, key=message.key, partition=out.partition, headers=[VERSION_HEADER, *message.headers]
-                ))
+                )), [message])
                 for message in out.messages
             ]  # fmt: skip
-        futures = []
-        batch = producer.create_batch()
+        handed: Handed = []
+        batch, first = producer.create_batch(), 0
         now = int(time.time() * 1000)
-        for message in out.messages:
+        for number, message in enumerate(out.messages):
             headers = [VERSION_HEADER, *message.headers]
             while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
                 if not batch.record_count():
                     raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
-                futures.append(await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)))
-                batch = producer.create_batch()
+                handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:number]))
+                batch, first = producer.create_batch(), number
         batch.close()
-        futures.append(await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)))
-        return futures
+        handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
+        return handed
 
 
 @dataclass(slots=True)
@@ -737,12 +795,13 @@ class Consumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
+        self.own = Own()
         self._held: dict[TP, Sequence[Any]] = {}
         self._held_since: dict[TP, float] = {}
         self._delivered: dict[TP, list[int]] = defaultdict(list)
         self._begins: dict[TP, int] = {}
         self._through: dict[TP, int] = {}
-        """The offset that follows all that came, what is no record included."""
+        """The offset that follows all that was fetched, what is no record included; before anything was, where reading began."""
         self.epoch = 0
         """Counts the assignments, for chunks of an earlier one that are still under way."""
         self._seeking = False
@@ -761,6 +820,7 @@ class Consumer(driver.Consumer):
     def let_go(self) -> None:
         """The assignment is over: what of it is still under way, a chunk or a takeover, is of no use any more."""
         self.epoch += 1
+        self.own.take()
 
     async def perform_seek(self) -> None:
         """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
@@ -780,6 +840,7 @@ class Consumer(driver.Consumer):
         self.epoch = epoch = self.epoch + 1
         self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
+        self.own.take()
         self._held.clear()
         self._held_since.clear()
         self._through.clear()
@@ -799,6 +860,7 @@ class Consumer(driver.Consumer):
             return
         self.guard.expected = {tp: known[tp] for tp in assigned}
         self._begins = {tp: known[tp] for tp in assigned}
+        self._through = {tp: known[tp] for tp in assigned}
         self.pace.partitions = {tp.partition for tp in assigned if tp.topic == self.app.settings.topic("ticks.raw")}
         self.guard.probed.clear()
         self.pause_partitions({tp for tp in self.assignment() if self._is_changelog_tp(tp)})
@@ -864,7 +926,6 @@ class Consumer(driver.Consumer):
     async def _drain_messages(self, fetcher: Any) -> None:
         gather_s = self.app.settings.gather_ms / 1000
         raw = self.app.settings.topic("ticks.raw")
-        last = {self.app.settings.topic("ticks.clean"): 1, raw: 2}
         unguarded = {self.app.settings.topic("watchlist")}
         held, since = self._held, self._held_since
         try:
@@ -876,24 +937,28 @@ class Consumer(driver.Consumer):
                         await self._deliver(tp, held.pop(tp))
                 due = min(since.values(), default=None)
                 timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
-                fetched, _ = await self._wait_next_records(timeout)
+                fetched, _ = await self._meanwhile(self._wait_next_records(timeout))
                 if not self.flow_active:
                     await self.sleep(0)
                     continue
                 count, epoch = 0, self.epoch
-                for tp, runs in sorted((fetched or {}).items(), key=lambda item: last.get(item[0].topic, 0)):     # somebody waits for what has come furthest
+                for tp, runs in self._furthest_first(fetched or {}):
                     count += sum(run.count for run in runs)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
                         continue                                         # read for the assignment before: the seek brings it again
-                    self._through[tp] = runs[-1].offset + 1
+                    before, self._through[tp] = self._through.get(tp, 0), runs[-1].offset + 1
+                    expected = self.guard.expected.get(tp)
+                    if expected is not None and runs[-1].offset < expected:
+                        self._require_end(tp, before)
+                        continue                                         # our own, which we have, unparsed
                     got = joined(run.records() for run in runs)
                     if not got:
                         continue                                         # markers, or what compaction has emptied
                     if tp.topic in unguarded:
                         self.guard.expected[tp] = got[-1].offset + 1
                     else:
-                        got = await self._admit(tp, got)
+                        got = await self._admit(tp, got, before)
                     if epoch != self.epoch:
                         continue
                     if not got:
@@ -905,7 +970,7 @@ class Consumer(driver.Consumer):
                             held[tp], since[tp] = got, begun
                             continue
                     await self._deliver(tp, got)
-                await self.pace.after(count)
+                await self._meanwhile(self.pace.after(count))
         except BaseException as error:
             if not self.transport.app.should_stop:
                 # Faust takes a cancellation for a wish (transport/consumer.py:178), also one that comes out of aiokafka, and would read no more without a word
@@ -915,18 +980,64 @@ class Consumer(driver.Consumer):
             if not isinstance(error, (asyncio.CancelledError, *self.consumer_stopped_errors)):
                 raise
 
-    async def _admit(self, tp: TP, records: Sequence[Any]) -> Sequence[Any]:
+    async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
         admitted, back = self.guard.admit(tp, records)
         if back is not None:
             logger.warning("%s[%d]: %d came where %d must: reading again", tp.topic, tp.partition, records[-1].offset, back)
-            self._through.pop(tp, None)
+            self._through[tp] = back
             await self._thread.call_thread(self._thread.seek_all, {tp: back})
-        elif not admitted and records:
-            high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
-            expected = self.guard.expected.get(tp) or 0
-            if high is not None and high < expected and not self.app.embedded:
-                self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {expected} that was read: it was made again")
+        elif not admitted:
+            self._require_end(tp, before)
         return admitted
+
+    def _require_end(self, tp: TP, read: int) -> None:
+        """Leaves where all that came was known, and the topic ends before what was fetched already."""
+        high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+        if high is not None and high < read and not self.app.embedded:
+            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
+
+    # -- what this worker has written itself ----------------------------------
+
+    def sent(self, tp: TP, handed: Handed) -> None:
+        """Told of what was handed to the producer for a partition that agents here may read."""
+        for confirmed, messages in handed:
+            confirmed.add_done_callback(partial(self._confirmed, tp, self.epoch, messages))
+
+    def _confirmed(self, tp: TP, epoch: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
+        taken = False
+        if epoch == self.epoch and not (self._seeking or self.app.embedded or confirmed.cancelled() or confirmed.exception()):
+            told = confirmed.result()
+            taken = self.own.add(tp, self.guard.expected.get(tp), told.offset, told.timestamp, told.timestamp_type, messages)
+        if not taken:
+            self.pace.arrived()                                          # a fetch brings it
+
+    async def _meanwhile(self, awaited: Awaitable[T]) -> T:
+        """Waits, and delivers what comes of our own meanwhile."""
+        task = asyncio.ensure_future(awaited)
+        try:
+            while True:
+                await asyncio.wait((task, self.own.arrival()), return_when=asyncio.FIRST_COMPLETED)
+                await self._deliver_own()
+                if task.done():
+                    return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _furthest_first(self, found: Mapping[Any, S]) -> list[tuple[Any, S]]:
+        """By partition, in the order in which somebody waits for it."""
+        last = {self.app.settings.topic("ticks.clean"): 1, self.app.settings.topic("ticks.raw"): 2}
+        return sorted(found.items(), key=lambda item: last.get(item[0].topic, 0))
+
+    async def _deliver_own(self) -> None:
+        epoch = self.epoch
+        for tp, records in self._furthest_first(self.own.take()):
+            expected = self.guard.expected.get(tp)
+            if epoch == self.epoch and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
+                got = await self._admit(tp, records, 0)
+                if got and epoch == self.epoch:
+                    await self._deliver(tp, got)
 
     async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         epoch = self.epoch

@@ -27,14 +27,14 @@ def mode() -> str:
 
 
 def skip_offsets() -> None:
-    """Once for each partition of `ticks.raw`, and for each of our topics, drops one record out of a fetch, before the transport sees it."""
+    """Once for each partition of `ticks.raw`, and for each of our topics, drops one record, before the transport sees it."""
     from stockstream import transport
 
     inner = transport.Consumer._admit
     dropped: set[Any] = set()
     seen: dict[Any, int] = {}
 
-    async def admit(self: Any, tp: Any, records: Sequence[Any]) -> Sequence[Any]:
+    async def admit(self: Any, tp: Any, records: Sequence[Any], before: int) -> Sequence[Any]:
         seen[tp] = seen.get(tp, 0) + 1
         if mode() and tp not in dropped and seen[tp] > 3 and len(records) > 2:
             dropped.add(tp)
@@ -47,7 +47,7 @@ def skip_offsets() -> None:
             records = records[1:]
             if not records:
                 return []
-        return await inner(self, tp, records)
+        return await inner(self, tp, records, before)
 
     transport.Consumer._admit = admit  # type: ignore[method-assign]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from hypothesis import given
@@ -33,9 +33,11 @@ from stockstream.transport import (
     ConsumerThread,
     Fence,
     Guard,
+    Handed,
     Hole,
     Message,
     Outgoing,
+    Own,
     Pace,
     Pipe,
     Sender,
@@ -573,7 +575,7 @@ def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) 
         positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0),
         settings=SimpleNamespace(topic=lambda name: name),
     )  # fmt: skip
-    read.pace = Pace(200)
+    read.pace, read.own = Pace(200), Own()
     return read, thread
 
 
@@ -585,7 +587,7 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     read.guard.probed[P] = 17
     await read.perform_seek()
     assert thread.sought == read.guard.expected == read._begins == {P: 17, TP("ticks.raw", 4): 104}
-    assert not read.guard.probed and not read._through
+    assert not read.guard.probed and read._through == read._begins
     assert (read.epoch, read._seeking) == (1, False)
     assert read.pace.partitions == {P.partition, 4}
 
@@ -634,7 +636,7 @@ whole = runs_of
 class Reading:
     """As much of a consumer as its loop needs; each fetch is what `fetches` holds next."""
 
-    consumer_stopped_errors = (KeyboardInterrupt,)
+    consumer_stopped_errors = (ConsumerStoppedError,)
 
     def __init__(self, *fetches: Any) -> None:
         self.fetches = list(fetches)
@@ -648,8 +650,17 @@ class Reading:
         self._held_since: dict[TP, float] = {}
         self._through: dict[TP, int] = {}
         self.guard = Guard()
-        self.pace = Pace(200)
+        self.pace, self.own = Pace(200), Own()
+        self.high: int | None = None
+        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high))
         self.delivered: list[tuple[TP, list[int]]] = []
+
+    sent: Any = Consumer.sent
+    _confirmed: Any = Consumer._confirmed
+    _deliver_own: Any = Consumer._deliver_own
+    _furthest_first: Any = Consumer._furthest_first
+    _meanwhile: Any = Consumer._meanwhile
+    _require_end: Any = Consumer._require_end
 
     async def _wait_next_records(self, timeout: float) -> Any:
         if not self.fetches:
@@ -658,15 +669,17 @@ class Reading:
         fetch = self.fetches.pop(0)
         if isinstance(fetch, BaseException):
             raise fetch
+        if callable(fetch):
+            fetch = await fetch()
         return {tp: runs_of(got) for tp, got in fetch.items()}, None
 
     def _is_changelog_tp(self, tp: TP) -> bool:
         return tp.topic == "changelog"
 
-    async def _admit(self, tp: TP, records: list[Any]) -> Sequence[Any]:
+    async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
         return self.guard.admit(tp, records)[0]
 
-    async def _deliver(self, tp: TP, records: list[Any]) -> None:
+    async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         self.delivered.append((tp, offsets(records)))
 
     async def run(self) -> None:
@@ -771,7 +784,7 @@ async def test_ticks_are_gathered_once_their_partition_has_closed_the_second() -
     reading.app.settings.gather_ms, reading.app.should_stop = 600_000, True
     deliver = reading._deliver
 
-    async def deliver_and_close(tp: TP, records: list[Any]) -> None:
+    async def deliver_and_close(tp: TP, records: Sequence[Any]) -> None:
         await deliver(tp, records)
         reading.pace.closed(tp.partition)
 
@@ -871,11 +884,122 @@ async def test_a_pause_ends_where_a_second_is_due_and_is_short_until_all_partiti
     assert waited == [pytest.approx(expected)]
 
 
+CLEAN = TP("ticks.clean", 3)
+FRAMES = [Message(None, b"a" * 40), Message(b"k", b"b" * 40, (("hops", b"[1]"),))]
+
+
+def confirmed(offset: int) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(SimpleNamespace(offset=offset, timestamp=5, timestamp_type=0))
+    return future
+
+
+def test_what_this_worker_has_written_is_taken_where_it_follows_upon_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Own()
+    monkeypatch.setattr(transport, "OWN_BYTES", 200)
+    for expected, first in ((None, 0), (7, 6), (7, 8), (7, -1)):
+        assert not own.add(CLEAN, expected, first, 5, 0, FRAMES), (expected, first)
+    assert own.add(CLEAN, 7, 7, 5, 0, FRAMES) and own.add(CLEAN, 7, 9, 6, 0, FRAMES)
+    assert not own.add(CLEAN, 7, 9, 6, 0, FRAMES) and not own.add(P, 1, 1, 5, 0, FRAMES), "told again; too much"
+    taken = own.take()[CLEAN]
+    assert [(r.offset, r.timestamp, r.key, r.value[:1]) for r in taken] == [(7, 5, None, b"a"), (8, 5, b"k", b"b"), (9, 6, None, b"a"), (10, 6, b"k", b"b")]
+    assert taken[1].headers == (transport.VERSION_HEADER, ("hops", b"[1]"))
+    assert not own.take() and own.add(P, 1, 1, 5, 0, FRAMES), "there is room again"
+
+
+async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and_its_copy_is_dropped_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivered = asyncio.Event()
+
+    async def fetch() -> dict[TP, Any]:
+        reading.sent(CLEAN, [(confirmed(7), FRAMES)])
+        await delivered.wait()                                           # else nothing comes of this fetch
+        return {CLEAN: records(5, 6, 7, 8), P: records(3)}
+
+    def unparsed(some: list[Any]) -> list[Any]:
+        found = whole(some)
+        if offsets(some) == [5, 6, 7, 8]:
+            for run in found:
+                run.records = pytest.fail
+        return found
+
+    reading = Reading(fetch, {CLEAN: records(8, 9)})
+    reading.guard.expected[CLEAN] = 7
+    reading.app.should_stop = True
+    deliver = reading._deliver
+
+    async def deliver_and_tell(tp: TP, records: Sequence[Any]) -> None:
+        await deliver(tp, records)
+        delivered.set()
+
+    monkeypatch.setattr(reading, "_deliver", deliver_and_tell)
+    monkeypatch.setitem(globals(), "runs_of", unparsed)
+    async with asyncio.timeout(PATIENCE_S):
+        await reading.run()
+    assert reading.delivered == [(CLEAN, [7, 8]), (P, [3]), (CLEAN, [9])] and not reading.told
+
+
+async def test_what_this_worker_has_written_furthest_along_the_line_goes_first() -> None:
+    reading = Reading({})
+    reading.guard.expected |= {CLEAN: 7, TP("windows", 3): 7}
+    reading.app.should_stop = True
+    for tp in (CLEAN, TP("windows", 3)):
+        reading.sent(tp, [(confirmed(7), FRAMES)])
+    await asyncio.sleep(0)
+    await reading.run()
+    assert reading.delivered == [(TP("windows", 3), [7, 8]), (CLEAN, [7, 8])]
+
+
+@pytest.mark.parametrize("why", ["elsewhere", "not assigned", "assigned anew", "seeking", "embedded", "failed", "cancelled"])
+async def test_what_does_not_follow_upon_what_was_read_is_fetched(why: str) -> None:
+    reading = Reading({})
+    reading.guard.expected[CLEAN] = 7
+    future = confirmed(8 if why == "elsewhere" else 7)
+    if why in ("failed", "cancelled"):
+        future = asyncio.get_running_loop().create_future()
+        future.cancel() if why == "cancelled" else future.set_exception(KafkaTimeoutError())
+    reading.sent(CLEAN, [(future, FRAMES)])
+    if why == "not assigned":
+        del reading.guard.expected[CLEAN]
+    reading.epoch += why == "assigned anew"
+    reading._seeking, reading.app.embedded = why == "seeking", why == "embedded"
+    await asyncio.sleep(0)
+    assert not reading.own.take() and reading.pace._arrived.is_set()
+
+
+@pytest.mark.parametrize("meanwhile", ["revoked", "suspended", "sought back", "read"])
+async def test_what_is_of_no_use_any_more_when_its_turn_comes_is_not_delivered(meanwhile: str) -> None:
+    reading = Reading({})
+    reading.guard.expected[CLEAN] = 7
+    reading.sent(CLEAN, [(confirmed(7), FRAMES)])
+    await asyncio.sleep(0)
+    if meanwhile == "revoked":
+        del reading.guard.expected[CLEAN]
+    else:
+        reading.guard.expected[CLEAN] = {"sought back": 6, "read": 9}.get(meanwhile, 7)
+    reading.flow_active = meanwhile != "suspended"
+    await reading._deliver_own()
+    assert not reading.delivered and not reading.own.records
+
+
+async def test_a_topic_that_ends_before_what_was_fetched_was_made_again_but_not_before_what_was_written() -> None:
+    reading = Reading({CLEAN: records(5, 6)}, {CLEAN: records(6)}, {CLEAN: records(5, 6)})
+    reading.guard.expected[CLEAN], reading._through[CLEAN] = 9, 5
+    reading.app.should_stop = True
+    reading.high = 7
+    await reading.run()
+    assert not reading.told, "it ends where the fetches do"
+    reading.fetches, reading.high = [{CLEAN: records(0, 1)}], 2
+    reading._stopped.clear()
+    with pytest.raises(FencedError):
+        await reading.run()
+    assert "made again" in reading.told[0]
+
+
 async def test_a_sender_tells_what_it_has_handed_over() -> None:
-    told: list[tuple[str, bool]] = []
-    sender = Sender(lambda: Producer(), Fence(6.0), lambda out, confirmed: told.append((out.topic, confirmed.done())))
-    [confirmed] = await sender.send(Outgoing("windows", 3, [Message(None, b"1")]))
-    assert told == [("windows", confirmed.done())]
+    told: list[tuple[str, Handed]] = []
+    sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, handed: told.append((out.topic, handed))), [Message(None, b"1")]
+    [confirmed] = await sender.send(Outgoing("windows", 3, messages))
+    assert told == [("windows", [(confirmed, messages)])]
 
 
 class Fetching(ConsumerThread):
@@ -934,7 +1058,7 @@ async def test_nothing_is_delivered_while_the_partitions_are_being_put_where_the
     assert not reading.delivered and P not in reading.guard.expected
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError("by the client library"), RuntimeError("corrupt"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [asyncio.CancelledError("by the client library"), RuntimeError("corrupt"), ConsumerStoppedError()])
 async def test_reading_that_ends_by_itself_ends_the_worker(error: BaseException) -> None:
     """Faust takes a cancellation that comes out of aiokafka for a wish, and would read no more without a word."""
     reading = Reading({P: records(5)}, error)
@@ -943,7 +1067,7 @@ async def test_reading_that_ends_by_itself_ends_the_worker(error: BaseException)
     assert len(reading.told) == 1 and reading.told[0].startswith(f"reading ended: {type(error).__name__}")
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ConsumerStoppedError()])
 async def test_reading_that_ends_with_the_app_is_no_trouble(error: BaseException) -> None:
     reading = Reading(error)
     reading.app.should_stop = True
