@@ -163,12 +163,14 @@ class OwnRecord(NamedTuple):
 class Own:
     """What this worker has written to partitions that it reads, once the broker has confirmed it, where it follows upon what has been read.
 
-    All replicas in sync have it at the offset that the broker told: a fetch would bring the same, later. It does, too, and the copies are dropped. What does
-    not follow at once, or is more than `OWN_BYTES`, is left to the fetch.
+    All replicas in sync have it at the offset that the broker told: a fetch would bring the same, later. Copies that one under way brings are dropped. What
+    does not follow at once, or is more than `OWN_BYTES`, is left to the fetch.
     """
 
     def __init__(self) -> None:
         self.records: dict[TP, list[OwnRecord]] = {}
+        self.passed: dict[TP, tuple[int, int]] = {}
+        """What was delivered and needs no fetch, by partition: the first offset and the one that follows the last. The thread that fetches takes it."""
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
 
@@ -200,6 +202,15 @@ class Own:
         """All there is; none is left."""
         taken, self.records, self._size = self.records, {}, 0
         return taken
+
+    def forget(self) -> None:
+        self.take()
+        self.passed.clear()
+
+    def delivered(self, tp: TP, records: Sequence[OwnRecord]) -> None:
+        """Told of what has been read of it."""
+        first, _ = self.passed.get(tp, (records[0].offset, 0))
+        self.passed[tp] = first, records[-1].offset + 1
 
 
 class ChunkSchema(faust.Schema[Any, Any]):
@@ -655,7 +666,20 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             except asyncio.CancelledError:
                 return False                                             # as aiokafka's own does: it asks for the result
         self.consumer.pace.fetching()  # type: ignore[attr-defined]
+        self._pass_own(*request)
         return await fetch(*request)
+
+    def _pass_own(self, assignment: Any, _: int, request: Any) -> None:
+        """Moves a request on, and the positions with it, to behind what was delivered without a fetch."""
+        passed = self.consumer.own.passed  # type: ignore[attr-defined]
+        if passed:
+            for topic, partitions in request.topics:
+                for place, (partition, offset, size) in enumerate(partitions):
+                    tp = TopicPartition(topic, partition)
+                    first, end = passed.pop(tp, (0, 0))
+                    if first <= offset < end:
+                        assignment.state_value(tp).seek(end)
+                        partitions[place] = partition, end, size
 
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
@@ -750,9 +774,10 @@ class Pace:
         if count and not self.catching_up:
             await turns(count)
 
-    def awaited(self, partition: int, timestamp: int) -> bool:
-        """Whether ticks of a partition that arrived then (epoch ms) should go to `clean` at once: they may close a second that has not closed yet."""
-        return self._since_due(timestamp) < CLOSING_MS and self._open(partition)
+    def awaited(self, partition: int, first: int, last: int) -> bool:
+        """Whether ticks of a partition that arrived from `first` to `last` (epoch ms) should go to `clean` at once: they may close a second that is open."""
+        since = self._since_due(last)
+        return (since < CLOSING_MS or since <= last - first) and self._open(partition)
 
     def closed(self, partition: int) -> None:
         """A second of this partition has closed."""
@@ -820,7 +845,7 @@ class Consumer(driver.Consumer):
     def let_go(self) -> None:
         """The assignment is over: what of it is still under way, a chunk or a takeover, is of no use any more."""
         self.epoch += 1
-        self.own.take()
+        self.own.forget()
 
     async def perform_seek(self) -> None:
         """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
@@ -840,7 +865,7 @@ class Consumer(driver.Consumer):
         self.epoch = epoch = self.epoch + 1
         self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
-        self.own.take()
+        self.own.forget()
         self._held.clear()
         self._held_since.clear()
         self._through.clear()
@@ -966,7 +991,8 @@ class Consumer(driver.Consumer):
                     if tp.topic == raw and gather_s:
                         got = joined((held.pop(tp, []), got))
                         begun = since.pop(tp, time.monotonic())
-                        if len(got) < CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s and not self.pace.awaited(tp.partition, got[-1].timestamp):
+                        awaited = self.pace.awaited(tp.partition, got[0].timestamp, got[-1].timestamp)
+                        if len(got) < CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s and not awaited:
                             held[tp], since[tp] = got, begun
                             continue
                     await self._deliver(tp, got)
@@ -1037,6 +1063,7 @@ class Consumer(driver.Consumer):
             if epoch == self.epoch and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
                 got = await self._admit(tp, records, 0)
                 if got and epoch == self.epoch:
+                    self.own.delivered(tp, got)
                     await self._deliver(tp, got)
 
     async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:

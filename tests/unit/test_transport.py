@@ -995,6 +995,35 @@ async def test_a_topic_that_ends_before_what_was_fetched_was_made_again_but_not_
     assert "made again" in reading.told[0]
 
 
+def test_ticks_from_before_and_after_a_second_is_due_go_at_once_however_late_they_are_fetched() -> None:
+    pace = Pace(200)
+    assert pace.awaited(4, 12_190, 12_450) and not pace.awaited(4, 12_310, 12_450)
+    pace.closed(4)
+    assert not pace.awaited(4, 12_190, 12_450), "it has closed already"
+
+
+def test_the_last_closings_say_when_the_next_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources lag, and their clocks differ: what may close a second goes at once all the same."""
+    pace = Pace(200)
+    assert pace.awaited(4, 12_250, 12_250) and not pace.awaited(4, 12_650, 12_650)
+    for now in (11_690, 11_650, 11_730):
+        at_ms(monkeypatch, now)
+        pace.closed(3)
+    assert not pace.awaited(4, 12_250, 12_250) and not pace.awaited(4, 12_599, 12_599)
+    assert pace.awaited(4, 12_600, 12_600) and pace.awaited(4, 12_650, 12_650) and not pace.awaited(4, 12_701, 12_701)
+    at_ms(monkeypatch, 12_205)
+    pace._backlog = time.monotonic()
+    pace.closed(3)
+    assert not pace.awaited(4, 12_250, 12_250), "what is caught up on closes at any time"
+    pace._backlog = -transport.BACKLOG_S
+    pace.closed(3)
+    assert pace.awaited(4, 12_250, 12_250), "another source is prompt"
+    at_ms(monkeypatch, 13_650)
+    for _ in range(transport.CLOSINGS_KEPT):
+        pace.closed(3)
+    assert pace.awaited(4, 13_650, 13_650), "it is gone"
+
+
 async def test_a_sender_tells_what_it_has_handed_over() -> None:
     told: list[tuple[str, Handed]] = []
     sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, handed: told.append((out.topic, handed))), [Message(None, b"1")]
@@ -1008,9 +1037,9 @@ class Fetching(ConsumerThread):
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self.sent: list[int] = []
-        self.consumer: Any = SimpleNamespace(pace=Pace(200))
+        self.consumer: Any = SimpleNamespace(pace=Pace(200), own=Own())
 
-    async def fetch(self, number: int) -> bool:
+    async def fetch(self, _: Any, number: int, request: Any) -> bool:
         self.sent.append(number)
         self.consumer.pace.arrived()
         return True
@@ -1018,7 +1047,7 @@ class Fetching(ConsumerThread):
 
 async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> None:
     thread = Fetching()
-    waiting = asyncio.create_task(thread._on_demand(thread.fetch, 1))
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, None))
     await asyncio.sleep(0)
     assert not thread.sent
     thread._asked.set()
@@ -1026,12 +1055,28 @@ async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> 
     assert thread.consumer.pace._arrived.is_set(), "what arrives while a fetch is under way is for the next"
     thread._asked.clear()
     thread._brought = transport.SMALL_FETCH
-    assert await thread._on_demand(thread.fetch, 2) is True
+    assert await thread._on_demand(thread.fetch, None, 2, None) is True
+
+
+async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
+    thread, sought = Fetching(), []
+    own = thread.consumer.own
+    for partition, offsets_ in ((3, (7, 8)), (3, (9,)), (4, (5,)), (5, (5, 6)), (6, (1,))):
+        own.delivered(TP("ticks.clean", partition), records(*offsets_))
+    partitions = [(3, 8, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)]    # within; behind; before, as after a reset; none
+    request = SimpleNamespace(topics=[("windows", [(3, 7, 100)]), ("ticks.clean", partitions)])
+    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: sought.append((tp, offset))))
+    thread._brought = transport.SMALL_FETCH
+    await thread._on_demand(thread.fetch, assignment, 1, request)
+    assert request.topics == [("windows", [(3, 7, 100)]), ("ticks.clean", [(3, 10, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)])]
+    assert sought == [(TP("ticks.clean", 3), 10)] and list(own.passed) == [TP("ticks.clean", 6)], "each is passed once"
+    own.forget()
+    assert not own.passed
 
 
 async def test_a_fetch_that_is_not_asked_for_ends_with_its_assignment() -> None:
     thread = Fetching()
-    waiting = asyncio.create_task(thread._on_demand(thread.fetch, 1))
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, None))
     await asyncio.sleep(0)
     waiting.cancel()
     assert await waiting is False and not thread.sent

@@ -35,6 +35,7 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
+from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v4, FetchRequest_v11
 from aiokafka.protocol.produce import ProduceRequestStruct
 from aiokafka.protocol.struct import Struct
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
@@ -532,6 +533,18 @@ def test_aiokafka_fetches_ahead_and_then_nothing_until_that_is_taken() -> None:
     assert "any(fut.result() for fut in done_pending)" in routine
     assert "if node_id in backoff_by_nodes:" in source(Fetcher._get_actions_per_node)
     assert list(inspect.signature(Fetcher._proc_fetch_request).parameters) == ["self", "assignment", "node_id", "request"]
+
+
+def test_a_request_to_fetch_is_asked_for_its_offsets_when_it_goes_and_when_it_is_answered() -> None:
+    """`transport.ConsumerThread._pass_own` moves both on: an answer whose offset is not the position is dropped."""
+    answered = source(Fetcher._proc_fetch_request)
+    assert answered.index("self._client.send(node_id, request)") < answered.index("for topic, partitions in request.topics:")
+    assert "tp_state.position != fetch_offset" in answered
+    request = FetchRequest(1, 1, 1, 0, [("t", [(3, 7, 100)])])
+    request.topics[0][1][0] = 3, 9, 100
+    for kind in (FetchRequest_v4, FetchRequest_v11):
+        [partition] = request.build(kind).to_object()["topics"][0]["partitions"]
+        assert partition.get("fetch_offset", partition.get("offset")) == 9
 
 
 def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
