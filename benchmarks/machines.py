@@ -20,8 +20,8 @@ T = TypeVar("T")
 class OneByOne(Cleaner):
     """Takes no records at once."""
 
-    def _accept_many(self, records: Any) -> bool:
-        return False
+    def _accept_many(self, records: Any) -> int:
+        return 0
 
 
 class Steps:

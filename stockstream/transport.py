@@ -638,6 +638,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         self._asked = asyncio.Event()
+        self.asked: dict[Any, int] = {}
+        """By partition: the furthest offset that was asked for since the last seek."""
+        self.begun_anew: set[Any] = set()
+        """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         fetcher._records = _Fetched(fetcher._records)
@@ -670,16 +674,20 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return await fetch(*request)
 
     def _pass_own(self, assignment: Any, _: int, request: Any) -> None:
-        """Moves a request on, and the positions with it, to behind what was delivered without a fetch."""
+        """Moves a request on, and the positions with it, to behind what was delivered without a fetch; notices where it asks for less than the last did."""
         passed = self.consumer.own.passed  # type: ignore[attr-defined]
-        if passed:
-            for topic, partitions in request.topics:
-                for place, (partition, offset, size) in enumerate(partitions):
-                    tp = TopicPartition(topic, partition)
-                    first, end = passed.pop(tp, (0, 0))
-                    if first <= offset < end:
-                        assignment.state_value(tp).seek(end)
-                        partitions[place] = partition, end, size
+        for topic, partitions in request.topics:
+            for place, (partition, offset, size) in enumerate(partitions):
+                tp = TopicPartition(topic, partition)
+                first, end = passed.pop(tp, (0, 0))
+                if first <= offset < end:
+                    assignment.state_value(tp).seek(end)
+                    partitions[place] = partition, end, size
+                    offset = end
+                if offset < self.asked.get(tp, 0):
+                    self.begun_anew.add(tp)
+                else:
+                    self.asked[tp] = offset
 
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
@@ -705,6 +713,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def seek_all(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._ensure_consumer()
         for tp, offset in offsets.items():
+            self.asked.pop(tp, None)
+            self.begun_anew.discard(tp)
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 
@@ -1016,9 +1026,10 @@ class Consumer(driver.Consumer):
             self._require_end(tp, before)
         return admitted
 
-    def _require_end(self, tp: TP, read: int) -> None:
-        """Leaves where all that came was known, and the topic ends before what was fetched already."""
+    def _require_end(self, tp: TP, fetched: int) -> None:
+        """Leaves where all that came was known, and the topic ends before what was fetched or asked for already."""
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+        read = max(fetched, self._thread.asked[tp] if tp in self._thread.begun_anew else 0)
         if high is not None and high < read and not self.app.embedded:
             self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
 

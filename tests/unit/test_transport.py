@@ -652,7 +652,7 @@ class Reading:
         self.guard = Guard()
         self.pace, self.own = Pace(200), Own()
         self.high: int | None = None
-        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high))
+        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), asked={}, begun_anew=set())
         self.delivered: list[tuple[TP, list[int]]] = []
 
     sent: Any = Consumer.sent
@@ -1031,11 +1031,15 @@ async def test_a_sender_tells_what_it_has_handed_over() -> None:
     assert told == [("windows", [(confirmed, messages)])]
 
 
+REQUEST = SimpleNamespace(topics=[])
+
+
 class Fetching(ConsumerThread):
     """The thread's fetching, without a thread; `asked` holds what `getmany` waits for."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
+        self.asked, self.begun_anew = {}, set()
         self.sent: list[int] = []
         self.consumer: Any = SimpleNamespace(pace=Pace(200), own=Own())
 
@@ -1047,7 +1051,7 @@ class Fetching(ConsumerThread):
 
 async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> None:
     thread = Fetching()
-    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, None))
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, REQUEST))
     await asyncio.sleep(0)
     assert not thread.sent
     thread._asked.set()
@@ -1055,7 +1059,7 @@ async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> 
     assert thread.consumer.pace._arrived.is_set(), "what arrives while a fetch is under way is for the next"
     thread._asked.clear()
     thread._brought = transport.SMALL_FETCH
-    assert await thread._on_demand(thread.fetch, None, 2, None) is True
+    assert await thread._on_demand(thread.fetch, None, 2, REQUEST) is True
 
 
 async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
@@ -1074,9 +1078,37 @@ async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
     assert not own.passed
 
 
+async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
+    """aiokafka begins anew a log that ends before the position; a worker that wrote what it read may have fetched nothing of it."""
+    thread = Fetching()
+    thread._brought = transport.SMALL_FETCH
+    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: None))
+
+    async def ask(offset: int) -> None:
+        await thread._on_demand(thread.fetch, assignment, 1, SimpleNamespace(topics=[("ticks.clean", [(3, offset, 100)])]))
+
+    await ask(7)
+    thread.consumer.own.delivered(CLEAN, records(7, 8))
+    await ask(7)
+    assert not thread.begun_anew and thread.asked == {CLEAN: 9}
+    await ask(0)
+    assert thread.begun_anew == {CLEAN}
+    thread._consumer, thread.assignment = SimpleNamespace(), set  # type: ignore[method-assign]
+    await thread.seek_all({CLEAN: 4})
+    await ask(4)
+    assert not thread.begun_anew and thread.asked == {CLEAN: 4}, "a seek of ours may go back"
+
+    reading = Reading({CLEAN: records(0, 1)})
+    reading.guard.expected[CLEAN], reading.high, reading.app.should_stop = 9, 2, True
+    reading._thread.asked, reading._thread.begun_anew = {CLEAN: 9}, {CLEAN}
+    with pytest.raises(FencedError):
+        await reading.run()
+    assert "ends at 2, before 9" in reading.told[0]
+
+
 async def test_a_fetch_that_is_not_asked_for_ends_with_its_assignment() -> None:
     thread = Fetching()
-    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, None))
+    waiting = asyncio.create_task(thread._on_demand(thread.fetch, None, 1, REQUEST))
     await asyncio.sleep(0)
     waiting.cancel()
     assert await waiting is False and not thread.sent

@@ -9,7 +9,7 @@ import pytest
 
 from stockstream import worker
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.transforms.frames import Frame, empty
+from stockstream.transforms.frames import Frame, decode, empty, encode
 from stockstream.transport import Chunk, Hole
 from stockstream.worker import FrameReader
 
@@ -45,6 +45,21 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def feed(core: Core, start: int, offset: int, log: str = "b") -> Any:
     frame = Frame(log, start, start + 9, (), empty(WINDOWS_SCHEMA))
     return FrameReader("aggregate").feed(core, core.take, Chunk("ticks.clean", 3, []), frame, offset)
+
+
+def test_a_frame_is_decoded_once_for_all_agents_of_a_worker(dropped: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+
+    def counted(data: bytes) -> Frame:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(worker, "decode", counted)
+    values = [encode(Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA))) for start in (0, 10)]
+    chunk = Chunk("windows", 3, [SimpleNamespace(offset=offset, value=value) for offset, value in enumerate([values[0], b"no", values[1]])])
+    found = [[(frame.start, offset) for frame, offset, _ in FrameReader(agent).frames(chunk)] for agent in ("score", "detect")]
+    assert found == [[(0, 0), (10, 2)]] * 2 and [decoded.count(value) for value in values] == [1, 1]
+    assert dropped == [("score", "unreadable"), ("detect", "unreadable")], "each tells what it cannot read"
 
 
 def test_frames_that_follow_are_taken(dropped: list[tuple[str, str]]) -> None:
