@@ -8,7 +8,7 @@ from typing import Any
 GC_THRESHOLDS = (100_000, 20, 20)
 """A chunk's records are thousands of objects that live briefly and hold no cycles: looked at after each 700 of them, as by default, they cost up to five
 times what it takes to parse them."""
-SWITCH_INTERVAL_S = 0.0002
+SWITCH_INTERVAL_S = 0.001
 """How long the thread that fetches and those that archive wait for one that computes, and it for each of them: 5 ms by default."""
 
 
