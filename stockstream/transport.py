@@ -638,7 +638,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         self._asked = asyncio.Event()
-        self.asked: dict[Any, int] = {}
+        self.furthest: dict[Any, int] = {}
         """By partition: the furthest offset that was asked for since the last seek."""
         self.begun_anew: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
@@ -684,10 +684,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                     assignment.state_value(tp).seek(end)
                     partitions[place] = partition, end, size
                     offset = end
-                if offset < self.asked.get(tp, 0):
+                if offset < self.furthest.get(tp, 0):
                     self.begun_anew.add(tp)
                 else:
-                    self.asked[tp] = offset
+                    self.furthest[tp] = offset
 
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
@@ -713,7 +713,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def seek_all(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._ensure_consumer()
         for tp, offset in offsets.items():
-            self.asked.pop(tp, None)
+            self.furthest.pop(tp, None)
             self.begun_anew.discard(tp)
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
@@ -1029,7 +1029,7 @@ class Consumer(driver.Consumer):
     def _require_end(self, tp: TP, fetched: int) -> None:
         """Leaves where all that came was known, and the topic ends before what was fetched or asked for already."""
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
-        read = max(fetched, self._thread.asked[tp] if tp in self._thread.begun_anew else 0)
+        read = max(fetched, self._thread.furthest[tp] if tp in self._thread.begun_anew else 0)
         if high is not None and high < read and not self.app.embedded:
             self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
 

@@ -145,11 +145,9 @@ def read(records: Sequence[Record], *, trades_first: bool, any_json: bool = True
     if compiled.ticks is None:
         return _decoded(records, trades_first=trades_first)
     told = compiled.ticks.read(records)
-    found = None if told is None else _of_compiled(*told)
-    read = 0 if found is None else len(found.offset)
-    if any_json and read < min(MANY, len(records)):
-        return _decoded(records, trades_first=trades_first) or found
-    return found
+    few = (0 if told is None else len(told[0])) < min(MANY, len(records))
+    decoded = _decoded(records, trades_first=trades_first) if any_json and few else None
+    return decoded or (None if told is None else _of_compiled(*told))
 
 
 def _of_compiled(

@@ -419,10 +419,8 @@ class Cleaner:
         found = [self._held.get(symbol) for symbol in plain.symbols]
         numbers = {name: number for number, name in enumerate(plain.sources)}
         owners = [-1 if holder is None else numbers.get(holder.source, -1) for holder in found]
-        if plain.source is not None:
-            _none(np.array(owners)[plain.symbol] != plain.source, plain.record)
-        elif any(owners):
-            _none(np.array(owners)[plain.symbol] != 0, plain.record)
+        if plain.source is not None or any(owners):
+            _none(np.array(owners)[plain.symbol] != (0 if plain.source is None else plain.source), plain.record)
         return [holder for holder in found if holder is not None]
 
     def _numbered(self, plain: Columns, held: list[_Held], now: int) -> list[tuple[_Feed, int]]:
@@ -431,10 +429,9 @@ class Cleaner:
             return []
         found = [self._sources[holder.source].feeds.get(symbol) if holder.source in self._sources else None
                  for symbol, holder in zip(plain.symbols, held, strict=True)]  # fmt: skip
-        feeds = [feed for feed in found if feed is not None and not feed.snapshot and now - feed.ts <= FORGET_MS]
-        if len(feeds) < len(found):
-            living = set(map(id, feeds))
-            _none(np.array([id(feed) not in living for feed in found])[plain.symbol], plain.record)
+        unknown = np.array([feed is None or bool(feed.snapshot) or now - feed.ts > FORGET_MS for feed in found])
+        _none(unknown[plain.symbol], plain.record)
+        feeds = [feed for feed in found if feed is not None]
         order = plain.symbol.argsort(kind="stable")
         symbol, seq = plain.symbol[order], plain.seq[order]
         begins = np.flatnonzero(np.diff(symbol, prepend=-1))
@@ -452,9 +449,10 @@ class Cleaner:
             mine = plain.source == number
             times, record = times[mine], record[mine]
         heard = plain.timestamp[record]
-        if source is None or source.closed is None or (source.feeds and plain.seq is None):
-            raise _OddRecord(int(record[0]))
-        if int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS:
+        if (
+            source is None or source.closed is None or (source.feeds and plain.seq is None)
+            or int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS
+        ):  # fmt: skip
             raise _OddRecord(int(record[0]))
         _none(times > heard + FUTURE_MS, record)
         begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))

@@ -652,7 +652,7 @@ class Reading:
         self.guard = Guard()
         self.pace, self.own = Pace(200), Own()
         self.high: int | None = None
-        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), asked={}, begun_anew=set())
+        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), furthest={}, begun_anew=set())
         self.delivered: list[tuple[TP, list[int]]] = []
 
     sent: Any = Consumer.sent
@@ -1039,7 +1039,7 @@ class Fetching(ConsumerThread):
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self.asked, self.begun_anew = {}, set()
+        self.furthest, self.begun_anew = {}, set()
         self.sent: list[int] = []
         self.consumer: Any = SimpleNamespace(pace=Pace(200), own=Own())
 
@@ -1090,17 +1090,17 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     await ask(7)
     thread.consumer.own.delivered(CLEAN, records(7, 8))
     await ask(7)
-    assert not thread.begun_anew and thread.asked == {CLEAN: 9}
+    assert not thread.begun_anew and thread.furthest == {CLEAN: 9}
     await ask(0)
     assert thread.begun_anew == {CLEAN}
     thread._consumer, thread.assignment = SimpleNamespace(), set  # type: ignore[method-assign]
     await thread.seek_all({CLEAN: 4})
     await ask(4)
-    assert not thread.begun_anew and thread.asked == {CLEAN: 4}, "a seek of ours may go back"
+    assert not thread.begun_anew and thread.furthest == {CLEAN: 4}, "a seek of ours may go back"
 
     reading = Reading({CLEAN: records(0, 1)})
     reading.guard.expected[CLEAN], reading.high, reading.app.should_stop = 9, 2, True
-    reading._thread.asked, reading._thread.begun_anew = {CLEAN: 9}, {CLEAN}
+    reading._thread.furthest, reading._thread.begun_anew = {CLEAN: 9}, {CLEAN}
     with pytest.raises(FencedError):
         await reading.run()
     assert "ends at 2, before 9" in reading.told[0]
