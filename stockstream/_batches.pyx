@@ -521,21 +521,22 @@ cdef class Builder:
             self.records = None
         return self.built
 
-    cdef bytearray _bytes(self):
+    cdef bytes _bytes(self):
         cdef bytes plain = PyBytes_FromStringAndSize(NULL, self.total - HEADER_SIZE)
         cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(plain)
         cdef int64_t time, offset = 0
-        cdef Py_ssize_t length
+        cdef Py_ssize_t length, size
         cdef const char *name
         cdef int attributes = 0
+        cdef bytes data, encoded, header, checksum, built
         for length, time, key, value, headers in self.records:
             at = _put(at, length)
             at[0] = 0                                                    # attributes: none are defined
             at = _put(_put(at + 1, time - self.first_time), offset)
             at = _put_bytes(_put_bytes(at, key), value)
             at = _put(at, len(headers))
-            for header, told in headers:
-                name = PyUnicode_AsUTF8AndSize(header, &length)
+            for named, told in headers:
+                name = PyUnicode_AsUTF8AndSize(named, &length)
                 at = _put(at, length)
                 memcpy(at, name, length)
                 at = _put_bytes(at + length, told)
@@ -545,11 +546,15 @@ cdef class Builder:
             encoded = self.encode(plain)
             if len(encoded) < len(plain):
                 data, attributes = encoded, self.codec
-        built = bytearray(HEADER_SIZE + len(data))
+        size = HEADER_SIZE + len(data)
         # base offset and leader's epoch are the broker's to say
-        HEADER.pack_into(
-            built, 0, 0, len(built) - PREFIX_SIZE, -1, FORMAT, 0, attributes, self.count - 1, self.first_time, self.last_time, *self.producer, self.count
+        header = HEADER.pack(
+            0, size - PREFIX_SIZE, -1, FORMAT, 0, attributes, self.count - 1, self.first_time, self.last_time, *self.producer, self.count
         )
-        built[HEADER_SIZE:] = data
-        CRC.pack_into(built, CRC_AT, crc32c(memoryview(built)[CRC_AT + CRC.size :]))
+        built = PyBytes_FromStringAndSize(NULL, size)
+        at = <unsigned char *>PyBytes_AS_STRING(built)
+        memcpy(at, PyBytes_AS_STRING(header), HEADER_SIZE)
+        memcpy(at + HEADER_SIZE, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        checksum = CRC.pack(crc32c(memoryview(built)[CRC_AT + CRC.size :]))
+        memcpy(at + CRC_AT, PyBytes_AS_STRING(checksum), CRC.size)
         return built

@@ -24,21 +24,23 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_args
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import aiokafka
 import faust
 import pyarrow as pa
 from aiokafka import TopicPartition
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from aiokafka.producer.message_accumulator import MessageAccumulator
-from aiokafka.protocol.produce import ProduceRequestStruct
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.types import Int32
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.util import wait_for
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode.utils.queues import FlowControlEvent
@@ -1130,8 +1132,8 @@ def compress_quickly() -> None:
     aiokafka_batches.lz4_encode = partial(pa.Codec("lz4").compress, asbytes=True)
 
 
-def encode_produce(request: Any) -> bytes:
-    """In the place of `Struct.encode` of a request to produce: its batches are copied once, not on each of five levels."""
+def pieces_of(request: Any) -> list[bytes]:
+    """A request to produce as `Struct.encode` has it, in pieces; no batch is copied."""
     *fields, (_, topics) = zip(request.SCHEMA.names, request.SCHEMA.fields, strict=True)
     topic_of = topics.array_of.fields[0]
     pieces = [field.encode(getattr(request, name)) for name, field in fields]
@@ -1140,11 +1142,31 @@ def encode_produce(request: Any) -> bytes:
         pieces += topic_of.encode(topic), Int32.encode(len(partitions))
         for partition, batch in partitions:
             pieces += Int32.encode(partition), Int32.encode(len(batch)), batch
-    return b"".join(pieces)
+    return pieces
 
 
-for version in get_args(ProduceRequestStruct):
-    version.encode = encode_produce
+_send = AIOKafkaConnection.send
+
+
+def send(connection: Any, request: Any, expect_response: bool = True) -> Any:
+    """In the place of `AIOKafkaConnection.send`: a request to produce is put together once. That one copies its batches on five levels, and twice more."""
+    writer = connection._writer
+    if not isinstance(request, ProduceRequest) or not expect_response or writer is None:
+        return _send(connection, request, expect_response)
+    prepared = request.prepare(connection._versions)
+    number = connection._next_correlation_id()
+    pieces = [prepared.build_request_header(correlation_id=number, client_id=connection._client_id).encode(), *pieces_of(prepared)]
+    try:
+        writer.write(memoryview(b"".join([Int32.encode(sum(map(len, pieces))), *pieces])))  # a view: what does not go at once is cut off, not copied
+    except OSError as error:
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"Connection at {connection._host}:{connection._port} broken: {error}") from error
+    answer = connection._loop.create_future()
+    connection._requests.append((number, prepared, answer))
+    return wait_for(answer, connection._request_timeout)
+
+
+AIOKafkaConnection.send = send
 
 
 def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, value_serializer: None = None) -> Any:

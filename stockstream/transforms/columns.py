@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stockstream import compiled
 from stockstream.records import TICKS_SCHEMA
-from stockstream.transforms.frames import coded, spread
+from stockstream.transforms.frames import coded, nullable, nulls, plain, spread
 from stockstream.transforms.ranges import MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TEXT, MAX_TIME, MIN_PRICE
 
 LINE_FEED = 10
@@ -129,9 +129,9 @@ class Columns:
             offset, place = offset[self.record], np.arange(count)
             index[:] = place - np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), place, 0))
         columns = self.columns | {
-            "event_time": pa.array(self.event_time), "size": pa.array(self.size), "offset": pa.array(offset), "index": pa.array(index),
+            "event_time": plain(self.event_time), "size": plain(self.size), "offset": plain(offset), "index": plain(index),
         }  # fmt: skip
-        arrays = [columns[spec.name] if spec.name in columns else pa.nulls(count, spec.type) for spec in TICKS_SCHEMA]
+        arrays = [columns[spec.name] if spec.name in columns else nulls(count, spec.type) for spec in TICKS_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
 
@@ -158,14 +158,11 @@ def _of_compiled(
     columns = {
         "symbol": spread(symbols, symbol),
         "source": spread(sources, np.zeros(len(record), np.int64) if source is None else source),
-        "price": pa.array(price, from_pandas=True),
-    }
+    } | nullable({"price": price} | {name: values for name, values in more.items() if not isinstance(values, tuple)})
     for name, values in more.items():
         if isinstance(values, tuple):
             texts, which = values
             columns[name] = pa.array(texts, pa.string()).take(pa.array(which, mask=which < 0))
-        else:
-            columns[name] = pa.array(values, from_pandas=True)
     return Columns(offset, timestamp, symbols, symbol, sources, source, record, event_time, size, seq, columns)
 
 

@@ -7,6 +7,7 @@ Frames of one log tile it: `from` is the `through` of the frame before plus one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,6 +156,25 @@ def spread(texts: list[str], which: NDArray[np.int64]) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(which), *map(pa.py_buffer, compiled.ticks.spread(texts, which)))
 
 
+def plain(array: NDArray[Any]) -> pa.Array:
+    """Numbers or truths, none of them null, where they lie. `pa.array` would do for all of it, but loads numpy's masked arrays to look for those."""
+    data = np.packbits(array, bitorder="little") if array.dtype.kind == "b" else np.ascontiguousarray(array)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), len(array), [None, pa.py_buffer(data)], 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _zeros(size: int) -> pa.Buffer:
+    return pa.py_buffer(bytes(size))
+
+
+def nulls(count: int, kind: pa.DataType) -> pa.Array:
+    """Nothing in each row, of numbers or texts: `pa.nulls` without new memory for each column."""
+    zeros = _zeros(1 << (8 * count + 8).bit_length())
+    valid, texts = zeros.slice(0, -(-count // 8)), pa.types.is_string(kind)
+    parts = [zeros.slice(0, 4 * (count + 1)), zeros.slice(0, 0)] if texts else [zeros.slice(0, kind.bit_width // 8 * count)]
+    return pa.Array.from_buffers(kind, count, [valid, *parts], count)
+
+
 def nullable(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, pa.Array]:
     """As Arrow arrays of one length, NaN as null."""
     arrays, count = list(columns.values()), len(next(iter(columns.values())))
@@ -166,7 +186,7 @@ def nullable(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, pa.Array]:
         found = [compiled.ring.known(array, row) for array, row in zip(arrays, bits, strict=True)]
     return {
         name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
-        if some else pa.nulls(count, pa.float64())
+        if some else nulls(count, pa.float64())
         for (name, array), row, some in zip(columns.items(), bits, found, strict=True)
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ from stockstream import compiled
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
-from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, spread
+from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, plain, spread
 
 WINDOW_S = 300
 RESTORE_S = 601
@@ -666,9 +666,9 @@ class Rows:
             "symbol": pa.concat_arrays(symbols) if len(symbols) > 1 else symbols[0],
             "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
             "quality": spread(_QUALITY, _quality(values)),
-            "partition": pa.array(np.full(len(values["second"]), partition, np.int32)),
+            "partition": plain(np.full(len(values["second"]), partition, np.int32)),
         }
-        columns |= {name: pa.array(array) for name, array in values.items() if array.dtype.kind != "f"}
+        columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f"}
         columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if parts[0].source != parts[-1].source:

@@ -16,6 +16,47 @@ def test_a_worker_loads_without_collections_and_threads_and_collects_afterwards(
     assert told.split() == ["True", "True", threads]
 
 
+LINE = """
+import sys, stockstream.app
+stockstream.app.MODULES = ("agents.clean", "agents.aggregate")
+stockstream.app.load()
+print([name for name in ("pandas", "numpy.ma", "stockstream.web.worker", "pyarrow.parquet") if name in sys.modules])
+"""
+
+
+def test_what_a_line_without_views_has_no_use_for_is_not_loaded() -> None:
+    assert subprocess.run([sys.executable, "-c", LINE], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+ENDING = """
+import atexit, os, sys, threading, time
+import faust
+from stockstream.app import Worker
+
+leave = os._exit
+os._exit = lambda status: (print("at once", flush=True), leave(status))
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.3), print("worked on")), daemon={daemon}).start()
+faust.Worker.execute_from_commandline = lambda self: sys.exit({given!r})
+Worker.__new__(Worker).execute_from_commandline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "daemon", "status", "told"),
+    [
+        (0, True, 0, ["registered", "at once"]),
+        (3, True, 3, ["registered", "at once"]),
+        (0, False, 0, ["worked on", "registered"]),
+        ("why", True, 1, ["registered"]),
+    ],
+    ids=["stopped", "failed", "a thread at work", "no status"],
+)
+def test_a_worker_that_has_ended_goes_at_once(given: int | str, daemon: bool, status: int, told: list[str]) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING.format(given=given, daemon=daemon)], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout.splitlines()) == (status, told), ended.stderr
+
+
 def test_there_is_nothing_else_to_load() -> None:
     import stockstream
 

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import aiokafka.codec as codec
@@ -185,7 +186,7 @@ def test_a_damaged_lz4_frame_is_an_error_or_what_aiokafka_reads() -> None:
 
 def test_records_are_a_sequence_that_keeps_its_batches() -> None:
     def batch(base: int, count: int) -> bytes:
-        builder = batches().Builder(1 << 20, 4, pa.Codec("zstd").compress)
+        builder = batches().Builder(1 << 20, 4, partial(pa.Codec("zstd").compress, asbytes=True))
         for number in range(count):
             builder.append(timestamp=1_000 + number, key=b"%d" % number, value=b"v%d" % (base + number), headers=[("h", None)])
         return base.to_bytes(8, "big") + bytes(builder._build())[8:]

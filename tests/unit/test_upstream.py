@@ -28,16 +28,17 @@ import pyarrow as pa
 import pytest
 import venusian
 from aiokafka import codec
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v4, FetchRequest_v11
-from aiokafka.protocol.produce import ProduceRequestStruct
-from aiokafka.protocol.struct import Struct
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequestStruct
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
@@ -578,14 +579,61 @@ def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("version", get_args(ProduceRequestStruct))
 def test_a_request_to_produce_is_encoded_as_aiokafka_does(version: Any) -> None:
-    """`transport.encode_produce` stands in for `Struct.encode`."""
+    """`transport.pieces_of` stands in for `Struct.encode`."""
     topics = [("ticks", [(0, b"batch"), (7, bytearray(b"\x00" * 300))]), ("w\u00efndows", [(1, b"")])]
     names = version.SCHEMA.names
     assert names[-1] == "topics" and version.SCHEMA.fields[-1].array_of.names == ("topic", "partitions")
-    assert version.encode is transport.encode_produce
     for many in (topics, topics[:1], []):
         request = version(**{"required_acks": -1, "timeout": 5_000, "topics": many} | ({"transactional_id": None} if "transactional_id" in names else {}))
-        assert request.encode() == Struct.encode(request)
+        assert b"".join(transport.pieces_of(request)) == request.encode()
+
+
+class Wire:
+    """What a connection writes to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.written, self.error = b"", error
+
+    def write(self, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.written += data
+
+    async def drain(self) -> None: ...
+    def close(self) -> None: ...
+
+
+async def test_a_request_is_sent_as_aiokafka_does() -> None:
+    """`transport.send` stands in for `AIOKafkaConnection.send`."""
+    assert AIOKafkaConnection.send is transport.send
+    assert "message = header.encode() + request_struct.encode()" in source(transport._send) and "self._writer.write(size + message)" in source(transport._send)
+    batches = [("ticks", [(0, b"batch"), (7, b"\x00" * 300)])]
+    for request in (ProduceRequest(None, -1, 5_000, batches), ProduceRequest(None, 0, 5_000, batches), MetadataRequest(["ticks"], False)):
+        expect_response = not isinstance(request, ProduceRequest) or request.required_acks != 0
+        sent = []
+        for send in (transport.send, transport._send):
+            connection: Any = AIOKafkaConnection("localhost", 9092, request_timeout_ms=50)
+            connection._versions, connection._writer = {0: (0, 7), 3: (0, 4)}, Wire()
+            answer = send(connection, request, expect_response)
+            sent.append((connection._writer.written, [(number, type(struct)) for number, struct, _ in connection._requests]))
+            if expect_response:
+                with pytest.raises(asyncio.TimeoutError):
+                    await answer
+            else:
+                await answer
+        assert sent[0] == sent[1] and sent[0][0]
+        assert len(sent[0][1]) == expect_response
+
+
+async def test_what_cannot_be_sent_closes_the_connection() -> None:
+    connection: Any = AIOKafkaConnection("localhost", 9092)
+    request = ProduceRequest(None, -1, 5_000, [("ticks", [(0, b"batch")])])
+    with pytest.raises(KafkaConnectionError, match="No connection"):
+        connection.send(request)
+    connection._versions, connection._writer = {0: (0, 7)}, Wire(BrokenPipeError("gone"))
+    with pytest.raises(KafkaConnectionError, match="broken: gone"):
+        connection.send(request)
+    assert not connection.connected() and not connection._requests
 
 
 def test_faust_marks_what_it_could_discover_by_reading_sources() -> None:

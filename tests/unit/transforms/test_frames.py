@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, Closing
-from stockstream.transforms.frames import Assembler, Frame, decode, empty, encode, encode_within
+from stockstream.transforms.frames import Assembler, Frame, decode, empty, encode, encode_within, nulls, plain
 
 
 def rows(offsets: list[int]) -> pa.RecordBatch:
@@ -64,3 +66,26 @@ def test_an_offset_of_many_rows_leaves_the_small_ones_behind_it_together() -> No
     sent = frame([0] * 1_200 + list(range(1, 1_801)))
     limit = int(8 * sent.rows.num_rows * sent.rows.num_columns / 2.3)
     assert [decode(data).rows.num_rows for data in encode_within(sent, limit)] == [1_200, 900, 900]
+
+
+# -- columns ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 1_003])
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.float64, np.bool_])
+def test_plain_numbers_and_truths_are_what_arrow_makes_of_them(kind: Any, count: int) -> None:
+    values = np.random.default_rng(count).integers(0, 2, 2 * count).astype(kind)
+    for array in (values[:count], values[::2]):
+        column = plain(array)
+        column.validate(full=True)
+        assert column.equals(pa.array(array)) and column.null_count == 0
+
+
+def test_nulls_are_arrows_and_stay_when_more_are_made() -> None:
+    kinds = (pa.float64(), pa.int32(), pa.string())
+    made = {(count, kind): nulls(count, kind) for count in (0, 1, 8, 5_000, 20) for kind in kinds}
+    for (count, kind), column in made.items():
+        column.validate(full=True)
+        assert column.equals(pa.nulls(count, kind)) and column.null_count == count
+        if count:
+            assert [buffer.size for buffer in column.buffers()[:2]] == [buffer.size for buffer in pa.nulls(count, kind).buffers()[:2]]
