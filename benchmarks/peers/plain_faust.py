@@ -2,11 +2,13 @@
 # (plain Faust is in an environment of its own)
 """The peers' job in plain Faust: records, a windowed table of one-second bars, and a table of sums; both in memory with a changelog."""
 
+import asyncio
 import math
 import sys
 from datetime import timedelta
 
 import faust
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 SERVERS, INPUT, OUTPUT, APPLICATION, FOLDER = sys.argv[1:6]
 WINDOW_S = 300
@@ -80,6 +82,20 @@ def close(symbol, held):
     }  # fmt: skip
 
 
+async def make_changelogs():
+    """Makes the tables' topics: where Faust makes them, it may not know of their partitions yet when the first message comes, and then fails at each."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=SERVERS)
+    await admin.start()
+    try:
+        names = [f"{APPLICATION}-{table.name}-changelog" for table in (bars.table, sums)]
+        await admin.create_topics([NewTopic(name, 8, 1, topic_configs={"cleanup.policy": "compact"}) for name in names])
+        while any(not topic["partitions"] for topic in await admin.describe_topics(names)):
+            await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+
+
 if __name__ == "__main__":
+    asyncio.run(make_changelogs())
     sys.argv = ["faust", "worker", "-l", "warn", "--without-web"]
     app.main()
