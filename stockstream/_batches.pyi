@@ -1,6 +1,8 @@
 from collections.abc import Callable, Sequence
 from typing import overload
 
+import pyarrow as pa
+
 class Record:
     """A record of a batch; `timestamp` is epoch milliseconds, `timestamp_type` 1 where it is the broker's."""
 
@@ -28,6 +30,7 @@ class Records(Sequence[Record]):
 
 def joined(parts: Sequence[Records]) -> Records: ...
 def records(data: bytes | memoryview, begin: int) -> Records: ...
+def decompressed(kind: int, data: bytes | memoryview) -> bytes | pa.Buffer: ...
 def is_whole(data: bytes | memoryview) -> bool: ...
 
 class Place:

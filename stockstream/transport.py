@@ -1114,6 +1114,9 @@ class Consumer(driver.Consumer):
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
 """The compiled module, or its twin in Python."""
 
+if compiled.batches is not None:                                         # for the readers of state and the views' tails, which read as aiokafka does
+    aiokafka_batches.lz4_decode, aiokafka_batches.zstd_decode = (partial(compiled.batches.decompressed, CODECS.index(name)) for name in ("lz4", "zstd"))
+
 
 def compress_quickly() -> None:
     """Compresses all that this process produces by Arrow's codecs, at a level that aiokafka has no setting for.

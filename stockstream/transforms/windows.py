@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import msgspec
@@ -130,6 +130,11 @@ def _some_at_once(rows: slice | Ints) -> list[slice | Ints]:
     if isinstance(rows, slice):
         return [slice(at, min(at + ROWS_AT_ONCE, rows.stop)) for at in range(rows.start, rows.stop, ROWS_AT_ONCE)]
     return [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)]
+
+
+def _as_slice(rows: Ints) -> slice | Ints:
+    """The rows, as a slice where they follow upon each other."""
+    return slice(int(rows[0]), int(rows[0]) + len(rows)) if len(rows) and (np.diff(rows) == 1).all() else rows
 
 
 def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
@@ -591,9 +596,11 @@ class _Ring:
         due = sorted(s for s in self.waiting if s <= second)
         if due:
             self.cover(due[0], second)
+        known: list[str] = []
         for waiting in due:
             for _, symbols, data in self.waiting.pop(waiting):
-                rows = self.know(symbols)
+                if symbols is not known:
+                    known, rows = symbols, _as_slice(self.know(symbols))
                 told = np.frombuffer(data, np.int64).reshape(len(_STORED), -1)
                 for cells, places in self._stored():
                     cells.cells[: len(places), waiting % cells.width, rows] = told[places]
@@ -1043,6 +1050,11 @@ class Windows:
                     seconds[part[0]] = (through, [part])
                 elif through == known[0]:
                     known[1].append(part)
+        same: list[str] = []
+        for kept in best.values():
+            for second in sorted(kept):
+                for part in kept[second][1]:                             # most seconds have the symbols of the one before: compared once, told by identity
+                    same = part[1] = same if part[1] == same else part[1]
         for source in {*best, *sources}:
             windows._rings[source] = cls._restore_ring(best.get(source, {}), sources.get(source), revise_s)
         return windows
@@ -1058,7 +1070,8 @@ class Windows:
         for second, (through, parts) in needed.items():
             ring.through[second] = through
             ring.waiting[second] = parts
-        ring.know(sorted(set().union(*(symbols for parts in ring.waiting.values() for _, symbols, _ in parts))))
+        told = {id(symbols): symbols for parts in ring.waiting.values() for _, symbols, _ in parts}
+        ring.know(dict.fromkeys(chain.from_iterable(told.values())))
         if closed != _NEVER:
             # a few seconds at a time, as live: only the newest stay
             first = min([*needed, closed])

@@ -53,13 +53,14 @@ from faust.types import TP
 from mode.services import ServiceTask
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
-from stockstream import transport
+from stockstream import compiled, transport
 from stockstream.app import App, Tables, Takeover, Worker, create_app
 from stockstream.broker import changelog, topic_specs
 from stockstream.settings import Settings
 from stockstream.transport import Fence
 from stockstream.web.tail import _KafkaConsumer
 from tables.state import StateTable
+from tests.compilation import need_compiled
 from tests.patience import PATIENCE_S
 
 P = aiokafka.TopicPartition("ticks.raw", 3)
@@ -575,6 +576,22 @@ def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPat
         encoded = transport.aiokafka_batches.zstd_encode(data)
         assert encoded == pa.Codec("zstd", level).compress(data, asbytes=True)
         assert codec.zstd_decode(encoded) == data
+
+
+@pytest.mark.parametrize("kind", [DefaultRecordBatch.CODEC_LZ4, DefaultRecordBatch.CODEC_ZSTD])
+def test_what_aiokafka_reads_by_itself_is_decompressed_in_one_go(kind: int) -> None:
+    """State and the views' tails are read so: `transport` puts `_batches.decompressed` in the place of its decoders."""
+    need_compiled()
+    assert compiled.batches is not None
+    decode = getattr(transport.aiokafka_batches, f"{transport.CODECS[kind]}_decode")
+    assert decode.func is compiled.batches.decompressed and decode.args == (kind,)
+    builder = DefaultRecordBatchBuilder(2, kind, 0, -1, -1, -1, 1 << 20)
+    values = [b"v" * size for size in (0, 1, 30_000)]
+    for number, value in enumerate(values):
+        builder.append(number, 1_000 + number, b"k", value, [])
+    data = bytes(builder.build())
+    assert len(data) < 10_000
+    assert [record.value for record in DefaultRecordBatch(data)] == values
 
 
 @pytest.mark.parametrize("version", get_args(ProduceRequestStruct))
