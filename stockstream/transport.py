@@ -1190,8 +1190,7 @@ class Producer(driver.Producer):
 
     def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
         producer = super()._new_producer(transactional_id)
-        if not self.app.embedded:                                        # its memory is dearer than our time
-            compress_quickly()
+        compress_quickly()
         accumulator = producer._message_accumulator
         accumulator._batch_ttl = DELIVERY_S                              # aiokafka has one time for both, request_timeout_ms
         if compiled.batches is not None:
