@@ -129,8 +129,6 @@ class _Rows:
         ticks, count = self.ticks, len(self.ticks)
         if not count:
             return
-        indexes = np.zeros(count, np.int32)
-        indexes[: len(self.indexes)] = self.indexes
         columns = {
             "symbol": [tick.symbol for tick in ticks],
             "source": [tick.source for tick in ticks],
@@ -138,7 +136,7 @@ class _Rows:
             "price": [tick.price for tick in ticks],
             "size": [tick.size for tick in ticks],
             "offset": self.offsets,
-            "index": indexes,
+            "index": self.indexes + [0] * (count - len(self.indexes)),
         }
         if not self.bare:
             columns |= {

@@ -1050,11 +1050,6 @@ class Windows:
                     seconds[part[0]] = (through, [part])
                 elif through == known[0]:
                     known[1].append(part)
-        same: list[str] = []
-        for kept in best.values():
-            for second in sorted(kept):
-                for part in kept[second][1]:                             # most seconds have the symbols of the one before: compared once, told by identity
-                    same = part[1] = same if part[1] == same else part[1]
         for source in {*best, *sources}:
             windows._rings[source] = cls._restore_ring(best.get(source, {}), sources.get(source), revise_s)
         return windows
@@ -1067,11 +1062,15 @@ class Windows:
         newest = closed if closed != _NEVER else min(seconds)
         needed = {s: bucket for s, bucket in seconds.items() if s > newest - RESTORE_S - revise_s}
         ring.stored = max([ring.stored, *needed])
-        for second, (through, parts) in needed.items():
+        told: list[list[str]] = [[]]
+        for second, (through, parts) in sorted(needed.items()):
             ring.through[second] = through
             ring.waiting[second] = parts
-        told = {id(symbols): symbols for parts in ring.waiting.values() for _, symbols, _ in parts}
-        ring.know(dict.fromkeys(chain.from_iterable(told.values())))
+            for part in parts:
+                if part[1] != told[-1]:
+                    told.append(part[1])
+                part[1] = told[-1]                                       # most seconds have the symbols of the one before: `settle` tells that by identity
+        ring.know(dict.fromkeys(chain.from_iterable(told)))
         if closed != _NEVER:
             # a few seconds at a time, as live: only the newest stay
             first = min([*needed, closed])
