@@ -46,6 +46,8 @@ FRAME_METADATA = {
     "closings": "JSON array of [offset, source, after, second]: at that raw offset the source's seconds s with after < s <= second closed",
     "part": "number of this message, from 0, where one offset's rows are too many for a message",
     "parts": "how many messages those rows come in; 1 otherwise",
+    "version": "of the frame's format; 1 where it is missing",
+    "clock": "newest Kafka time of an accepted record up to `through`, epoch ms; 0 where it is not known",
 }
 """What a frame's Arrow schema carries, all of it UTF-8."""
 

@@ -1,7 +1,8 @@
 """Frames: Arrow IPC streams whose schema metadata says which raw offsets they cover.
 
 Metadata (all UTF-8): `log` the raw log's id; `from` and `through` the raw offsets covered, both included; `closings` a JSON array of
-`[offset, source, after, second]`; `part` and `parts` where one offset's rows were too many for one message (0 of 1 otherwise).
+`[offset, source, after, second]`; `part` and `parts` where one offset's rows were too many for one message (0 of 1 otherwise);
+`version` of the format (1 where it is missing); `clock` the newest Kafka time (epoch ms) of an accepted record up to `through` (0: not known).
 Frames of one log tile it: `from` is the `through` of the frame before plus one.
 """
 
@@ -24,6 +25,9 @@ from stockstream.records import Closing
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
 
+FRAME_VERSION = 2
+"""Raised when an older reader would misunderstand a frame; a new column or metadata field needs no new version."""
+
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """Arrow's IPC format: a message of no length."""
 
@@ -42,6 +46,9 @@ class Frame:
     rows: pa.RecordBatch
     part: int = 0
     parts: int = 1
+    clock: int = 0
+    """Newest Kafka time (epoch ms) of an accepted record up to `through`: what is forgotten, and when, follows from it. 0 where it is not known: in
+    frames of version 1, and in all but the last of the messages that one frame was cut into."""
 
 
 def encode(frame: Frame) -> bytes:
@@ -49,6 +56,7 @@ def encode(frame: Frame) -> bytes:
     metadata = {
         b"log": frame.log.encode(), b"from": b"%d" % frame.start, b"through": b"%d" % frame.through,
         b"closings": _encode_closings(frame.closings), b"part": b"%d" % frame.part, b"parts": b"%d" % frame.parts,
+        b"version": b"%d" % FRAME_VERSION, b"clock": b"%d" % frame.clock,
     }  # fmt: skip
     return b"".join((frame.rows.schema.with_metadata(metadata).serialize(), frame.rows.serialize(), END_OF_STREAM))
 
@@ -61,7 +69,7 @@ def decode(data: bytes) -> Frame:
         rows = reader.read_next_batch()
         return Frame(
             metadata[b"log"].decode(), int(metadata[b"from"]), int(metadata[b"through"]), tuple(_decode_closings(metadata[b"closings"])),
-            rows, int(metadata[b"part"]), int(metadata[b"parts"]),
+            rows, int(metadata[b"part"]), int(metadata[b"parts"]), int(metadata.get(b"clock", 0)),
         )  # fmt: skip
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, StopIteration, msgspec.MsgspecError) as error:
         raise FrameError(f"not a frame: {error}") from error
@@ -84,7 +92,7 @@ def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]
     split = int(offsets.searchsorted(offsets[share])) or int(offsets.searchsorted(offsets[0], "right"))
     if split < len(offsets):
         cut = int(offsets[split])
-        before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split))
+        before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split), clock=0)
         after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
         yield from encode_within(before, limit)
         yield from encode_within(after, limit)
