@@ -117,6 +117,9 @@ class Metrics(Collector):
         self._dropped = self._counter("frames_dropped", "frames that an agent could not use", "agent", "why")
         self._restarts = self._counter("restarts", "things that had to begin anew", "what")
         self._unreadable = self._counter("tail_unreadable", "messages that the web's tail could not read", "topic", "reason")
+        self._skipped = self._counter("records_skipped", "records that a reader or writer passed over", "topic", "reason")
+        self._source_failures = self._counter("source_failures", "attempts of a source that failed", "source")
+        self._source_up = self._gauge("source_up", "1 while a source of this worker runs, or has nothing to bring; 0 while it starts or has failed", "source")
         self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
         self._lag = self._gauge("lag", "records not read yet", "topic", "partition")
         self._archive = self._gauge("archive_offset", "raw offset through which the archive holds everything", "partition")
@@ -183,6 +186,18 @@ class Metrics(Collector):
     def unreadable(self, topic: str, reason: str) -> None:
         self._unreadable.labels(self._bounded("topic", topic), self._bounded("unreadable", reason)).inc()
         self._count("tail_unreadable", 1)
+
+    def record_skipped(self, topic: str, reason: str, count: int = 1) -> None:
+        """`count` records of `topic` (its name without prefix) that could not be handled and were passed over; `reason` is one of few words."""
+        self._skipped.labels(self._bounded("topic", topic), self._bounded("skipped", reason)).inc(count)
+        self._count("records_skipped", count)
+
+    def source_up(self, source: str, up: bool) -> None:
+        self._source_up.labels(self._bounded("source", source)).set(int(up))
+
+    def source_failed(self, source: str) -> None:
+        self._source_failures.labels(self._bounded("source", source)).inc()
+        self._count("source_failures", 1)
 
     def slow_client(self) -> None:
         self._slow_clients.inc()

@@ -12,3 +12,12 @@ MAX_DAY_VOLUME = 10**15
 MAX_TIME = 1 << 42
 """The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
 MAX_INT = (1 << 63) - 1
+
+
+def symbol_fault(symbol: str) -> str | None:
+    """Why a text cannot be a symbol, in words; None where it can. What has no fault is also UTF-8."""
+    if not 0 < len(symbol) <= MAX_SYMBOL:
+        return f"symbol must have 1 to {MAX_SYMBOL} characters, has {len(symbol)}"
+    if not symbol.isprintable() or symbol.strip() != symbol:
+        return "symbol must be printable, without blanks around it"
+    return None

@@ -31,10 +31,10 @@ from stockstream.transforms.ranges import (
     MAX_QUOTE_SIZE,
     MAX_SIZE,
     MAX_SOURCE,
-    MAX_SYMBOL,
     MAX_TEXT,
     MAX_TIME,
     MIN_PRICE,
+    symbol_fault,
 )  # fmt: skip
 
 WINDOW_S = 300
@@ -204,10 +204,8 @@ _pack = msgspec.msgpack.Encoder().encode
 def _range_fault(tick: Tick) -> tuple[str, str] | None:
     """Why a well-formed tick cannot be used, as (reason, detail)."""
     price, size = tick.price, tick.size
-    if not 0 < len(tick.symbol) <= MAX_SYMBOL:
-        return "out_of_range", f"symbol must have 1 to {MAX_SYMBOL} characters, has {len(tick.symbol)}"
-    if not tick.symbol.isprintable() or tick.symbol.strip() != tick.symbol:
-        return "out_of_range", "symbol must be printable, without blanks around it"
+    if (fault := symbol_fault(tick.symbol)) is not None:
+        return "out_of_range", fault
     if not 0 < len(tick.source) <= MAX_SOURCE:
         return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
     for name in ("exchange", "condition", "currency", "session"):

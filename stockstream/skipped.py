@@ -1,0 +1,71 @@
+"""Records that cannot be handled: counted, logged with their place, passed over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from stockstream.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_S = 60.0
+"""A line a topic and reason: the first at once, then at most one in this time, which says how many it stands for."""
+DETAIL_LENGTH = 300
+"""Characters of a detail that are logged: a record may hold a megabyte."""
+TALLIES = 1_024
+
+
+class Fault(NamedTuple):
+    """Why one record cannot be used: `reason` is one of few words and becomes a label, `detail` is for the log."""
+
+    reason: str
+    detail: str
+
+
+class _Tally:
+    """Of one topic and reason: when it was last logged, and how many have come since."""
+
+    __slots__ = ("logged_at", "since")
+
+    def __init__(self) -> None:
+        self.logged_at: float | None = None
+        self.since = 0
+
+
+class SkippedRecords:
+    """Counts what is passed over in `records_skipped_total{topic,reason}` and logs it, at most one line a minute for each topic and reason.
+
+    Args:
+        metrics: the worker's.
+        prefix: of the topics' names; metrics and log leave it out.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, metrics: Metrics, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics, self._prefix, self._clock = metrics, prefix, clock
+        self._tallies: dict[tuple[str, str], _Tally] = {}
+
+    def skip(self, topic: str, partition: int, offset: int, fault: Fault) -> None:
+        """Count a record and log where it lies and why it is of no use. Never raises because of what the fault says."""
+        name = topic.removeprefix(self._prefix)
+        self._metrics.record_skipped(name, fault.reason)
+        key = (name, fault.reason)
+        if key not in self._tallies and len(self._tallies) >= TALLIES:
+            key = ("", "")                                               # reasons are few by contract: whoever breaks it shares one line
+        tally = self._tallies.setdefault(key, _Tally())
+        now = self._clock()
+        if tally.logged_at is not None and now - tally.logged_at < LOG_EVERY_S:
+            tally.since += 1
+            return
+        more = f" ({tally.since} more of them since the last such line)" if tally.since else ""
+        tally.logged_at, tally.since = now, 0
+        logger.warning("%s[%d] offset %d passed over, %s: %s%s", name, partition, offset, fault.reason, shortened(fault.detail), more)
+
+
+def shortened(text: str, length: int = DETAIL_LENGTH) -> str:
+    """At most `length` characters of the text, on one line."""
+    text = " ".join(text[: 4 * length].split())
+    return text if len(text) <= length else text[: length - 3] + "..."
