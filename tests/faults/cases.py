@@ -20,6 +20,8 @@ from tests.faults.expected import model_faults
 from tests.faults.line import Line
 from tests.faults.market import POISON
 from tests.faults.starvation import overload
+from tests.faults.storm import storm
+from tests.faults.upgrade import upgrade
 from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
 from tests.kafka import Cluster
@@ -420,8 +422,10 @@ CASES: dict[str, Case] = {
     "archive": archive,
     "topics": topics_at_fault,
     "replay": replay_live_batch,
+    "upgrade": upgrade,
 }
 """The short form of everything: what `make test` runs."""
 
 FULL: dict[str, Case] = {act.__name__: on_one_line(act) for act in ACTS} | {name: case for name, case in CASES.items() if name not in ("workers", "brokers")}
+FULL |= {"storm": storm}
 """What `make soak` runs with full numbers, between mixes at random."""

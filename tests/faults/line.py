@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,7 +29,7 @@ from stockstream.settings import Settings
 from stockstream.transforms.batch import RawRecord
 from tests.faults.market import Market, Producer
 from tests.faults.verdict import Observer, Verdict
-from tests.faults.workers import Failed, Worker, wait_until
+from tests.faults.workers import ROOT, Failed, Worker, wait_until
 from tests.kafka import Cluster
 
 T = TypeVar("T")
@@ -109,9 +109,9 @@ class Line:
             "STOCKSTREAM_STATE_DIR": str(own.state_dir),
         }  # fmt: skip
 
-    def worker(self, fault: str = "", **more: str) -> Worker:
-        """A new worker, started. `more` are settings of its own, `fault` what it does to itself."""
-        worker = Worker(f"worker-{len(self.workers) + 1}", self.environment | more, self.folder, fault)
+    def worker(self, fault: str = "", *, root: Path = ROOT, **more: str) -> Worker:
+        """A new worker of the code in `root`, started. `more` are settings of its own, `fault` what it does to itself."""
+        worker = Worker(f"worker-{len(self.workers) + 1}", self.environment | more, self.folder, fault, root=root)
         self.workers.append(worker)
         return worker.start()
 
@@ -138,12 +138,16 @@ class Line:
 
         wait_until(told, timeout_s, f"windows of the raw offsets {marks}; see {self.folder}", 0.3)
 
-    def finish(self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True) -> Verdict:
+    def finish(
+        self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True, view_partitions: Collection[int] | None = None
+    ) -> Verdict:
         """Stops the producer, lets the line come to rest, and judges."""
         self.producer.stop()
         begun = time.monotonic()
         alive = [worker for worker in self.workers if worker.alive]
-        verdict = self.observer.verdict(workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states)
+        verdict = self.observer.verdict(
+            workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states, view_partitions=view_partitions
+        )
         self._judge_producer(verdict)
         for worker in self.workers:
             odd = [status for status, _ in worker.exits if status == 0]

@@ -17,7 +17,7 @@ import time
 from tests.faults.cases import CASES, FULL, Scale, mixed
 from tests.faults.starvation import starved
 from tests.faults.verdict import Verdict
-from tests.faults.workers import Failed
+from tests.faults.workers import Failed, NotPossible
 from tests.kafka import Cluster
 
 
@@ -60,6 +60,8 @@ def main() -> int:
                 verdict = every[name](cluster, own, Scale(full=not chosen.short, say=say))
                 add(total, verdict)
                 say(f"{name}: exact, {time.monotonic() - at:.0f} s")
+            except NotPossible as error:
+                say(f"{name}: left out: {error}")
             except Exception as error:
                 failures.append(f"{name}, seed {own}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 say(f"{name}: FAILED after {time.monotonic() - at:.0f} s: {type(error).__name__}: {error}")

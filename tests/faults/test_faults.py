@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.faults.cases import CASES, Scale
+from tests.faults.workers import NotPossible
 from tests.kafka import Cluster
 
 SEEDS = {name: 100 + number for number, name in enumerate(CASES)}
@@ -14,4 +17,9 @@ SEEDS = {name: 100 + number for number, name in enumerate(CASES)}
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("default::ResourceWarning", "default::DeprecationWarning")
 def test_exact_under(name: str, kafka3: Cluster) -> None:
-    CASES[name](kafka3, SEEDS[name], Scale())
+    try:
+        CASES[name](kafka3, SEEDS[name], Scale())
+    except NotPossible as error:
+        if os.environ.get("STOCKSTREAM_REQUIRE_ALL") == "1":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Observer:
         self.stored: dict[str, dict[int, dict[bytes, bytes]]] = {table: defaultdict(dict) for table in STATE_TABLES}
         self.told_at: list[tuple[int, float]] = []
         """Partition and Kafka's time (epoch s) of each frame of `windows`."""
+        self._closed_at: dict[tuple[int, str, int], float] = {}
         self.reasons: dict[Key, str] = {}
         """Why a place was rejected."""
         self._state_records: dict[TopicPartition, int] = {}
@@ -184,6 +185,8 @@ class Observer:
                 frame = decode(record.value)
                 self.logs[place.partition].add(frame.log)
                 self.told_at.append((place.partition, record.timestamp / 1000))
+                for closing in frame.closings:
+                    self._closed_at.setdefault((place.partition, closing.source, closing.second), record.timestamp / 1000)
                 self.closings |= {(frame.log, place.partition, c.offset, c.source, c.after, c.second) for c in frame.closings}
                 items = list(of_rows(frame))
             elif kind == "outcomes":
@@ -195,6 +198,11 @@ class Observer:
             told = self.told[kind]
             for key, content in items:
                 told.setdefault(key, Counter())[content] += 1
+
+    def closed_at(self) -> Iterator[tuple[int, str, int, float]]:
+        """(partition, source, end of its last second, Kafka's time of the frame that said so first) of each closing; times in epoch s."""
+        for (partition, source, second), at in self._closed_at.items():
+            yield partition, source, second + 1, at
 
     def frames(self) -> list[str]:
         """Every frame of `ticks.clean` and `windows` in a line, for whoever looks into a failure."""
@@ -264,8 +272,11 @@ class Observer:
                     return lives, missing
             time.sleep(0.3)
 
-    def verdict(self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True) -> Verdict:
-        """Waits for the line to come to rest, then judges everything."""
+    def verdict(
+        self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True,
+        view_partitions: Collection[int] | None = None,
+    ) -> Verdict:  # fmt: skip
+        """Waits for the line to come to rest, then judges everything; the workers' views of these partitions only, where they are given."""
         out = Verdict()
         lives, missing = self.settle(timeout_s)
         if missing:
@@ -299,7 +310,7 @@ class Observer:
         if archive is not None:
             self._judge_archive(lives, archive, out, timeout_s)
         for worker in workers:
-            self._judge_views(newest, worker, out)
+            self._judge_views({p: life for p, life in newest.items() if view_partitions is None or p in view_partitions}, worker, out)
         return out
 
     def _judge(self, kind: str, want: Mapping[Key, set[bytes]], out: Verdict) -> None:

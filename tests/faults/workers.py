@@ -32,6 +32,10 @@ class Failed(AssertionError):
     """A case did not come out as it must; one line says what."""
 
 
+class NotPossible(Exception):
+    """A case cannot be run here; one line says why."""
+
+
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, interval_s: float = 0.1) -> Any:
     """Polls until `condition` is true and returns what it gave. Raises `Failed` after PATIENCE times `timeout_s`."""
     timeout_s *= PATIENCE
@@ -55,20 +59,22 @@ def free_port() -> int:
 class Worker:
     """One `faust -A stockstream worker`, kept running until it is stopped.
 
-    `fault` names one of `tests.faults.sabotage`'s faults, which the process commits against itself. `exits` are the statuses of processes that ended without
-    having been asked to, with the time of each (monotonic); minus the signal's number where one ended it.
+    `root` is the checkout whose code it runs. `fault` names one of `tests.faults.sabotage`'s faults, which the process commits against itself.
+    `exits` are the statuses of processes that ended without having been asked to, with the time of each (monotonic); minus the signal's number where one
+    ended it.
     """
 
-    def __init__(self, name: str, environment: Mapping[str, str], folder: Path, fault: str = "", *, web: bool = True) -> None:
+    def __init__(self, name: str, environment: Mapping[str, str], folder: Path, fault: str = "", *, web: bool = True, root: Path = ROOT) -> None:
         self.name, self.fault = name, fault
         self.port = free_port()
         self.log = folder / f"{name}.log"
         self.exits: list[tuple[int, float]] = []
         self.starts: list[float] = []
-        self._environment = {**environment, "STOCKSTREAM_WEB_PORT": str(self.port), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+        self._environment = {**environment, "STOCKSTREAM_WEB_PORT": str(self.port), "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": ""}
         place = ["--web-host", "127.0.0.1", "--web-bind", "127.0.0.1", "--web-port", str(self.port)] if web else ["--without-web"]
         module = ["tests.faults.sabotage", fault] if fault else ["faust"]
-        self._command = [sys.executable, "-m", *module, "-A", "stockstream", "worker", "-l", "info", *place]
+        # in its own folder: Faust imports from there first
+        self._command = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(root), sys.executable, "-m", *module, "-A", "stockstream", "worker", "-l", "info", *place]
         self._wanted = False
         self._lock = threading.RLock()
         self._child: Child | None = None
