@@ -17,6 +17,7 @@ import duckdb
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.settings import load_settings
 from stockstream.sinks.archive import BARS_SQL, STORED_BARS, STORED_TICKS
+from stockstream.sinks.stores import require_folder
 
 TABLE_ROWS = 100
 """A table on a screen ends here unless `--limit` says otherwise; CSV and JSON are whole."""
@@ -150,13 +151,14 @@ def describe(connection: duckdb.DuckDBPyConnection) -> str:
 @click.option("--limit", type=click.IntRange(min=0), help=f"Rows at most; 0: all. {TABLE_ROWS} in a table where it is not given.")
 def command(sql: str | None, archive: str | None, form: str, as_json_: bool, limit: int | None) -> None:
     url = archive or load_settings().archive
-    if not url.startswith("file://") or url == "file://":
-        raise SettingsError(f"archive {url!r} is not file://path")
+    if url == "none":
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none")
+    root = require_folder(url)
     form = "json" if as_json_ else form
-    connection, found = connect(Path(url.removeprefix("file://")))
+    connection, found = connect(root)
     with connection:
         if not found:
-            click.echo(f"{url} holds no archive yet: the views are empty", err=True)
+            click.echo(f"{root} holds no archive yet: the views are empty", err=True)
         if sql is None:
             click.echo(describe(connection))
             return

@@ -26,14 +26,16 @@ from stockstream.sinks.archive import (
     read_made,
     read_raw_object,
 )  # fmt: skip
-from stockstream.sinks.stores import Store, open_store
+from stockstream.sinks.stores import Store, open_store, require_folder
+from stockstream.wording import counted
 
 
 @dataclass(slots=True)
 class Coverage:
     """One partition of one log: offsets `first` to `last` are covered by `objects`; `holes` held nothing, `records` were archived.
 
-    `processed`: last offset whose ticks are stored; `ticks`: how many; `missing`: offsets whose verdict by `clean` was lost.
+    `processed`: last offset whose ticks are stored, -1 where there is none; `unprocessed`: records behind it; `ticks`: how many are stored;
+    `missing`: offsets whose verdict by `clean` was lost.
     """
 
     log: str
@@ -44,6 +46,7 @@ class Coverage:
     records: int = 0
     holes: int = 0
     processed: int = -1
+    unprocessed: int = 0
     ticks: int = 0
     missing: int = 0
 
@@ -138,6 +141,7 @@ def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent,
         return behind
     main = processed_name(raw)
     if main not in processed:
+        coverage.unprocessed += extent.count
         return True
     if behind:
         faults.append(f"{main}: objects before it have not been processed")
@@ -172,6 +176,32 @@ def _made(store: Store, name: str, extent: Extent, faults: list[str]) -> Made | 
     return made
 
 
+def _line(chain: Coverage) -> str:
+    if chain.last < chain.first:
+        covered = f"no offset yet ({counted(chain.holes, 'hole')})"
+    else:
+        parts = f"{counted(chain.records, 'record')}, {counted(chain.holes, 'hole')}"
+        covered = f"offsets {chain.first} to {chain.last} once each ({parts}) in {counted(chain.objects, 'object')}"
+    if chain.unprocessed:
+        through = f"through {chain.processed} of {chain.last}" if chain.processed >= chain.first else f"nothing of {chain.last + 1 - chain.first:,}"
+        done = f"processed {through}: {counted(chain.unprocessed, 'raw record')} not processed yet"
+    else:
+        done = "all processed"
+    lost = f", {counted(chain.missing, 'offset')} without a verdict" if chain.missing else ""
+    return f"log {chain.log} partition {chain.partition}: {covered}; {done}, {counted(chain.ticks, 'tick')}{lost}"
+
+
+def _conclusion(report: Report) -> str:
+    if report.faults:
+        return counted(len(report.faults), "fault")
+    held = f"{counted(len(report.chains), 'chain')}, {counted(sum(chain.records for chain in report.chains), 'record')}"
+    behind = sum(chain.unprocessed for chain in report.chains)
+    if not behind:
+        return f"all is well: {held}"
+    of = counted(sum(chain.unprocessed > 0 for chain in report.chains), "chain")
+    return f"every raw record is there once: {held}; {counted(behind, 'raw record')} of {of} not processed yet (a worker of the same log does that)"
+
+
 @click.command(help="Check that the archive holds every raw offset exactly once.")
 @click.option("--archive", help="The archive's URL; STOCKSTREAM_ARCHIVE where it is not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
@@ -179,30 +209,32 @@ def command(archive: str | None, as_json: bool) -> int:
     url = archive or load_settings().archive
     if url == "none":
         raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none")
+    store = open_store(url)
+    where = require_folder(url)
     done = 0
 
     def show() -> None:
         nonlocal done
         done += 1
         if sys.stderr.isatty() and done % 20 == 0:
-            click.echo(f"\r{done} objects", err=True, nl=False)
+            click.echo(f"\r{counted(done, 'object')}", err=True, nl=False)
 
-    report = check(open_store(url), show)
+    report = check(store, show)
     if sys.stderr.isatty() and done >= 20:
         click.echo("\r" + " " * 30 + "\r", err=True, nl=False)
+    if not report.chains and not report.faults:
+        report.faults.append(f"{where} holds no archive yet")
     if as_json:
-        click.echo(json.dumps({"archive": url, "ok": not report.faults, "chains": [asdict(chain) for chain in report.chains], "faults": report.faults}))
+        unprocessed = sum(chain.unprocessed for chain in report.chains)
+        chains = [asdict(chain) for chain in report.chains]
+        click.echo(json.dumps({"archive": f"file://{where}", "ok": not report.faults, "unprocessed": unprocessed, "chains": chains, "faults": report.faults}))
         return 1 if report.faults else 0
+    if not report.chains and len(report.faults) == 1:
+        click.echo(report.faults[0], err=True)
+        return 1
     for chain in report.chains:
-        lost = f", {chain.missing} offsets without a verdict" if chain.missing else ""
-        click.echo(
-            f"log {chain.log} partition {chain.partition}: offsets {chain.first} to {chain.last} once each ({chain.records} records, {chain.holes} holes) "
-            f"in {chain.objects} objects; processed through {chain.processed}, {chain.ticks} ticks{lost}"
-        )
-    if not report.chains:
-        click.echo(f"{url} holds no archive yet", err=True)
+        click.echo(_line(chain))
     for fault in report.faults:
         click.echo(f"FAULT {fault}")
-    records = sum(chain.records for chain in report.chains)
-    click.echo(f"{len(report.faults)} faults" if report.faults else f"all is well: {len(report.chains)} chains, {records} records")
+    click.echo(_conclusion(report))
     return 1 if report.faults else 0

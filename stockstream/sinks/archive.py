@@ -233,6 +233,14 @@ def after(piece: Piece, offset: int) -> Piece | None:
     return replace(piece, start=offset + 1, offsets=piece.offsets[cut:], data=data)
 
 
+def through(piece: Piece, offset: int) -> Piece | None:
+    """The part of the piece up to `offset`, which is included; None where no record is there."""
+    cut = bisect_right(piece.offsets, offset)
+    if not cut or cut == len(piece.offsets):
+        return piece if cut else None
+    return replace(piece, offsets=piece.offsets[:cut], data=b"\n".join([*piece.data.split(b"\n", cut)[:cut], b""]))
+
+
 # Names
 
 

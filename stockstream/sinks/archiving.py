@@ -26,7 +26,7 @@ from stockstream.broker import client_options
 from stockstream.errors import ArchiveError, BrokerError, FrameError, StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
-from stockstream.sinks.archive import Chain, Extent, Piece, RawRecord, after, encode, lines, parse_name, processed_objects, read_extent, unprocessed
+from stockstream.sinks.archive import Chain, Extent, Piece, RawRecord, after, encode, lines, parse_name, processed_objects, read_extent, through, unprocessed
 from stockstream.sinks.stores import Store
 from stockstream.transforms.frames import Assembler, Frame, decode
 
@@ -44,6 +44,8 @@ BETWEEN_CLOSINGS_S = 0.4
 """After a second is due: by then its predictions are made, and the objects are written before the next is."""
 ALIGNED_FROM_S = 10.0
 CLOSE_S = 4.0
+VERDICTS_S = 10.0
+"""A raw object that is due waits this long for the first of its verdicts, then it is written without: raw records come first."""
 READ_STALL_S = 15.0
 NEWEST_FRAMES = 50
 """So many of the last frames are looked at for the newest one: a woken zombie may have written the very last."""
@@ -222,11 +224,14 @@ class Archive:
         begins_before = life.clean_through
         life.clean_through = max(life.clean_through, whole.through)
         self._take_frame(life, whole)
-        if life.backlog and life.clean_through > begins_before:
+        if life.clean_through > begins_before and (life.backlog or self._raw_due(life)):
             life.wake.set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Writes what is held, as far as `timeout_s` allows; the rest is read back from Kafka at the next start."""
+        """Writes what is held and judged, as far as `timeout_s` allows; the rest is read back from Kafka at the next start.
+
+        Raw records that `clean` has not judged yet are left to that start too: so what is archived is processed as well.
+        """
         self._closing = True
         for life in self._tasks.values():
             life.finish()
@@ -353,7 +358,10 @@ class Archive:
         return max(0.0, self._deadline(life) - self._clock())
 
     def _deadline(self, life: _Life) -> float:
-        return (life.since if life.pieces else max(life.idle_since, self._clock() - self._settings.archive_flush_s + 1)) + self._settings.archive_flush_s
+        if life.pieces:
+            due = life.since + self._settings.archive_flush_s
+            return due if self._clock() < due else due + VERDICTS_S
+        return max(life.idle_since, self._clock() - self._settings.archive_flush_s + 1) + self._settings.archive_flush_s
 
     def _begun(self) -> float:
         """Now, for what has just come first; up to a second earlier where that lets it be written while no second closes, if sources are prompt."""
@@ -370,11 +378,13 @@ class Archive:
     def _raw_due(self, life: _Life) -> bool:
         if not life.pieces:
             return False
+        by_time = self._clock() >= life.since + self._settings.archive_flush_s
+        return life.final or by_time or life.pieces[-1].hour > life.pieces[0].hour or self._raw_pressed(life)
+
+    def _raw_pressed(self, life: _Life) -> bool:
+        """Whether what is held must be written now, judged or not: there is no room for more, or nothing can follow it."""
         first, last = life.pieces[0], life.pieces[-1]
-        return (
-            life.final or last.hour > first.hour or last.last - first.start >= MAX_RECORDS or self._clock() >= life.since + self._settings.archive_flush_s
-            or life.raw_held >= self._object_bytes() or life.missed > last.last or life.rewound
-        )  # fmt: skip
+        return last.last - first.start >= MAX_RECORDS or life.raw_held >= self._object_bytes() or life.missed > last.last or life.rewound
 
     async def _archive_raw(self, life: _Life, chain: Chain) -> None:
         while True:
@@ -384,7 +394,10 @@ class Archive:
             if life.pieces and life.pieces[0].start == chain.end + 1 and life.verified:
                 if not self._raw_due(life):
                     return
-                await self._append(life, chain, self._next_object(life))
+                pieces = self._judged(life, self._next_object(life))
+                if not pieces:
+                    return
+                await self._append(life, chain, pieces)
                 continue
             if life.rewound and not life.pieces:
                 life.rewound = life.verified = False
@@ -413,6 +426,19 @@ class Archive:
             taken.append(piece)
             limit -= piece.nbytes
         return taken
+
+    def _judged(self, life: _Life, pieces: list[Piece]) -> list[Piece]:
+        """The pieces up to where the verdicts of `clean` end, so that the object can be processed at once.
+
+        Where none of them is judged: none while the verdicts are waited for (the worker's end leaves them to the next start), all of them after that.
+        """
+        judged = [part for part in (through(piece, life.clean_through) for piece in pieces) if part]
+        if judged:
+            return judged
+        if life.rewound or (life.final and not self._closing):      # Kafka may hold them no more
+            return pieces
+        waits = life.final or (not self._raw_pressed(life) and self._clock() < life.since + self._settings.archive_flush_s + VERDICTS_S)
+        return [] if waits else pieces
 
     async def _append(self, life: _Life, chain: Chain, pieces: Sequence[Piece]) -> None:
         if pieces[0].start < pieces[0].offsets[0] and await self._raw.begin(life.partition) > pieces[0].start:

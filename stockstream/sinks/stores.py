@@ -47,6 +47,15 @@ def open_store(url: str) -> Store:
     raise SettingsError(f"archive {url!r} is not file://path")
 
 
+def require_folder(url: str) -> Path:
+    """The folder, absolute, that an archive's URL names, for commands that only read. Raises `ArchiveError` where there is none."""
+    store = open_store(url)
+    assert isinstance(store, FileStore)
+    if not store.root.is_dir():
+        raise ArchiveError(f"there is no archive: {store.root} " + ("is not a folder" if store.root.exists() else "does not exist") + "; --archive or STOCKSTREAM_ARCHIVE names another place")
+    return store.root
+
+
 class FileStore:
     """A folder. An object is written to a temporary file of the same file system, synced, then linked to its name: whole or absent, whatever is killed."""
 

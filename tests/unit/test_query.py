@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
 from stockstream.commands import query, verify
-from stockstream.errors import SettingsError
+from stockstream.errors import ArchiveError, SettingsError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive import Chain, Piece, lines, processed_objects, read_extent
 from stockstream.sinks.stores import FileStore
@@ -80,6 +81,7 @@ def test_an_empty_archive_has_the_same_columns(tmp_path: Path) -> None:
     for view in query.VIEWS:
         columns = [[column[:2] for column in query.connect(tmp_path / root)[0].execute(f"DESCRIBE {view}").fetchall()] for root in ("full", "empty")]
         assert sorted(columns[0]) == sorted(columns[1])
+    (tmp_path / "empty").mkdir()
     result = _run(tmp_path / "empty", "SELECT * FROM bars_1m")
     assert result.exit_code == 0 and "holds no archive yet" in result.stderr and result.stdout.startswith("symbol")
 
@@ -107,6 +109,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path, sql: str) -> None:
 
 
 def test_without_sql_it_says_what_can_be_asked(tmp_path: Path) -> None:
+    _archive(tmp_path)
     told = _run(tmp_path).stdout
     for view in query.VIEWS:
         assert f"{view}: " in told
@@ -123,7 +126,8 @@ def test_verify_tells_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     _archive(tmp_path)
     arguments = ["--archive", f"file://{tmp_path}"]
     good = CliRunner().invoke(verify.command, arguments, standalone_mode=False)
-    assert good.return_value == 0 and "offsets 0 to 2 once each (3 records, 0 holes) in 3 objects; processed through 2, 8 ticks" in good.stdout
+    assert good.return_value == 0 and "offsets 0 to 2 once each (3 records, 0 holes) in 3 objects; all processed, 8 ticks" in good.stdout
+    assert good.stdout.splitlines()[-1] == "all is well: 1 chain, 3 records"
     assert json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)["ok"] is True
     middle = sorted((tmp_path / "raw").rglob("*.zst"))[1]
     middle.unlink()
@@ -131,5 +135,47 @@ def test_verify_tells_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     assert bad.return_value == 1 and "offsets 1 to 1 of log log1, partition 2 are missing before it" in bad.stdout
     told = json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)
     assert told["ok"] is False and told["faults"]
-    empty = CliRunner().invoke(verify.command, ["--archive", f"file://{tmp_path}/nothing"], standalone_mode=False)
-    assert empty.return_value == 0 and "holds no archive yet" in empty.stderr
+
+
+def _verify(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(verify.command, ["--archive", f"file://{root}", *arguments], standalone_mode=False)
+
+
+def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    chain = Chain(FileStore(tmp_path), "log1", 2)
+    chain.open()
+    chain.append([Piece(3, range(3, 4), T0 // 3_600_000, lines(2, [_Record(3, b"{3}")]))])
+    told = _verify(tmp_path)
+    assert told.return_value == 0 and told.stdout.splitlines() == [
+        "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 holes) in 4 objects; processed through 2 of 3: 1 raw record not processed yet, 8 ticks",
+        "every raw record is there once: 1 chain, 4 records; 1 raw record of 1 chain not processed yet (a worker of the same log does that)",
+    ]
+    answer = json.loads(_verify(tmp_path, "--json").stdout)
+    assert (answer["ok"], answer["unprocessed"], answer["chains"][0]["unprocessed"], answer["chains"][0]["processed"]) == (True, 1, 1, 2)
+
+
+def test_verify_says_so_where_nothing_is_processed(tmp_path: Path) -> None:
+    chain = Chain(FileStore(tmp_path), "log1", 0)
+    chain.append([Piece(0, range(0, 2), T0 // 3_600_000, lines(0, [_Record(0, b"{0}"), _Record(1, b"{1}")]))])
+    told = _verify(tmp_path)
+    assert told.return_value == 0 and "in 1 object; processed nothing of 2: 2 raw records not processed yet, 0 ticks" in told.stdout
+    assert "-1" not in told.stdout and "all is well" not in told.stdout
+
+
+def test_an_archive_without_anything_is_no_archive_that_is_well(tmp_path: Path) -> None:
+    told = _verify(tmp_path)
+    assert told.return_value == 1 and told.stdout == "" and told.stderr == f"{tmp_path} holds no archive yet\n"
+    answer = json.loads(_verify(tmp_path, "--json").stdout)
+    assert answer["ok"] is False and answer["faults"] == [f"{tmp_path} holds no archive yet"]
+
+
+@pytest.mark.parametrize("command", [query.command, verify.command])
+def test_a_place_that_is_not_there_is_an_error(tmp_path: Path, command: click.Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in (f"file://{tmp_path}/nothing", "file://./nothing"):
+        result = CliRunner().invoke(command, ["--archive", url])
+        assert isinstance(result.exception, ArchiveError) and str(result.exception) .startswith(f"there is no archive: {tmp_path}/nothing does not exist; ")
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(command, ["--archive", f"file://{tmp_path}/file"])
+    assert "is not a folder" in str(result.exception)

@@ -200,6 +200,81 @@ async def test_close_writes_what_is_held() -> None:
     assert_exact(kafka, store)
 
 
+async def test_close_leaves_what_is_not_judged_to_the_next_start() -> None:
+    """What is archived is processed too: the last object of a run ends where the verdicts end."""
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store, archive_flush_s=600, archive_max_bytes=8_000_000)
+    one.assign(0)
+    for _ in range(5):
+        await feed(kafka, [one], 7)
+    await one.add_raw(0, kafka.produce(7))              # read, and `clean` has sent no verdict yet
+    await one.close()
+    [chain] = check(store).chains
+    assert (chain.last, chain.processed, chain.unprocessed) == (34, 34, 0)
+    kafka.clean()
+    two = archive(kafka, store)
+    two.assign(0)
+    await until(lambda: is_whole(kafka, store))
+    await two.close()
+    assert_exact(kafka, store)
+
+
+async def test_close_in_the_middle_of_a_chunk_cuts_it_where_the_verdicts_end() -> None:
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store, archive_flush_s=600, archive_max_bytes=8_000_000)
+    one.assign(0)
+    made = kafka.produce(6)
+    [frame] = kafka.clean()
+    await one.add_raw(0, made + kafka.produce(4))
+    await one.add_clean(0, frame)
+    await one.close()
+    assert [offset for offset, _ in archived(store)] == list(range(6)) and ticks(store) == [1, 2, 4, 5]
+    kafka.clean()
+    two = archive(kafka, store)
+    two.assign(0)
+    await until(lambda: is_whole(kafka, store))
+    await two.close()
+    assert_exact(kafka, store)
+
+
+async def test_an_object_that_is_due_ends_where_the_verdicts_end() -> None:
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store)
+    one.assign(0)
+    made = kafka.produce(6)
+    [frame] = kafka.clean()
+    await one.add_raw(0, made + kafka.produce(4))
+    await one.add_clean(0, frame)
+    await until(lambda: bool(archived(store)))
+    assert [offset for offset, _ in archived(store)] == list(range(6))
+    for frame in kafka.clean():
+        await one.add_clean(0, frame)
+    await until(lambda: is_whole(kafka, store))
+    await one.close()
+    assert_exact(kafka, store)
+
+
+async def test_raw_objects_without_verdicts_are_processed_by_the_next_start() -> None:
+    kafka, store = Kafka(), MemoryStore()
+    one = archive(kafka, store)
+    one.assign(0)
+    await feed(kafka, [one], 5)
+    await until(lambda: is_whole(kafka, store))
+    for _ in range(3):
+        await one.add_raw(0, kafka.produce(100))        # more than an object may hold: written before it is judged
+    await until(lambda: len(archived(store)) == 305)
+    await crash(one)
+    [chain] = check(store).chains
+    assert (chain.last, chain.processed, chain.unprocessed) == (304, 4, 300)
+    kafka.clean()
+    two = archive(kafka, store)
+    two.assign(0)
+    await until(lambda: is_whole(kafka, store))
+    await two.close()
+    assert_exact(kafka, store)
+    assert check(store).chains[0].unprocessed == 0
+
+
 async def test_the_rest_of_a_crash_is_read_back_though_nothing_comes_any_more() -> None:
     kafka, store = Kafka(), MemoryStore()
     one = archive(kafka, store, archive_flush_s=600)
