@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from faust.types import TP
@@ -11,10 +14,13 @@ from faust.types import TP
 from stockstream import topics
 from stockstream.app import app
 from stockstream.errors import FrameError
+from stockstream.locks import holder_of
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transport import SEND_TURNS, Chunk, joined
 from stockstream.worker import frame_of, metrics, status
+
+logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 TOGETHER = 250
@@ -38,6 +44,7 @@ class Archiving:
         if settings.archive == "none":
             return {}
         if self.archive is None:
+            _warn_of_others(settings.archive)
             self.archive = Archive(settings, open_store(settings.archive), KafkaRaw(settings), KafkaClean(settings))
             status.archive_positions = self.archive.progress
         await self.hand_over()
@@ -97,6 +104,14 @@ class Archiving:
             except FrameError:
                 continue                                                 # told by `aggregate`, which reads it too
             await self.archive.add_clean(partition, frame)
+
+
+def _warn_of_others(archive: str) -> None:
+    """A demo has its archive to itself: rows of another log's worker would be counted with its own."""
+    folder = Path(archive.removeprefix("file://")).absolute()
+    holder = holder_of(folder)
+    if holder is not None and holder.alive and holder.pid != os.getppid():
+        logger.warning("archive: %s is in use by %s: bars_1m mixes the rows of both; set STOCKSTREAM_ARCHIVE to another folder", folder, holder)
 
 
 stage = Archiving()

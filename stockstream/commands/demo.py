@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import shlex
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Any
 import aiohttp
 import click
 import msgspec
+import pyarrow.parquet as pq
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
@@ -30,12 +32,16 @@ from stockstream.commands.worker import NO_RESTART_STATUS, worker_command
 from stockstream.compacted import read_compacted
 from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
+from stockstream.invocation import command_line
+from stockstream.locks import FolderLock
 from stockstream.quiet import quiet_clients
 from stockstream.records import SCHEMA_VERSION
 from stockstream.settings import Settings, load_settings
+from stockstream.sinks.stores import open_store
 from stockstream.sources.ingestion import Watch
 from stockstream.sources.simulated import default_symbols
 from stockstream.transforms.partitioning import home_partition
+from stockstream.wording import counted
 
 EMBEDDED = "embedded"
 HOST = "127.0.0.1"
@@ -49,6 +55,7 @@ RESTART_DELAY_S = 1.0
 TOLD_LOG_LINES = 8
 PLAIN_LINE_EVERY_S = 10
 SILENT_S = 60
+EXAMPLE_SQL = "SELECT symbol, minute, open, high, low, close, volume FROM bars_1m ORDER BY volume DESC LIMIT 5"
 BROKER_BYTES_A_TICK = 800
 """Measured with zstd: what the embedded broker grows by for a tick and all that follows from it."""
 LATENCY_HOP = "raw_to_prediction"
@@ -58,12 +65,16 @@ encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one worker's `/api/pipeline` says: rates over the last minute, totals since it began, latency in ms (None before there is one)."""
+    """What one worker's `/api/pipeline` says: rates over the last minute, totals since it began, latency in ms (None before there is one).
+
+    Alerts are those of the dashboard: `open_alerts` are open, `alerts` are all that there have been. One alert is several messages.
+    """
 
     ticks_per_s: float = 0.0
     p99_ms: float | None = None
     ticks: int = 0
     alerts: int = 0
+    open_alerts: int = 0
     predictions: int = 0
 
     @classmethod
@@ -71,17 +82,21 @@ class Figures:
         """From the view's JSON; what is not there counts as nothing."""
         rates, totals, latency = pipeline.get("rates_per_s", {}), pipeline.get("totals", {}), pipeline.get("latency_ms", {})
         p99 = latency.get(LATENCY_HOP, {}).get("p99")
-        counts = (int(totals.get(name, 0)) for name in ("ticks_accepted", "alerts", "predictions"))
-        return cls(float(rates.get("ticks_accepted", 0.0)), None if p99 is None else float(p99), *counts)
+        views = pipeline.get("views", {})
+        return cls(
+            float(rates.get("ticks_accepted", 0.0)), None if p99 is None else float(p99), int(totals.get("ticks_accepted", 0)),
+            int(views.get("alerts", 0)), int(views.get("open_alerts", 0)), int(totals.get("predictions", 0)),
+        )  # fmt: skip
 
     def after(self, before: Figures) -> Figures:
-        """These figures with an earlier worker's totals added."""
-        return Figures(self.ticks_per_s, self.p99_ms, self.ticks + before.ticks, self.alerts + before.alerts, self.predictions + before.predictions)
+        """These figures with an earlier worker's totals added. Alerts are read from the topic, also those of earlier workers."""
+        ticks, predictions = self.ticks + before.ticks, self.predictions + before.predictions
+        return Figures(self.ticks_per_s, self.p99_ms, ticks, max(self.alerts, before.alerts), self.open_alerts, predictions)
 
     def line(self, clock: str, broker_bytes: int = 0) -> str:
         """The live line."""
         latency = "-" if self.p99_ms is None else f"{self.p99_ms:,.0f} ms"
-        parts = [clock, f"{self.ticks_per_s:,.0f} ticks/s", f"p99 latency {latency}", f"alerts {self.alerts:,}", f"predictions {self.predictions:,}"]
+        parts = [clock, f"{self.ticks_per_s:,.0f} ticks/s", f"p99 latency {latency}", f"open alerts {self.open_alerts:,}", f"predictions {self.predictions:,}"]
         return "  ".join([*parts, f"broker {broker_bytes / 2**20:,.0f} MB"] if broker_bytes else parts)
 
 
@@ -178,7 +193,7 @@ class Demo:
         topics = ", ".join(settings.topic(name) for name in ("ticks.raw", "windows", "alerts", "predictions", "outcomes"))
         rows = [
             ("dashboard", f"http://{HOST}:{settings.web_port}/"), ("broker", f"{settings.broker} ({kind})"), ("topics", topics),
-            ("archive", f"{data}/raw and {data}/processed; ask it with: stockstream query --archive {settings.archive}"),
+            ("archive", f"{data}/raw and {data}/processed"), ("query", command_line("query", "--archive", settings.archive, EXAMPLE_SQL)),
             ("events", f"{settings.state_dir}/simulated.{settings.seed}.events.jsonl: what the simulation put into the market"),
             ("worker log", str(self.log)), ("stop", "Ctrl-C" + (f", or by itself after {self.minutes:g} min" if self.minutes else "")),
         ]  # fmt: skip
@@ -243,7 +258,7 @@ class Demo:
             return True
         self.line.say(
             f"the embedded broker, which keeps everything in memory, has reached {self.memory_bytes / 2**20:,.0f} MB (--memory-mb): the demo ends. "
-            "On Kafka it runs as long as you like: `make demo KAFKA=1`, or `stockstream demo --broker kafka://host:port`"
+            f"On Kafka it runs as long as you like: `make demo KAFKA=1`, or `{command_line('demo', '--broker', 'kafka://host:port')}`"
         )
         return False
 
@@ -383,24 +398,25 @@ def command(count: int, minutes: float, port: int, broker: str, seed: int, data:
         web_host=HOST, web_port=port, session_timeout_s=SESSION_TIMEOUT_S, **({"compression": "zstd"} if embedded else {"broker": address}),
     )  # fmt: skip
     symbols = default_symbols(count)
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / "worker.log").write_bytes(b"")
-    except OSError as error:
-        raise StockstreamError(f"--data {data} cannot be written: {error.strerror}") from error
-    with quiet_clients(), _terminable():
+    with quiet_clients(), _terminable(), FolderLock(data, shlex.join(["stockstream", *sys.argv[1:]])):
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            (logs / "worker.log").write_bytes(b"")
+        except OSError as error:
+            raise StockstreamError(f"--data {data} cannot be written: {error.strerror}") from error
         try:
             if embedded is None:
                 asyncio.run(_reach(settings))
             else:
                 asyncio.run(embedded.start())
                 settings = settings.model_copy(update={"broker": embedded.bootstrap})
-            click.echo(f"stockstream demo: {count:,} simulated stocks, seed {seed}")
+            click.echo(f"stockstream demo: {counted(count, 'simulated stock')}, seed {seed}")
             ensure_model(settings, symbols, click.echo)
             demo = Demo(settings, symbols, minutes, memory_mb * 2**20, logs, embedded, LiveLine(sys.stdout.isatty()))
+            before = processed(settings)
             begun = time.monotonic()
             asyncio.run(demo.run())
-            _summarise(demo, time.monotonic() - begun)
+            _summarise(demo, time.monotonic() - begun, processed(settings) - before)
         except KeyboardInterrupt:
             click.echo("stopped")
         finally:
@@ -408,9 +424,19 @@ def command(count: int, minutes: float, port: int, broker: str, seed: int, data:
                 asyncio.run(embedded.stop())
 
 
-def _summarise(demo: Demo, seconds: float) -> None:
+def processed(settings: Settings) -> set[str]:
+    """Names of the archive's objects of accepted ticks. Raises `StockstreamError`."""
+    return set(open_store(settings.archive).list("processed/ticks/"))
+
+
+def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
+    """Prints what came of the run; `made` are the objects of accepted ticks that it added to the archive."""
     figures = demo.figures
     minutes, left = divmod(round(seconds), 60)
-    counts = f"{figures.ticks:,} ticks, {figures.alerts:,} alert messages, {figures.predictions:,} predictions"
+    counts = ", ".join([counted(figures.ticks, "tick"), counted(figures.alerts, "alert"), counted(figures.predictions, "prediction")])
     latency = "" if figures.p99_ms is None else f", p99 latency {figures.p99_ms:,.0f} ms in the last minute"
-    click.echo(f"ran {minutes}:{left:02}: {counts}{latency}; archived in {demo.settings.archive.removeprefix('file://')}")
+    root = Path(demo.settings.archive.removeprefix("file://"))
+    ticks = sum(pq.read_metadata(root / name).num_rows for name in made)
+    click.echo(f"ran {minutes}:{left:02}: {counts}{latency}")
+    click.echo(f"archived: {counted(ticks, 'tick')} in {root} (what came in the last second is left out); ask in SQL:")
+    click.echo(f"  {command_line('query', '--archive', demo.settings.archive, EXAMPLE_SQL)}")

@@ -25,7 +25,8 @@ from stockstream.settings import Settings
 from tests.patience import PATIENCE_S
 
 PIPELINE = {
-    "rates_per_s": {"ticks_accepted": 998.6}, "totals": {"ticks_accepted": 5000, "alerts": 7, "predictions": 4000},
+    "rates_per_s": {"ticks_accepted": 998.6}, "totals": {"ticks_accepted": 5000, "alerts": 31, "predictions": 4000},
+    "views": {"alerts": 9, "open_alerts": 2},
     "latency_ms": {"raw_to_prediction": {"p50": 80.2, "p99": 211.7, "count": 4000}},
 }  # fmt: skip
 WORKER = """
@@ -72,13 +73,14 @@ def made(tmp_path: Path, embedded: EmbeddedBroker, prefix: str, port: int) -> It
 
 
 def test_figures_are_what_the_view_says_and_add_up_over_workers() -> None:
+    """Alerts are counted as on the dashboard, not their messages."""
     figures = Figures.of(PIPELINE)
-    assert figures == Figures(998.6, 211.7, 5000, 7, 4000)
-    assert figures.line("12:00:00") == "12:00:00  999 ticks/s  p99 latency 212 ms  alerts 7  predictions 4,000"
+    assert figures == Figures(998.6, 211.7, 5000, 9, 2, 4000)
+    assert figures.line("12:00:00") == "12:00:00  999 ticks/s  p99 latency 212 ms  open alerts 2  predictions 4,000"
     assert figures.line("12:00:00", 5 * 2**20).endswith("  broker 5 MB")
     assert Figures.of({}) == Figures() and "p99 latency -" in Figures().line("")
     assert Figures.of({"latency_ms": {"raw_to_prediction": {"p99": None}}}).p99_ms is None
-    assert figures.after(Figures(5.0, 1.0, 10, 1, 2)) == Figures(998.6, 211.7, 5010, 8, 4002)
+    assert figures.after(Figures(5.0, 1.0, 10, 10, 1, 2)) == Figures(998.6, 211.7, 5010, 10, 2, 4002)
 
 
 def test_the_live_line_is_one_line_on_a_terminal_and_now_and_then_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +203,7 @@ async def test_a_broker_that_dies_ends_it(made: Demo, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "says", "code"), [
     (["--symbols", "0"], "--symbols", 2), (["--minutes", "-1"], "--minutes", 2), (["--port", "0"], "--port", 2),
     (["--broker", "nonsense"], "'kafka://nonsense' is not", 1),
-    (["--broker", "127.0.0.1:9"], "no broker answers at kafka://127.0.0.1:9", 1), (["--data", "/proc/none"], "--data /proc/none cannot be written", 1),
+    (["--broker", "127.0.0.1:9"], "no broker answers at kafka://127.0.0.1:9", 1), (["--data", "/proc/none"], "/proc/none cannot be written", 1),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_clear_line(
     arguments: list[str], says: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
