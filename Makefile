@@ -28,13 +28,17 @@ setup: $(STAMP) ## Make .venv with everything that running, tests and developmen
 
 $(STAMP): pyproject.toml constraints.txt $(COMPILED)
 	@$(FIND_PYTHON); \
-	echo "setting up $(VENV) with $$($$python --version)" >&2; \
+	echo "setting up $(CURDIR)/$(VENV) with $$($$python --version), once: about a minute" >&2; \
+	echo "  1/3 a virtual environment" >&2; \
 	$$python -m venv --clear $(VENV) || { echo "$$python cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+	echo "  2/3 uv, which installs faster than pip" >&2; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || echo "no uv; going on with pip" >&2; \
+	echo "  3/3 packages, and the inner loops if there is a C compiler" >&2; \
 	if ! { [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,dev]'; }; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]' || exit 1; \
 	fi; \
-	touch $(STAMP)
+	touch $(STAMP); \
+	echo "  done; to have stockstream and faust in this shell: . $(VENV)/bin/activate" >&2
 
 demo: $(STAMP) ## Run everything on a simulated market; ARGS="--minutes 5 --port 7000", KAFKA=1 for real Kafka
 ifeq ($(KAFKA),1)
@@ -52,7 +56,7 @@ lint: $(STAMP) ## ruff, mypy strict, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-kafka: ## Start real Kafka on this machine and print STOCKSTREAM_BROKER; NODES=1..3, MODE=zookeeper
+kafka: ## Start real Kafka on this machine and print its address; NODES=1..3, MODE=zookeeper
 	@$(FIND_PYTHON); exec $$python deploy/kafka/cluster.py start $(if $(NODES),--nodes $(NODES)) --mode $(MODE)
 
 kafka-stop: ## Stop it; its data stays in data/kafka

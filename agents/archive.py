@@ -44,7 +44,7 @@ class Archiving:
         if settings.archive == "none":
             return {}
         if self.archive is None:
-            _warn_of_others(settings.archive)
+            warn_of_others(settings.archive)
             self.archive = Archive(settings, open_store(settings.archive), KafkaRaw(settings), KafkaClean(settings))
             status.archive_positions = self.archive.progress
         await self.hand_over()
@@ -106,7 +106,7 @@ class Archiving:
             await self.archive.add_clean(partition, frame)
 
 
-def _warn_of_others(archive: str) -> None:
+def warn_of_others(archive: str) -> None:
     """A demo has its archive to itself: rows of another log's worker would be counted with its own."""
     folder = Path(archive.removeprefix("file://")).absolute()
     holder = holder_of(folder)

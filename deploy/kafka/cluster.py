@@ -675,7 +675,11 @@ def _start(directory: Path, nodes: int, mode: str, first_port: int) -> None:
         print(_bootstrap(directory))
         return
     cluster = Cluster(nodes, mode, directory, die_with_parent=False, first_port=first_port)
+    in_use = [port for port in range(first_port, first_port + nodes) if not _is_free(port)]
     cluster.start()
+    if cluster.ports[0] != first_port:
+        why = f"port {in_use[0]} is in use" if in_use else f"{directory} was made with other ports than {first_port}"
+        print(f"cluster: {why}: Kafka listens on {', '.join(map(str, cluster.ports))}; give clients the address below", file=sys.stderr)
     print(cluster.bootstrap)
 
 

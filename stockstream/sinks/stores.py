@@ -52,7 +52,8 @@ def require_folder(url: str) -> Path:
     store = open_store(url)
     assert isinstance(store, FileStore)
     if not store.root.is_dir():
-        raise ArchiveError(f"there is no archive: {store.root} " + ("is not a folder" if store.root.exists() else "does not exist") + "; --archive or STOCKSTREAM_ARCHIVE names another place")
+        what = "is not a folder" if store.root.exists() else "does not exist"
+        raise ArchiveError(f"there is no archive: {store.root} {what}; --archive or STOCKSTREAM_ARCHIVE names another place")
     return store.root
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,14 @@ from stockstream import locks
 from stockstream.errors import StockstreamError
 from stockstream.locks import FolderLock, Holder, holder_of
 
-HOLD = "import sys; from pathlib import Path; from stockstream.locks import FolderLock\nwith FolderLock(Path(sys.argv[1]), 'a demo'): print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from stockstream.locks import FolderLock
+with FolderLock(Path(sys.argv[1]), "a demo"):
+    print("held", flush=True)
+    input()
+"""
 
 
 def _other(folder: Path) -> subprocess.Popen[str]:
@@ -56,7 +64,7 @@ def test_where_the_file_system_has_no_locks_the_process_id_decides(tmp_path: Pat
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(locks, "_lock", refuse)
-    running = Holder(os.getppid(), locks.socket.gethostname(), 0.0, "theirs")
+    running = Holder(os.getppid(), socket.gethostname(), 0.0, "theirs")
     write = (tmp_path / locks.LOCK_FILE).write_text
     write(json.dumps({"pid": running.pid, "host": running.host, "since": 0.0, "command": "theirs"}))
     with pytest.raises(StockstreamError, match=r"\(theirs\)"), FolderLock(tmp_path, "mine"):

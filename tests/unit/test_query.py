@@ -157,7 +157,7 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
 
 def test_verify_says_so_where_nothing_is_processed(tmp_path: Path) -> None:
     chain = Chain(FileStore(tmp_path), "log1", 0)
-    chain.append([Piece(0, range(0, 2), T0 // 3_600_000, lines(0, [_Record(0, b"{0}"), _Record(1, b"{1}")]))])
+    chain.append([Piece(0, range(2), T0 // 3_600_000, lines(0, [_Record(0, b"{0}"), _Record(1, b"{1}")]))])
     told = _verify(tmp_path)
     assert told.return_value == 0 and "in 1 object; processed nothing of 2: 2 raw records not processed yet, 0 ticks" in told.stdout
     assert "-1" not in told.stdout and "all is well" not in told.stdout

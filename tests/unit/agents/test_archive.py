@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import pytest
 import agents.archive
 from agents.archive import TOGETHER, stage
 from stockstream.app import app
+from stockstream.locks import FolderLock
 from stockstream.transport import Chunk
 
 RAW = app.settings.topic("ticks.raw")
@@ -95,3 +98,14 @@ async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends
     monkeypatch.setattr(type(app), "should_stop", True)
     await stage.release(0.0)
     assert archive.told == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
+
+
+def test_a_folder_that_another_demo_holds_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FolderLock(tmp_path, "stockstream demo"):
+        agents.archive.warn_of_others(f"file://{tmp_path}")
+        assert f"{tmp_path} is in use by process {os.getpid()} since " in caplog.text and "STOCKSTREAM_ARCHIVE" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(os, "getppid", os.getpid)       # the demo's own worker
+        agents.archive.warn_of_others(f"file://{tmp_path}")
+    agents.archive.warn_of_others(f"file://{tmp_path}")
+    assert caplog.text == ""
