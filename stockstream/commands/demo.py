@@ -56,8 +56,8 @@ TOLD_LOG_LINES = 8
 PLAIN_LINE_EVERY_S = 10
 SILENT_S = 60
 EXAMPLE_SQL = "SELECT symbol, minute, open, high, low, close, volume FROM bars_1m ORDER BY volume DESC LIMIT 5"
-BROKER_BYTES_A_TICK = 1_150
-"""Measured with zstd, 1,000 symbols, 8 minutes: what the embedded broker grows by for a tick and all that follows from it."""
+BROKER_BYTES_A_TICK, BROKER_BYTES_A_SECOND = 915, 210_000
+"""What the embedded broker grows by, for a tick with all that follows from it and besides: measured with zstd, 100 and 1,000 symbols, 4 and 8 minutes."""
 LATENCY_HOP = "raw_to_prediction"
 
 encode = msgspec.json.Encoder().encode
@@ -198,7 +198,7 @@ class Demo:
             ("worker log", str(self.log)), ("stop", "Ctrl-C" + (f", or by itself after {self.minutes:g} min" if self.minutes else "")),
         ]  # fmt: skip
         if self.broker is not None:
-            minutes = self.memory_bytes / (BROKER_BYTES_A_TICK * len(self.symbols)) / 60
+            minutes = self.memory_bytes / (BROKER_BYTES_A_TICK * len(self.symbols) + BROKER_BYTES_A_SECOND) / 60
             bound = f"{self.memory_bytes / 2**20:,.0f} MB (--memory-mb)"
             rows.append(("memory", f"the broker forgets nothing: at {bound} the demo ends, after about {minutes:,.0f} min"))
         for name, value in rows:

@@ -34,6 +34,8 @@ from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
+RULES = (VOLUME_SPIKE, PRICE_DROP)
+"""Every rule by its name."""
 VOLUME_MULTIPLE = 8.0
 VOLUME_CRITICAL_MULTIPLE = 16.0
 VOLUME_MIN_SECONDS = 120

@@ -17,6 +17,7 @@ import numpy as np
 from aiohttp import web
 
 from stockstream.metrics import Metrics
+from stockstream.web.digits import rounded, shortened
 from stockstream.web.live import Live
 
 log = logging.getLogger(__name__)
@@ -39,14 +40,19 @@ def encode(kind: str, data: Any) -> bytes:
 
 
 def to_json(data: Any) -> bytes:
-    """JSON in which numpy's scalars are numbers and NaN is null."""
-    return msgspec.json.encode(data, enc_hook=_plain)
+    """JSON in which numpy's scalars are numbers, NaN is null, and a member's number has at most twelve significant digits."""
+    return shortened(msgspec.json.encode(data, enc_hook=_plain))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise NotImplementedError(f"{type(value).__name__} has no JSON form")
+
+
+def short_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns, those that begin with a float rounded like a member's number."""
+    return {name: rounded(np.array(values)).tolist() if values and isinstance(values[0], float) else values for name, values in columns.items()}
 
 
 class _Client:
@@ -90,9 +96,9 @@ class Events:
             return
         changes = self._live.take_changes()
         if changes.symbols:
-            self._send("tick-summary", {"columns": self._live.summary_columns(changes.symbols)})
+            self._send("tick-summary", {"columns": short_columns(self._live.summary_columns(changes.symbols))})
         if changes.predictions:
-            self._send("predictions", {"columns": self._live.prediction_columns(changes.predictions)})
+            self._send("predictions", {"columns": short_columns(self._live.prediction_columns(changes.predictions))})
         if changes.alerts:
             self._send("alerts", {"items": self._live.alert_states(changes.alerts), "open_alerts": self._live.open_alerts()})
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
+from stockstream.transforms.rules import RULES
 from stockstream.web import events, openapi
 from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, SymbolSummary
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
@@ -68,7 +69,7 @@ OPERATIONS = (
     Operation(
         "/api/alerts", "alerts", "Alerts in their newest state, those opened last first.", Page[Alert],
         parameters=(
-            Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL, Parameter("rule", "only of this rule", maximum=64),
+            Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL, Parameter("rule", "only of this rule", choices=RULES),
             _LIMIT, _NEXT,
         ),
         errors=_UNKNOWN,

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from stockstream.cli import COMMANDS, group
 from stockstream.settings import Settings
+from stockstream.sources.simulated import default_symbols
 from stockstream.transforms import validation
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,11 @@ def test_every_default_is_documented() -> None:
         default = ",".join(default) if isinstance(default, tuple) else default
         told = told.strip().strip("`").removeprefix("./" if isinstance(default, Path) else "")
         assert told == (f"{default:g}" if isinstance(default, float) else str(default)), name
+
+
+def test_symbols_of_the_http_examples_are_in_the_demos_market() -> None:
+    named = re.findall(r"/api/symbols/([A-Z0-9]+)", (ROOT / "docs" / "http.md").read_text() + (ROOT / "README.md").read_text())
+    assert named and set(named) <= set(default_symbols(1000))
 
 
 def test_every_reason_for_a_rejection_is_documented() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -122,6 +123,22 @@ async def test_alerts_and_predictions(make: Any) -> None:
         assert (await get(client, "/api/predictions?symbol=CCC"))["items"] == []
 
 
+async def test_numbers_have_twelve_digits_at_most_also_in_the_stream(make: Any) -> None:
+    live = filled(make)
+    long = 24.115000000000002
+    live.frame(0, make.frame([make.row("AAA", make.second + 3, offset=50, close=long, mid=long, price=long, return_60s=-1e-5 / 3)]))
+    live.prediction(make.prediction("AAA", price=long, offset=99))
+    async with serving(live) as client:
+        for path in ("/api/symbols", "/api/symbols/AAA", "/api/symbols/AAA/bars", "/api/predictions?symbol=AAA", "/api/pipeline"):
+            async with client.get(path) as response:
+                text = await response.text()
+            assert re.findall(r"[:,\[]-?(?=[\d.]{14})\d+\.\d+", text) == [], path
+        assert (await get(client, "/api/symbols/AAA"))["last"]["mid"] == 24.115
+        columns = json.loads(events.encode("tick-summary", {"columns": events.short_columns(live.summary_columns(["AAA"]))}).split(b"data: ")[1])["columns"]
+        assert columns["price"] == [24.115] and columns["return_60s"] == [-3.33333333333e-06] and columns["symbol"] == ["AAA"]
+    assert live.summary_columns(["AAA"])["price"] == [long]     # only what is printed is rounded
+
+
 async def test_models_and_pipeline(make: Any) -> None:
     metrics = Metrics()
     metrics.observe("score", 0.01)
@@ -160,6 +177,7 @@ async def test_health() -> None:
         ("/static/nothing.js", 404, "nothing.js"),
         ("/static/..%2Fviews.py", 404, "no file"),
         ("/api/symbols?limit=0", 400, "1 to 1000"),
+        ("/api/alerts?rule=foo", 400, "'foo': allowed are volume_spike, price_drop"),
         ("/api/symbols?limit=1001", 400, "1 to 1000"),
         ("/api/symbols?limit=x", 400, "'x'.*1 to 1000"),
         ("/api/symbols?limit=", 400, "1 to 1000"),
