@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from stockstream.embedded import CLUSTER_ID_PREFIX
 from stockstream.errors import BrokerError, TopicError
 from stockstream.settings import Settings
+from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
         there = len(topic["partitions"])
         if topic["error_code"] == 0 and there != wanted[topic["topic"]]:
             raise TopicError(
-                f"topic {topic['topic']} has {there} partitions, STOCKSTREAM_PARTITIONS says {wanted[topic['topic']]}: "
+                f"topic {topic['topic']} has {counted(there, 'partition')}, STOCKSTREAM_PARTITIONS says {wanted[topic['topic']]}: "
                 "set it to what is there, or use another STOCKSTREAM_TOPIC_PREFIX"
             )
 

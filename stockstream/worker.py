@@ -15,6 +15,7 @@ from stockstream.errors import FrameError
 from stockstream.metrics import Metrics
 from stockstream.transforms.frames import Assembler, Frame, decode
 from stockstream.transport import Chunk
+from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Status:
             return False, "waiting for the group, or recovering state"
         assigned = self._assigned()
         raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)
-        return True, f"{raw} partitions of ticks.raw" if assigned else "no partition: others have them all"
+        return True, f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all"
 
     def healthy(self) -> tuple[bool, str]:
         return (False, "fenced") if self._app.fence.left else (True, "alive")

@@ -25,6 +25,7 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sources.base import Batch, Clock, SystemClock
 from stockstream.sources.replay import LISTED_BAD_ROWS, MAX_SOURCE, Recording, ReplaySource, Survey, obstacle, source_name
 from stockstream.transforms.partitioning import home_partition
+from stockstream.wording import counted
 
 HEADERS = [("schema_version", str(SCHEMA_VERSION).encode())]
 MOST_IN_A_FRAME = 4_000
@@ -263,19 +264,20 @@ def command(
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
-    bad = f", {summary.bad_rows:,} rows could not be ticks" if summary.bad_rows else ""
-    where = f"{summary.partitions} partition{'s' if summary.partitions != 1 else ''} of {summary.topic}"
-    click.echo(f"{summary.ticks:,} ticks of {name} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
+    bad = f", {counted(summary.bad_rows, 'row')} could not be ticks" if summary.bad_rows else ""
+    where = f"{counted(summary.partitions, 'partition')} of {summary.topic}"
+    click.echo(f"{counted(summary.ticks, 'tick')} of {name} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
 
 
 def _warn(survey: Survey, settings: Settings) -> None:
     for row in survey.bad:
         _say(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:
-        _say(f"and {survey.bad_count - LISTED_BAD_ROWS:,} more rows that cannot be ticks")
+        _say(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more row')} that cannot be ticks")
     if survey.unordered:
         behind = f"by up to {survey.behind_ms / 1000:g} s"
-        _say(f"{survey.unordered:,} rows are out of order {behind}: where it is more than {settings.revise_s} s they will be rejected as late")
+        rows = f"{counted(survey.unordered, 'row')} out of order, {behind}"
+        _say(f"{rows}: where it is more than {settings.revise_s} s, late ticks will be rejected")
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,7 @@ from stockstream.history import read_ticks, window_rows
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.simulated import SimulatedMarket
 from stockstream.transforms.scoring import RING_S
+from stockstream.wording import counted
 
 HORIZONS_S = (10, 60)
 WARM_UP_S = 300
@@ -50,7 +51,8 @@ class TrainedModel:
         for horizon, numbers in self.metrics.items():
             correlation, hits = _share(numbers["correlation"], "{:+.3f}"), _share(numbers["sign_hit_rate"], "{:.1%}")
             out.append(
-                f"{horizon} s ahead, {numbers['n']:,} held-out predictions: correlation {correlation}, sign right in {hits} of {numbers['moved']:,} moves; "
+                f"{horizon} s ahead, {counted(numbers['n'], 'held-out prediction')}: correlation {correlation}, "
+                f"sign right in {hits} of {counted(numbers['moved'], 'move')}; "
                 f"p_up Brier {numbers['brier']:.4f} (always saying the usual share: {numbers['brier_baseline']:.4f})"
             )
         if self.simulated:
@@ -69,7 +71,7 @@ def train_files(
         for path in group:
             say(f"reading {path}")
             ticks = read_ticks(path)
-            say(f"making windows of {ticks.num_rows:,} ticks")
+            say(f"making windows of {counted(ticks.num_rows, 'tick')}")
             tables.append(window_rows(ticks))
             described.append({"file": path.name, "ticks": ticks.num_rows, "rows": tables[-1].num_rows, "part": "test" if group is tests else "train"})
         columns.append(_columns(pa.concat_tables(tables)) if tables else None)
@@ -92,9 +94,9 @@ def train_simulated(
 ) -> TrainedModel:
     """Trains on `minutes` of a simulated market that ends at `until_s` (epoch s), after a warm-up of five minutes. Raises `StockstreamError`."""
     first = until_s - minutes * 60 - WARM_UP_S
-    say(f"simulating {minutes} minutes of {len(symbols):,} symbols")
+    say(f"simulating {counted(minutes, 'minute')} of {counted(len(symbols), 'symbol')}")
     ticks = SimulatedMarket(seed, symbols).history(first, until_s - 1)
-    say(f"making windows of {ticks.num_rows:,} ticks")
+    say(f"making windows of {counted(ticks.num_rows, 'tick')}")
     rows = window_rows(ticks)
     columns = _columns(rows)
     warm = columns["second"] >= first + WARM_UP_S

@@ -156,7 +156,7 @@ def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent,
         processed.discard(name)
         part = made if name == main else _made(store, name, extent, faults)
         if part and part.rows != rows:
-            faults.append(f"{name}: {part.rows} rows, and {main} says {rows}")
+            faults.append(f"{name}: {counted(part.rows, 'row')}, and {main} says {rows}")
         coverage.ticks += rows if name.startswith("processed/ticks/") else 0
     coverage.missing += sum(last - first + 1 for first, last in made.missing)
     coverage.processed = coverage.processed if behind else extent.last

@@ -36,6 +36,7 @@ from msgspec import UNSET, UnsetType
 from stockstream.errors import ArchiveError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.stores import Store
+from stockstream.wording import counted
 
 HOUR_MS = 3_600_000
 ROW_GROUP = 120_000
@@ -605,7 +606,7 @@ def read_made(store: Store, name: str) -> Made:
     except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
         raise ArchiveError(f"{name} is not a processed object of ours: {error}") from error
     if metadata.num_rows != made.rows:
-        raise ArchiveError(f"{name} holds {metadata.num_rows} rows, and its footer says {made.rows}")
+        raise ArchiveError(f"{name} holds {counted(metadata.num_rows, 'row')}, and its footer says {made.rows}")
     return made
 
 

@@ -24,6 +24,7 @@ from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.transforms.frames import Assembler, decode
 from stockstream.web.live import WINDOW_S, Live
+from stockstream.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class Tail:
         if self.caught_up:
             return True, "reading"
         if self.state == "reading":
-            return False, f"the views are still reading {len(self._targets)} partitions"
+            return False, f"the views are still reading {counted(len(self._targets), 'partition')}"
         return False, f"the views' reader is {self.state}" + (f": {self.reason}" if self.reason else "")
 
     def summary(self) -> dict[str, Any]:

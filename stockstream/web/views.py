@@ -69,8 +69,8 @@ OPERATIONS = (
     Operation(
         "/api/alerts", "alerts", "Alerts in their newest state, those opened last first.", Page[Alert],
         parameters=(
-            Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL, Parameter("rule", "only of this rule", choices=RULES),
-            _LIMIT, _NEXT,
+            Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL,
+            Parameter("rule", "only of this rule", choices=RULES), _LIMIT, _NEXT,
         ),
         errors=_UNKNOWN,
     ),

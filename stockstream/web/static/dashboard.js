@@ -176,7 +176,7 @@ function drawPipeline() {
   if (rates.length) parts.push(figures("A second, mean of the last 60 s", [], rates.map(([name, value]) => [name.replaceAll("_", " ").replace("rows.", "rows to "), rate(value)])));
   const rejected = Object.entries(pipeline.rejected);
   if (rejected.length) parts.push(figures("Ticks rejected since the start", [], rejected.map(([reason, n]) => [reason.replaceAll("_", " "), count(n)])));
-  if (pipeline.archive.length) parts.push(figures("Archived through raw offset", [], pipeline.archive.map(({ partition, offset }) => [`partition ${partition}`, count(offset)])));
+  if (pipeline.archive.length) parts.push(figures("Archived through raw offset", [], pipeline.archive.map(({ partition, offset }) => [`partition ${partition}`, offset < 0 ? "nothing yet" : count(offset)])));
   if (models.length) parts.push(figures("Models", [], models.map((model) => [`${model.name} ${model.version}`, model.role])));
   if (pipeline.outcomes.length) {
     parts.push(figures("Predictions judged since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
