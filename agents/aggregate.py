@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stockstream import topics
 from stockstream.app import app
+from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows import Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
@@ -33,7 +34,7 @@ class Aggregation(Stage[Windows]):
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("ticks.clean"), _restore, resume_of, Windows.needs)
-        self.reader = FrameReader("aggregate")
+        self.reader = FrameReader("aggregate", TICKS_SCHEMA)
         self.told: dict[str, tuple[str, int]] = {}
 
     async def release(self, timeout_s: float) -> None:

@@ -15,6 +15,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.errors import FrameError
 from stockstream.locks import holder_of
+from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
 from stockstream.sinks.stores import open_store
 from stockstream.transport import SEND_TURNS, Chunk, joined
@@ -100,7 +101,7 @@ class Archiving:
         partition = chunk.partition
         for number in range(len(chunk.records)):
             try:
-                frame = frame_of(chunk, number)
+                frame = frame_of(chunk, number, TICKS_SCHEMA)
             except FrameError:
                 continue                                                 # told by `aggregate`, which reads it too
             await self.archive.add_clean(partition, frame)

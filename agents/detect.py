@@ -8,6 +8,7 @@ import msgspec
 
 from stockstream import topics
 from stockstream.app import app
+from stockstream.records import WINDOWS_SCHEMA
 from stockstream.transforms.rules import Detector
 from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, metrics, resume_of
@@ -25,7 +26,7 @@ class Detection(Stage[Detector]):
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), Detector.restore, resume_of, Detector.needs)
-        self.reader = FrameReader("detect")
+        self.reader = FrameReader("detect", WINDOWS_SCHEMA)
 
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)

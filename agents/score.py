@@ -14,6 +14,7 @@ from stockstream import topics
 from stockstream.app import app
 from stockstream.broker import topic_ends
 from stockstream.errors import ModelError
+from stockstream.records import WINDOWS_SCHEMA
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
@@ -43,7 +44,7 @@ class Scoring(Stage[Scorer]):
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), self._from_records, resume_of, Scorer.needs)
-        self.reader = FrameReader("score")
+        self.reader = FrameReader("score", WINDOWS_SCHEMA)
         self.registry = Registry(settings.models)
         self.loaded: dict[tuple[str, str], ScoringModel] = {}
         self.champion: ScoringModel | None = None

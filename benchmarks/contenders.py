@@ -18,6 +18,7 @@ from benchmarks.outputs import Reader
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
+from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import load_settings
 from stockstream.transforms.frames import decode
 
@@ -82,7 +83,7 @@ def _frames(place: Place, reader: Reader) -> float:
     raw = reader.ends(place.raw)
     done = 0
     for number, record in reader.last(place.output, reader.ends(place.output)).items():
-        frame = decode(record.value())
+        frame = decode(record.value(), WINDOWS_SCHEMA)
         done += min(frame.through + 1, raw[number])
     return done / sum(raw.values())
 

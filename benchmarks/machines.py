@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from benchmarks.load import AHEAD_MS, PARTITIONS, columns, log_of, text_of
+from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Frame, decode, encode_within
 from stockstream.transforms.partitioning import home_partition
@@ -60,7 +61,7 @@ def once(records: Sequence[RawRecord], kind: type[Cleaner], chunk: int) -> dict[
         assert frame is not None
         data = steps.time("its frame", lambda: list(encode_within(frame)))  # noqa: B023
         for part in data:
-            read = steps.time("read the frame", lambda: decode(part))  # noqa: B023
+            read = steps.time("read the frame", lambda: decode(part, TICKS_SCHEMA))  # noqa: B023
             rows = steps.time("windows", lambda: windows.frame(read))  # noqa: B023
             if rows is not None and rows.closings:
                 batch = steps.time("their frame", lambda: rows.batch(0))  # noqa: B023

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
 from faust.types import TP
 
 from stockstream.app import App, app
@@ -60,19 +61,24 @@ def resume_of(core: FrameCore) -> int | None:
     return core.resume_input if core.expect >= 0 else None
 
 
-def frame_of(chunk: Chunk, number: int) -> Frame:
-    """The frame in a record of a chunk, decoded once for all agents. Raises `FrameError`."""
+def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
+    """The frame in a record of a chunk, decoded and validated once for all agents. Raises `FrameError`."""
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
-        frame = chunk.read[number] = decode(chunk.records[number].value or b"")
+        frame = chunk.read[number] = decode(chunk.records[number].value or b"", schema)
     return frame
 
 
 class FrameReader:
-    """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record."""
+    """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record.
 
-    def __init__(self, agent: str) -> None:
-        self._agent = agent
+    Args:
+        agent: who reads, for metrics and the log.
+        schema: of the topic's rows, TICKS_SCHEMA or WINDOWS_SCHEMA.
+    """
+
+    def __init__(self, agent: str, schema: pa.Schema) -> None:
+        self._agent, self._schema = agent, schema
         self._parts: dict[int, tuple[Assembler, int]] = {}
         self._missed: dict[int, int] = {}
         """By partition: the raw offset that was last said to be missing."""
@@ -81,7 +87,7 @@ class FrameReader:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
         for number, record in enumerate(chunk.records):
             try:
-                frame = frame_of(chunk, number)
+                frame = frame_of(chunk, number, self._schema)
             except FrameError as error:
                 metrics.frame_dropped(self._agent, "unreadable")
                 logger.error("%s[%d] offset %d: %s", chunk.topic, chunk.partition, record.offset, error)

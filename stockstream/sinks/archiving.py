@@ -739,7 +739,7 @@ class KafkaClean(_Topic):
             async for records in chunks:
                 for record in records:
                     try:
-                        yield decode(record.value)
+                        yield decode(record.value or b"", TICKS_SCHEMA)
                     except FrameError as error:
                         logger.warning("archive: %s, partition %d, offset %d: %s", self._name, at.partition, record.offset, error)
                 position = await consumer.position(at)

@@ -1,7 +1,8 @@
 """Frames: Arrow IPC streams whose schema metadata says which raw offsets they cover.
 
 Metadata (all UTF-8): `log` the raw log's id; `from` and `through` the raw offsets covered, both included; `closings` a JSON array of
-`[offset, source, after, second]`; `part` and `parts` where one offset's rows were too many for one message (0 of 1 otherwise);
+`[offset, source, after, second]`; `part` and `parts` where one offset's rows or closings were too many for one message (0 of 1 otherwise): the closings
+are those of all parts together, each counted once, for it may be in several;
 `version` of the format (1 where it is missing); `clock` the newest Kafka time (epoch ms) of an accepted record up to `through` (0: not known).
 Frames of one log tile it: `from` is the `through` of the frame before plus one.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 from stockstream import compiled
 from stockstream.errors import FrameError
 from stockstream.records import Closing
+from stockstream.transforms.frame_checks import MAX_LOG, MAX_OFFSET, MAX_PARTS, check, check_closings, layout_of, number_of, read_batch
+from stockstream.transforms.ranges import MAX_TIME
 
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
@@ -61,57 +65,105 @@ def encode(frame: Frame) -> bytes:
     return b"".join((frame.rows.schema.with_metadata(metadata).serialize(), frame.rows.serialize(), END_OF_STREAM))
 
 
-def decode(data: bytes) -> Frame:
-    """The frame in a message's value. Raises `FrameError`."""
+def decode(data: bytes, schema: pa.Schema) -> Frame:
+    """The frame in a message's value, validated: nothing that its reader does with it can fail for what it holds, whoever wrote it.
+
+    Rows have the columns of `schema`, TICKS_SCHEMA or WINDOWS_SCHEMA. Raises `FrameError`, whatever the bytes are.
+    """
+    layout = layout_of(schema)
     try:
-        reader = pa.ipc.open_stream(data)
-        metadata = reader.schema.metadata
-        rows = reader.read_next_batch()
-        return Frame(
-            metadata[b"log"].decode(), int(metadata[b"from"]), int(metadata[b"through"]), tuple(_decode_closings(metadata[b"closings"])),
-            rows, int(metadata[b"part"]), int(metadata[b"parts"]), int(metadata.get(b"clock", 0)),
-        )  # fmt: skip
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, StopIteration, msgspec.MsgspecError) as error:
+        metadata, rows = read_batch(data, layout, FRAME_VERSION)
+        log = metadata[b"log"].decode()
+        if not 0 < len(log) <= MAX_LOG:
+            raise FrameError(f"the log's id has {len(log)} characters")
+        start = number_of(metadata, b"from", 0, MAX_OFFSET)
+        through = number_of(metadata, b"through", start, MAX_OFFSET)
+        closings = tuple(_decode_closings(metadata[b"closings"]))
+        parts = number_of(metadata, b"parts", 1, MAX_PARTS)
+        frame = Frame(
+            log, start, through, closings, rows, number_of(metadata, b"part", 0, parts - 1), parts, number_of(metadata, b"clock", 0, MAX_TIME, b"0")
+        )
+        check(rows, layout, start, through)
+        check_closings(closings, start, through)
+    except FrameError as error:
         raise FrameError(f"not a frame: {error}") from error
+    except Exception as error:
+        # Arrow, numpy, struct and msgspec raise a dozen kinds on bytes like these, MemoryError and RecursionError among them
+        raise FrameError(f"not a frame: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    return frame
+
+
+def _cut_at(frame: Frame, cut: int) -> tuple[Frame, Frame]:
+    """The frame before and from raw offset `cut` on."""
+    split = int(frame.rows.column("offset").to_numpy().searchsorted(cut))
+    before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split), clock=0)
+    after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
+    return before, after
+
+
+def _middle(frame: Frame, size: int, limit: int) -> int | None:
+    """A raw offset to cut a frame of about `size` bytes at, so that both sides have less; None where all that it has is of one offset."""
+    if frame.rows.num_rows > 1:
+        offsets = frame.rows.column("offset").to_numpy()
+        share = len(offsets) // max(2, -(-size // limit))                # of as many messages as there must be
+        split = int(offsets.searchsorted(offsets[share])) or int(offsets.searchsorted(offsets[0], "right"))
+        if split < len(offsets):
+            return int(offsets[split])
+    places = sorted({*(c.offset for c in frame.closings), *(frame.rows.column("offset").to_pylist()[:1])})
+    return places[len(places) // 2] if len(places) > 1 else None
 
 
 def encode_within(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Iterator[bytes]:
-    """The frame in as many messages as the limit asks for: cut between offsets where that helps, else one offset's rows in parts.
+    """The frame in as many messages as the limit asks for: cut between offsets where that helps, else one offset's rows and closings in parts.
 
-    Rows must have an ascending `offset` column.
+    Rows must have an ascending `offset` column, and closings ascend too. One row and one closing always go in one message.
     """
-    indivisible = frame.rows.num_rows <= 1
     about = 8 * frame.rows.num_rows * frame.rows.num_columns             # bytes: no time goes into one that is too large
-    if indivisible or about <= limit:
+    if about <= limit or frame.rows.num_rows <= 1:
         data = encode(frame)
-        if indivisible or len(data) <= limit:
+        if len(data) <= limit or frame.rows.num_rows + len(frame.closings) <= 1:
             yield data
             return
-    offsets = frame.rows.column("offset").to_numpy()
-    share = len(offsets) // max(2, -(-about // limit))                   # of as many messages as there must be
-    split = int(offsets.searchsorted(offsets[share])) or int(offsets.searchsorted(offsets[0], "right"))
-    if split < len(offsets):
-        cut = int(offsets[split])
-        before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split), clock=0)
-        after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
-        yield from encode_within(before, limit)
-        yield from encode_within(after, limit)
+        about = len(data)
+    cut = _middle(frame, about, limit)
+    if cut is None:
+        yield from _in_parts(frame, limit)
         return
+    for part in _cut_at(frame, cut):
+        yield from encode_within(part, limit)
+
+
+def _in_parts(frame: Frame, limit: int) -> list[bytes]:
+    """One offset's rows and closings in parts of equal counts, as few as each fits the limit.
+
+    Closings are in every part while they take little of it, as readers of version 1 expect; else each has its share.
+    """
+    repeated = len(_encode_closings(frame.closings)) <= limit // 4
     parts = 2 + frame.rows.nbytes // limit
-    count = -(-frame.rows.num_rows // parts)
-    parts = -(-frame.rows.num_rows // count)
-    for part in range(parts):
-        yield encode(replace(frame, rows=frame.rows.slice(part * count, count), part=part, parts=parts))
+    while True:
+        count, share = -(-frame.rows.num_rows // parts) or 1, -(-len(frame.closings) // parts) or 1
+        parts = max(-(-frame.rows.num_rows // count), 1 if repeated else -(-len(frame.closings) // share))
+        told = [
+            encode(replace(
+                frame, rows=frame.rows.slice(part * count, count), part=part, parts=parts,
+                closings=frame.closings if repeated else frame.closings[part * share : (part + 1) * share],
+            ))
+            for part in range(parts)
+        ]  # fmt: skip
+        smallest = count == 1 and (repeated or share == 1)
+        if smallest or all(len(data) <= limit for data in told):
+            return told
+        parts *= 2
 
 
 class Assembler:
-    """Puts the parts of one offset's rows together again; whole frames pass as they are."""
+    """Puts the parts of one offset's rows and closings together again; whole frames pass as they are."""
 
     def __init__(self) -> None:
         self._parts: list[Frame] = []
 
     def feed(self, frame: Frame) -> Frame | None:
-        """The whole frame once its last part is in, else None. A part out of order starts the wait anew."""
+        """The whole frame once its last part is in, else None. A part out of order starts the wait anew. Raises `FrameError` where parts do not match."""
         if frame.parts == 1:
             self._parts.clear()
             return frame
@@ -124,9 +176,14 @@ class Assembler:
         self._parts.append(frame)
         if len(self._parts) < frame.parts:
             return None
-        rows = pa.Table.from_batches([part.rows for part in self._parts]).combine_chunks().to_batches()[0]
-        self._parts.clear()
-        return replace(frame, rows=rows, part=0, parts=1)
+        parts, self._parts = self._parts, []
+        rows = [part.rows for part in parts if part.rows.num_rows]
+        if any(before.column("offset")[-1].as_py() > after.column("offset")[0].as_py() for before, after in pairwise(rows)):
+            raise FrameError("not a frame: offsets do not ascend from part to part")
+        whole = pa.Table.from_batches(rows).combine_chunks().to_batches()[0] if rows else frame.rows
+        closings = tuple(dict.fromkeys(closing for part in parts for closing in part.closings))
+        check_closings(closings, frame.start, frame.through)
+        return replace(frame, rows=whole, closings=closings, part=0, parts=1)
 
 
 def numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:

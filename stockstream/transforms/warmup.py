@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from models import ScoringModel
+from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.transforms import batch, frames
 from stockstream.transforms.scoring import encode_outcomes, encode_predictions
 
@@ -21,8 +22,9 @@ def warm_up(model: ScoringModel | None = None) -> None:
         tick = {"symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second}
         records.append(batch.RawRecord(len(records), at, encode(tick)))
     results = batch.run(records, partition=0, partitions=1, model=model, chunk=3)
-    for frame in (*results.clean, *results.windows):
-        frames.decode(frames.encode(frame)).rows.to_pylist()
+    for schema, told in ((TICKS_SCHEMA, results.clean), (WINDOWS_SCHEMA, results.windows)):
+        for frame in told:
+            frames.decode(frames.encode(frame), schema).rows.to_pylist()
     for scored in results.scored:
         encode_predictions(scored, 0, {})
         encode_outcomes(scored, 0)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream import compiled
-from stockstream.errors import StateError
+from stockstream.errors import FrameError, StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
 from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, plain, spread
@@ -39,6 +39,8 @@ TERMS = 8
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
+MOST_SECONDS, MOST_BYTES = 1_024, 1 << 28
+"""Laid out at once. What `clean` sends closes seconds as it goes; a frame that does not is somebody else's."""
 SPARE_S = 8
 """Seconds laid out beyond what is needed, at least: a second then seldom asks for new room. A chunk of a backlog has many, and the next may have more:
 as many again then, up to FAR_S."""
@@ -225,7 +227,9 @@ class _Cells:
             self.resize(rows, self.width)
 
     def resize(self, rows: int, width: int) -> None:
-        """New room for this many rows and seconds; the newest seconds stay."""
+        """New room for this many rows and seconds; the newest seconds stay. Raises `FrameError` where that is more than any feed of ours asks for."""
+        if width > MOST_SECONDS and 8 * len(self.fields) * width * rows > MOST_BYTES:
+            raise FrameError(f"ticks and closings of one source lie {width} s apart")
         old, last = self.cells, self.last
         known = 0 if self.blank else old.shape[2]
         begin = max(last - width, last - old.shape[1]) + 1 if known else last + 1

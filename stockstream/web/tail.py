@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from stockstream.broker import client_options
 from stockstream.errors import BrokerError, FrameError, StockstreamError, TopicError
 from stockstream.metrics import Metrics
+from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.transforms.frames import Assembler, decode
 from stockstream.web.live import WINDOW_S, Live
@@ -282,7 +283,7 @@ class Tail:
                 if topic != "latest":
                     raise FrameError("an empty message")
             elif topic == "windows":
-                frame = self._assemblers.setdefault(partition, Assembler()).feed(decode(value))
+                frame = self._assemblers.setdefault(partition, Assembler()).feed(decode(value, WINDOWS_SCHEMA))
                 if frame is not None:
                     self._live.frame(partition, frame)
             elif topic == "predictions":

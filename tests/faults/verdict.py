@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 from models import ScoringModel
 from stockstream.broker import STATE_TABLES, changelog, client_options
 from stockstream.commands.verify import check
+from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
@@ -178,11 +179,11 @@ class Observer:
             else:
                 stored[record.key] = record.value
         elif place.topic == self._clean:
-            self.logs[place.partition].add(decode(record.value).log)
+            self.logs[place.partition].add(decode(record.value, TICKS_SCHEMA).log)
         else:
             kind = self._topics[place.topic]
             if kind == "windows":
-                frame = decode(record.value)
+                frame = decode(record.value, WINDOWS_SCHEMA)
                 self.logs[place.partition].add(frame.log)
                 self.told_at.append((place.partition, record.timestamp / 1000))
                 for closing in frame.closings:
@@ -217,7 +218,7 @@ class Observer:
                 await consumer.seek_to_beginning(*places)
                 while got := await consumer.getmany(timeout_ms=1_000):
                     for record in (record for some in got.values() for record in some):
-                        frame = decode(record.value)
+                        frame = decode(record.value, WINDOWS_SCHEMA if record.topic == self.settings.topic("windows") else TICKS_SCHEMA)
                         closings = ",".join(f"{c.offset}:{c.source}:{c.after}-{c.second}" for c in frame.closings[:3])
                         place = f"{record.topic}[{record.partition}] {record.offset} at {record.timestamp}"
                         out.append(f"{place}: {frame.log} {frame.start}..{frame.through} part {frame.part}/{frame.parts} {frame.rows.num_rows} rows {closings}")
@@ -349,7 +350,7 @@ class Observer:
                     got = await consumer.getmany(timeout_ms=1_000)
                     left = sum(map(len, got.values()))
                     for record in (record for some in got.values() for record in some):
-                        frame = decode(record.value)
+                        frame = decode(record.value, WINDOWS_SCHEMA)
                         for row in frame.rows.to_pylist():
                             want = wanted.get((frame.log, row["symbol"], row["second"], row["offset"]))
                             if want is not None and want != row and len(out) < most:

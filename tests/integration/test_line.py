@@ -98,7 +98,7 @@ class Line:
         assembler: dict[int, frames.Assembler] = {}
         whole = []
         for record in self.read("windows"):
-            frame = assembler.setdefault(record.partition, frames.Assembler()).feed(frames.decode(record.value))
+            frame = assembler.setdefault(record.partition, frames.Assembler()).feed(frames.decode(record.value, WINDOWS_SCHEMA))
             if frame is not None:
                 whole.append(frame.rows)
         table = pa.Table.from_batches(whole, schema=WINDOWS_SCHEMA).to_pandas()

@@ -130,7 +130,7 @@ def test_frames_are_as_described(channel: str, message: str, columns: Any) -> No
     sent = results().windows[-1] if channel == "windows" else results().clean[-1]
     metadata = pa.ipc.open_stream(frames.encode(sent)).schema.metadata
     assert {name.decode() for name in metadata} == set(told["metadata"])
-    assert frames.decode(frames.encode(sent)).rows.schema.equals(columns)
+    assert frames.decode(frames.encode(sent), columns).rows.schema.equals(columns)
 
 
 def test_every_column_is_documented() -> None:

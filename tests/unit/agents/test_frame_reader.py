@@ -44,20 +44,20 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def feed(core: Core, start: int, offset: int, log: str = "b") -> Any:
     frame = Frame(log, start, start + 9, (), empty(WINDOWS_SCHEMA))
-    return FrameReader("aggregate").feed(core, core.take, Chunk("ticks.clean", 3, []), frame, offset)
+    return FrameReader("aggregate", WINDOWS_SCHEMA).feed(core, core.take, Chunk("ticks.clean", 3, []), frame, offset)
 
 
 def test_a_frame_is_decoded_once_for_all_agents_of_a_worker(dropped: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
 
-    def counted(data: bytes) -> Frame:
+    def counted(data: bytes, schema: Any) -> Frame:
         decoded.append(data)
-        return decode(data)
+        return decode(data, schema)
 
     monkeypatch.setattr(worker, "decode", counted)
     values = [encode(Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA))) for start in (0, 10)]
     chunk = Chunk("windows", 3, [SimpleNamespace(offset=offset, value=value) for offset, value in enumerate([values[0], b"no", values[1]])])
-    found = [[(frame.start, offset) for frame, offset, _ in FrameReader(agent).frames(chunk)] for agent in ("score", "detect")]
+    found = [[(frame.start, offset) for frame, offset, _ in FrameReader(agent, WINDOWS_SCHEMA).frames(chunk)] for agent in ("score", "detect")]
     assert found == [[(0, 0), (10, 2)]] * 2 and [decoded.count(value) for value in values] == [1, 1]
     assert dropped == [("score", "unreadable"), ("detect", "unreadable")], "each tells what it cannot read"
 
@@ -75,7 +75,7 @@ def test_what_is_of_no_use_is_counted(dropped: list[tuple[str, str]], start: int
 
 
 def test_a_gap_is_told_once(dropped: list[tuple[str, str]], caplog: pytest.LogCaptureFixture) -> None:
-    core, reader = Core(100), FrameReader("aggregate")
+    core, reader = Core(100), FrameReader("aggregate", WINDOWS_SCHEMA)
     chunk = Chunk("ticks.clean", 3, [])
     for start in (200, 210, 100, 300):
         reader.feed(core, core.take, chunk, Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA)), 9)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from stockstream.records import WINDOWS_SCHEMA
+from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Assembler, Frame, decode
 from stockstream.transforms.rules import Detector
@@ -50,7 +50,7 @@ class Release:
         """Whole frames, each with the offset of its first part."""
         assembler, out, first = Assembler(), [], 0
         for offset, value in unpacked(FIXTURES / f"frames-{self.name}" / f"{topic}.msgpack.gz"):
-            part = decode(value)
+            part = decode(value, TICKS_SCHEMA if topic == "clean" else WINDOWS_SCHEMA)
             first = first if part.part else offset
             whole = assembler.feed(part)
             if whole is not None:

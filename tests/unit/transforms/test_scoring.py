@@ -62,7 +62,7 @@ class Log:
         rows = [r for r in self.rows if start <= r["offset"] <= through]
         closings = tuple(c for c in self.closings if start <= c.offset <= through)
         frame = Frame(log, start, through, closings, pa.RecordBatch.from_pylist(rows, schema=WINDOWS_SCHEMA))
-        return decode(encode(frame))
+        return decode(encode(frame), WINDOWS_SCHEMA)
 
     def cut(self, cuts: Iterable[int]) -> list[Frame]:
         edges = sorted({0, self.end + 1, *(cut for cut in cuts if 0 < cut <= self.end)})

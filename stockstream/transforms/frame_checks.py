@@ -1,0 +1,230 @@
+"""Checks of a frame before anybody reads it. Frames lie in topics that others may write to, and Arrow trusts what it reads: an offset buffer that lies
+about its lengths ends the process with a segmentation fault at the first access (Arrow's security notes ask for `validate(full=True)`).
+
+The order matters. First the envelope, here and by hand: one schema message, one record batch, no compression (a compressed buffer states how much memory
+it needs), no dictionaries, buffers aligned. Then Arrow decodes the columns that we know, and no others, and validates them. Then ranges.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stockstream.errors import FrameError
+from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
+from stockstream.transforms.ranges import MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
+
+MAX_PARTS = 512
+"""A closing's rows at the most: 20,000 symbols in each of 60 seconds (the longest lateness) are some 400 messages."""
+MAX_OFFSET = 1 << 62
+"""Offsets are counted on from here by one, in int64."""
+MAX_LOG = 64
+MAX_SECOND = MAX_TIME // 1000
+MIN_SECOND = -100
+"""A closing may begin before 1970: a tick of its first second closes up to `LATENESS_MS`, at most 60 s, before that."""
+MAX_MAGNITUDE = 1e18
+"""Of numbers that are derived: squares and sums of millions of them stay finite."""
+
+_CONTINUATION = 0xFFFFFFFF
+_SCHEMA, _RECORD_BATCH = 1, 3
+_U16, _U32, _I32, _PREFIX, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<Ii", "<q"))
+
+_OPTIONAL_TEXTS = {"exchange", "condition"}
+_TEXT_BYTES = {"symbol": 4 * MAX_SYMBOL, "source": 4 * MAX_SOURCE}
+"""UTF-8 has up to four bytes a character."""
+_PRICES = (MIN_PRICE, MAX_PRICE)
+_TICKS: Mapping[str, tuple[float, float]] = {
+    "event_time": (1, MAX_TIME - 1), "price": _PRICES, "size": (0, MAX_SIZE), "bid": _PRICES, "ask": _PRICES, "bid_size": (0, MAX_QUOTE_SIZE),
+    "ask_size": (0, MAX_QUOTE_SIZE), "index": (0, (1 << 31) - 1),
+}  # fmt: skip
+_WINDOWS: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
+"""`seconds_5m` and sums are what they are: nobody indexes by them."""
+
+
+def _table(data: memoryview, at: int) -> list[int]:
+    """Places of a flatbuffer table's fields, 0 where a field is not there. Raises `struct.error` or `FrameError` outside of the data."""
+    vtable = at - _I32(data, at)[0]
+    if vtable < 0:
+        raise FrameError("a table outside of its message")
+    size = _U16(data, vtable)[0]
+    return [at + place if (place := _U16(data, vtable + 4 + 2 * number)[0]) else 0 for number in range((size - 4) // 2)]
+
+
+def _field(fields: Sequence[int], number: int) -> int:
+    return fields[number] if number < len(fields) else 0
+
+
+def _message(data: memoryview, at: int, kind: int) -> tuple[memoryview, list[int], int, int]:
+    """The message at a place of an IPC stream: its metadata, the fields of its header, where its body begins and how many bytes it has."""
+    continuation, size = _PREFIX(data, at)
+    begin = at + 8
+    if continuation != _CONTINUATION or size <= 0 or size % 8 or begin + size > len(data):
+        raise FrameError("no Arrow message where one must be")
+    metadata = data[begin : begin + size]
+    message = _table(metadata, _U32(metadata, 0)[0])
+    found, header, length = _field(message, 1), _field(message, 2), _field(message, 3)
+    if not found or metadata[found] != kind or not header:
+        raise FrameError("not a schema and one record batch")
+    body = _I64(metadata, length)[0] if length else 0
+    if not 0 <= body <= len(data) - begin - size:
+        raise FrameError("a body that is longer than its message")
+    return metadata, _table(metadata, header + _U32(metadata, header)[0]), begin + size, body
+
+
+def _envelope(data: bytes) -> None:
+    """Raises `FrameError` unless the bytes are a schema and one record batch whose buffers lie within its body, aligned and not compressed."""
+    whole = memoryview(data)
+    *_, at, size = _message(whole, 0, _SCHEMA)
+    metadata, batch, begin, body = _message(whole, at + size, _RECORD_BATCH)
+    if size or data[begin + body :] not in (b"", b"\xff\xff\xff\xff\0\0\0\0"):
+        raise FrameError("more than a schema and one record batch")
+    if _field(batch, 3):
+        raise FrameError("its body is compressed")
+    place = _field(batch, 2)
+    if place:
+        vector = place + _U32(metadata, place)[0]
+        count = _U32(metadata, vector)[0]
+        buffers = np.frombuffer(metadata, "<i8", 2 * count, vector + 4).reshape(-1, 2)
+        if count and ((buffers < 0).any() or (buffers[:, 0] % 8).any() or (buffers > body).any() or (buffers.sum(axis=1) > body).any()):
+            raise FrameError("a buffer outside of its body, or not aligned")
+
+
+class Layout:
+    """What there is to check in each column of one of our schemas."""
+
+    def __init__(self, schema: pa.Schema, ranges: Mapping[str, tuple[float, float]]) -> None:
+        self.schema = schema
+        self.optional = {field.name for field in schema if pa.types.is_floating(field.type) or field.name in _OPTIONAL_TEXTS}
+        self.columns = [(field.name, field.name not in self.optional, self._kind(field, ranges), ranges.get(field.name, (0, 0))) for field in schema]
+
+    @staticmethod
+    def _kind(field: pa.Field, ranges: Mapping[str, tuple[float, float]]) -> str:
+        if field.name == "offset":
+            return "offset"
+        if field.name in ranges:
+            return "range"
+        if field.name in _TEXT_BYTES:
+            return "text"
+        return "finite" if pa.types.is_floating(field.type) else ""
+
+
+_LAYOUTS = {id(TICKS_SCHEMA): Layout(TICKS_SCHEMA, _TICKS), id(WINDOWS_SCHEMA): Layout(WINDOWS_SCHEMA, _WINDOWS)}
+
+
+def layout_of(schema: pa.Schema) -> Layout:
+    """Of TICKS_SCHEMA or WINDOWS_SCHEMA, themselves: there are no others."""
+    return _LAYOUTS[id(schema)]
+
+
+def read_batch(data: bytes, layout: Layout, newest: int) -> tuple[Mapping[bytes, bytes], pa.RecordBatch]:
+    """The schema's metadata, and the columns of the layout in its order: columns that are not there are null, others are left out.
+
+    Args:
+        newest: format version above which nothing is read.
+
+    Raises `FrameError`, and what Arrow, numpy and struct raise on bytes that are no such frame.
+    """
+    _envelope(data)
+    reader = pa.ipc.open_stream(data)
+    found = reader.schema
+    metadata: Mapping[bytes, bytes] = found.metadata or {}
+    version = number_of(metadata, b"version", 1, MAX_OFFSET, b"1")
+    if version > newest:
+        raise FrameError(f"written by a newer stockstream (format {version}, this one reads up to {newest}): upgrade this worker")
+    if found.equals(layout.schema):
+        batch = reader.read_next_batch()
+        batch.validate(full=True)
+        return metadata, batch
+    return metadata, _known(data, found, layout)
+
+
+def _known(data: bytes, found: pa.Schema, layout: Layout) -> pa.RecordBatch:
+    """The columns of a frame that has others than ours: those of a newer or an older stockstream."""
+    schema = layout.schema
+    if any(pa.types.is_dictionary(field.type) for field in found):
+        raise FrameError("a column is a dictionary")
+    places: dict[str, int] = {}
+    for place, field in enumerate(found):
+        if field.name not in schema.names:
+            continue
+        if field.name in places:
+            raise FrameError(f"column {field.name!r} is there twice")
+        if field.type != schema.field(field.name).type:
+            raise FrameError(f"column {field.name!r} is {field.type}")
+        places[field.name] = place
+    missing = [name for name in schema.names if name not in places and name not in layout.optional]
+    if missing:
+        raise FrameError(f"no column {missing[0]!r}")
+    reader = pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=sorted(places.values())))
+    batch = reader.read_next_batch()
+    batch.validate(full=True)
+    columns = [batch.column(field.name) if field.name in places else pa.nulls(batch.num_rows, field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def check(batch: pa.RecordBatch, layout: Layout, start: int, through: int) -> None:
+    """Raises `FrameError` where a null is not allowed, or values are beyond what our machines can count with. `batch` is valid for Arrow and has
+    the layout's columns."""
+    count = batch.num_rows
+    if not count:
+        return
+    for (name, required, kind, (low, high)), column in zip(layout.columns, batch.columns, strict=True):
+        nulls = column.null_count
+        if nulls and required:
+            raise FrameError(f"column {name!r} has nulls")
+        if not kind or nulls == count:
+            continue
+        if kind == "finite":
+            # one pass over all: a sum of squares that is not finite, or is too large, has such a number in it
+            values: NDArray[Any] = (column.fill_null(0.0) if nulls else column).to_numpy()
+            if not values.dot(values) <= MAX_MAGNITUDE**2:
+                raise FrameError(f"column {name!r} has numbers that are not finite or too large")
+        elif kind == "range":
+            least, most = _bounds(column)
+            if not low <= least <= most <= high:
+                raise FrameError(f"column {name!r} is from {least} to {most}")
+        elif kind == "offset":
+            offsets = column.to_numpy()
+            if offsets[0] < start or offsets[-1] > through or (offsets[1:] < offsets[:-1]).any():
+                raise FrameError("offsets do not ascend from `from` to `through`")
+        else:
+            ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + count + 1]
+            lengths = ends[1:] - ends[:-1]
+            if lengths.min() < 1 or lengths.max() > _TEXT_BYTES[name]:
+                raise FrameError(f"column {name!r} has texts of {lengths.min()} to {lengths.max()} bytes")
+
+
+def _bounds(column: pa.Array) -> tuple[Any, Any]:
+    """Least and most of what is not null."""
+    if column.null_count:
+        found = pc.min_max(column)
+        return found["min"].as_py(), found["max"].as_py()
+    values = column.to_numpy()
+    return values.min(), values.max()
+
+
+def check_closings(closings: Sequence[Closing], start: int, through: int) -> None:
+    """Raises `FrameError` unless the closings are in the log's order, within the frame, and close seconds forwards."""
+    offset = start
+    for closing in closings:
+        if not offset <= closing.offset <= through:
+            raise FrameError("closings do not ascend from `from` to `through`")
+        if not 0 < len(closing.source) <= MAX_SOURCE:
+            raise FrameError(f"a closing's source has {len(closing.source)} characters")
+        if not MIN_SECOND <= closing.after <= closing.second <= MAX_SECOND:
+            raise FrameError(f"a closing from {closing.after} to {closing.second}")
+        offset = closing.offset
+
+
+def number_of(metadata: Mapping[bytes, bytes], name: bytes, low: int, high: int, default: bytes | None = None) -> int:
+    """A whole number in the metadata. Raises `FrameError` out of its range, `KeyError` where it is missing without a default."""
+    value = int(metadata[name] if default is None else metadata.get(name, default))
+    if not low <= value <= high:
+        raise FrameError(f"{name.decode()} is not from {low} to {high}")
+    return value
