@@ -309,15 +309,22 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str], None]) -> None:
-    """Train a first model where the store has no champion. Raises `StockstreamError`."""
+    """Train a first model where the store has no champion that can be used. Raises `StockstreamError`."""
     try:
-        version = Registry(settings.models).champion(settings.model)
+        registry = Registry(settings.models)
     except RegistryError as error:
         raise ModelError(str(error)) from error
-    if version is not None:
-        say(f"model: {settings.model} {version} of {settings.models}")
-        return
-    say("no model yet: a first one is trained on simulated history ...")
+    where = registry.root.absolute()
+    try:
+        version = registry.champion(settings.model)
+        if version is not None:
+            registry.load(settings.model, version)
+            say(f"model: {settings.model} {version} of {where}")
+            return
+        say(f"no model yet in {where}: a first one is trained on simulated history ...")
+    except RegistryError as error:
+        say(f"the model in {where} cannot be used: {error}")
+        say("another one is trained on simulated history ...")
     for sentence in train_first_model(settings, symbols).sentences():
         say(f"  {sentence}")
 

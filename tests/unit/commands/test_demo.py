@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from models.registry import Registry
 from stockstream import cli
 from stockstream.broker import ensure_topics
 from stockstream.commands import demo as module
-from stockstream.commands.demo import Demo, Figures, LiveLine, last_lines, require_free_port, worker_environment, write_watchlist
+from stockstream.commands.demo import Demo, Figures, LiveLine, ensure_model, last_lines, require_free_port, worker_environment, write_watchlist
 from stockstream.compacted import read_compacted
 from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError, StockstreamError
@@ -118,6 +119,28 @@ def test_the_worker_gets_the_demos_settings() -> None:
     told = worker_environment(settings)
     again = Settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in told.items() if name.startswith("STOCKSTREAM_")})  # type: ignore[arg-type]
     assert again == settings
+
+
+class Trained:
+    """Stands for what training gives."""
+
+    def sentences(self) -> list[str]:
+        return ["measured"]
+
+
+def test_a_model_is_trained_where_there_is_none_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "train_first_model", lambda settings, symbols: Trained())
+    settings = Settings(models=f"file://{tmp_path}/models")
+    ensure_model(settings, ["A"], said.append)
+    assert said == [f"no model yet in {tmp_path}/models: a first one is trained on simulated history ...", "  measured"]
+    registry = Registry(settings.models)
+    stored = registry.store("xgboost", "xgboost", {"model": b"not a model"}, {"horizons_s": [10]})
+    registry.promote("xgboost", stored.version)
+    said.clear()
+    ensure_model(settings, ["A"], said.append)
+    assert said[0].startswith(f"the model in {tmp_path}/models cannot be used: model xgboost {stored.version} cannot be loaded")
+    assert said[1:] == ["another one is trained on simulated history ...", "  measured"]
 
 
 async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_alone(embedded: EmbeddedBroker, prefix: str) -> None:
