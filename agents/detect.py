@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, metrics, resume_of
 from tables import detect as table
 from tables.state import Stage
+
+AT_ONCE = 500
+"""Alerts that are encoded before others get their turn."""
 
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
@@ -43,9 +47,11 @@ class Detection(Stage[Detector]):
             found = self.reader.feed(core, core.feed, chunk, frame, offset)
             if found is None:
                 continue
-            for alert in found.alerts:
-                alerts.append(Message(alert.symbol.encode(), _encode(alert)))
-                metrics.alert(alert.rule, alert.state)
+            for first in range(0, len(found.alerts), AT_ONCE):
+                for alert in found.alerts[first : first + AT_ONCE]:
+                    alerts.append(Message(alert.symbol.encode(), _encode(alert)))
+                    metrics.alert(alert.rule, alert.state)
+                await asyncio.sleep(0)                                   # a crash's alerts are long work: other partitions go between them
             market += [Message(None, _encode(summary)) for summary in found.markets]
         sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
         if market:

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `clean` | `snapshot`: the whole state at a raw offset (`transforms.validation`) | about once a second, after the frame |
 | `aggregate` | buckets of closed seconds and a head (`transforms.windows`) | after the rows of a frame's closings |
-| `detect` | open alerts and a head (`transforms.rules`) | after the alerts |
+| `detect` | buckets of open alerts and a head (`transforms.alert_state`) | after the alerts |
 | `score` | predictions to be judged, the roster of models and a head (`transforms.scoring`) | after predictions and outcomes |
 
 Every key ends with its writer's term, so a worker that was frozen and wakes can only replace its own records; every value tells how far the log is

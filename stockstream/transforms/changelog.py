@@ -8,7 +8,7 @@ worker that was frozen, wakes and writes its old head last costs a longer way, n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 Range = tuple[int, int]
@@ -78,9 +78,14 @@ class ChangelogIndex:
         for seconds, _ in self._waiting:
             seconds.pop(source, None)
 
-    def restored(self, offset: int, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
-        """A record that was read at this offset; to be told in ascending order."""
-        self._place(offset, offset, seconds, named)
+    def keep(self, names: Collection[str]) -> None:
+        """Of single records only those under these names are needed any more."""
+        for name in self._named.keys() - names:
+            del self._named[name]
+
+    def restored(self, offset: int, seconds: Mapping[str, int], named: Iterable[str] = (), *, first: int | None = None) -> None:
+        """A record that was read at this offset, or from `first` on in pieces; those with seconds are told in ascending order."""
+        self._place(offset if first is None else first, offset, seconds, named)
 
     def written(self, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
         """A batch is handed out for writing: the newest second that it holds of each source, and the names of single records."""

@@ -17,20 +17,21 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream.errors import StateError
-from stockstream.records import Alert
-from stockstream.transforms.changelog import ChangelogIndex, Range, named
+from stockstream.records import Alert, Closing
+from stockstream.transforms import alert_state
+from stockstream.transforms.alert_state import FORMAT, MAX_LASTS, TERMS, WINDOW_COLUMNS, Head, Kept, OpenAlert, Severity, bucket_of, source_id
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
+from stockstream.transforms.stored import pack
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
@@ -43,34 +44,39 @@ PRICE_FACTOR = 0.99
 PRICE_CRITICAL_FACTOR = 0.97
 QUIET_S = 60
 
-WINDOW_COLUMNS = (
-    "source", "second", "close", "volume", "ticks", "mid", "price_60s", "mean_5m", "vwap_5m", "volume_5m", "high_5m", "low_5m",
-    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
-)  # fmt: skip
-"""What of the row an alert carries as its `window`."""
+FORGET_MS = 24 * 3_600_000
+"""Of the log's time without a closing: then a source has ended. `clean` has forgotten it by then, and whatever is heard of it later is another series."""
 
-Severity = Literal["warning", "critical"]
+RULES = (PRICE_DROP, VOLUME_SPIKE)
+_SECOND, _CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
+    WINDOW_COLUMNS.index, ("second", "close", "volume", "price_60s", "volume_5m", "seconds_5m")
+)
 
 
 @dataclass(slots=True)
-class OpenAlert:
-    """An alert not closed yet: what was told last, and the last second (epoch s) with the condition."""
+class _Source:
+    """What is kept of a source while it has open alerts."""
 
-    symbol: str
-    rule: str
-    source: str
-    opened: int
-    last: int
-    severity: Severity
-    value: float
-    baseline: float
-    threshold: float
-    window: dict[str, Any]
+    alerts: dict[tuple[str, str], OpenAlert] = field(default_factory=dict)
+    due: float = math.inf
+    """No alert is due before this second."""
+    closed: int = -1
+    """Its last closed second; -1 where that is not known."""
+    touched: int = 0
+    """The log's time (epoch ms) when it was last in a frame; 0: the next that is known."""
 
-    @property
-    def due(self) -> int:
-        """The second (epoch s) whose closing closes the alert."""
-        return self.last + QUIET_S
+
+@dataclass(slots=True)
+class _Bucket:
+    """The open alerts of some symbols, and what is stored of them."""
+
+    alerts: dict[tuple[str, str], OpenAlert] = field(default_factory=dict)
+    stored: int = -1
+    """What its record counts through."""
+    slot: int = 1
+    """Of its record."""
+    order: list[OpenAlert] = field(default_factory=list)
+    """The alerts of its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +102,23 @@ class Detector:
         self.expect = -1
         self.resume_input = 0
         """Offset in `windows` to go on from."""
-        self._open: dict[str, dict[tuple[str, str], OpenAlert]] = {}
+        self._sources: dict[str, _Source] = {}
         self._owner: dict[str, str] = {}
-        self._changed = False
+        self._buckets: dict[int, _Bucket] = {}
+        self._dirty: set[int] = set()
+        """Buckets whose record is not what they are."""
+        self._touched: set[int] = set()
+        """Buckets of whose alerts nothing but `last` may differ from the record."""
+        self._ahead: dict[int, Kept] = {}
+        """After a restart: buckets that count further than the log is taken, put in place when it gets there."""
         self._moved = False
         self.index = ChangelogIndex()
 
     @property
     def open_alerts(self) -> list[OpenAlert]:
         """The alerts that are open, by symbol and rule."""
-        return sorted((alert for by in self._open.values() for alert in by.values()), key=lambda alert: (alert.symbol, alert.rule))
+        ahead = [alert for kept in self._ahead.values() for alert in kept.alerts]
+        return sorted(ahead + [alert for source in self._sources.values() for alert in source.alerts.values()], key=_order)
 
     def feed(self, frame: Frame, input_offset: int = 0) -> Detected | None:
         """Apply a whole frame of `windows`, in log order.
@@ -127,8 +140,13 @@ class Detector:
         summaries = columns.summaries(self.partition)
         for closing in closings:
             place = (closing.offset, closing.source)
-            self._close_seconds(columns, columns.spans.get(place, slice(0, 0)), closing.source, closing.second, found.alerts)
+            if self._ahead:
+                self._reach(closing.offset)
+            self._close_seconds(columns, columns.spans.get(place, slice(0, 0)), closing, found.alerts)
             found.markets.extend(summaries.get(place, ()))
+        if self._ahead:
+            self._reach(frame.through + 1)
+        self._end_silent(frame.clock, {closing.source for closing in closings}, found.alerts)
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._moved = True
@@ -136,30 +154,66 @@ class Detector:
 
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
-        self.expect = start
+        self.expect = max(self.expect, start)
 
-    def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
-        """Keys and msgpack values of what changed since the last call, in the order of writing; all of the state with `everything`.
+    # -- state --------------------------------------------------------------
 
-        A value begins with `through`. Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
+    def records(self, term: int = 0) -> list[tuple[bytes, bytes]]:
+        """Keys and values of what changed since the last call, in the order of writing: buckets of open alerts, then the head (`alert_state`).
+
+        Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
         (modulo 8), so that a woken worker can only replace what it wrote itself. Where they have come to lie is told to `index.confirmed`.
         """
+        if self.expect < 0 or not self._moved:
+            return []
+        place, through = f"{self.partition}/{self.log}/{term % TERMS}", self.expect - 1
+        lasts = self._lasts()
         out: list[tuple[bytes, bytes]] = []
-        through = self.expect - 1
-        changed = self.expect >= 0 and (self._changed or everything)
-        if changed:
-            out.append((self._key("open", term), msgspec.msgpack.encode([through, self.log, [asdict(alert) for alert in self.open_alerts]])))
-        if self.expect >= 0 and (self._moved or everything):
-            out.append((self._key("head", term), msgspec.msgpack.encode([through, self.log, self.resume_input, self.index.needed({})])))
-        if out:
-            self.index.written({}, ["open"] if changed else [])
-        self._changed = self._moved = False
+        for number in sorted(self._dirty):
+            bucket = self._buckets[number]
+            bucket.order = sorted(bucket.alerts.values(), key=_order)
+            bucket.stored, bucket.slot = through, 1 - bucket.slot
+            out += alert_state.bucket_records(place, alert_state.bucket(through, self.log, number, bucket.slot, bucket.order))
+            if not bucket.alerts:
+                del self._buckets[number]
+        buckets = {number: bucket.stored for number, bucket in self._buckets.items()}
+        buckets |= {number: kept.stored for number, kept in self._ahead.items() if kept.alerts}
+        self.index.keep({str(number) for number in buckets})
+        head = Head(
+            v=FORMAT, through=through, log=self.log, resume=self.resume_input, ranges=self.index.needed({}), buckets=buckets, lasts=lasts,
+            sources={source_id(name): (source.touched, source.closed) for name, source in self._sources.items()},
+        )  # fmt: skip
+        out.append((f"{place}/head".encode(), pack(head)))
+        self.index.written({}, [str(number) for number in self._dirty])
+        self._dirty.clear()
+        self._moved = False
         return out
+
+    def _lasts(self) -> dict[int, list[int]]:
+        """The `last` of alerts that the head is to carry; buckets whose would be too many are written again."""
+        self._touched -= self._dirty
+        out: dict[int, list[int]] = {}
+        count = 0
+        for number in sorted(self._touched):
+            order = self._buckets[number].order
+            count += len(order)
+            if count > MAX_LASTS:
+                self._dirty.add(number)
+            else:
+                out[number] = [alert.last - alert.opened for alert in order]
+        self._touched -= self._dirty
+        return out
+
+    @staticmethod
+    def readable(key: bytes, value: bytes) -> str:
+        """Why a record is none of `detect`; empty where it can be read. Raises `StateError` where a newer stockstream wrote it."""
+        return alert_state.readable(key, value)
 
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        return named([msgspec.msgpack.decode(value) for key, value in records.items() if key.endswith(b"/head")])
+        heads = [alert_state.head_of(value) for key, value in records.items() if alert_state.is_head(key)]
+        return max(heads, key=lambda head: (head.log, head.through, head.resume)).ranges if heads else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None) -> Detector:
@@ -168,60 +222,87 @@ class Detector:
         Raises `StateError`.
         """
         detector = cls(partition)
-        prefix = b"%d/" % partition
-        own = [(key, value) for key, value in records.items() if key.startswith(prefix)]
-        try:
-            decoded = [(key.rpartition(b"/")[2], [*msgspec.msgpack.decode(value), offsets[key] if offsets else 0]) for key, value in own]
-            if not decoded:
-                return detector
-            detector.log = max(value[1] for _, value in decoded)
-            newest: dict[bytes, list[Any]] = {}
-            for name, value in decoded:
-                if value[1] == detector.log and value[0] >= newest.get(name, [-2])[0]:
-                    newest[name] = value
-            detector.resume_input = newest.get(b"head", (0, "", 0))[2]
-            detector.expect = max(value[0] for value in newest.values()) + 1
-            if b"open" in newest:
-                _, _, alerts, offset = newest[b"open"]
-                detector.index.restored(offset, {}, ["open"])
-                for alert in alerts:
-                    detector._keep(OpenAlert(**alert))
-        except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as error:
-            raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error
+        detector.log, found, buckets = alert_state.restored(partition, records)
+        if found is not None:
+            head, key = found
+            detector.expect, detector.resume_input = head.through + 1, head.resume
+            if offsets:
+                detector.index.restored(offsets[key], {})                # what is needed of before has a name
+        for number, kept in buckets.items():
+            if offsets and kept.alerts and not kept.outdated:
+                places = [offsets[key] for key in kept.keys]
+                detector.index.restored(max(places), {}, [str(number)], first=min(places))
+            detector._ahead[number] = kept
+            for alert in kept.alerts:
+                detector._sources.setdefault(alert.source, _Source())
+        for name, source in detector._sources.items() if found is not None else ():
+            source.touched, source.closed = found[0].sources.get(source_id(name), (0, -1))
+        detector._reach(detector.expect)
         return detector
-
-    def _key(self, name: str, term: int) -> bytes:
-        return f"{self.partition}/{self.log}/{term % 8}/{name}".encode()
 
     def _reset(self, log: str) -> None:
         self.log = log
         self.index.clear()
         self.expect = -1
-        self._open = {}
-        self._owner = {}
-        self._changed = True
+        self._sources, self._owner, self._buckets, self._ahead = {}, {}, {}, {}
+        self._dirty, self._touched = set(), set()
 
-    def _keep(self, alert: OpenAlert) -> None:
-        self._open.setdefault(alert.source, {})[alert.symbol, alert.rule] = alert
+    def _reach(self, offset: int) -> None:
+        """The log goes on with this raw offset: buckets that count all before it are put in place."""
+        due = [number for number, kept in self._ahead.items() if kept.through < offset]
+        for number in due:
+            kept = self._ahead.pop(number)
+            for alert in kept.alerts:
+                self._keep(alert, number)
+            if kept.alerts:
+                bucket = self._buckets[number]
+                bucket.stored, bucket.slot, bucket.order = kept.stored, kept.slot, kept.alerts
+            self._dirty.discard(number)
+            if kept.outdated and kept.alerts:
+                self._dirty.add(number)
+            elif kept.touched:
+                self._touched.add(number)
+        if due and not self._ahead:
+            self._sources = {name: source for name, source in self._sources.items() if source.alerts}
+
+    def _keep(self, alert: OpenAlert, number: int) -> None:
+        source = self._sources.get(alert.source)
+        if source is None:
+            source = self._sources[alert.source] = _Source()
+        source.alerts[alert.symbol, alert.rule] = alert
+        source.due = min(source.due, alert.last + QUIET_S)
         self._owner[alert.symbol] = alert.source
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = _Bucket()
+        bucket.alerts[alert.symbol, alert.rule] = alert
+        self._dirty.add(number)
 
     def _drop(self, alert: OpenAlert) -> None:
-        by = self._open[alert.source]
-        del by[alert.symbol, alert.rule]
-        if not any(symbol == alert.symbol for symbol, _ in by):
+        source, number = self._sources[alert.source], bucket_of(alert.symbol)
+        del source.alerts[alert.symbol, alert.rule], self._buckets[number].alerts[alert.symbol, alert.rule]
+        self._dirty.add(number)
+        if not any((alert.symbol, rule) in source.alerts for rule in RULES):
             del self._owner[alert.symbol]
-        if not by:
-            del self._open[alert.source]
+        if not source.alerts and not self._ahead:
+            del self._sources[alert.source]
 
-    def _close_seconds(self, columns: _Columns, rows: slice, source: str, second: int, out: list[Alert]) -> None:
-        self._end_taken_over(columns, rows, source, out)
+    # -- the life of alerts -------------------------------------------------
+
+    def _close_seconds(self, columns: _Columns, rows: slice, closing: Closing, out: list[Alert]) -> None:
+        name, second = closing.source, closing.second
+        self._end_taken_over(columns, rows, name, out)
+        source = self._sources.get(name)
+        if source is not None and source.closed not in (-1, closing.after):
+            self._end_all(source, out)                                   # `clean` has forgotten the source since: this is another series
         hits = columns.hits(rows)
-        if not hits and source not in self._open:
-            return
+        if self._ahead:
+            hits = [hit for hit in hits if bucket_of(hit.symbol) not in self._ahead]
         position = 0
         while True:
-            own = self._open.get(source, {})
-            now = min(hits[position].second if position < len(hits) else math.inf, min((alert.due for alert in own.values()), default=math.inf))
+            source = self._sources.get(name)
+            due = source.due if source is not None else math.inf
+            now = min(hits[position].second if position < len(hits) else math.inf, due)
             if now > second and position == len(hits):
                 break
             told: list[Alert] = []
@@ -230,52 +311,94 @@ class Detector:
                 hit = hits[position]
                 position += 1
                 touched.add((hit.symbol, hit.rule))
-                told += self._hit(hit.row, hit.symbol, hit.rule, source)
-            told += [self._end(alert) for key, alert in list(own.items()) if alert.due <= now and key not in touched]
-            out += sorted(told, key=lambda alert: (alert.symbol, alert.rule))
+                told += self._hit(hit, name)
+            if source is not None and due <= now:
+                told += [self._end(alert) for key, alert in list(source.alerts.items()) if alert.last + QUIET_S <= now and key not in touched]
+                source.due = min((alert.last + QUIET_S for alert in source.alerts.values()), default=math.inf)
+            told.sort(key=_order)
+            out += told
+        source = self._sources.get(name)
+        if source is not None:
+            source.closed = second
 
     def _end_taken_over(self, columns: _Columns, rows: slice, source: str, out: list[Alert]) -> None:
         """Close what another source left open in symbols that this one now speaks of."""
-        if self._open.keys() <= {source}:
+        if self._sources.keys() <= {source}:
             return
-        foreign = {symbol for symbol, owner in self._owner.items() if owner != source}
-        for symbol in sorted(foreign and foreign.intersection(columns.symbols(rows))):
-            left = [alert for (name, _), alert in self._open[self._owner[symbol]].items() if name == symbol]
-            out += [self._end(alert) for alert in sorted(left, key=lambda alert: alert.rule)]
+        for symbol in sorted(symbol for symbol in columns.symbols(rows) if self._owner.get(symbol, source) != source):
+            left = self._sources[self._owner[symbol]].alerts
+            out += [self._end(left[symbol, rule]) for rule in RULES if (symbol, rule) in left]
 
-    def _hit(self, row: dict[str, Any], symbol: str, rule: str, source: str) -> list[Alert]:
-        second = int(row["second"])
-        value, baseline, threshold, severity = _judge(rule, row)
-        self._changed = True
-        alert = self._open.get(source, {}).get((symbol, rule))
+    def _end_silent(self, clock: int, heard: set[str], out: list[Alert]) -> None:
+        """Close what sources left open that were in no frame for FORGET_MS of the log's time."""
+        for name in sorted(self._sources):
+            source = self._sources[name]
+            if name in heard or not source.touched:
+                source.touched = clock
+            elif clock - source.touched > FORGET_MS:
+                self._end_all(source, out)
+
+    def _end_all(self, source: _Source, out: list[Alert]) -> None:
+        out += [self._end(alert) for alert in sorted(source.alerts.values(), key=_order)]
+
+    def _hit(self, hit: _Hit, source: str) -> list[Alert]:
+        symbol, rule, window = hit.symbol, hit.rule, hit.window
+        second = hit.second
+        value, baseline, threshold, severity = _judge(rule, window)
+        own = self._sources.get(source)
+        alert = own.alerts.get((symbol, rule)) if own is not None else None
         if alert is None:
-            alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, row)
-            self._keep(alert)
+            alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, window)
+            self._keep(alert, bucket_of(symbol))
             return [_tell(alert, "opened", second, _sentence(alert))]
         alert.last = second
         if not (value > alert.value if rule == VOLUME_SPIKE else value < alert.value):
+            self._touched.add(bucket_of(symbol))
             return []
-        alert.value, alert.baseline, alert.threshold, alert.window = value, baseline, threshold, row
+        alert.value, alert.baseline, alert.threshold, alert.window = value, baseline, threshold, window
         if severity == "critical":
             alert.severity = severity
+        self._dirty.add(bucket_of(symbol))
         return [_tell(alert, "updated", second, _sentence(alert))]
 
     def _end(self, alert: OpenAlert) -> Alert:
         self._drop(alert)
-        self._changed = True
         since = datetime.fromtimestamp(alert.last, UTC).strftime("%H:%M:%S")
         what = "volume back to normal" if alert.rule == VOLUME_SPIKE else "no longer 1 % below the price a minute before"
-        return _tell(alert, "closed", alert.due, f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC.")
+        return _tell(alert, "closed", alert.last + QUIET_S, f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Hit:
-    """A row that has a rule's condition."""
+class _Hit(NamedTuple):
+    """A row that has a rule's condition, with its values of WINDOW_COLUMNS."""
 
     second: int
     symbol: str
     rule: str
-    row: dict[str, Any]
+    window: tuple[Any, ...]
+
+
+def _order(alert: OpenAlert | Alert) -> tuple[str, str]:
+    return alert.symbol, alert.rule
+
+
+def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, ...]]:
+    """WINDOW_COLUMNS of these rows, null as None."""
+    out: list[list[Any]] = []
+    indices = pa.array(found)
+    for name in WINDOW_COLUMNS:
+        column = rows.column(name)
+        if pa.types.is_string(column.type):
+            texts = column.take(indices).dictionary_encode()
+            known = texts.dictionary.to_pylist()
+            out.append([known[number] for number in texts.indices.to_numpy().tolist()])
+        else:
+            numbers_of = numbers(rows, name)[found]
+            values = numbers_of.tolist()
+            if numbers_of.dtype.kind == "f":
+                for place in np.flatnonzero(np.isnan(numbers_of)).tolist():
+                    values[place] = None
+            out.append(values)
+    return list(zip(*out, strict=True))
 
 
 class _Columns:
@@ -302,13 +425,14 @@ class _Columns:
         found = np.flatnonzero(spike | drop)
         if not len(found):
             return [], []
-        indices = pa.array(found)
-        told, symbols = rows.select(WINDOW_COLUMNS).take(indices).to_pylist(), self._symbol.take(indices).to_pylist()
+        windows, symbols = _values(rows, found), self._symbol.take(pa.array(found)).to_pylist()
         hits = [
-            (index, _Hit(row["second"], symbol, rule, row))
-            for index, symbol, row in zip(found.tolist(), symbols, told, strict=True)
-            for rule, mask in ((PRICE_DROP, drop), (VOLUME_SPIKE, spike))
-            if mask[index]
+            (index, _Hit(window[_SECOND], symbol, rule, window))
+            for index, symbol, window, masks in zip(
+                found.tolist(), symbols, windows, zip(drop[found].tolist(), spike[found].tolist(), strict=True), strict=True
+            )
+            for rule, hit in zip(RULES, masks, strict=True)
+            if hit
         ]
         return [index for index, _ in hits], [hit for _, hit in hits]
 
@@ -351,11 +475,11 @@ class _Columns:
         return int(self._offset[row]), self._sources[self._source[row]]
 
 
-def _judge(rule: str, row: Mapping[str, Any]) -> tuple[float, float, float, Severity]:
+def _judge(rule: str, window: tuple[Any, ...]) -> tuple[float, float, float, Severity]:
     if rule == VOLUME_SPIKE:
-        value, baseline = float(row["volume"]), row["volume_5m"] / row["seconds_5m"]
+        value, baseline = float(window[_VOLUME]), window[_VOLUME_5M] / window[_SECONDS_5M]
         return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
-    value, baseline = row["close"], row["price_60s"]
+    value, baseline = window[_CLOSE], window[_PRICE_60S]
     return value, baseline, PRICE_FACTOR * baseline, "critical" if value <= PRICE_CRITICAL_FACTOR * baseline else "warning"
 
 
@@ -370,5 +494,5 @@ def _tell(alert: OpenAlert, state: Literal["opened", "updated", "closed"], secon
     return Alert(
         id=f"{alert.symbol}-{alert.rule}-{alert.opened}", symbol=alert.symbol, rule=alert.rule, state=state, severity=alert.severity,
         opened_at=(alert.opened + 1) * 1000, as_of=(second + 1) * 1000, value=alert.value, baseline=alert.baseline, threshold=alert.threshold,
-        message=message, window=dict(alert.window),
+        message=message, window=dict(zip(WINDOW_COLUMNS, alert.window, strict=True)),
     )  # fmt: skip

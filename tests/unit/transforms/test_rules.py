@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.transforms.alert_state import Head, bucket_of
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.rules import Detected, Detector
+from stockstream.transforms.stored import pack
 
 Row = dict[str, Any]
 Log = list[tuple[Closing, list[Row]]]
@@ -156,22 +158,22 @@ def test_a_state_that_cannot_be_read_is_an_error() -> None:
 
 
 def test_records_hold_only_what_changed_and_others_partitions_and_older_logs_are_ignored() -> None:
-    log = quiet(range(START, START + 4))
+    log = quiet(range(START, START + 5))
     log[1][1].append(row("A", START + 1, volume=1000))
+    log[3][1].append(row("A", START + 3, volume=900))
     detector = Detector(3)
     detector.feed(frame(log[:1], 0, 0))
-    assert [key for key, _ in detector.records()] == [b"3/log-1/0/open", b"3/log-1/0/head"]
+    assert [key for key, _ in detector.records()] == [b"3/log-1/0/head"]
     assert detector.records() == []
     detector.feed(frame(log[1:2], 1, 1))
     records = dict(detector.records())
-    assert list(records) == [b"3/log-1/0/open", b"3/log-1/0/head"]
-    assert all(msgspec.msgpack.decode(value)[0] == 1 for value in records.values())
-    other = {b"33/log-9/head": msgspec.msgpack.encode([99, "log-9"]), b"3/log-0/head": msgspec.msgpack.encode([99, "log-0"])}
+    assert list(records) == [b"3/log-1/0/open/%d/0/0" % bucket_of("A"), b"3/log-1/0/head"]
+    assert all(msgspec.msgpack.decode(value)["through"] == 1 for value in records.values())
+    other = {b"33/log-9/0/head": records[b"3/log-1/0/head"], b"3/log-0/0/head": pack(Head(v=2, through=99, log="log-0", resume=9))}
     again = Detector.restore(3, records | other)
     assert (again.log, again.expect, again.open_alerts) == ("log-1", 2, detector.open_alerts)
-    assert dict(again.records(everything=True)) == records
-    again.feed(frame(log[2:3], 2, 2))
-    assert [key for key, _ in again.records()] == [b"3/log-1/0/head"]
+    again.feed(frame(log[2:4], 2, 3))
+    assert [key for key, _ in again.records()] == [b"3/log-1/0/head"], "that it goes on is in the head"
 
 
 def oracle(log: Log) -> list[tuple[str, str, int]]:
