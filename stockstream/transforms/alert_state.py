@@ -81,8 +81,8 @@ class Bucket(Stored):
     number: int
     slot: int = 0
     columns: tuple[str, ...] = WINDOW_COLUMNS[1:]
-    sources: list[str] = []
-    alerts: list[_Alert] = []
+    sources: list[str] = msgspec.field(default_factory=list)
+    alerts: list[_Alert] = msgspec.field(default_factory=list)
 
 
 class Head(Stored):
@@ -92,12 +92,12 @@ class Head(Stored):
     log: str
     resume: _Offset
     """Offset in `windows` to go on from."""
-    ranges: list[Range] = []
+    ranges: list[Range] = msgspec.field(default_factory=list)
     buckets: dict[int, int] | None = None
     """Non-empty buckets, and what their records count through. None in version 1: the newest record counts."""
-    lasts: dict[int, list[int]] = {}
+    lasts: dict[int, list[int]] = msgspec.field(default_factory=dict)
     """Of buckets whose record is older in nothing else: `last` less `opened` of each alert, in the record's order."""
-    sources: dict[int, tuple[int, int]] = {}
+    sources: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     """Of each source with open alerts, by `source_id`: the clock (epoch ms) when it was last in a frame (0: not known) and its last closed second."""
 
 
@@ -105,7 +105,7 @@ class _Head1(msgspec.Struct, array_like=True):
     through: _Offset
     log: str
     resume: _Offset
-    ranges: list[Range] = []
+    ranges: list[Range] = msgspec.field(default_factory=list)
 
 
 class _Alert1(msgspec.Struct):
@@ -266,7 +266,7 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
             if whole is not None:                                        # else its writer died in the middle of it: the other slot has the one before
                 buckets.append(unpack(Bucket, whole, FORMAT))
                 keys[id(buckets[-1])] = list(some)
-        log = max((record.log for record in [*(head for head, _ in heads), *buckets]), default="")
+        log = max([*(head.log for head, _ in heads), *(one.log for one in buckets)], default="")
         found = max((found for found in heads if found[0].log == log), key=lambda found: (found[0].through, found[0].resume), default=None)
         head = found[0] if found is not None else None
         best: dict[int, Bucket] = {}

@@ -235,8 +235,9 @@ class Detector:
             detector._ahead[number] = kept
             for alert in kept.alerts:
                 detector._sources.setdefault(alert.source, _Source())
-        for name, source in detector._sources.items() if found is not None else ():
-            source.touched, source.closed = found[0].sources.get(source_id(name), (0, -1))
+        known = found[0].sources if found is not None else {}
+        for name, source in detector._sources.items():
+            source.touched, source.closed = known.get(source_id(name), (0, -1))
         detector._reach(detector.expect)
         return detector
 

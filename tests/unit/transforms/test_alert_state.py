@@ -142,7 +142,8 @@ def test_a_source_that_has_ended_closes_its_alerts_after_a_day_of_the_logs_time(
         return Frame(made.log, made.start, made.through, made.closings, made.rows, clock=clock)
 
     def told(restart: bool) -> list[tuple[str, str, int]]:
-        detector, out, stored = Detector(3), [], dict[bytes, bytes]()
+        detector, stored = Detector(3), dict[bytes, bytes]()
+        out: list[tuple[str, str, int]] = []
         frames = [
             heard(0, "gone", START, HOUR_MS, row("A", START, volume=1000)),
             heard(1, "live", START + 1, 0),                              # a frame whose clock is not known: "gone" is not asked about
