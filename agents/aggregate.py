@@ -16,9 +16,9 @@ from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows import Rows, Windows
 from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms, resume_of
+from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
 from tables import aggregate as table
-from tables.state import Stage
+from tables.frame_stage import FrameStage
 
 LATEST_S = 60
 settings = app.settings
@@ -29,17 +29,15 @@ def _restore(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[by
     return Windows.restore(partition, records, offsets, revise_s=settings.revise_s)
 
 
-class Aggregation(Stage[Windows]):
+class Aggregation(FrameStage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, resume_of, Windows.needs)
-        self.reader = FrameReader("aggregate", TICKS_SCHEMA)
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA))
         self.told: dict[str, tuple[str, int]] = {}
 
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
-        self.reader.forget()
         self.told.clear()                                                # what was under way may have been dropped
 
     async def chunk(self, chunk: Chunk) -> None:

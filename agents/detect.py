@@ -12,9 +12,9 @@ from stockstream.app import app
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.transforms.rules import Detector
 from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, metrics, resume_of
+from stockstream.worker import FrameReader, metrics
 from tables import detect as table
-from tables.state import Stage
+from tables.frame_stage import FrameStage
 
 AT_ONCE = 500
 """Alerts that are encoded before others get their turn."""
@@ -23,18 +23,13 @@ settings = app.settings
 _encode = msgspec.json.Encoder().encode
 
 
-class Detection(Stage[Detector]):
+class Detection(FrameStage[Detector]):
     """The cores of `detect`."""
 
     turns_before = SEND_TURNS                                            # `score` reads the same frames, and there is more to wait for behind it
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), Detector.restore, resume_of, Detector.needs)
-        self.reader = FrameReader("detect", WINDOWS_SCHEMA)
-
-    async def release(self, timeout_s: float) -> None:
-        await super().release(timeout_s)
-        self.reader.forget()
+        super().__init__(app, table, settings.topic("windows"), Detector.restore, Detector.needs, FrameReader("detect", WINDOWS_SCHEMA))
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition

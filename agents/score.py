@@ -18,9 +18,9 @@ from stockstream.records import WINDOWS_SCHEMA
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_of, metrics, now_ms, resume_of, status
+from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
 from tables import score as table
-from tables.state import Stage
+from tables.frame_stage import FrameStage
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,13 @@ class _Told:
     raw_ms: int = 0
 
 
-class Scoring(Stage[Scorer]):
+class Scoring(FrameStage[Scorer]):
     """The cores of `score`, and the champion model that new closings are scored with."""
 
     turns_after = SEND_TURNS
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), self._from_records, resume_of, Scorer.needs)
-        self.reader = FrameReader("score", WINDOWS_SCHEMA)
+        super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA))
         self.registry = Registry(settings.models)
         self.loaded: dict[tuple[str, str], ScoringModel] = {}
         self.champion: ScoringModel | None = None
@@ -95,10 +94,6 @@ class Scoring(Stage[Scorer]):
         found = await super().assign(partitions)
         self.unsaid = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
         return found
-
-    async def release(self, timeout_s: float) -> None:
-        await super().release(timeout_s)
-        self.reader.forget()
 
     def new_champion(self, partition: int, core: Scorer, offset: int) -> ScoringModel | None:
         """The model that is to be champion from a `windows` frame at `offset` on; None where it is already, or where the frame may have been told before.

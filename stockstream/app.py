@@ -27,9 +27,10 @@ from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
 
 from stockstream import compiled
-from stockstream.broker import MAX_BATCH_BYTES, ensure_topics
+from stockstream.broker import MAX_BATCH_BYTES, STATE_TABLES, changelog, ensure_topics
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.packages import require_own_packages
+from stockstream.set_aside import SetAside
 from stockstream.settings import Settings, load_settings
 from stockstream.transport import Consumer, Fence, Flow, Handed, Outgoing, Producer, Sender, Transport, exit_now, watchdog
 
@@ -121,6 +122,7 @@ class App(faust.App):
     """Whether the broker is the demo's embedded one; known from the start of the app."""
     fence: Fence
     sender: Sender
+    set_aside: SetAside
     parts: list[Part]
 
     @property
@@ -275,6 +277,7 @@ def create_app(settings: Settings) -> App:
     )
     app.settings = settings
     app.parts = []
+    app.set_aside = SetAside(settings.topic_prefix)
     app.fence = Fence(session)
     app.transport = Transport(app.conf.broker_consumer, app)
 
@@ -290,7 +293,7 @@ def create_app(settings: Settings) -> App:
             app.reader.sent(TP(out.topic, out.partition), handed)
 
     clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
-    app.sender = Sender(producer, app.fence, sent)
+    app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in STATE_TABLES))
     app.on_partitions_revoked.connect(app.release)
     app.on_partitions_assigned.connect(app.let_go)
     return app

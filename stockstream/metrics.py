@@ -118,6 +118,7 @@ class Metrics(Collector):
         self._restarts = self._counter("restarts", "things that had to begin anew", "what")
         self._unreadable = self._counter("tail_unreadable", "messages that the web's tail could not read", "topic", "reason")
         self._skipped = self._counter("records_skipped", "records that a reader or writer passed over", "topic", "reason")
+        self._set_aside = self._counter("records_set_aside", "records and messages that an agent could not handle", "topic", "agent")
         self._source_failures = self._counter("source_failures", "attempts of a source that failed", "source")
         self._source_up = self._gauge("source_up", "1 while a source of this worker runs, or has nothing to bring; 0 while it starts or has failed", "source")
         self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
@@ -191,6 +192,11 @@ class Metrics(Collector):
         """`count` records of `topic` (its name without prefix) that could not be handled and were passed over; `reason` is one of few words."""
         self._skipped.labels(self._bounded("topic", topic), self._bounded("skipped", reason)).inc(count)
         self._count("records_skipped", count)
+
+    def record_set_aside(self, topic: str, agent: str) -> None:
+        """One that an agent could not handle, and went on without; `topic` without prefix."""
+        self._set_aside.labels(self._bounded("topic", topic), self._bounded("agent", agent)).inc()
+        self._count("records_set_aside", 1)
 
     def source_up(self, source: str, up: bool) -> None:
         self._source_up.labels(self._bounded("source", source)).set(int(up))

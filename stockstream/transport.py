@@ -21,7 +21,7 @@ import sys
 import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -34,8 +34,10 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.producer import sender as producer_sender
 from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.types import Int32
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -47,8 +49,10 @@ from mode.utils.queues import FlowControlEvent
 
 from stockstream import compiled
 from stockstream.broker import MAX_BATCH_BYTES, producer_settings
-from stockstream.errors import FencedError
+from stockstream.errors import FencedError, StateError
 from stockstream.records import SCHEMA_VERSION
+from stockstream.set_aside import SetAside
+from stockstream.skipped import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,9 @@ SAMPLE_BYTES = 256
 HOLES_KEPT = 1_000
 """A transactional producer leaves one with every transaction: only the newest are told and asked for."""
 SEND_TURNS = 6
+MESSAGE_BYTES = 100
+"""Of a batch's and a record's heads, and our version header."""
+REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
 
@@ -289,22 +296,52 @@ def exit_now(status: int, said: str) -> NoReturn:
 class Sender:
     """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for.
 
-    `sent` is told of what was handed over: the futures, each with its messages.
+    `sent` is told of what was handed over: the futures, each with its messages. A message that no broker would take is set aside, and the others go;
+    agents bound and split what they send, so that this is the last line. State that does not fit is an error: nothing may be counted without it.
     """
 
-    def __init__(self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Handed], None] | None = None) -> None:
+    def __init__(
+        self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Handed], None] | None = None,
+        aside: SetAside | None = None, state_topics: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self._producer, self._fence, self._sent = producer, fence, sent
+        self._aside, self._state_topics = aside or SetAside(), state_topics
         self._turns: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; many go as ready-made batches."""
         producer = self._producer()
+        if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
+            out = self._fitting(out)
         # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
         async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
             handed = await self._hand_over(producer, out)
+        for confirmed, messages in handed:
+            confirmed.add_done_callback(partial(self._refused, out, messages))
         if self._sent is not None and handed:
             self._sent(out, handed)
         return [confirmed for confirmed, _ in handed]
+
+    def _fitting(self, out: Outgoing) -> Outgoing:
+        """Without the messages that are too large. Raises `StateError` where they are state."""
+        for message in out.messages:
+            if _size(message) > MAX_BATCH_BYTES:
+                self._set_aside(out, message, f"a message may have {MAX_BATCH_BYTES} bytes")
+        return out._replace(messages=[message for message in out.messages if _size(message) <= MAX_BATCH_BYTES])
+
+    def _refused(self, out: Outgoing, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
+        """Sets aside what the broker refuses for its size, for good: the topic's limit is lower than ours."""
+        error = None if confirmed.cancelled() else confirmed.exception()
+        if isinstance(error, REFUSED) and out.topic not in self._state_topics:
+            for message in messages:
+                self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): does the topic's max.message.bytes allow {MAX_BATCH_BYTES}?")
+            error.set_aside = True
+
+    def _set_aside(self, out: Outgoing, message: Message, why: str) -> None:
+        what = f"{_size(message)} bytes, key {shortened(repr(message.key), 80)}: {why}"
+        if out.topic in self._state_topics:
+            raise StateError(f"a state record for {out.topic}[{out.partition}] is too large: {what}")
+        self._aside.add(out.topic, out.partition, -1, "send", "too large", what)
 
     async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
         """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
@@ -338,6 +375,27 @@ class Sender:
         batch.close()
         handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
         return handed
+
+
+def _size(message: Message) -> int:
+    """Bytes that a message takes of a batch, at the most."""
+    size = len(message.value) + len(message.key or b"") + MESSAGE_BYTES
+    for name, value in message.headers:
+        size += len(name) + len(value) + 10
+    return size
+
+
+async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Waits until the broker has confirmed all, but what it has refused and `Sender` has set aside."""
+    try:
+        await asyncio.gather(*futures)
+    except REFUSED:
+        for future in futures:
+            try:
+                await future
+            except REFUSED as error:
+                if not getattr(error, "set_aside", False):
+                    raise
 
 
 @dataclass(slots=True)
@@ -427,7 +485,7 @@ class Pipe:
         while True:
             job, futures = await self._sent.get()
             if futures:
-                await asyncio.gather(*futures)
+                await delivered(futures)
             if job.records is not None and job.records.messages:
                 written = await asyncio.gather(*await self._sender.send(job.records))
                 if job.stored is not None:
@@ -1170,6 +1228,24 @@ def send(connection: Any, request: Any, expect_response: bool = True) -> Any:
 
 
 AIOKafkaConnection.send = send
+
+
+class Produce(SendProduceReqHandler):
+    """aiokafka's handler of what the broker answers. Sequence numbers that it has refused count again: the next batch would come out of order else."""
+
+    def handle_response(self, response: Any) -> None:
+        """As aiokafka's."""
+        manager = self._sender._txn_manager
+        refused = {error.errno for error in REFUSED}
+        for topic, partitions in response.topics if manager is not None else ():
+            for partition, code, *_ in partitions:
+                batch = self._batches.get(TopicPartition(topic, partition))
+                if code in refused and batch is not None:
+                    manager.increment_sequence_number(batch.tp, -batch.record_count)
+        super().handle_response(response)
+
+
+producer_sender.SendProduceReqHandler = Produce
 
 
 def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, value_serializer: None = None) -> Any:

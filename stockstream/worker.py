@@ -24,6 +24,7 @@ HOPS_HEADER = "hops"
 Taken = TypeVar("Taken")
 
 metrics = Metrics()
+app.set_aside.count = metrics.record_set_aside
 
 
 def now_ms() -> int:
@@ -82,28 +83,39 @@ class FrameReader:
         self._parts: dict[int, tuple[Assembler, int]] = {}
         self._missed: dict[int, int] = {}
         """By partition: the raw offset that was last said to be missing."""
+        self.current: dict[int, tuple[int, int]] = {}
+        """By partition: offsets of the first and last part of the frame that is being worked on."""
+        self.aside: dict[int, set[int]] = {}
+        """By partition: offsets of frames that were set aside."""
 
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
         for number, record in enumerate(chunk.records):
-            try:
-                frame = frame_of(chunk, number, self._schema)
-            except FrameError as error:
-                metrics.frame_dropped(self._agent, "unreadable")
-                logger.error("%s[%d] offset %d: %s", chunk.topic, chunk.partition, record.offset, error)
-                continue
             assembler, first = self._parts.get(chunk.partition, (None, record.offset))
             if assembler is None:
                 assembler = Assembler()
-            if frame.part == 0:
-                first = record.offset
-            self._parts[chunk.partition] = assembler, first
-            whole = assembler.feed(frame)
+            try:
+                frame = frame_of(chunk, number, self._schema)
+                if frame.part == 0:
+                    first = record.offset
+                self._parts[chunk.partition] = assembler, first
+                whole = assembler.feed(frame)
+            except FrameError as error:
+                metrics.frame_dropped(self._agent, "unreadable")
+                app.set_aside.add(chunk.topic, chunk.partition, record.offset, self._agent, "unreadable", str(error))
+                continue
             if whole is not None:
+                self.current[chunk.partition] = first, record.offset
                 yield whole, first, record
+                self.current.pop(chunk.partition, None)
 
     def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
-        """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it."""
+        """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it or the frame was set aside."""
+        if offset in self.aside.get(chunk.partition, ()):
+            metrics.frame_dropped(self._agent, "set_aside")
+            if frame.log == core.log and 0 <= core.expect <= frame.through:
+                core.skip_to(frame.through + 1)
+            return None
         taken = take(frame, offset)
         if taken is None and frame.log >= core.log and _truncated(chunk, offset):
             core.skip_to(frame.start)
@@ -117,9 +129,14 @@ class FrameReader:
                 logger.warning("%s[%d]: raw offsets %d to %d are missing: waiting for them", chunk.topic, chunk.partition, core.expect, frame.start - 1)
         return taken
 
+    def reset(self, partition: int) -> None:
+        """The partition is read again from an earlier place."""
+        for of in (self._parts, self._missed, self.current):
+            of.pop(partition, None)
+
     def forget(self) -> None:
-        self._parts.clear()
-        self._missed.clear()
+        for of in (self._parts, self._missed, self.current, self.aside):
+            of.clear()
 
 
 def _truncated(chunk: Chunk, offset: int) -> bool:
@@ -165,6 +182,7 @@ class Status:
             "lag": lags,
             "holes": [hole._asdict() for hole in list(guard.holes)[-100:]],
             "rereads": guard.rereads,
+            "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
             "archive": self.archive_positions() if self.archive_positions else [],
         }
 

@@ -160,11 +160,15 @@ class Stage(Generic[Core]):
         if epoch != self.app.reader.epoch:
             return found                                                 # a newer assignment is under way
         for partition, kept in stored.items():
-            core = self._restore(partition, kept.records, kept.offsets)
-            self.cores[partition] = core
-            self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
-            found[TP(self.topic, partition)] = self._position(core)
+            found[TP(self.topic, partition)] = self.build(partition, kept)
         return found
+
+    def build(self, partition: int, kept: Stored) -> int | None:
+        """Makes a partition's core from its state, and a pipe; the offset to read on from, None for the beginning."""
+        core = self._restore(partition, kept.records, kept.offsets)
+        self.cores[partition] = core
+        self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
+        return self._position(core)
 
     async def release(self, timeout_s: float) -> None:
         """Settles the pipes and forgets the cores."""
@@ -179,22 +183,26 @@ class Stage(Generic[Core]):
         """Takes a chunk: feeds its core, sends, stores."""
         raise NotImplementedError
 
+    async def take(self, chunk: Chunk) -> None:
+        """Takes a chunk, and what goes wrong with it."""
+        await self.chunk(chunk)
+
     async def work(self, stream: Any) -> None:
-        """Takes the chunks of a stream. What goes wrong ends the worker: a core may have counted what was not sent.
+        """Takes the chunks of a stream. What `take` does not handle ends the worker: a core may have counted what was not sent.
 
         Faust would acknowledge the chunk and go on with the next (faust-streaming/faust#189).
         """
         async for chunk in stream:
             try:
                 await self.app.reader.pace.let_pass(self.turns_before)
-                await self.chunk(chunk)
+                await self.take(chunk)
                 await self.app.reader.pace.let_pass(self.turns_after)
             except FencedError:
                 return
             except Exception as error:
                 logger.exception("%s[%d] from offset %d", chunk.topic, chunk.partition, chunk.first)
                 with contextlib.suppress(FencedError):
-                    self.app.fence.leave(f"{self.table.name}: {type(error).__name__}: {error}")
+                    self.app.fence.leave(f"{self.table.name}: {chunk.topic}[{chunk.partition}] from offset {chunk.first}: {type(error).__name__}: {error}")
                 return
 
     async def submit(

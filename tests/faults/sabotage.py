@@ -109,7 +109,23 @@ def archive_faults() -> None:
     stores.FileStore = Store  # type: ignore[misc]
 
 
-FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled}
+def poisoned() -> None:
+    """`aggregate` cannot take a frame with a tick of POISON: it fails half changed, each time."""
+    from stockstream.transforms.windows import Windows
+
+    inner = Windows.frame
+
+    def frame(self: Any, frame: Any, input_offset: int = 0) -> Any:
+        if "POISON" in frame.rows.column("symbol").to_pylist():
+            self.expect += 1
+            self._rings.clear()
+            raise KeyError("SABOTAGE: POISON")
+        return inner(self, frame, input_offset)
+
+    Windows.frame = frame  # type: ignore[method-assign]
+
+
+FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled, "poisoned": poisoned}
 
 
 if __name__ == "__main__":

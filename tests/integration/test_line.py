@@ -217,6 +217,39 @@ def test_a_worker_without_what_is_compiled_says_so_and_does_the_same(kafka: Clus
         assert "the inner loops are not compiled" in line.worker.log.read_text()
 
 
+def test_a_frame_that_aggregate_cannot_take_is_set_aside_and_its_neighbours_go_on(kafka: Cluster, tmp_path: Path) -> None:
+    with running(kafka.bootstrap, tmp_path, "poisoned") as line:
+        home = home_partition("POISON", line.settings.partitions)
+        names = [f"N{number}" for number in range(200)]
+        near = next(name for name in names if home_partition(name, line.settings.partitions) == home)
+        far = next(name for name in names if home_partition(name, line.settings.partitions) != home)
+
+        def send(symbol: str, price: float) -> None:
+            tick = {"symbol": symbol, "event_time": int(time.time() * 1000), "price": price, "size": 7, "source": f"of {symbol}"}
+            line.send([(home_partition(symbol, line.settings.partitions), json.dumps(tick).encode())])
+
+        def shows(symbol: str, price: float) -> None:
+            wait_until(lambda: f'"price":{price}' in json.dumps(line.get(f"/api/symbols/{symbol}")[1], separators=(",", ":")), LONGEST_S, f"{symbol} at {price}")
+
+        for price in (11.5, 12.5):
+            send(near, price)
+            shows(near, price)
+        send("POISON", 5.0)
+        aside = wait_until(lambda: line.get("/api/pipeline")[1]["set_aside"], LONGEST_S, "the frame is set aside")
+        assert [(one["topic"], one["partition"], one["agent"]) for one in aside] == [(line.settings.topic("ticks.clean"), home, "aggregate")]
+        assert "POISON" in aside[0]["reason"] and aside[0]["offset"] > 0
+        for price in (13.5, 14.5):
+            send(near, price)
+            send(far, price)
+            shows(near, price)
+            shows(far, price)
+        assert line.get("/api/symbols/POISON")[0] == 404
+        assert line.metric("stockstream_records_set_aside_total") == 1
+        assert line.worker.exits == []
+        detail = line.get(f"/api/symbols/{near}/bars")[1]["items"]
+        assert [bar["close"] for bar in detail] == [11.5, 12.5, 13.5, 14.5], "nothing of the neighbour is lost or counted twice"
+
+
 def test_a_second_replay_of_the_same_file_is_refused_in_words(line: Line, tmp_path: Path) -> None:
     day = generated_day(seconds=2_000)
     path = tmp_path / "generated.csv"

@@ -186,7 +186,7 @@ async def test_an_error_in_an_agent_ends_the_worker_and_no_further_chunk_is_take
 
     line.stage.chunk = take  # type: ignore[method-assign]
     await line.stage.work(line.stream())
-    assert (taken, line.told) == ([0, 1], ["test: KeyError: 'x'"])
+    assert (taken, line.told) == ([0, 1], ["test: ticks.clean[1] from offset 5: KeyError: 'x'"])
 
 
 async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:

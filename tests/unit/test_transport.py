@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError
+from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.producer import sender as producer_sender
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from hypothesis import given
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from stockstream import transport
 from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import FencedError
+from stockstream.set_aside import SetAside
 from stockstream.transport import (
     HOLES_KEPT,
     PIPE_DEPTH,
@@ -41,6 +44,7 @@ from stockstream.transport import (
     Pace,
     Pipe,
     Sender,
+    delivered,
     watchdog,
 )
 from tests.patience import PATIENCE_S
@@ -340,6 +344,66 @@ async def test_a_message_beyond_the_limit_is_an_error_that_names_it() -> None:
     sender = Sender(lambda: producer, Fence(6.0))
     with pytest.raises(ValueError, match="a message of 11 bytes for t passes the limit"):
         await sender.send(out("t", b"a", b"b", b"c" * 11, b"d"))
+
+
+@pytest.mark.parametrize("others", [0, 1, 4])
+async def test_a_message_that_is_too_large_is_set_aside_and_the_others_go_in_order(others: int) -> None:
+    producer, aside = Producer(room=MAX_BATCH_BYTES), SetAside("stockstream.")
+    sender = Sender(lambda: producer, Fence(6.0), aside=aside)
+    small = [b"%d" % number for number in range(others)]
+    await delivered(await sender.send(out("stockstream.alerts", *small[:2], b"x" * MAX_BATCH_BYTES, *small[2:])))
+    assert producer.values("stockstream.alerts") == small
+    (one,) = aside.newest
+    assert one[:4] == ("stockstream.alerts", 3, -1, "send") and one.reason.startswith("too large: 1000103 bytes, key b'key'")
+
+
+async def test_a_state_record_that_is_too_large_is_an_error_that_names_it(rig: Rig) -> None:
+    sender = Sender(lambda: rig.producer, rig.fence, state_topics={"app-detect-changelog"})
+    pipe = Pipe(sender, rig.fence, "detect[3]")
+    await pipe.submit([out("t", b"a")], out("app-detect-changelog", b"x" * MAX_BATCH_BYTES))
+    await pipe.drain()
+    await pipe.close(0)
+    assert rig.told == [
+        "detect[3]: StateError: a state record for app-detect-changelog[3] is too large: 1000103 bytes, key b'key': a message may have 1000000 bytes"
+    ]
+
+
+async def test_what_the_broker_refuses_for_its_size_is_set_aside_and_the_pipe_goes_on() -> None:
+    """A topic whose max.message.bytes is lower than ours."""
+    told: list[str] = []
+    producer, aside = Producer(), SetAside()
+    fence = Fence(6.0, told.append)
+    sender = Sender(lambda: producer, fence, aside=aside, state_topics={"state"})
+    pipe = Pipe(sender, fence, "detect[3]")
+    producer.hold = True
+    await pipe.submit([out("alerts", b"large"), out("market", b"small")], out("state", b"s"))
+    await eventually(lambda: len(producer.held) == 2)
+    producer.held[0].set_exception(MessageSizeTooLargeError())
+    producer.release()
+    await pipe.drain()
+    assert producer.values("state") == [b"s"] and not told
+    assert [(one.topic, one.agent) for one in aside.newest] == [("alerts", "send")]
+    producer.hold = True
+    await pipe.submit([], out("state", b"s"))
+    await eventually(lambda: bool(producer.held))
+    producer.held[0].set_exception(MessageSizeTooLargeError())
+    await pipe.drain()
+    assert len(told) == 1 and told[0].startswith("detect[3]: MessageSizeTooLargeError")
+    await pipe.close(0)
+
+
+def test_sequence_numbers_that_the_broker_has_refused_count_again() -> None:
+    """The broker knows nothing of a batch that it refuses: the next one begins where that did."""
+    place = TopicPartition("t", 3)
+    numbers = {place: 17}
+    manager = SimpleNamespace(increment_sequence_number=lambda tp, count: numbers.update({tp: numbers[tp] + count}))
+    failed: list[Any] = []
+    batch = SimpleNamespace(tp=place, record_count=5, failure=lambda exception: failed.append(exception), expired=lambda: False)
+    for code, expected in ((10, 12), (18, 7), (29, 7)):
+        handler = producer_sender.SendProduceReqHandler(SimpleNamespace(_txn_manager=manager, client=None, _retry_backoff=0.1), {place: batch})
+        handler.handle_response(SimpleNamespace(API_VERSION=7, topics=[("t", [(3, code, -1, -1, -1)])]))
+        assert numbers[place] == expected
+    assert [type(error).__name__ for error in failed] == ["MessageSizeTooLargeError", "RecordListTooLargeError", "TopicAuthorizationFailedError"]
 
 
 async def test_a_worker_that_may_not_act_sends_nothing(clock: Clock) -> None:

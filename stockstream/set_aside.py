@@ -1,0 +1,64 @@
+"""What could not be handled and was set aside: counted, logged with its place, and kept for `/api/pipeline`, while everything else goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from stockstream.skipped import shortened
+
+logger = logging.getLogger(__name__)
+
+KEPT = 100
+LOG_EVERY_S = 60.0
+"""A line an agent, topic and reason: the first at once, then at most one in this time, which says how many it stands for."""
+TALLIES = 1_024
+
+
+class Aside(NamedTuple):
+    """One record that was read, or one message that was to be sent (`offset` -1: it never got one). `at` is epoch ms, of the worker's clock."""
+
+    topic: str
+    partition: int
+    offset: int
+    agent: str
+    reason: str
+    at: int
+
+
+class SetAside:
+    """The newest of them, and how many there were.
+
+    Args:
+        prefix: of the topics' names; the counter leaves it out.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._prefix, self._clock = prefix, clock
+        self.count: Callable[[str, str], None] = lambda topic, agent: None
+        """Told of each: its topic, without prefix, and the agent."""
+        self.newest: deque[Aside] = deque(maxlen=KEPT)
+        self.total = 0
+        self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
+
+    def add(self, topic: str, partition: int, offset: int, agent: str, reason: str, detail: str = "") -> None:
+        """One that `agent` sets aside; `reason` is one of few words, `detail` says more about this one."""
+        self.total += 1
+        told = shortened(f"{reason}: {detail}" if detail else reason)
+        self.newest.append(Aside(topic, partition, offset, agent, told, time.time_ns() // 1_000_000))
+        self.count(topic.removeprefix(self._prefix), agent)
+        key = (topic, agent, reason)
+        if key not in self._logged and len(self._logged) >= TALLIES:
+            key = ("", "", "")
+        at, since = self._logged.get(key, (-LOG_EVERY_S, 0))
+        if self._logged.get(key) and self._clock() - at < LOG_EVERY_S:
+            self._logged[key] = at, since + 1
+            return
+        self._logged[key] = self._clock(), 0
+        more = f" ({since} more of them since the last such line)" if since else ""
+        where = f"{topic}[{partition}]" + (f" offset {offset}" if offset >= 0 else "")
+        logger.error("%s: %s set aside, %s%s", agent, where, told, more)
