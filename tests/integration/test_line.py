@@ -229,7 +229,7 @@ def test_a_frame_that_aggregate_cannot_take_is_set_aside_and_its_neighbours_go_o
             line.send([(home_partition(symbol, line.settings.partitions), json.dumps(tick).encode())])
 
         def shows(symbol: str, price: float) -> None:
-            wait_until(lambda: f'"price":{price}' in json.dumps(line.get(f"/api/symbols/{symbol}")[1], separators=(",", ":")), LONGEST_S, f"{symbol} at {price}")
+            wait_until(lambda: f'"price": {price}' in json.dumps(line.get(f"/api/symbols/{symbol}")[1]), LONGEST_S, f"{symbol} at {price}")
 
         for price in (11.5, 12.5):
             send(near, price)
