@@ -445,5 +445,6 @@ def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
     root = Path(demo.settings.archive.removeprefix("file://"))
     ticks = sum(pq.read_metadata(root / name).num_rows for name in made)
     click.echo(f"ran {minutes}:{left:02}: {counts}{latency}")
-    click.echo(f"archived: {counted(ticks, 'tick')} in {root} (what came in the last second is left out); ask in SQL:")
+    rest = "is lost with the broker" if demo.broker is not None else "follows with the next run"
+    click.echo(f"archived: {counted(ticks, 'tick')} in {root} (what came in the last second {rest}); ask in SQL:")
     click.echo(f"  {command_line('query', '--archive', demo.settings.archive, EXAMPLE_SQL)}")

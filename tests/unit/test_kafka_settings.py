@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,16 @@ def test_an_old_java_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(ClusterError, match=r"java is 11\.0\.2"):
         cluster.find_java()
+
+
+def test_another_port_than_the_one_asked_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.Cluster, "start", lambda self: self._prepare())     # chooses its ports, and starts nothing
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster._start(tmp_path / "a", 1, "kraft", port)
+    told = capsys.readouterr()
+    chosen = int(told.out.rpartition(":")[2])
+    assert chosen != port and told.err == f"cluster: port {port} is in use: Kafka listens on {chosen}; give clients the address below\n"
+    cluster._start(tmp_path / "b", 1, "kraft", port)
+    told = capsys.readouterr()
+    assert told.out == f"kafka://127.0.0.1:{port}\n" and told.err == ""
