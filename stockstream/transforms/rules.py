@@ -35,8 +35,6 @@ from stockstream.transforms.stored import pack
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
-RULES = (VOLUME_SPIKE, PRICE_DROP)
-"""Every rule by its name."""
 VOLUME_MULTIPLE = 8.0
 VOLUME_CRITICAL_MULTIPLE = 16.0
 VOLUME_MIN_SECONDS = 120
@@ -48,6 +46,7 @@ FORGET_MS = 24 * 3_600_000
 """Of the log's time without a closing: then a source has ended. `clean` has forgotten it by then, and whatever is heard of it later is another series."""
 
 RULES = (PRICE_DROP, VOLUME_SPIKE)
+"""Every rule by its name, in the order of their alerts in the topic."""
 _SECOND, _CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
     WINDOW_COLUMNS.index, ("second", "close", "volume", "price_60s", "volume_5m", "seconds_5m")
 )

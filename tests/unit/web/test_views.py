@@ -177,7 +177,7 @@ async def test_health() -> None:
         ("/static/nothing.js", 404, "nothing.js"),
         ("/static/..%2Fviews.py", 404, "no file"),
         ("/api/symbols?limit=0", 400, "1 to 1000"),
-        ("/api/alerts?rule=foo", 400, "'foo': allowed are volume_spike, price_drop"),
+        ("/api/alerts?rule=foo", 400, "'foo': allowed are price_drop, volume_spike"),
         ("/api/symbols?limit=1001", 400, "1 to 1000"),
         ("/api/symbols?limit=x", 400, "'x'.*1 to 1000"),
         ("/api/symbols?limit=", 400, "1 to 1000"),
