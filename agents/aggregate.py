@@ -19,6 +19,7 @@ from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
 from tables import aggregate as table
 from tables.frame_stage import FrameStage
+from tables.state import anything
 
 LATEST_S = 60
 settings = app.settings
@@ -33,7 +34,8 @@ class Aggregation(FrameStage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA))
+        readable = getattr(Windows, "readable", anything)
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), readable)
         self.told: dict[str, tuple[str, int]] = {}
 
     async def release(self, timeout_s: float) -> None:

@@ -25,7 +25,7 @@ from stockstream.transforms.validation import Cleaner
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import hops_header, metrics, now_ms
 from tables import clean as table
-from tables.state import Stage
+from tables.state import Stage, anything
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ class Cleaning(Stage[Cleaner]):
     """The cores of `clean`: restored where the log is the one that the snapshot was made of, else begun anew with a new log id."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs)
+        readable = getattr(Cleaner, "readable", anything)
+        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs, readable)
         self.snapshot_at: dict[int, float] = {}
         self.saved: dict[int, int] = {}
         """By partition: the raw offset that the last snapshot goes on from."""

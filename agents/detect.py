@@ -29,7 +29,7 @@ class Detection(FrameStage[Detector]):
     turns_before = SEND_TURNS                                            # `score` reads the same frames, and there is more to wait for behind it
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), Detector.restore, Detector.needs, FrameReader("detect", WINDOWS_SCHEMA))
+        super().__init__(app, table, settings.topic("windows"), Detector.restore, Detector.needs, FrameReader("detect", WINDOWS_SCHEMA), Detector.readable)
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition

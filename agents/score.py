@@ -21,6 +21,7 @@ from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
 from tables import score as table
 from tables.frame_stage import FrameStage
+from tables.state import anything
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Scoring(FrameStage[Scorer]):
     turns_after = SEND_TURNS
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA))
+        readable = getattr(Scorer, "readable", anything)
+        super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), readable)
         self.registry = Registry(settings.models)
         self.loaded: dict[tuple[str, str], ScoringModel] = {}
         self.champion: ScoringModel | None = None

@@ -24,7 +24,7 @@ from stockstream.broker import MAX_BATCH_BYTES, client_options
 from stockstream.errors import BrokerError, FencedError, StateError, StockstreamError
 from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk
 from stockstream.worker import FrameCore, FrameReader, resume_of
-from tables.state import Needs, Stage, StateTable
+from tables.state import Needs, Readable, Stage, StateTable, anything
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ class FrameStage(Stage[Core]):
 
     Args:
         reader: of the agent's topic.
-        restore, needs: as those of `Stage`.
+        restore, needs, readable: as those of `Stage`.
     """
 
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core], needs: Needs,
-        reader: FrameReader,
+        reader: FrameReader, readable: Readable = anything,
     ) -> None:  # fmt: skip
-        super().__init__(app, table, topic, restore, resume_of, needs)
+        super().__init__(app, table, topic, restore, resume_of, needs, readable)
         self.reader = reader
         self._waiting: dict[int, deque[Chunk]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -158,7 +158,7 @@ class FrameStage(Stage[Core]):
             return False
         self.cores.pop(partition, None)
         self.reader.reset(partition)
-        stored = await self.table.read([partition], self._needs)
+        stored = await self.table.read([partition], self._needs, self._readable)
         if chunk.epoch != self.app.reader.epoch:
             return False
         begin = self.build(partition, stored[partition])

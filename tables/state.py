@@ -15,7 +15,7 @@ from faust.types import TP
 
 from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, changelog, client_options, end_offsets
-from stockstream.errors import FencedError
+from stockstream.errors import FencedError, StateError, StockstreamError
 from stockstream.transforms.changelog import OPEN, ChangelogIndex, Range, subtract
 from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk, ChunkSchema, Message, Outgoing, Pipe
 
@@ -28,26 +28,46 @@ Records = Sequence[tuple[bytes, bytes]]
 Needs = Callable[[Mapping[bytes, bytes]], list[Range] | None]
 """The ranges of a changelog that a restart needs, as the records read so far say; None where they do not say it."""
 
+PASSED_KEPT = 10_000
+"""Places of records that are passed over, for saying each once."""
+
 TAIL = 64
 """Records at a changelog's end that are read first: the last head is among them, but for a writer that died within a large batch."""
 
 
+Readable = Callable[[bytes, bytes], str]
+"""Why a record (key, value) is none that the core can be restored from; empty where it is one. Raises `StateError` for one of a newer format."""
+
+
+def anything(key: bytes, value: bytes) -> str:
+    """Of a table whose records are not looked at before they are used."""
+    return ""
+
+
 @dataclass(slots=True)
 class Stored:
-    """The last record of each key of one partition, and its offset."""
+    """The last record of each key of one partition that can be read, and its offset."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
     offsets: dict[bytes, int] = field(default_factory=dict)
 
-    def keep(self, record: Any) -> None:
-        """Takes a record, whichever range it was read in."""
-        if record.offset < self.offsets.get(record.key, -1):
-            return
-        self.offsets[record.key] = record.offset
-        if record.value is None:
-            self.records.pop(record.key, None)
-        else:
+    def keep(self, record: Any, readable: Readable = anything) -> str:
+        """Takes a record, whichever range it was read in. Where it is not ours the answer says why, and an earlier one of its key stays.
+
+        Our tables write no tombstones: one under a key of ours is somebody else's. Raises `StateError` for a record of a newer format.
+        """
+        if record.key is None or record.value is None:
+            return "a record without key" if record.key is None else "a tombstone: nobody here deletes state"
+        try:
+            fault = readable(record.key, record.value)
+        except StateError:
+            raise
+        except Exception as error:  # noqa: BLE001  anything may lie in a topic, and whatever it makes a decoder do is a fault of that record
+            fault = f"{type(error).__name__}: {error}"
+        if not fault and record.offset >= self.offsets.get(record.key, -1):
+            self.offsets[record.key] = record.offset
             self.records[record.key] = record.value
+        return fault
 
 
 class Reading:
@@ -63,7 +83,11 @@ class Reading:
     def begin_range(self) -> int | None:
         """The offset to read from now; None where all that is needed is there."""
         if not self._next and self._begin < self._end:
-            ranges = self._needs(self.stored.records)
+            try:
+                ranges = self._needs(self.stored.records)
+            except Exception:
+                logger.warning("the newest state does not say what is needed of its changelog: reading all of it", exc_info=True)
+                ranges = None
             ranges = [(0, OPEN)] if ranges is None else ranges
             inside = [(max(first, self._begin), min(last, self._end - 1)) for first, last in ranges]
             self._next = subtract([part for part in inside if part[0] <= part[1]], self._read)
@@ -90,10 +114,20 @@ class StateTable(faust.Table[bytes, bytes]):
         topic = app.topic(changelog(app.settings, name), schema=ChunkSchema(allow_empty=True), acks=False, internal=False, maxsize=4_096)
         super().__init__(app, name=name, changelog_topic=topic, recovery_buffer_size=1)
         self._app = app
+        self._passed: set[tuple[int, int]] = set()
         app.tables.add(self)
 
-    async def read(self, partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
-        """What a restart needs of each partition, as its changelog holds it now."""
+    def _pass(self, place: Any, offset: int, fault: str) -> None:
+        """Says once that a record is not used."""
+        if (place.partition, offset) not in self._passed and len(self._passed) < PASSED_KEPT:
+            self._passed.add((place.partition, offset))
+            self._app.set_aside.add(place.topic, place.partition, offset, self.name, "unreadable state", fault)
+
+    async def read(self, partitions: Sequence[int], needs: Needs, readable: Readable = anything) -> dict[int, Stored]:
+        """What a restart needs of each partition, as its changelog holds it now. What is not ours is passed over, visibly.
+
+        Raises `StateError` where a newer stockstream has written.
+        """
         if not partitions:
             return {}
         consumer = aiokafka.AIOKafkaConsumer(
@@ -119,7 +153,9 @@ class StateTable(faust.Table[bytes, bytes]):
                 if left:
                     for place, records in (await consumer.getmany(*left, timeout_ms=FETCH_MAX_WAIT_MS)).items():
                         for record in records:
-                            found[place].stored.keep(record)
+                            fault = found[place].stored.keep(record, readable)
+                            if fault:
+                                self._pass(place, record.offset, fault)
         finally:
             await consumer.stop()
         return {place.partition: reading.stored for place, reading in found.items()}
@@ -134,6 +170,7 @@ class Stage(Generic[Core]):
         restore: makes the core of a partition from its records and their offsets.
         position: the offset in `topic` at which a core goes on; None for the beginning.
         needs: tells from the records at the changelog's end which others are needed.
+        readable: tells which records are of use.
     """
 
     turns_before: ClassVar[int] = 0
@@ -143,10 +180,10 @@ class Stage(Generic[Core]):
 
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core],
-        position: Callable[[Core], int | None], needs: Needs,
+        position: Callable[[Core], int | None], needs: Needs, readable: Readable = anything,
     ) -> None:  # fmt: skip
         self.app, self.table, self.topic = app, table, topic
-        self._restore, self._position, self._needs = restore, position, needs
+        self._restore, self._position, self._needs, self._readable = restore, position, needs, readable
         self.cores: dict[int, Core] = {}
         self.pipes: dict[int, Pipe] = {}
         app.parts.append(self)
@@ -156,7 +193,7 @@ class Stage(Generic[Core]):
         await self.release(0.0)
         found: dict[TP, int | None] = {}
         epoch = self.app.reader.epoch
-        stored = await self.table.read(partitions.get(self.topic, []), self._needs)
+        stored = await self.table.read(partitions.get(self.topic, []), self._needs, self._readable)
         if epoch != self.app.reader.epoch:
             return found                                                 # a newer assignment is under way
         for partition, kept in stored.items():
@@ -164,8 +201,20 @@ class Stage(Generic[Core]):
         return found
 
     def build(self, partition: int, kept: Stored) -> int | None:
-        """Makes a partition's core from its state, and a pipe; the offset to read on from, None for the beginning."""
-        core = self._restore(partition, kept.records, kept.offsets)
+        """Makes a partition's core from its state, and a pipe; the offset to read on from, None for the beginning.
+
+        Raises `StateError`, which says how to go on, and `ModelError`.
+        """
+        try:
+            core = self._restore(partition, kept.records, kept.offsets)
+        except StockstreamError:
+            raise
+        except Exception as error:
+            logger.exception("%s: the state of partition %d", self.table.name, partition)
+            raise StateError(
+                f"the state of {self.table.name} for partition {partition} cannot be read ({type(error).__name__}: {error}): stop all workers and delete the "
+                f"topic {self.table.changelog_topic.get_topic_name()}; the agent then begins anew with what its input still holds"
+            ) from error
         self.cores[partition] = core
         self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
         return self._position(core)

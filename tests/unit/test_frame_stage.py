@@ -19,7 +19,7 @@ from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
 from stockstream.worker import FrameReader
 from tables import frame_stage
 from tables.frame_stage import FrameStage
-from tables.state import Needs, Stored
+from tables.state import Needs, Readable, Stored
 from tests.patience import PATIENCE_S
 
 TOPIC = "stockstream.windows"
@@ -104,7 +104,7 @@ class Line:
         if left:
             raise left.pop()
 
-    async def read(self, partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
+    async def read(self, partitions: Sequence[int], needs: Needs, readable: Readable) -> dict[int, Stored]:
         if self.read_fault is not None:
             raise self.read_fault
         return {partition: Stored(dict(self.stored.get(partition, {}))) for partition in partitions}
@@ -222,10 +222,10 @@ async def test_the_other_partition_goes_on_while_a_core_is_built_anew(line: Line
     held = asyncio.Event()
     read = line.read
 
-    async def slow(partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
+    async def slow(partitions: Sequence[int], needs: Needs, readable: Readable) -> dict[int, Stored]:
         if line.out[1]:
             await held.wait()
-        return await read(partitions, needs)
+        return await read(partitions, needs, readable)
 
     monkeypatch.setattr(line, "read", slow)
     line.failures = {(0, 5): errors(1)}

@@ -12,10 +12,11 @@ import pytest
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from stockstream.errors import FencedError
+from stockstream.errors import FencedError, StateError
+from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
 from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
-from tables.state import TAIL, Needs, Stage, StateTable, Stored
+from tables.state import TAIL, Needs, Readable, Stage, StateTable, Stored, anything
 from tests.patience import PATIENCE_S
 
 TOPIC = "ticks.clean"
@@ -44,7 +45,7 @@ class Table:
         self.reads = 0
         self.wait: asyncio.Event | None = None
 
-    async def read(self, partitions: Sequence[int], needs: Needs) -> dict[int, Stored]:
+    async def read(self, partitions: Sequence[int], needs: Needs, readable: Readable) -> dict[int, Stored]:
         self.reads += 1
         if self.wait is not None:
             await self.wait.wait()
@@ -206,7 +207,7 @@ async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
 
 class Record(NamedTuple):
     offset: int
-    key: bytes
+    key: bytes | None
     value: bytes | None
 
 
@@ -251,13 +252,16 @@ class Changelog:
         return {}
 
 
-async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions: int, needs: Needs = everything) -> dict[int, dict[bytes, bytes]]:
+async def read(
+    monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions: int,
+    needs: Needs = everything, readable: Readable = anything, aside: SetAside | None = None,
+) -> dict[int, dict[bytes, bytes]]:  # fmt: skip
     table: Any = StateTable.__new__(StateTable)
-    table._app = SimpleNamespace(settings=Settings(), embedded=False)
+    table._app, table._passed, table.name = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside()), set(), "test"
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
     monkeypatch.setattr("tables.state.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
     async with asyncio.timeout(PATIENCE_S):
-        found: dict[int, Stored] = await table.read(partitions, needs)
+        found: dict[int, Stored] = await table.read(partitions, needs, readable)
     assert not consumer.running
     for partition, kept in found.items():
         assert {(kept.offsets[key], key, value) for key, value in kept.records.items()} <= set(consumer.logs[partition])
@@ -266,7 +270,7 @@ async def read(monkeypatch: pytest.MonkeyPatch, consumer: Changelog, *partitions
 
 async def test_the_last_record_of_each_key_is_read_up_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     logs = {0: [Record(0, b"a", b"1"), Record(1, b"b", b"2"), Record(4, b"a", b"3")], 1: [], 2: [Record(9, b"c", b"4"), Record(10, b"c", None)]}
-    assert await read(monkeypatch, Changelog(logs), 0, 1, 2) == {0: {b"a": b"3", b"b": b"2"}, 1: {}, 2: {}}
+    assert await read(monkeypatch, Changelog(logs), 0, 1, 2) == {0: {b"a": b"3", b"b": b"2"}, 1: {}, 2: {b"c": b"4"}}
 
 
 async def test_a_log_that_ends_with_what_is_no_record_is_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,3 +308,50 @@ async def test_a_better_head_on_the_way_names_more(monkeypatch: pytest.MonkeyPat
 async def test_an_end_that_names_nothing_leads_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
     assert len((await read(monkeypatch, consumer, 0, needs=lambda records: None))[0]) == 1_000
+
+
+async def test_what_is_not_ours_is_passed_over_with_its_place_and_an_earlier_record_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rubbish under a key of ours, tombstones, records without key: nobody of ours writes them."""
+    log = [
+        Record(0, b"a", b"good"), Record(1, b"a", b"rubbish"), Record(2, b"a", None), Record(3, None, b"good"), Record(4, None, None),
+        Record(5, b"b", b"raises"), Record(6, b"c", b"x" * 5_000_000), Record(7, b"c", b"good"),
+    ]  # fmt: skip
+    aside = SetAside()
+
+    def readable(key: bytes, value: bytes) -> str:
+        if value == b"raises":
+            raise RecursionError("deep")
+        return "" if value == b"good" else "no msgpack"
+
+    assert await read(monkeypatch, Changelog({0: log}), 0, readable=readable, aside=aside) == {0: {b"a": b"good", b"c": b"good"}}
+    assert [(one.topic, one.offset, one.agent) for one in aside.newest] == [("changelog", offset, "test") for offset in (1, 2, 3, 4, 5, 6)]
+    assert [one.reason for one in aside.newest][::4] == ["unreadable state: no msgpack", "unreadable state: RecursionError: deep"]
+
+
+async def test_a_record_of_a_newer_format_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def readable(key: bytes, value: bytes) -> str:
+        raise StateError("written by a newer stockstream")
+
+    with pytest.raises(StateError, match="newer stockstream"):
+        await read(monkeypatch, Changelog({0: [Record(0, b"a", b"1")]}), 0, readable=readable)
+
+
+async def test_needs_that_cannot_be_read_lead_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs(records: Mapping[bytes, bytes]) -> None:
+        raise TypeError("'int' object is not subscriptable")
+
+    log = [Record(offset, b"%d" % offset, b"x") for offset in range(200)]
+    assert len((await read(monkeypatch, Changelog({0: log}), 0, needs=needs))[0]) == 200
+
+
+async def test_state_that_no_core_can_be_made_of_ends_the_start_in_one_line_that_says_how_to_go_on(line: Line) -> None:
+    line.table.stored = {0: {b"head": b"17"}}
+
+    def restore(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int]) -> Core:
+        raise KeyError(0)
+
+    line.stage._restore = restore
+    with pytest.raises(StateError) as told:
+        await line.assign(0)
+    assert str(told.value).startswith("the state of test for partition 0 cannot be read (KeyError: 0): stop all workers and delete the topic test-changelog; ")
+    assert "\n" not in str(told.value)
