@@ -30,6 +30,8 @@ from tables.state import Stage, anything
 logger = logging.getLogger(__name__)
 
 SNAPSHOT_S = 1.0
+SNAPSHOT_SHARE = 0.05
+"""Of its time the agent spends no more on snapshots: with tens of thousands of symbols they are made less often."""
 FLUSH_S = 1.0
 TIMER_S = 0.2
 IDENTIFY_TIMEOUT_S = 5.0
@@ -44,17 +46,18 @@ def new_log_id(now: float | None = None) -> str:
 
 
 def _needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-    """A snapshot is the whole state."""
-    return [] if records else None
+    """A complete snapshot is the whole state; where its pieces are not all among the last records, all are read."""
+    return [] if Cleaner.complete(records) else None
 
 
 class Cleaning(Stage[Cleaner]):
     """The cores of `clean`: restored where the log is the one that the snapshot was made of, else begun anew with a new log id."""
 
     def __init__(self) -> None:
-        readable = getattr(Cleaner, "readable", anything)
-        super().__init__(app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs, readable)
-        self.snapshot_at: dict[int, float] = {}
+        super().__init__(
+            app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs, Cleaner.readable
+        )
+        self.snapshot_due: dict[int, float] = {}
         self.saved: dict[int, int] = {}
         """By partition: the raw offset that the last snapshot goes on from."""
         self.flushed_at: dict[int, float] = {}
@@ -65,10 +68,9 @@ class Cleaning(Stage[Cleaner]):
         return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=new_log_id())
 
     def _from_records(self, partition: int, records: Mapping[bytes, bytes], _: Mapping[bytes, int]) -> Cleaner:
-        cores = [
-            Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s) for value in records.values()
-        ]
-        return max(cores, key=lambda core: (core.log, core.expect)) if cores else self._new(partition)
+        if not records:
+            return self._new(partition)
+        return Cleaner.restore(partition, settings.partitions, records, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
         epoch = app.reader.epoch
@@ -85,18 +87,14 @@ class Cleaning(Stage[Cleaner]):
                 found[TP(self.topic, partition)] = None
             if core.expect < 0:
                 # the id must outlive us before anything is sent under it
-                await self.submit(core, partition, records=[(self._key(), core.snapshot())])
+                await self.submit(core, partition, records=core.records(app.term))
         await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
         now = time.monotonic()
-        self.snapshot_at = dict.fromkeys(self.cores, now)
+        self.snapshot_due = dict.fromkeys(self.cores, now + SNAPSHOT_S)
         self.flushed_at = dict.fromkeys(self.cores, now)
         self.saved = {partition: core.expect for partition, core in self.cores.items()}
         self.told.clear()
         return found
-
-    @staticmethod
-    def _key() -> bytes:
-        return b"snapshot/%d" % (app.term % 8)
 
     async def _other_logs(self) -> set[int]:
         """Partitions whose log is not the one that their state was made of: it ends too early, or its record there is another."""
@@ -161,13 +159,15 @@ class Cleaning(Stage[Cleaner]):
                 self.flushed_at[partition] = now
                 metrics.rows("ticks.clean", frame.rows.num_rows)
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
-                if now - self.snapshot_at.get(partition, 0.0) >= SNAPSHOT_S:
+                if now >= self.snapshot_due.get(partition, 0.0):
                     records = self._snapshot(partition, core, now)
         await self.submit(core, partition, sends, records)
 
     def _snapshot(self, partition: int, core: Cleaner, now: float) -> list[tuple[bytes, bytes]]:
-        self.snapshot_at[partition], self.saved[partition] = now, core.expect
-        return [(self._key(), core.snapshot())]
+        records = core.records(app.term)
+        self.snapshot_due[partition] = now + max(SNAPSHOT_S, (time.monotonic() - now) / SNAPSHOT_SHARE)
+        self.saved[partition] = core.expect
+        return records
 
     async def timer(self) -> None:
         """Sends what has waited for long, and closes the seconds of sources that have fallen quiet."""
@@ -177,7 +177,7 @@ class Cleaning(Stage[Cleaner]):
                 return                                                   # the partitions went while the one before was served
             if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
-            elif not core.waiting and core.expect > self.saved.get(partition, -1) and now - self.snapshot_at[partition] >= SNAPSHOT_S:
+            elif not core.waiting and core.expect > self.saved.get(partition, -1) and now >= self.snapshot_due[partition]:
                 # a log at rest is counted to its end: what retention deletes while nobody runs was not needed any more
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)

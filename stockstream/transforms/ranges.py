@@ -2,8 +2,8 @@
 
 MAX_SYMBOL = 32
 MAX_SOURCE = 128
-MAX_TEXT = 1_024
-"""Characters of exchange, condition, currency and session: what is kept of a tick must fit into a message. No record of as many bytes holds a longer text."""
+MAX_TEXT = 64
+"""Characters of exchange, condition, currency and session. The longest of real feeds have about 30: names of venues, four condition codes with separators."""
 MIN_PRICE, MAX_PRICE = 1e-9, 1e9
 MAX_SIZE = 10**11
 """Sums of sizes stay within int64 for 92 million ticks of the largest size in one window."""

@@ -3,13 +3,16 @@
 `Cleaner` is a state machine over the log. Its verdicts are a function of the records alone, in offset order, so any cutting of the log into chunks
 gives the same. It judges in this order: shape and range, `wrong_partition`, `future`, `duplicate`, `other_source`, `late`; only accepted ticks change
 its state. A record's ticks are judged by the clock as it was before the record; then the clock moves and closes what it has passed.
+
+The log's own clock (`Cleaner.clock`) is the greatest Kafka time of an accepted record. What a source or symbol was known for is forgotten a day after its
+last accepted tick by that clock, or by the Kafka time of the record that is judged where that is greater: rejected records and snapshots change nothing.
 """
 
 from __future__ import annotations
 
-import base64
+import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,71 +24,29 @@ from numpy.typing import NDArray
 
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
+from stockstream.transforms import cleaning_state
+from stockstream.transforms.cleaning_state import FORGET_MS, SLOTS, VERSION, Feed, Held, Source, State, digest
 from stockstream.transforms.columns import MANY, Columns, Ints, Record, read
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.ranges import (
-    MAX_DAY_VOLUME,
-    MAX_INT,
-    MAX_PRICE,
-    MAX_QUOTE_SIZE,
-    MAX_SIZE,
-    MAX_SOURCE,
-    MAX_TEXT,
-    MAX_TIME,
-    MIN_PRICE,
-    symbol_fault,
-)  # fmt: skip
+from stockstream.transforms.ranges import MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE
+from stockstream.transforms.rejections import Fault, decoding_fault, extras_fit, range_fault, rejection
+
+logger = logging.getLogger(__name__)
 
 WINDOW_S = 300
 FUTURE_MS = 2_000
-FORGET_MS = 24 * 3600 * 1000
-MAX_REJECTED_BYTES = 100_000
-"""Of an original in its rejection: even where each byte becomes six characters of JSON, it fits into a message."""
+MAX_SOURCES = 1_000
+"""Living sources of a partition: the closings of one raw offset, one for each source, fit into a message. A feed is a source, not a connection or a run."""
+MAX_SYMBOLS = 100_000
+"""Living symbols of a partition; more than there are listed in the world."""
+MAX_FEEDS = 200_000
+"""Symbols of a partition whose numbering, day_volume or snapshot is remembered, counted once for each source."""
+MAX_ARRAY = 100_000
+"""Items of one array: each of them may become a rejection of its own."""
 FRAME_TICKS = 4_000
 RUN = 500
 """More records than that are not decoded as any JSON on the chance that they can be."""
-COMPRESSED_FROM = 500_000
-"""Bytes of a snapshot, which must fit into a message: 60 a symbol that is numbered, 350 where its last snapshot is kept; compressed a fifth."""
-
-
-@dataclass(slots=True)
-class _Feed:
-    """What one source said last of one symbol, kept where numbering, cumulative volume or snapshots need it."""
-
-    seq: int = -1
-    day_volume: int = -1
-    day_time: int = 0
-    session: str | None = None
-    snapshot: bytes = b""
-    ts: int = 0
-
-
-@dataclass(slots=True)
-class _Source:
-    """A source's clock in this partition. Where nothing is closed yet, `closed` is None."""
-
-    clock: int = 0
-    closed: int | None = None
-    closes_at: int = 0
-    late_before: int = 0
-    ts: int = 0
-    newest: int = -1
-    unsent: bool = False
-    feeds: dict[str, _Feed] = field(default_factory=dict)
-
-    def forgotten(self, ts: int) -> bool:
-        """Whether it was not heard for a day of the log's time; what is still to be closed keeps it."""
-        return ts - self.ts > FORGET_MS and not self.unsent
-
-
-@dataclass(slots=True)
-class _Held:
-    """The living series of a symbol: its source, newest second, and Kafka's time of the last tick."""
-
-    source: str
-    newest: int
-    ts: int
 
 
 @dataclass(slots=True)
@@ -115,6 +76,10 @@ class _Rows:
     def add_batch(self, batch: pa.RecordBatch) -> None:
         self._gather()
         self.batches.append(batch)
+
+    def cut(self, count: int) -> None:
+        """Takes back all but the first `count` of the ticks that were added since the last batch."""
+        del self.ticks[count:], self.offsets[count:], self.indexes[count:]
 
     def take(self) -> pa.RecordBatch:
         """All rows as TICKS_SCHEMA; none are left."""
@@ -158,11 +123,12 @@ class _Rows:
 class _Move:
     """What plain ticks of one source do to it: for each of their records that closes something its offset, and the last second closed before and by it."""
 
-    source: _Source
+    source: Source
     name: str
     clock: int
     newest: int
     ts: int
+    heard: int
     closings: list[Closing]
     ends_closed: bool
     """Whether the last record closes something."""
@@ -198,85 +164,9 @@ _decode_punctuation = msgspec.json.Decoder(Punctuation).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What the decoder raises: for a text that is not UTF-8 an error of Python's, not one of its own."""
 _encode = msgspec.json.Encoder().encode
-_pack = msgspec.msgpack.Encoder().encode
 
 
-def _range_fault(tick: Tick) -> tuple[str, str] | None:
-    """Why a well-formed tick cannot be used, as (reason, detail)."""
-    price, size = tick.price, tick.size
-    if (fault := symbol_fault(tick.symbol)) is not None:
-        return "out_of_range", fault
-    if not 0 < len(tick.source) <= MAX_SOURCE:
-        return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
-    for name in ("exchange", "condition", "currency", "session"):
-        value = getattr(tick, name)
-        if value is not None and len(value) > MAX_TEXT:
-            return "out_of_range", f"{name} must have at most {MAX_TEXT} characters, has {len(value)}"
-    if not 0 < tick.event_time < MAX_TIME:
-        return "out_of_range", f"event_time must be epoch milliseconds, is {tick.event_time}"
-    if price is not None and not MIN_PRICE <= price <= MAX_PRICE:
-        return "out_of_range", f"price must be above 0 and at most {MAX_PRICE:.0f}, is {price}"
-    if size is UNSET:
-        if tick.day_volume is None:
-            return "missing_field", "size may be missing only where day_volume is given"
-    else:
-        if isinstance(size, float) and not size.is_integer():
-            return "invalid_type", f"size must be a whole number of shares, is {size}"
-        if not 0 <= size <= MAX_SIZE:
-            return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
-        if price is None and size:
-            return "size_without_price", f"a quote (price null) has size 0, this has {size}"
-    for name in ("bid", "ask"):
-        value = getattr(tick, name)
-        if value is not None and not MIN_PRICE <= value <= MAX_PRICE:
-            return "out_of_range", f"{name} must be above 0 and at most {MAX_PRICE:.0f} (null where there is none), is {value}"
-    for name in ("bid_size", "ask_size"):
-        value = getattr(tick, name)
-        if value is not None and not 0 <= value <= MAX_QUOTE_SIZE:
-            return "out_of_range", f"{name} must be 0 to {MAX_QUOTE_SIZE:.0f}, is {value}"
-    if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
-        return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
-    if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
-        return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
-    return None
-
-
-def _extras_fit(tick: Tick) -> bool:
-    """Whether `_range_fault` finds nothing in the tick's quote and texts."""
-    bid, ask, bid_size, ask_size = tick.bid, tick.ask, tick.bid_size, tick.ask_size
-    return (
-        (bid is None or MIN_PRICE <= bid <= MAX_PRICE)
-        and (ask is None or MIN_PRICE <= ask <= MAX_PRICE)
-        and (bid_size is None or 0 <= bid_size <= MAX_QUOTE_SIZE)
-        and (ask_size is None or 0 <= ask_size <= MAX_QUOTE_SIZE)
-        and (tick.exchange is None or len(tick.exchange) <= MAX_TEXT)
-        and (tick.condition is None or len(tick.condition) <= MAX_TEXT)
-        and (tick.currency is None or len(tick.currency) <= MAX_TEXT)
-        and (tick.session is None or len(tick.session) <= MAX_TEXT)
-    )
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _reason(error: Exception) -> tuple[str, str]:
-    """The rejection's (reason, detail) for what the decoder said."""
-    text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        return "invalid_json", text
-    at = text.partition(" - at `$")[2].rstrip("`")
-    if text.startswith("Expected `object") and "." not in at:
-        return "invalid_shape", text
-    if text.startswith("Object missing required field") or ", got `null`" in text:
-        return "missing_field", text
-    if "out of range" in text:
-        return "out_of_range", text
-    return "invalid_type", text
+_LIMITS = {"source": MAX_SOURCES, "symbol": MAX_SYMBOLS, "feed": MAX_FEEDS}
 
 
 class Cleaner:
@@ -302,9 +192,16 @@ class Cleaner:
         """First raw offset that the next frame covers."""
         self.last_record = (0, 0)
         """Kafka time and CRC-32 of the last record, to know the log again."""
+        self.clock = 0
+        """Greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         self.accepted = self.rejected = 0
-        self._sources: dict[str, _Source] = {}
-        self._held: dict[str, _Held] = {}
+        self._sources: dict[str, Source] = {}
+        self._held: dict[str, Held] = {}
+        self._feed_count = 0
+        self._oldest = dict.fromkeys(_LIMITS, 0)
+        """By kind of entry: no entry's `ts` is below that."""
+        self._slot = 0
+        """Where the next snapshot that is too large for a message goes."""
         self._rows = _Rows()
         self._closings: list[Closing] = []
         self._only_trades = True
@@ -325,7 +222,7 @@ class Cleaner:
         at, step, alone = 0, len(records), 0
         while at < len(records):
             some = records[at : at + step]
-            taken = self._accept_many(some) if len(some) >= MANY else 0
+            taken = self._try_many(some) if len(some) >= MANY else 0
             at += taken
             if taken == len(some):
                 step, alone = 4 * step, 0
@@ -341,36 +238,59 @@ class Cleaner:
         return rejections
 
     def _each(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
-        """Judges one record after the other."""
-        rows = self._rows
+        """Judges one record after the other. One that raises what nobody foresaw is rejected, with what it has told so far."""
         for record in records:
+            rows, said = len(self._rows.ticks), len(rejections)
             try:
-                item = _decode_tick(record.value)  # type: ignore[arg-type]
-            except (*_UNREADABLE, TypeError):
-                item = self._salvage(record, rejections)
-            if type(item) is Tick:
-                offset, ts = record.offset, record.timestamp
-                fault = None
-                source = self._accept_plain(item, ts)
-                if source is None:
-                    fault = self._judge(item, ts)
-                    if fault is not None:
-                        rejections.append(self._reject(fault, offset, 0, record.value))
-                        if fault[0] != "late":
-                            continue
-                    source = self._sources[item.source]
-                if fault is None:
-                    rows.ticks.append(item)
-                    rows.offsets.append(offset)
-                event_time = item.event_time
-                if event_time > source.clock:
-                    source.clock = event_time
-                    if event_time >= source.closes_at:
-                        self._close(source, item.source, offset, None if fault else event_time // 1000)
-            elif item is not None:
+                self._one(record, rejections)
+            except MemoryError:
+                raise                                                    # says nothing of the record
+            except Exception as error:
+                logger.exception("ticks.raw[%d] offset %d: a record could not be judged and is rejected (internal_error)", self.partition, record.offset)
+                self._rows.cut(rows)
+                del rejections[said:]
+                detail = f"{type(error).__name__}: {error}: a fault of stockstream, not of the record; please report it with this message"
+                rejections.append(self._reject(("internal_error", detail), record.offset, 0, record.value))
+
+    def _one(self, record: Record, rejections: list[Rejection]) -> None:
+        try:
+            item = _decode_tick(record.value)  # type: ignore[arg-type]
+        except (*_UNREADABLE, TypeError):
+            item = self._salvage(record, rejections)
+        if type(item) is not Tick:
+            if item is not None:
                 self._several(item, record, rejections)
+            return
+        offset, ts = record.offset, record.timestamp
+        fault = None
+        source = self._accept_plain(item, ts)
+        if source is None:
+            fault = self._judge(item, ts)
+            if fault is not None:
+                rejections.append(self._reject(fault, offset, 0, record.value))
+                if fault[0] != "late":
+                    return
+            source = self._sources[item.source]
+        if fault is None:
+            self._rows.ticks.append(item)
+            self._rows.offsets.append(offset)
+        event_time = item.event_time
+        if event_time > source.clock:
+            source.clock = event_time
+            if event_time >= source.closes_at:
+                self._close(source, item.source, offset, None if fault else event_time // 1000)
 
     # -- many records at once -----------------------------------------------
+
+    def _try_many(self, records: Sequence[Record]) -> int:
+        """As `_accept_many`, which changes nothing before all is known to be well: where it raises what nobody foresaw, none are taken."""
+        try:
+            return self._accept_many(records)
+        except MemoryError:
+            raise
+        except Exception:
+            logger.exception("ticks.raw[%d] offsets %d to %d: judging them one by one", self.partition, records[0].offset, records[-1].offset)
+            return 0
 
     def _accept_many(self, records: Sequence[Record]) -> int:
         """Accepts records whose ticks are all plain, of known symbols and sources, and none late, from the first record on; returns how many.
@@ -383,16 +303,23 @@ class Cleaner:
         if plain is None:
             return 0
         self._only_trades, self._decoded = plain.only_trades, plain.decoded
+        now = np.maximum(np.maximum.accumulate(plain.timestamp), self.clock)       # the log's clock after each record
+        last = int(now[-1])
         try:
-            held = self._holders(plain)
-            feeds = self._numbered(plain, held, int(plain.timestamp.max()))
-            moves = [self._move(plain, number) for number in range(len(plain.sources))]
+            if not plain.alone:
+                _none(np.bincount(plain.record) > MAX_ARRAY, np.arange(len(plain.offset)))
+            held = self._holders(plain, last)
+            feeds = self._numbered(plain, held, last)
+            moves = [self._move(plain, number, now) for number in range(len(plain.sources))]
         except _OddRecord as odd:
             return self._accept_many(records[: odd.number]) if odd.number >= MANY else 0
+        batch = plain.batch()
 
         newest, heard = np.zeros(len(held), np.int64), np.empty(len(held), np.int64)
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
-        heard[plain.symbol] = plain.timestamp[plain.record]                       # of several the last stays
+        heard[plain.symbol] = now[plain.record]                                   # of several the last stays
+        self._rows.add_batch(batch)
+        self.clock = last
         for holder, second, ts in zip(held, newest.tolist(), heard.tolist(), strict=True):
             holder.newest, holder.ts = max(holder.newest, second), ts
         for (feed, seq), ts in zip(feeds, heard.tolist(), strict=False):
@@ -400,26 +327,27 @@ class Cleaner:
         closings: list[Closing] = []
         for move in moves:
             source = move.source
-            source.clock, source.ts, source.newest, source.unsent = move.clock, move.ts, max(source.newest, move.newest), True
+            source.clock, source.ts, source.heard = move.clock, move.ts, move.heard
+            source.newest, source.unsent = max(source.newest, move.newest), True
             if move.closings:
                 source.closed = move.closings[-1].second
                 self._settle(source)
                 source.unsent = not move.ends_closed or source.newest > source.closed
                 closings += move.closings
         self._closings += sorted(closings, key=lambda closing: (closing.offset, closing.source))
-        self._rows.add_batch(plain.batch())
         return len(plain.offset)
 
-    def _holders(self, plain: Columns) -> list[_Held]:
-        """The living series of each symbol. Raises `_OddRecord` where one is not known, or belongs to another source."""
+    def _holders(self, plain: Columns, now: int) -> list[Held]:
+        """The living series of each symbol. Raises `_OddRecord` where one is not known or may be forgotten, or belongs to another source."""
         found = [self._held.get(symbol) for symbol in plain.symbols]
         numbers = {name: number for number, name in enumerate(plain.sources)}
-        owners = [-1 if holder is None else numbers.get(holder.source, -1) for holder in found]
+        remembered = now - FORGET_MS
+        owners = [-1 if holder is None or holder.ts < remembered else numbers.get(holder.source, -1) for holder in found]
         if plain.source is not None or any(owners):
             _none(np.array(owners)[plain.symbol] != (0 if plain.source is None else plain.source), plain.record)
         return [holder for holder in found if holder is not None]
 
-    def _numbered(self, plain: Columns, held: list[_Held], now: int) -> list[tuple[_Feed, int]]:
+    def _numbered(self, plain: Columns, held: list[Held], now: int) -> list[tuple[Feed, int]]:
         """What numbers each symbol, and its last number, where the ticks have numbers. Raises `_OddRecord` where one does not rise, or is the first."""
         if plain.seq is None:
             return []
@@ -436,7 +364,7 @@ class Cleaner:
         _none(seq <= before, plain.record[order])
         return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
 
-    def _move(self, plain: Columns, number: int) -> _Move:
+    def _move(self, plain: Columns, number: int, now: Ints) -> _Move:
         """What the ticks of one source do to it. Raises `_OddRecord` where one of them is late or ahead, or the source is not known for sure."""
         name = plain.sources[number]
         source = self._sources.get(name)
@@ -447,7 +375,7 @@ class Cleaner:
         heard = plain.timestamp[record]
         if (
             source is None or source.closed is None or (source.feeds and plain.seq is None)
-            or int(heard.max()) - min(source.ts, int(heard.min())) > FORGET_MS
+            or int(now[-1]) - source.ts > FORGET_MS
         ):  # fmt: skip
             raise _OddRecord(int(record[0]))
         _none(times > heard + FUTURE_MS, record)
@@ -461,11 +389,11 @@ class Cleaner:
         at = np.flatnonzero(closed > before)
         told = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
         closings = [Closing(offset, name, after, second) for offset, after, second in told]
-        return _Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(heard[-1]), closings, bool(closed[-1] > before[-1]))
+        return _Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(now[record[-1]]), int(heard[-1]), closings, bool(closed[-1] > before[-1]))
 
     # -- one record at a time -----------------------------------------------
 
-    def _accept_plain(self, tick: Tick, ts: int) -> _Source | None:
+    def _accept_plain(self, tick: Tick, ts: int) -> Source | None:
         """Accepts what most ticks are, a tick of a known symbol and source with nothing unusual about it; None leaves it to `_judge`, unchanged.
 
         The same verdicts in a third of the time: a test holds both to each other.
@@ -474,11 +402,13 @@ class Cleaner:
         held = self._held.get(symbol)
         source = self._sources.get(name)
         price, size, seq = tick.price, tick.size, tick.seq
-        remembered = ts - FORGET_MS
+        now = ts if ts > self.clock else self.clock
+        remembered = now - FORGET_MS
         if (
             held is None
             or source is None
             or held.source != name
+            or held.ts < remembered
             or type(size) is not int
             or not 0 <= size <= MAX_SIZE
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
@@ -493,23 +423,23 @@ class Cleaner:
             tick.bid is not None or tick.ask is not None or tick.bid_size is not None or tick.ask_size is not None
             or tick.exchange is not None or tick.condition is not None or tick.currency is not None or tick.session is not None
         ):  # fmt: skip
-            if not _extras_fit(tick):
+            if not extras_fit(tick):
                 return None
             self._rows.bare = False
         if seq is not None:
             feed = source.feeds.get(symbol)
             if feed is None or not feed.seq < seq <= MAX_INT or feed.snapshot or feed.ts < remembered:
                 return None
-            feed.seq, feed.ts = seq, ts
-        elif source.feeds:
+            feed.seq, feed.ts = seq, now
+        elif source.feeds and symbol in source.feeds:
             return None
         second = event_time // 1000
         if second > held.newest:
             held.newest = second
         if second > source.newest:
             source.newest = second
-        held.ts = source.ts = ts
-        source.unsent = True
+        held.ts = source.ts = self.clock = now
+        source.heard, source.unsent = ts, True
         return source
 
     def _several(self, item: Any, record: Record, rejections: list[Rejection]) -> None:
@@ -521,21 +451,25 @@ class Cleaner:
         if not item:
             rejections.append(self._reject(("invalid_shape", "a frame without ticks"), offset, 0, value))
             return
+        if len(item) > MAX_ARRAY:
+            fault = "invalid_shape", f"an array of {len(item)} items: write several records of at most {MAX_ARRAY}"
+            rejections.append(self._reject(fault, offset, 0, value))
+            return
         ticks: list[Tick] = []
         indexes: list[int] = []
         clocks: dict[str, int] = {}
         earliest: dict[str, int] = {}
         texts: list[msgspec.Raw] | None = None
         for index, tick in enumerate(item) if type(item[0]) is Tick else item:
-            fault = tick if type(tick) is tuple else None if self._accept_plain(tick, ts) else self._judge(tick, ts)
-            if fault is not None:
+            why: Fault | None = tick if type(tick) is tuple else None if self._accept_plain(tick, ts) else self._judge(tick, ts)
+            if why is not None:
                 if texts is None:
                     texts = _decode_raw(value)  # type: ignore[arg-type]
-                rejections.append(self._reject(fault, offset, index, bytes(texts[index])))
-                if fault[0] != "late":
+                rejections.append(self._reject(why, offset, index, bytes(texts[index])))
+                if why[0] != "late":
                     continue
             name, event_time = tick.source, tick.event_time
-            if fault is None:
+            if why is None:
                 ticks.append(tick)
                 indexes.append(index)
                 if event_time < earliest.get(name, MAX_TIME):
@@ -557,80 +491,139 @@ class Cleaner:
             fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
         elif item.punctuate * 1000 > ts + FUTURE_MS:
             fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
+        now = max(self.clock, ts)
+        if fault is None and self._known(item.source, now) is None and self._crowded("source", now):
+            fault = _too_many_sources(item.source)
         if fault:
             rejections.append(self._reject(fault, offset, 0, value))
             return
         source = self._source(item.source, ts)
         source.clock = max(source.clock, (item.punctuate + 1) * 1000 + self.lateness_ms)
         self._close(source, item.source, offset, None, punctuation=True)
+        self._make_room()
 
-    def _source(self, name: str, ts: int) -> _Source:
+    def _known(self, name: str, now: int) -> Source | None:
+        """The source, where it is known and not forgotten."""
         source = self._sources.get(name)
-        if source is None or source.forgotten(ts):
-            source = self._sources[name] = _Source()
-        source.ts = ts
+        return None if source is None or source.forgotten(now) else source
+
+    def _source(self, name: str, ts: int) -> Source:
+        """The source, of which something is accepted in a record of this time."""
+        now = self.clock = max(self.clock, ts)
+        source = self._sources.get(name)
+        if source is None or source.forgotten(now):
+            self._feed_count -= len(source.feeds) if source is not None else 0
+            source = self._sources[name] = Source()
+        source.ts, source.heard = now, ts
         return source
 
-    def _judge(self, tick: Tick, ts: int) -> tuple[str, str] | None:
-        """Accepts the tick and sets its size to what the row says, or says why not as (reason, detail)."""
-        fault = _range_fault(tick)
+    def _judge(self, tick: Tick, ts: int) -> Fault | None:
+        """Accepts the tick and sets its size to what the row says, or says why not."""
+        fault = range_fault(tick)
         if fault is not None:
             return fault
         symbol, name, event_time = tick.symbol, tick.source, tick.event_time
+        now = max(self.clock, ts)
         held = self._held.get(symbol)
         if held is None:
             home = home_partition(symbol, self.partitions)
             if home != self.partition:
                 return "wrong_partition", f"the home of {symbol} is partition {home}: murmur2 of the symbol (librdkafka: partitioner=murmur2_random)"
+        elif now - held.ts > FORGET_MS:
+            held = None
         if event_time > ts + FUTURE_MS:
             return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
-        known = self._sources.get(name)
-        if known is not None and known.forgotten(ts):
-            known = None
-        feed = None
-        if tick.seq is not None or tick.snapshot or tick.day_volume is not None:
-            feed = known.feeds.get(symbol) if known is not None else None
-            if feed is not None and ts - feed.ts > FORGET_MS:
-                feed = None
-            if feed is not None:
-                if tick.seq is not None and tick.seq <= feed.seq:
-                    return "duplicate", f"seq {tick.seq} is not above the last accepted, {feed.seq}"
-                if tick.snapshot and feed.snapshot and feed.snapshot == _snapshot_of(tick):
-                    return "duplicate", "the snapshot equals the one before"
+        known = self._known(name, now)
+        kept = tick.seq is not None or tick.snapshot or tick.day_volume is not None
+        feed = known.feeds.get(symbol) if known is not None else None
+        if feed is not None and now - feed.ts > FORGET_MS:
+            feed = None
+        if feed is not None and kept:
+            if tick.seq is not None and tick.seq <= feed.seq:
+                return "duplicate", f"seq {tick.seq} is not above the last accepted, {feed.seq}"
+            if tick.snapshot and feed.snapshot and feed.snapshot == _digest_of(tick):
+                return "duplicate", "the snapshot equals the one before"
         second = event_time // 1000
-        if held is not None and held.source != name and second - held.newest <= WINDOW_S and ts - held.ts <= FORGET_MS:
+        if held is not None and held.source != name and second - held.newest <= WINDOW_S:
             return "other_source", f"{symbol} belongs to source {held.source} until {WINDOW_S} s after its newest second, {held.newest}"
         if known is not None and event_time < known.late_before:
             return "late", f"second {second} closed more than {self.revise_s} s ago: {known.closed} is closed"
+        if known is None and self._crowded("source", now):
+            return _too_many_sources(name)
+        if (held is None and self._crowded("symbol", now)) or (feed is None and kept and self._crowded("feed", now)):
+            return "too_many_symbols", (
+                f"this partition has {MAX_SYMBOLS} symbols, or {MAX_FEEDS} that sources number, heard within the last day: "
+                "use more partitions (another STOCKSTREAM_TOPIC_PREFIX with a larger STOCKSTREAM_PARTITIONS)"
+            )
 
         source = self._source(name, ts)
         if held is None:
-            self._held[symbol] = _Held(name, second, ts)
+            self._held[symbol] = Held(name, second, now)
         else:
             if held.source != name:
                 held.source, held.newest = name, second
             elif second > held.newest:
                 held.newest = second
-            held.ts = ts
+            held.ts = now
         if second > source.newest:
             source.newest = second
         source.unsent = True
-        if feed is None and (tick.seq is not None or tick.snapshot or tick.day_volume is not None or source.feeds):
-            feed = source.feeds.get(symbol)
-            if feed is None or ts - feed.ts > FORGET_MS:
-                feed = source.feeds[symbol] = _Feed()
+        if feed is None and kept:
+            self._feed_count += symbol not in source.feeds
+            feed = source.feeds[symbol] = Feed()
         if feed is None:
             tick.size = int(tick.size)  # type: ignore[arg-type]
         else:
-            feed.ts = ts
+            feed.ts = now
             if tick.seq is not None:
                 feed.seq = tick.seq
-            feed.snapshot = _snapshot_of(tick) if tick.snapshot else b""
+            feed.snapshot = _digest_of(tick) if tick.snapshot else b""
             tick.size = _size(tick, feed)
         self._rows.bare = False
+        self._make_room()
         return None
 
-    def _close(self, source: _Source, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
+    # -- what it remembers ---------------------------------------------------
+
+    def _counts(self) -> dict[str, int]:
+        return {"source": len(self._sources), "symbol": len(self._held), "feed": self._feed_count}
+
+    def _crowded(self, kind: str, now: int) -> bool:
+        """Whether as many entries of a kind are alive at `now` as there may be: those that are forgotten make room, dropped already or not."""
+        limit = _LIMITS[kind]
+        if self._counts()[kind] < limit:
+            return False
+        self._purge()
+        if now - self._oldest[kind] <= FORGET_MS:
+            return self._counts()[kind] >= limit                         # none is forgotten
+        if kind == "source":
+            return sum(not source.forgotten(now) for source in self._sources.values()) >= limit
+        if kind == "symbol":
+            return sum(now - held.ts <= FORGET_MS for held in self._held.values()) >= limit
+        living = [source for source in self._sources.values() if not source.forgotten(now)]
+        return sum(now - feed.ts <= FORGET_MS for source in living for feed in source.feeds.values()) >= limit
+
+    def _make_room(self) -> None:
+        """Drops what is forgotten where more is kept than may be."""
+        if len(self._sources) > MAX_SOURCES or len(self._held) > MAX_SYMBOLS or self._feed_count > MAX_FEEDS:
+            self._purge()
+
+    def _purge(self) -> None:
+        """Drops what is forgotten by `clock`, which every later verdict has forgotten too."""
+        now, oldest = self.clock, self._oldest
+        if now - min(oldest.values()) <= FORGET_MS:
+            return
+        self._sources = {name: source for name, source in self._sources.items() if not source.forgotten(now)}
+        for source in self._sources.values():
+            if any(now - feed.ts > FORGET_MS for feed in source.feeds.values()):
+                source.feeds = {symbol: feed for symbol, feed in source.feeds.items() if now - feed.ts <= FORGET_MS}
+        self._held = {symbol: held for symbol, held in self._held.items() if now - held.ts <= FORGET_MS}
+        self._feed_count = sum(len(source.feeds) for source in self._sources.values())
+        oldest["source"] = min((source.ts for source in self._sources.values()), default=now)
+        oldest["symbol"] = min((held.ts for held in self._held.values()), default=now)
+        oldest["feed"] = min((feed.ts for source in self._sources.values() for feed in source.feeds.values()), default=now)
+
+    def _close(self, source: Source, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
         """The clock has moved: closes what it has passed. `first` is the earliest second that the record brought for this source."""
         new = (source.clock - self.lateness_ms) // 1000 - 1
         if source.closed is None:
@@ -642,7 +635,7 @@ class Cleaner:
             source.unsent = source.newest > source.closed
         self._settle(source)
 
-    def _settle(self, source: _Source) -> None:
+    def _settle(self, source: Source) -> None:
         """Sets what follows from the last closed second."""
         assert source.closed is not None
         source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
@@ -659,7 +652,7 @@ class Cleaner:
                 return _decode_punctuation(value)
             except msgspec.ValidationError as error:
                 if not value.lstrip().startswith(b"[") and b'"symbol"' not in value:
-                    rejections.append(self._reject(_reason(error), record.offset, 0, value))
+                    rejections.append(self._reject(decoding_fault(error), record.offset, 0, value))
                     return None
             except _UNREADABLE:
                 pass                                                     # said below, as of any record
@@ -669,28 +662,18 @@ class Cleaner:
             try:
                 _decode_tick(value)
             except _UNREADABLE as error:
-                rejections.append(self._reject(_reason(error), record.offset, 0, value))
+                rejections.append(self._reject(decoding_fault(error), record.offset, 0, value))
             return None
         several: list[tuple[int, Any]] = []
         for index, text in enumerate(texts):
             try:
                 several.append((index, _decode_one(text)))
             except _UNREADABLE as error:
-                several.append((index, _reason(error)))
+                several.append((index, decoding_fault(error)))
         return several
 
-    def _reject(self, fault: tuple[str, str], offset: int, index: int, value: bytes | None) -> Rejection:
-        text, coded = None, None
-        reason, detail = fault
-        if value is not None:
-            kept = value[:MAX_REJECTED_BYTES]
-            if len(value) > len(kept):
-                detail = f"{detail} (the first {MAX_REJECTED_BYTES} of {len(value)} bytes follow)"
-            try:
-                text = value.decode() if kept is value else kept.decode(errors="ignore" if _is_text(value) else "strict")
-            except UnicodeDecodeError:
-                coded = base64.b64encode(kept).decode()
-        return Rejection(reason=reason, detail=detail, partition=self.partition, offset=offset, index=index, value=text, value_base64=coded)
+    def _reject(self, fault: Fault, offset: int, index: int, value: bytes | None) -> Rejection:
+        return rejection(fault, self.partition, offset, index, value)
 
     # -- what it sends ------------------------------------------------------
 
@@ -708,14 +691,14 @@ class Cleaner:
         """Takes what waits as the next frame of the log; None where no offset waits."""
         if self.expect <= self.frame_from:
             return None
-        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take())
+        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), clock=self.clock)
         self.frame_from = self.expect
         self._closings = []
         return frame
 
     def idle(self) -> Iterable[Idle]:
         """Sources with an open second that has ticks, or a revision not sent."""
-        return [Idle(name, source.newest, source.ts) for name, source in self._sources.items() if source.unsent and source.newest >= 0]
+        return [Idle(name, source.newest, source.heard) for name, source in self._sources.items() if source.unsent and source.newest >= 0]
 
     # -- its state ----------------------------------------------------------
 
@@ -723,61 +706,69 @@ class Cleaner:
         """The state at `frame_from`, which must be `expect`: take the frame first."""
         if self.expect != self.frame_from:
             raise StateError(f"partition {self.partition}: snapshot at {self.expect} while a frame from {self.frame_from} waits")
-        self._forget()
-        names = list(self._sources)
-        index = {name: i for i, name in enumerate(names)}
-        data = _pack([
-            self.expect, self.log, self.lateness_ms, self.revise_s, self.partitions, self.last_record, self.accepted, self.rejected,
-            [(name, s.clock, s.closed, s.ts, s.newest, s.unsent, list(s.feeds),
-              [(f.seq, f.day_volume, f.day_time, f.session, f.snapshot, f.ts) for f in s.feeds.values()])
-             for name, s in self._sources.items()],
-            list(self._held), [index.get(h.source, -1) if h.source in index else h.source for h in self._held.values()],
-            [h.newest for h in self._held.values()], [h.ts for h in self._held.values()],
-        ])  # fmt: skip
-        return data if len(data) < COMPRESSED_FROM else zlib.compress(data, 1)
+        self._purge()
+        state = State(
+            v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness_ms, revise_s=self.revise_s, partitions=self.partitions,
+            last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, clock=self.clock,
+        )  # fmt: skip
+        state.put(self._sources, self._held)
+        return cleaning_state.encoded(state)
+
+    def records(self, term: int) -> list[tuple[bytes, bytes]]:
+        """The snapshot as records for the changelog, key and value, under the writer's term."""
+        found = cleaning_state.records(self.snapshot(), term, self._slot)
+        if len(found) > 1:
+            self._slot = (self._slot + 1) % SLOTS
+        return found
+
+    @staticmethod
+    def readable(key: bytes, value: bytes) -> str:
+        """Empty where this is a record of `clean`'s changelog, else why it is not. Raises `StateError` where a newer stockstream wrote it."""
+        return cleaning_state.readable(key, value)
+
+    @staticmethod
+    def complete(records: Mapping[bytes, bytes]) -> bool:
+        """Whether some snapshot is there as a whole. Raises `StateError` where a newer stockstream wrote one."""
+        return cleaning_state.furthest(records) is not None
 
     @classmethod
-    def restore(cls, partition: int, partitions: int, data: bytes, *, lateness_ms: int, revise_s: int) -> Cleaner:
-        """The Cleaner of a snapshot. Raises `StateError` where the snapshot belongs to other settings."""
+    def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int, revise_s: int) -> Cleaner:
+        """The Cleaner of the furthest complete snapshot in a changelog's last records by key.
+
+        Raises `StateError` where there is none, it belongs to other settings, or a newer stockstream wrote one.
+        """
         try:
-            if data[:1] == b"\x78":                                       # zlib's first byte; a packed snapshot begins with an array's
-                data = zlib.decompress(data)
-            expect, log, lateness, revise, of, last_record, accepted, rejected, sources, symbols, owners, newest, seen = msgspec.msgpack.decode(data)
-        except (msgspec.MsgspecError, ValueError, zlib.error) as error:
-            raise StateError(f"partition {partition}: the snapshot of clean cannot be read: {error}") from error
-        for name, then, now in (("LATENESS_MS", lateness, lateness_ms), ("REVISE_S", revise, revise_s), ("PARTITIONS", of, partitions)):
-            if then != now:
-                raise StateError(f"STOCKSTREAM_{name} is {now} but this log was begun with {then}: use another STOCKSTREAM_TOPIC_PREFIX")
-        cleaner = cls(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, expect=expect)
-        cleaner.last_record = (last_record[0], last_record[1])
-        cleaner.accepted, cleaner.rejected = accepted, rejected
-        names = []
-        for name, clock, closed, ts, newest_second, unsent, feeds, states in sources:
-            source = _Source(clock, closed, 0, 0, ts, newest_second, unsent, {s: _Feed(*f) for s, f in zip(feeds, states, strict=True)})
-            if closed is not None:
+            found = cleaning_state.furthest(records)
+            if found is None:
+                raise StateError("its changelog holds no complete snapshot: use another STOCKSTREAM_TOPIC_PREFIX, or delete the changelog to begin a new log")
+            state, slot = found
+            cleaning_state.require_settings(state, lateness_ms=lateness_ms, revise_s=revise_s, partitions=partitions)
+            cleaner = cls(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=state.log, expect=state.expect)
+            cleaner._sources, cleaner._held = state.sources(), state.held()
+        except StateError as error:
+            raise StateError(f"clean, partition {partition}: {error}") from error
+        cleaner.last_record, cleaner.clock = state.last_record, state.clock
+        cleaner.accepted, cleaner.rejected = state.accepted, state.rejected
+        cleaner._slot = (slot + 1) % SLOTS                                # never into the pieces that this was made of
+        cleaner._feed_count = sum(len(source.feeds) for source in cleaner._sources.values())
+        for source in cleaner._sources.values():
+            if source.closed is not None:
                 cleaner._settle(source)
-            cleaner._sources[name] = source
-            names.append(name)
-        cleaner._held = {
-            symbol: _Held(owner if isinstance(owner, str) else names[owner], second, ts)
-            for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
-        }
         return cleaner
 
-    def _forget(self) -> None:
-        """Drops what is older than a day of the log's time; the verdicts ignore it already."""
-        now = self.last_record[0]
-        for name in [name for name, s in self._sources.items() if s.forgotten(now)]:
-            del self._sources[name]
-        for symbol in [symbol for symbol, h in self._held.items() if now - h.ts > FORGET_MS]:
-            del self._held[symbol]
+
+def _too_many_sources(name: str) -> Fault:
+    return "too_many_sources", (
+        f"{name} would be one more than the {MAX_SOURCES} sources that this partition has heard within the last day: "
+        "write under the name of the feed, not of a connection or run"
+    )
 
 
-def _snapshot_of(tick: Tick) -> bytes:
-    return _encode(msgspec.structs.replace(tick, received_at=None))
+def _digest_of(tick: Tick) -> bytes:
+    return digest(_encode(msgspec.structs.replace(tick, received_at=None)))
 
 
-def _size(tick: Tick, feed: _Feed) -> int:
+def _size(tick: Tick, feed: Feed) -> int:
     """Shares traded in this tick: as said, or what the day's cumulative volume rose by since the symbol's last trade.
 
     The first cumulative figure says nothing of this tick (0). One below the last restarts the count where the session or the UTC day is another; otherwise

@@ -67,8 +67,7 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 
 def restored_cleaner(records: Mapping[bytes, bytes], *, partition: int, partitions: int, lateness_ms: int, revise_s: int) -> Cleaner:
-    (snapshot,) = records.values()
-    return Cleaner.restore(partition, partitions, snapshot, lateness_ms=lateness_ms, revise_s=revise_s)
+    return Cleaner.restore(partition, partitions, records, lateness_ms=lateness_ms, revise_s=revise_s)
 
 
 def restored(release: Release) -> tuple[Cleaner, Windows, Detector, Scorer]:

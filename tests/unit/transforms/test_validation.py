@@ -18,6 +18,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.columns import MANY
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import MAX_INT, MAX_TIME
+from stockstream.transforms.rejections import MAX_REJECTED_BYTES
 from stockstream.transforms.validation import FORGET_MS, Cleaner
 from tests.logs import cuts, records_of, shared_model
 
@@ -29,6 +30,10 @@ HOME = ["AAA", *(symbol for symbol in (f"B{number}" for number in range(40)) if 
 def cleaner(**changes: Any) -> Cleaner:
     options: dict[str, Any] = {"lateness_ms": 200, "revise_s": 30, "log": "x"} | changes
     return Cleaner(home_partition("AAA", 8), 8, **options)
+
+
+def restored(records: list[tuple[bytes, bytes]] | dict[bytes, bytes], *, lateness_ms: int = 200) -> Cleaner:
+    return Cleaner.restore(home_partition("AAA", 8), 8, dict(records), lateness_ms=lateness_ms, revise_s=30)
 
 
 def judge(*values: bytes, of: Cleaner | None = None, timestamp: int = NOW) -> tuple[list[tuple[int, int, str]], list[tuple[int, int]]]:
@@ -65,10 +70,10 @@ def tick(**changes: Any) -> bytes:
         (b"", "empty_message"),
         (b"{}", "missing_field"),
         (tick(symbol="absent"), "missing_field"),
-        (tick(condition="x" * 1_025), "out_of_range"),
+        (tick(condition="x" * 65), "out_of_range"),
         (tick(exchange="x" * 1_000_000), "out_of_range"),
-        (tick(currency="x" * 1_025), "out_of_range"),
-        (tick(session="x" * 1_025), "out_of_range"),
+        (tick(currency="x" * 65), "out_of_range"),
+        (tick(session="x" * 65), "out_of_range"),
         (tick(symbol=None), "missing_field"),
         (tick(event_time="absent"), "missing_field"),
         (tick(event_time=None), "missing_field"),
@@ -132,9 +137,9 @@ def test_the_rejection_of_a_record_as_large_as_kafka_takes_fits_into_a_message(p
     """Else it could never be told, and the worker would leave at it again and again."""
     [rejection] = cleaner().chunk([RawRecord(0, NOW, poison)])
     assert len(msgspec.json.encode(rejection)) < MAX_BATCH_BYTES
-    assert rejection.detail.endswith(f"(the first {validation.MAX_REJECTED_BYTES} of {len(poison)} bytes follow)")
+    assert rejection.detail.endswith(f"(the first {MAX_REJECTED_BYTES} of {len(poison)} bytes follow)")
     kept = base64.b64decode(rejection.value_base64) if rejection.value_base64 is not None else (rejection.value or "").encode()
-    assert poison.startswith(kept) and len(kept) >= validation.MAX_REJECTED_BYTES - 3
+    assert poison.startswith(kept) and len(kept) >= MAX_REJECTED_BYTES - 3
 
 
 def test_the_snapshot_of_thousands_of_symbols_fits_into_a_message_and_is_restored() -> None:
@@ -145,13 +150,13 @@ def test_the_snapshot_of_thousands_of_symbols_fits_into_a_message_and_is_restore
     core.frame()
     data = core.snapshot()
     assert core.accepted == len(symbols) > 5_000 and len(data) < MAX_BATCH_BYTES
-    again = Cleaner.restore(core.partition, 8, data, lateness_ms=200, revise_s=30)
+    again = restored(core.records(3))
     assert (again.expect, again.snapshot()) == (core.expect, data)
 
 
 def test_long_texts_are_judged_alike_whether_the_symbol_is_known_or_not() -> None:
     core = cleaner()
-    fits, too_long = tick(condition="x" * 1_024), tick(condition="x" * 1_025)
+    fits, too_long = tick(condition="x" * 64), tick(condition="x" * 65)
     for at in (0, 3):
         rejected, accepted = judge(fits, too_long, tick(), of=core)
         assert (rejected, accepted) == ([(at + 1, 0, "out_of_range")], [(at, 0), (at + 2, 0)])
@@ -236,7 +241,7 @@ def test_state_of_other_settings_is_refused_in_words() -> None:
     core.chunk([RawRecord(0, NOW, tick())])
     core.frame()
     with pytest.raises(StateError, match=r"STOCKSTREAM_LATENESS_MS is 300 .* another STOCKSTREAM_TOPIC_PREFIX"):
-        Cleaner.restore(core.partition, 8, core.snapshot(), lateness_ms=300, revise_s=30)
+        restored(core.records(0), lateness_ms=300)
 
 
 def test_a_snapshot_with_a_frame_waiting_is_refused() -> None:
@@ -261,7 +266,7 @@ def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, 
         assert frame is not None
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
         if rng.random() < 0.3:
-            core = Cleaner.restore(0, 8, core.snapshot(), lateness_ms=200, revise_s=30)
+            core = Cleaner.restore(0, 8, dict(core.records(0)), lateness_ms=200, revise_s=30)
     assert closings == [(c["offset"], c["source"], c["after"], c["second"]) for c in expected]
     assert [(r.offset, r.index, r.reason) for r in rejections] == [place for c in expected for place in c["rejected"]]
 
@@ -278,7 +283,7 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
             "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, 1e10), "ask": (1.0, 0, 1e10),
             "bid_size": (5.5, -1, 1e13), "ask_size": (5.5, -1, 1e13), "seq": (number, number - 3, -1), "snapshot": (True,), "day_volume": (number * 10, -1),
-            "exchange": ("N", "x" * 1_025), "condition": ("@", "x" * 1_025), "currency": ("USD", "x" * 1_025), "session": ("regular", "x" * 1_025),
+            "exchange": ("N", "x" * 65), "condition": ("@", "x" * 65), "currency": ("USD", "x" * 65), "session": ("regular", "x" * 65),
         }  # fmt: skip
         symbol = rng.choice(HOME)
         source = "a" if symbol < HOME[-1] else "b"
@@ -406,7 +411,7 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             tick_["size"] = 0 if tick_["price"] is None else 4
         if rng.random() < 0.01:
             odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
-            odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 1_025), ("symbol", "AAB"), ("price", None)]
+            odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
             tick_ |= dict([rng.choice(odd)])
         values.append((now, tick(**tick_)))
     return values
