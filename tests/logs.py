@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,19 +16,6 @@ from stockstream.transforms.batch import RawRecord
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 KAFKA_MS = 1 << 41
 """Kafka's time of the records of random logs: after all their ticks."""
-
-
-def shared_model(name: str) -> ModuleType:
-    """A program of the owner's model of the windows; the test is skipped where it is not there."""
-    path = SHARED / "model" / f"{name}.py"
-    if not path.exists():
-        pytest.skip(f"the model {path} is not there")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 def records_of(log: list[tuple[int, Any]]) -> list[RawRecord]:

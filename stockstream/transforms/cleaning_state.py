@@ -190,9 +190,12 @@ def upgrade(value: bytes) -> State:
         symbol: Held(owner if isinstance(owner, str) else names[owner], second, ts)
         for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
     }
+    for holder in held.values():
+        if (source := sources.get(holder.source)) is not None:
+            source.ts = max(source.ts, holder.ts)                        # it was the last record's time, which may have gone back
     state = State(
         v=VERSION, expect=expect, log=log, lateness_ms=lateness, revise_s=revise, partitions=of, last_record=(last_record[0], last_record[1]),
-        accepted=accepted, rejected=rejected, clock=max((entry.ts for entry in (*sources.values(), *held.values())), default=0),
+        accepted=accepted, rejected=rejected, clock=max((*(source.ts for source in sources.values()), *(holder.ts for holder in held.values())), default=0),
     )  # fmt: skip
     state.put(sources, held)
     return msgspec.msgpack.decode(stored.pack(state), type=State)         # checks the types of what was an untyped array

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,8 +78,9 @@ class _Rows:
         self._gather()
         self.batches.append(batch)
 
-    def cut(self, count: int) -> None:
-        """Takes back all but the first `count` of the ticks that were added since the last batch."""
+    def cut(self, offset: int) -> None:
+        """Takes back the ticks of this offset and those behind it."""
+        count = bisect_left(self.offsets, offset)
         del self.ticks[count:], self.offsets[count:], self.indexes[count:]
 
     def take(self) -> pa.RecordBatch:
@@ -238,47 +240,52 @@ class Cleaner:
         return rejections
 
     def _each(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
-        """Judges one record after the other. One that raises what nobody foresaw is rejected, with what it has told so far."""
-        for record in records:
-            rows, said = len(self._rows.ticks), len(rejections)
+        """Judges one record after the other. One that raises what nobody foresaw is rejected as a whole, and the next is judged."""
+        rows, rest, record = self._rows, iter(records), records[0]
+        while True:
             try:
-                self._one(record, rejections)
+                for record in rest:
+                    try:
+                        item = _decode_tick(record.value)  # type: ignore[arg-type]
+                    except (*_UNREADABLE, TypeError):
+                        item = self._salvage(record, rejections)
+                    if type(item) is not Tick:
+                        if item is not None:
+                            self._several(item, record, rejections)
+                        continue
+                    offset, ts = record.offset, record.timestamp
+                    fault = None
+                    source = self._accept_plain(item, ts)
+                    if source is None:
+                        fault = self._judge(item, ts)
+                        if fault is not None:
+                            rejections.append(self._reject(fault, offset, 0, record.value))
+                            if fault[0] != "late":
+                                continue
+                        source = self._sources[item.source]
+                    if fault is None:
+                        rows.ticks.append(item)
+                        rows.offsets.append(offset)
+                    event_time = item.event_time
+                    if event_time > source.clock:
+                        source.clock = event_time
+                        if event_time >= source.closes_at:
+                            self._close(source, item.source, offset, None if fault else event_time // 1000)
+                return
             except MemoryError:
                 raise                                                    # says nothing of the record
-            except Exception as error:
-                logger.exception("ticks.raw[%d] offset %d: a record could not be judged and is rejected (internal_error)", self.partition, record.offset)
-                self._rows.cut(rows)
-                del rejections[said:]
-                detail = f"{type(error).__name__}: {error}: a fault of stockstream, not of the record; please report it with this message"
-                rejections.append(self._reject(("internal_error", detail), record.offset, 0, record.value))
+            except Exception as error:  # noqa: BLE001 (whatever it is, it stays with this record; the line in the log has its traceback)
+                self._reject_unforeseen(record, error, rejections)
 
-    def _one(self, record: Record, rejections: list[Rejection]) -> None:
-        try:
-            item = _decode_tick(record.value)  # type: ignore[arg-type]
-        except (*_UNREADABLE, TypeError):
-            item = self._salvage(record, rejections)
-        if type(item) is not Tick:
-            if item is not None:
-                self._several(item, record, rejections)
-            return
-        offset, ts = record.offset, record.timestamp
-        fault = None
-        source = self._accept_plain(item, ts)
-        if source is None:
-            fault = self._judge(item, ts)
-            if fault is not None:
-                rejections.append(self._reject(fault, offset, 0, record.value))
-                if fault[0] != "late":
-                    return
-            source = self._sources[item.source]
-        if fault is None:
-            self._rows.ticks.append(item)
-            self._rows.offsets.append(offset)
-        event_time = item.event_time
-        if event_time > source.clock:
-            source.clock = event_time
-            if event_time >= source.closes_at:
-                self._close(source, item.source, offset, None if fault else event_time // 1000)
+    def _reject_unforeseen(self, record: Record, error: Exception, rejections: list[Rejection]) -> None:
+        """Rejects a record that could not be judged, in the place of all that it has told so far."""
+        place = "ticks.raw[%d] offset %d: a record could not be judged and is rejected (internal_error)"
+        logger.error(place, self.partition, record.offset, exc_info=error)
+        self._rows.cut(record.offset)
+        while rejections and rejections[-1].offset == record.offset:
+            rejections.pop()
+        detail = f"{type(error).__name__}: {error}: a fault of stockstream, not of the record; please report it with this message"
+        rejections.append(self._reject(("internal_error", detail), record.offset, 0, record.value))
 
     # -- many records at once -----------------------------------------------
 
@@ -408,13 +415,12 @@ class Cleaner:
             held is None
             or source is None
             or held.source != name
-            or held.ts < remembered
+            or held.ts < remembered                                      # and so is its source's
             or type(size) is not int
             or not 0 <= size <= MAX_SIZE
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
             or not source.late_before <= event_time <= ts + FUTURE_MS
             or not 0 < event_time < MAX_TIME
-            or source.ts < remembered
             or tick.day_volume is not None
             or tick.snapshot
         ):

@@ -25,7 +25,6 @@ from tests.faults.upgrade import upgrade
 from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
 from tests.kafka import Cluster
-from tests.logs import SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +280,10 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         live.begin(1)
         time.sleep(scale(5, 60))
         verdict = live.check(live.finish())
-        if (SHARED / "model" / "windows_model.py").exists():
-            for life in live.observer.expected():
-                if faults := model_faults(life, scale(500, 1_500), live.settings):
-                    raise Failed(f"seed {seed}, partition {life.partition}: {len(faults)} things are not windows_model.py's, first {faults[0]}")
-            scale.say(f"  the first {scale(500, 1_500)} records of each partition are windows_model.py's as well")
+        for life in live.observer.expected():
+            if faults := model_faults(life, scale(500, 1_500), live.settings):
+                raise Failed(f"seed {seed}, partition {life.partition}: {len(faults)} things are not windows_model.py's, first {faults[0]}")
+        scale.say(f"  the first {scale(500, 1_500)} records of each partition are windows_model.py's as well")
         tellings.append(live.observer.told)
         records = {p: list(some) for p, some in live.observer.raw.items()}
         with Line(cluster, seed, models=live, **scale.line) as again:

@@ -1,4 +1,4 @@
-"""What must come out: computed from the raw log that Kafka holds, by the one pure function, and checked by the owner's model where it is there."""
+"""What must come out: computed from the raw log that Kafka holds, by the one pure function, and checked by the model in `tests/model`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import msgspec
 from models import ScoringModel
 from stockstream.records import Closing
 from stockstream.settings import Settings
-from stockstream.transforms import batch
+from stockstream.transforms import batch, cleaning_state
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules import Detector
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.validation import Cleaner
 from stockstream.transforms.windows import Windows
-from tests.logs import shared_model
+from tests.model import windows_model
 
 TIMES = ("made_at", "judged_at", "latency_ms")
 """What may differ between two tellings of the same."""
@@ -168,19 +168,19 @@ def _of_closing(closing: Closing) -> tuple[Any, ...]:
     return closing.offset, closing.source, closing.after, closing.second
 
 
-# -- the owner's model ----------------------------------------------------------
+# -- the model ----------------------------------------------------------
 
 
 def model_faults(life: Life, most_records: int, settings: Settings) -> list[str]:
-    """Where the rows of the log's first records are not those of `windows_model.py`; it is slow. Skips the test where the model is not there."""
-    model = shared_model("windows_model")
+    """Where the rows of the log's first records are not those of `windows_model.py`; it is slow."""
     some = life.records[:most_records]
     if not some:
         return []
     last = some[-1].offset
     out = batch.run(some, partition=life.partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
     got = {(row["symbol"], row["second"], row["offset"]): row for frame in out.windows for row in frame.rows.to_pylist()}
-    want = {(row["symbol"], row["second"], row["offset"]): row for closing in model.closings(_as_the_model_reads(some, life)) for row in closing["rows"]}
+    told = windows_model.closings(_as_the_model_reads(some, life))
+    want = {(row["symbol"], row["second"], row["offset"]): row for closing in told for row in closing["rows"]}
     faults = [f"the model has row {key}, through offset {last}" for key in want.keys() - got.keys()]
     faults += [f"the model has no row {key}, through offset {last}" for key in got.keys() - want.keys()]
     for key in want.keys() & got.keys():
@@ -193,7 +193,7 @@ def model_faults(life: Life, most_records: int, settings: Settings) -> list[str]
     return faults
 
 
-def _as_the_model_reads(records: Sequence[RawRecord], life: Life) -> list[tuple[int, Any]]:
+def _as_the_model_reads(records: Sequence[RawRecord], life: Life) -> list[tuple[int, Any, int]]:
     """The log after cleaning, with what the model judges itself (late, other_source) still in it, sizes as `clean` derived them."""
     ticks: dict[int, list[dict[str, Any]]] = {}
     for frame in life.clean:
@@ -205,18 +205,18 @@ def _as_the_model_reads(records: Sequence[RawRecord], life: Life) -> list[tuple[
         if rejection.reason in ("late", "other_source"):
             tick = {"source": "default", "size": 0} | json.loads(rejection.value or "")
             own.setdefault(rejection.offset, []).append((max(rejection.index, 0), tick))
-    log: list[tuple[int, Any]] = []
+    log: list[tuple[int, Any, int]] = []
     for record in records:
         item = None
         if record.value and b'"punctuate"' in record.value:
             item = json.loads(record.value)
             if not (isinstance(item, dict) and 0 < item["punctuate"] * 1000 <= record.timestamp + 2_000):
                 continue
-            log.append((record.offset, {"source": "default"} | item))
+            log.append((record.offset, {"source": "default"} | item, record.timestamp))
             continue
         some = [(row["index"], row) for row in ticks.get(record.offset, [])] + own.get(record.offset, [])
         if some:
-            log.append((record.offset, [tick for _, tick in sorted(some, key=lambda pair: pair[0])]))
+            log.append((record.offset, [tick for _, tick in sorted(some, key=lambda pair: pair[0])], record.timestamp))
     return log
 
 
@@ -238,13 +238,9 @@ def state_faults(life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settin
         assert model is not None and (model.name, model.version) == (name, version)
         return model
 
-    cleaners = [
-        Cleaner.restore(partition, settings.partitions, value, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
-        for value in stored["clean"].values()
-    ]
-    if not cleaners:
+    if not stored["clean"]:
         return [f"partition {partition}: the changelog of clean is empty"]
-    cleaner = max(cleaners, key=lambda core: (core.log, core.expect))
+    cleaner = Cleaner.restore(partition, settings.partitions, stored["clean"], lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
     if cleaner.log != life.log:
         return [f"partition {partition}: clean's log is {cleaner.log}, the frames' is {life.log}"]
     cleaner.chunk([record for record in life.records if record.offset >= cleaner.expect])
@@ -294,16 +290,10 @@ def state_faults(life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settin
 
 
 def _plain(snapshot: bytes) -> Any:
-    state = msgspec.msgpack.decode(snapshot)
-    return [
-        *state[:8],
-        sorted(state[8], key=lambda source: source[0]),
-        sorted(zip(state[9], [_owner(o, state[8]) for o in state[10]], state[11], state[12], strict=True)),
-    ]
-
-
-def _owner(owner: Any, sources: Sequence[Any]) -> Any:
-    return owner if isinstance(owner, str) else sources[owner][0]
+    """A snapshot's content, whatever the order in which its sources and symbols became known."""
+    state = cleaning_state.decoded(snapshot)
+    columns = (state.expect, state.log, state.lateness_ms, state.revise_s, state.partitions, state.last_record, state.accepted, state.rejected, state.clock)
+    return columns, state.sources(), state.held()
 
 
 def _continuation(life: Life) -> list[RawRecord]:

@@ -203,7 +203,7 @@ class Line:
         return min((len(self.observer.logs[p]) for p, records in self.observer.raw.items() if records), default=0)
 
     def copy_log(self, records: dict[int, list[RawRecord]]) -> None:
-        """Makes the topics and writes these records to `ticks.raw`, with their times; no worker may run yet."""
+        """Makes the topics and writes these records to `ticks.raw`; their Kafka times are the broker's, of now. No worker may run yet."""
 
         async def run() -> None:
             await ensure_topics(self.settings)
@@ -212,7 +212,7 @@ class Line:
             await producer.start()
             try:
                 futures = [
-                    await producer.send(raw, record.value, key=b"none" if record.value is None else None, partition=p, timestamp_ms=record.timestamp)
+                    await producer.send(raw, record.value, key=b"none" if record.value is None else None, partition=p)
                     for p, some in records.items() for record in some
                 ]  # fmt: skip
                 await asyncio.gather(*futures)

@@ -15,12 +15,14 @@ from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning_state import FORGET_MS
 from stockstream.transforms.columns import MANY
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.ranges import MAX_INT, MAX_TIME
 from stockstream.transforms.rejections import MAX_REJECTED_BYTES
-from stockstream.transforms.validation import FORGET_MS, Cleaner
-from tests.logs import cuts, records_of, shared_model
+from stockstream.transforms.validation import Cleaner
+from tests.logs import cuts, records_of
+from tests.model import recovery_model, windows_model
 
 NOW = 1_700_000_000_000
 GOOD = {"symbol": "AAA", "event_time": NOW, "price": 10.5, "size": 3}
@@ -253,11 +255,10 @@ def test_a_snapshot_with_a_frame_waiting_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    recovery, windows = shared_model("recovery_model"), shared_model("windows_model")
     monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
     rng = random.Random(seed)
-    log = recovery.random_log(rng, rng.randrange(20, 160))
-    expected = list(windows.closings(log))
+    log = recovery_model.random_log(rng, rng.randrange(20, 160))
+    expected = list(windows_model.closings(log))
     core = Cleaner(0, 8, lateness_ms=200, revise_s=30, log="x")
     closings, rejections = [], []
     for some in cuts(rng, records_of(log)):

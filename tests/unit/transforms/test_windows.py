@@ -22,7 +22,8 @@ from stockstream.transforms.windows import Windows, _Cells
 from tests import oracle
 from tests.changelogs import Changelog
 from tests.compilation import need_compiled
-from tests.logs import cuts, day_records, generated_day, real_day, records_of, shared_model
+from tests.logs import cuts, day_records, generated_day, real_day, records_of
+from tests.model import recovery_model, windows_model
 
 Key = tuple[str, int, int]
 
@@ -53,7 +54,7 @@ class Judge:
     """Holds every row ever sent to the model's, and to the bits it was sent with before."""
 
     def __init__(self, log: list[Any]) -> None:
-        closings = shared_model("windows_model").closings(log)
+        closings = windows_model.closings(log)
         self.want: dict[Key, dict[str, Any]] = {(r["symbol"], r["second"], r["offset"]): r for c in closings for r in c["rows"]}
         self.bits: dict[Key, str] = {}
         self.seen: set[Key] = set()
@@ -79,7 +80,7 @@ def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str
 @pytest.mark.parametrize("seed", range(40))
 def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
     rng = random.Random(seed)
-    log = shared_model("recovery_model").random_log(rng, rng.randrange(20, 160))
+    log = recovery_model.random_log(rng, rng.randrange(20, 160))
     judge = Judge(log)
     for longest in (2, 12, 1_000):
         judge.seen.clear()
@@ -94,7 +95,7 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
 def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     """Dies while sending and while writing; frozen copies wake, send and write. A restart reads the ranges of the changelog that its end names."""
     rng = random.Random(seed)
-    log = shared_model("recovery_model").random_log(rng, rng.randrange(20, 160))
+    log = recovery_model.random_log(rng, rng.randrange(20, 160))
     judge = Judge(log)
     frames = frames_of(rng, records_of(log), 12)
     changelog = Changelog(rng)

@@ -1,0 +1,144 @@
+"""What `windows` must hold: the definition in code, slow and plain.
+
+`closings(log)` takes one partition of `ticks.raw` after cleaning and yields, in order, every moment at which rows are sent. The log is a list of
+records in offset order; a record is (offset, [tick, ...]) or (offset, {"punctuate": second, "source": name}), with the record's Kafka time (epoch ms)
+behind it where forgetting matters. A tick is a dict with symbol, source, event_time (epoch ms), price (or None in a pure quote, whose size is 0),
+size, and optionally bid, ask, bid_size, ask_size.
+
+    closing = {"offset": int, "source": str, "after": second, "second": second, "rows": [row, ...], "rejected": [(offset, index, reason), ...]}
+
+It closes the seconds s of the source with after < s <= second, and sends again what late ticks have changed; a punctuation always makes a closing.
+
+The log's clock is the greatest Kafka time of a record of which something was accepted. A source or symbol of which nothing was accepted for a day is
+forgotten, by that clock or by the time of the record that is judged, whichever is greater; a source only once all that it has said is sent.
+"""
+import math
+from typing import Any
+from collections import defaultdict
+
+WINDOW_S, LATENESS_MS, REVISE_S = 300, 200, 30
+FORGET_MS = 24 * 3600 * 1000
+
+
+def closed_through(clock):
+    """Last closed second when the newest event_time is `clock`: a second closes when the clock has passed its end by the lateness."""
+    return (clock - LATENESS_MS) // 1000 - 1
+
+
+def closings(log: Any) -> Any:
+    clock = {}                           # source -> newest event_time
+    closed = {}                          # source -> last closed second
+    ticks = defaultdict(dict)            # (symbol, source) -> second -> [tick, ...] in offset order
+    owner = {}                           # symbol -> (source, newest second): the living series
+    revised = defaultdict(set)           # source -> {(symbol, second)} changed after closing, not sent yet
+    rejected = []
+    log_clock, heard, seen, newest = 0, {}, {}, {}      # -> and by source and by symbol the log's clock at the last acceptance; source -> newest second
+    former = {}                          # source that was forgotten -> (last closed second, its ticks)
+
+    def forgotten(source):
+        unsent = bool(revised[source]) or newest.get(source, -1) > closed.get(source, -1)
+        return source in heard and now - heard[source] > FORGET_MS and not unsent
+
+    def accept(source):
+        if forgotten(source):            # it begins anew
+            clock.pop(source, None), newest.pop(source, None)
+            former[source] = closed.pop(source), {key: ticks.pop(key) for key in list(ticks) if key[1] == source}
+        heard[source] = now
+
+    for offset, record, *time in log:
+        now = max([log_clock, *time])
+        # 1. every tick of a record is judged by the clock as it was before the record
+        touched = {}
+        if isinstance(record, dict):     # a punctuation closes its second, and nothing is later than that
+            touched[record["source"]] = (record["punctuate"] + 1) * 1000 + LATENESS_MS
+            accept(record["source"])
+            log_clock = now
+        else:
+            for index, t in enumerate(record):
+                source, symbol, second = t["source"], t["symbol"], t["event_time"] // 1000
+                held = owner.get(symbol) if now - seen.get(symbol, now) <= FORGET_MS else None
+                if held and held[0] != source and second - held[1] <= WINDOW_S:
+                    rejected.append((offset, index, "other_source"))    # a symbol belongs to one source while that one is heard
+                    continue
+                touched[source] = max(touched.get(source, 0), t["event_time"])
+                if source in closed and second <= closed[source] and not forgotten(source):
+                    if second <= closed[source] - REVISE_S:
+                        rejected.append((offset, index, "late"))
+                        continue
+                    revised[source].add((symbol, second))
+                accept(source)
+                log_clock = seen[symbol] = now
+                newest[source] = max(second, newest.get(source, -1))
+                ticks[symbol, source].setdefault(second, []).append(t)
+                owner[symbol] = (source, max(second, held[1]) if held and held[0] == source else second)
+        # 2. then the clocks move, and what they have passed is sent, with this offset
+        for source in sorted(touched):
+            clock[source] = max(clock.get(source, 0), touched[source])
+            new = closed_through(clock[source])
+            old = closed.get(source)
+            if old is None:
+                last, kept = former.pop(source, (None, {}))
+                closed[source] = old = min([new] + [second - 1 for (_, s), by in ticks.items() if s == source for second in by])
+                if last is not None and old >= last:                    # it goes on where it was: else it is another series
+                    for key, by in kept.items():
+                        ticks[key] = by | ticks[key]
+            if new <= old and not isinstance(record, dict):
+                continue
+            new = max(new, old)
+            rows = []
+            for (symbol, s), by in sorted(ticks.items()):
+                if s != source:
+                    continue
+                changed = min((x for y, x in revised[source] if y == symbol), default=None)
+                for second in sorted(by):
+                    if old < second <= new:
+                        rows.append(row(symbol, second, by, False))
+                    elif second <= old and changed is not None and second >= changed:
+                        rows.append(row(symbol, second, by, True))
+            closed[source] = new
+            revised[source].clear()
+            rows.sort(key=lambda r: (r["second"], r["symbol"]))
+            for r in rows:
+                r |= {"source": source, "offset": offset}
+            yield {"offset": offset, "source": source, "after": old, "second": new, "rows": rows, "rejected": rejected}
+            rejected = []
+
+
+def row(symbol, second, by, revised):
+    """One row from a series' seconds `by`; only what is at or before `second` counts."""
+    own = by[second]
+    out = {"symbol": symbol, "second": second, "revised": revised}
+    prices = [t["price"] for t in own if t["price"] is not None]
+    out |= {"open": prices[0] if prices else None, "high": max(prices, default=None), "low": min(prices, default=None), "close": prices[-1] if prices else None,
+            "volume": sum(t["size"] for t in own), "ticks": len(prices), "quotes": len(own) - len(prices)}
+    for name in ("bid", "ask", "bid_size", "ask_size"):
+        out[name] = next((t[name] for t in reversed(own) if t.get(name) is not None), None)
+    out["mid"] = (out["bid"] + out["ask"]) / 2 if out["bid"] is not None and out["ask"] is not None else None
+
+    last = {s: [t["price"] for t in ts if t["price"] is not None][-1] for s, ts in by.items() if s <= second and any(t["price"] is not None for t in ts)}
+    seconds = sorted(last)
+    begun = None                                            # where the living series began
+    for i, s in enumerate(seconds):
+        if i == 0 or s - seconds[i - 1] > WINDOW_S:
+            begun = s
+    alive = bool(seconds) and second - seconds[-1] <= WINDOW_S
+    low = second - WINDOW_S + 1
+    inside = [t for s, ts in by.items() if low <= s <= second for t in ts]
+    traded = [t for t in inside if t["price"] is not None]
+    volume = sum(t["size"] for t in inside)
+    series, returns = [], []
+    if alive:
+        price = None
+        for s in range(max(begun, low - 1), second + 1):    # one second more, for the first return
+            before, price = price, last.get(s, price if price is not None else next((last[x] for x in reversed(seconds) if begun <= x <= s), None))
+            if s >= low:
+                series.append(price)
+                if before is not None:
+                    returns.append(math.log(price / before))
+    mean = math.fsum(returns) / len(returns) if returns else 0.0
+    out |= {"mean_5m": math.fsum(series) / len(series) if series else None,
+            "vwap_5m": math.fsum(t["price"] * t["size"] for t in traded) / volume if volume else None, "volume_5m": volume,
+            "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
+            "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
+            "ticks_5m": len(traded), "seconds_5m": len(series), "quality": "partial" if len(series) < WINDOW_S else ""}
+    return out
