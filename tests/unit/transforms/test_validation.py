@@ -597,3 +597,90 @@ def test_a_frame_may_cover_offsets_and_have_no_rows() -> None:
     frame = core.frame()
     assert frame is not None
     assert (frame.rows.num_rows, frame.rows.schema) == (0, TICKS_SCHEMA)
+
+
+# -- bounds of what is told, and what nobody foresaw ------------------------------
+
+
+LONG = "\x01" * 1_000_000
+"""Each of its bytes becomes six characters of JSON."""
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b'{"punctuate":1,"%s":2}' % (b"f" * 640_000), json.dumps({"punctuate": 1, LONG[:150_000]: 2}).encode(), b'{"punctuate":"%s"}' % (b"9" * 900_000),
+        tick(price="x" * 900_000), json.dumps([{LONG[:150_000]: [1]}]).encode(), tick(symbol=LONG[:100_000]), tick(size=LONG[:100_000]),
+    ],
+    ids=["an unknown field", "of control characters", "a long number", "a long text", "in an array", "a long symbol", "a long size"],
+)  # fmt: skip
+def test_every_rejection_is_bounded_in_bytes_of_json(poison: bytes) -> None:
+    """Findings, H4: the detail repeated a field's name of 640 kB, and the rejection could not be sent, for ever."""
+    for rejection in cleaner().chunk([RawRecord(0, NOW, poison)]):
+        assert len(msgspec.json.encode(rejection)) < 610_000 < MAX_BATCH_BYTES
+        assert len(msgspec.json.encode(rejection.detail)) < 4_000
+
+
+def test_an_array_of_more_items_than_may_be_is_rejected_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each item may become a message of its own; a compressed record of some kB may hold millions."""
+    core = cleaner()
+    [rejection] = core.chunk([RawRecord(0, NOW, b"[" + b"1," * 1_000_000 + b"1]")])
+    assert (rejection.reason, rejection.index) == ("invalid_shape", 0)
+    assert rejection.detail.startswith(f"an array of 1000001 items: write several records of at most {validation.MAX_ARRAY}")
+    monkeypatch.setattr(validation, "MAX_ARRAY", 3)
+    for of in (cleaner(), cleaner()):
+        judge(tick(), b'{"punctuate":%d}' % (NOW // 1000 - 9), of=of)
+        for count in (3, 4):
+            values = [b"[" + b",".join([tick()] * count) + b"]", *[tick()] * MANY]
+            at = of.expect
+            assert judge(*values, of=of)[0] == ([(at, 0, "invalid_shape")] if count > 3 else [])
+
+
+def unforeseen(text: str) -> Any:
+    def raises(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(text)
+
+    return raises
+
+
+def test_a_record_that_raises_what_nobody_foresaw_is_rejected_and_its_neighbours_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judged = Cleaner._judge
+
+    def fails(self: Cleaner, tick_: Tick, ts: int) -> Any:
+        if tick_.price == 666:
+            raise RuntimeError("odd")
+        return judged(self, tick_, ts)
+
+    monkeypatch.setattr(Cleaner, "_judge", fails)
+    odd = tick(price=666, day_volume=5)
+    core = cleaner()
+    values = [tick(), odd, tick(), b"[" + tick(price=-1) + b"," + tick() + b"," + odd + b"]", tick()]
+    rejections = core.chunk([RawRecord(offset, NOW, value) for offset, value in enumerate(values)])
+    frame = core.frame()
+    assert frame is not None
+    assert [(r.offset, r.index, r.reason, r.value) for r in rejections] == [(n, 0, "internal_error", values[n].decode()) for n in (1, 3)]
+    assert rejections[0].detail == "RuntimeError: odd: a fault of stockstream, not of the record; please report it with this message"
+    assert frame.rows["offset"].to_pylist() == [0, 2, 4]
+    assert [f"offset {offset}: a record could not be judged" in message for offset, message in zip((1, 3), caplog.messages, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("where", ["_holders", "_numbered", "_move"])
+def test_many_that_raise_what_nobody_foresaw_are_judged_one_by_one(where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    core, other = cleaner(), Thorough(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x")
+    monkeypatch.setattr(core, where, unforeseen("odd"))
+    records = [RawRecord(number, NOW + 2_000, tick(event_time=NOW + 1_300 + number)) for number in range(4 * MANY)]
+    for some in (records[:MANY], records[MANY:]):
+        assert core.chunk(some) == other.chunk(some) == []
+    assert core.frame() == other.frame() and core.snapshot() == other.snapshot()
+    assert "judging them one by one" in caplog.text
+
+
+def test_what_cannot_be_put_into_columns_leaves_everything_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = cleaner()
+    judge(tick(), b'{"punctuate":%d}' % (NOW // 1000 - 9), of=core)
+    before = core.snapshot()
+    monkeypatch.setattr(columns.Columns, "batch", unforeseen("odd"))
+    records = [RawRecord(core.expect + number, NOW + 2_000, tick(event_time=NOW + 1_300 + number)) for number in range(2 * MANY)]
+    assert core._try_many(records) == 0 and core.snapshot() == before
