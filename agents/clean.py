@@ -25,7 +25,7 @@ from stockstream.transforms.validation import Cleaner
 from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import hops_header, metrics, now_ms
 from tables import clean as table
-from tables.state import Stage, anything
+from tables.state import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -71,7 +71,7 @@ def test_the_largest_state_goes_in_pieces_that_fit_and_comes_back_exactly() -> N
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = stored.split
-    monkeypatch.setattr(cleaning_state.stored, "split", lambda value, version: whole(value, version, 700))
+    monkeypatch.setattr(stored, "split", lambda value, version: whole(value, version, 700))
 
 
 @pytest.mark.usefixtures("small_pieces")
