@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from models import ScoringModel
-from models.registry import Registry, RegistryError
 from stockstream import topics
 from stockstream.app import app
 from stockstream.broker import topic_ends
+from stockstream.champions import Champions, Loaded, in_one_line
 from stockstream.errors import ModelError
 from stockstream.records import WINDOWS_SCHEMA
+from stockstream.transforms.roster import Key, Member
 from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
 from tables import score as table
 from tables.frame_stage import FrameStage
-from tables.state import anything
 
 logger = logging.getLogger(__name__)
 
 RELOAD_S = 5.0
+REMIND_S = 300.0
+"""Between two warnings that rows are not predicted."""
 settings = app.settings
 
 
@@ -39,73 +42,143 @@ class _Told:
 
 
 class Scoring(FrameStage[Scorer]):
-    """The cores of `score`, and the champion model that new closings are scored with."""
+    """The cores of `score`, and the models that new closings are scored with.
+
+    A partition follows the registry's champion. Where that is suspended, the champion before it goes on, if it can be loaded.
+    """
 
     turns_after = SEND_TURNS
 
     def __init__(self) -> None:
-        readable = getattr(Scorer, "readable", anything)
-        super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), readable)
-        self.registry = Registry(settings.models)
-        self.loaded: dict[tuple[str, str], ScoringModel] = {}
-        self.champion: ScoringModel | None = None
-        self.why = ""
+        super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), Scorer.readable)
+        self.known = Champions(settings.models, settings.model)
         self.unsaid: dict[int, int] = {}
         """By partition: offsets of `windows` from here on were not there when the partition came."""
-        status.model_list = self.models
+        self._heard: dict[int, int] = {}
+        """By partition: offsets of `windows` from here on were not scored since the partition came; a core that is built anew gets those before again."""
+        self.not_predicted: dict[Key, int] = {}
+        """Rows that a model should have predicted and did not, since this worker began."""
+        self._searched: set[int] = set()
+        """Partitions for which no former champion could be loaded, since the last look at the registry."""
+        self._unloadable: dict[Key, str] = {}
+        """Former champions of which the log says why they cannot be loaded."""
+        self._reminded: tuple[str, float] = "", 0.0
+        status.model_list, status.model_note = self.models, self.note
 
     def load(self, name: str, version: str) -> ScoringModel:
-        """A stored model, read once. Raises `ModelError`."""
-        model = self.loaded.get((name, version))
-        if model is None:
-            try:
-                model = self.loaded[name, version] = self.registry.load(name, version)
-            except RegistryError as error:
-                raise ModelError(str(error)) from error
-        return model
+        """A stored model. Raises `ModelError`."""
+        return self.known.load(name, version).model
 
-    def refresh(self) -> None:
-        """Looks which model is champion now; a change is told once."""
-        try:
-            version = self.registry.champion(settings.model)
-            if version is None:
-                why = f"no model {settings.model} in {settings.models}: nothing is predicted until `stockstream train` has made one"
-            elif self.champion is None or self.champion.version != version:
-                self.champion = self.load(settings.model, version)
-                why = f"champion is {settings.model} {version}"
-            else:
-                return
-        except (ModelError, RegistryError, OSError) as error:
-            why = f"the champion cannot be loaded: {error}"
-        if why != self.why:
-            self.why = why
-            logger.info("%s", why)
+    async def refresh(self) -> None:
+        """Looks at the registry, and forgets models that nobody needs."""
+        await asyncio.to_thread(self.known.refresh)
+        self._searched.clear()
+        self.known.keep(key for core in self.cores.values() for key in core.models)
+        self.remind()
+
+    def remind(self) -> None:
+        """Logs why rows are not predicted: where that has changed, and every `REMIND_S`."""
+        note, (said, at) = self.note(), self._reminded
+        if note == said and (not note or time.monotonic() - at < REMIND_S):
+            return
+        self._reminded = note, time.monotonic()
+        if note:
+            logger.warning("%s", note)
+        else:
+            logger.info("the champion %s scores", " ".join(self.known.champion.key) if self.known.champion else "")
+
+    # -- what is told of the models ------------------------------------------
+
+    def _suspended(self, core: Scorer) -> Member | None:
+        """The registry's champion, where this core has suspended it."""
+        return next((m for m in core.members if m.suspended and m.key == (settings.model, self.known.version)), None)
+
+    def note(self) -> str:
+        """Why rows are not predicted, or not by the registry's champion, in one line; empty where they are."""
+        cores = sorted(self.cores.items())
+        silent = [partition for partition, core in cores if core.champion is None and (core.members or not self.known.champion)]
+        why = self.known.problem
+        if not why:
+            out = next((member for _, core in cores if (member := self._suspended(core)) is not None), None)
+            if out is not None:
+                why = f"{_suspension(out)}; promote another version, or this one again once it is mended"
+            elif silent:
+                listed = next((member for member in self.cores[silent[0]].members if member.suspended), None)
+                why = _suspension(listed) if listed else "the champion takes over at the next frame"
+        if not why:
+            return ""
+        if silent or not (cores or self.known.champion):
+            where = "" if len(silent) == len(cores) else f" in partitions {', '.join(map(str, silent))}"
+            return f"no predictions{where}: {why}"
+        return f"{why}; the last good model goes on"
 
     def models(self) -> list[dict[str, Any]]:
-        """The models in use, with what the registry knows of them."""
-        if self.champion is None:
-            return []
-        entry = self.registry.entry(self.champion.name, self.champion.version)
-        return [{"name": self.champion.name, "version": self.champion.version, "role": "champion", **dict(entry.metadata)}]
+        """The models in use or suspended, with what the registry knows of them; `partitions` and `not_predicted` are this worker's."""
+        places: dict[Key, list[tuple[int, Member, int]]] = {}
+        for partition, core in sorted(self.cores.items()):
+            for member in core.members:
+                places.setdefault(member.key, []).append((partition, member, core.roster.since(member)))
+        champion, wanted = self.known.champion, (settings.model, self.known.version)
+        if champion is not None and not self.cores:
+            places.setdefault(champion.key, [])
+        if self.known.problem:
+            places.setdefault(wanted, [])
+        out: list[dict[str, Any]] = []
+        for key, listed in places.items():
+            worst = next((member for _, member, _ in listed if member.suspended), None)
+            state = _state(worst or listed[0][1]) if listed else "champion"
+            reason = worst.detail if worst else ""
+            if key == wanted and self.known.problem:
+                state, reason = (state if listed else "missing"), self.known.problem
+            out.append({
+                **self.known.metadata(key), "name": key[0], "version": key[1], "role": listed[0][1].role if listed else "champion", "state": state,
+                "reason": reason, "not_predicted": self.not_predicted.get(key, 0),
+                "partitions": [
+                    {"partition": partition, "state": _state(member), "since_offset": since, "reason": member.detail} for partition, member, since in listed
+                ],
+            })  # fmt: skip
+        return out
+
+    # -- partitions ----------------------------------------------------------
 
     def _from_records(self, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int]) -> Scorer:
         return Scorer.restore(partition, records, self.load, offsets)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
-        self.refresh()
+        await asyncio.to_thread(self.known.refresh)
+        self._searched.clear()
         found = await super().assign(partitions)
+        self._heard.clear()
         self.unsaid = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
         return found
 
-    def new_champion(self, partition: int, core: Scorer, offset: int) -> ScoringModel | None:
-        """The model that is to be champion from a `windows` frame at `offset` on; None where it is already, or where the frame may have been told before.
+    def held_back(self, partition: int, core: Scorer, offset: int) -> bool:
+        """Whether a frame at an offset of `windows` must be scored by the roster as it is.
 
         What was in the topic when the partition came may have been predicted by whoever had it, its record lost: it is told again by the same model.
         """
-        model = self.champion
-        if model is None or core.champion == (model.name, model.version) or (core.champion is not None and offset < self.unsaid.get(partition, 0)):
+        return bool(core.members) and offset < max(self.unsaid.get(partition, 0), self._heard.get(partition, 0))
+
+    def new_champion(self, core: Scorer) -> Loaded | None:
+        """The registry's champion, where it is to replace the core's; None where it is already, or is suspended there as it lies in the registry."""
+        wanted = self.known.champion
+        if wanted is None or core.champion == wanted.key or any(m.key == wanted.key and tried(m, wanted.stamp) for m in core.members):
             return None
-        return model
+        return wanted
+
+    def fallback(self, core: Scorer) -> Loaded | None:
+        """The last champion before the one that is suspended that can be loaded: this partition's, else another's."""
+        out = {member.key for member in core.members if member.suspended}
+        others = [key for other in self.cores.values() for key in (*([other.champion] if other.champion else []), *other.roster.fallbacks)]
+        for name, version in dict.fromkeys([*core.roster.fallbacks, *others]):
+            if (name, version) not in out:
+                try:
+                    return self.known.load(name, version)
+                except ModelError as error:
+                    if self._unloadable.get((name, version)) != str(error):
+                        self._unloadable[name, version] = str(error)
+                        logger.warning("the former champion %s %s cannot be loaded: %s", name, version, error)
+        return None
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
@@ -114,23 +187,43 @@ class Scoring(FrameStage[Scorer]):
             return
         told = _Told()
         for frame, offset, record in self.reader.frames(chunk):
-            model = self.new_champion(partition, core, offset)
-            if model is not None:
-                await self.send(partition, core, told)
-                told = _Told()
-                core.set_champion(model, max(core.expect, 0))
-                await self.send(partition, core, told)                 # who is champion from where on is written before it is used
-                if (pipe := self.pipes.get(partition)) is None:
-                    return
-                await pipe.drain()
+            if not self.held_back(partition, core, offset):
+                model = self.new_champion(core)
+                if model is None and core.champion is None and partition not in self._searched:
+                    model = await asyncio.to_thread(self.fallback, core)
+                    if model is None:
+                        self._searched.add(partition)
+                if model is not None:
+                    await self.send(partition, core, told)
+                    told = _Told()
+                    core.set_champion(model.model, max(core.expect, 0), model.stamp)
+                    await self.send(partition, core, told)             # who is champion from where on is written before it is used
+                    if (pipe := self.pipes.get(partition)) is None:
+                        return
+                    await pipe.drain()
                 if self.cores.get(partition) is not core:              # assigned anew meanwhile
                     return
+            self._heard[partition] = max(offset + 1, self._heard.get(partition, 0))
             scored = self.reader.feed(core, core.frame, chunk, frame, offset)
             if scored is None:
                 continue
+            self.note_faults(scored)
             self.tell(told, scored, hops_of(record))
             await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
         await self.send(partition, core, told)
+
+    def note_faults(self, scored: Scored) -> None:
+        """Counts rows without a prediction, and logs which models are suspended from now on."""
+        for missed in scored.missed:
+            key = (missed.name, missed.version) if missed.name else (settings.model, "")
+            self.not_predicted[key] = self.not_predicted.get(key, 0) + missed.rows
+            metrics.rows_not_predicted(*key, missed.reason, missed.rows)
+        for member in scored.suspended:
+            self._searched.discard(scored.partition)
+            metrics.restart("model_suspended")
+            logger.error(
+                "model %s %s is suspended in partition %d from raw offset %d on: %s", *member.key, scored.partition, scored.through + 1, member.suspended
+            )
 
     @staticmethod
     def tell(told: _Told, scored: Scored, hops: list[int]) -> None:
@@ -159,9 +252,28 @@ class Scoring(FrameStage[Scorer]):
         await self.submit(core, partition, told.sends, core.records(app.term), core.index, delivered)
 
 
+def _suspension(member: Member) -> str:
+    return f"model {member.name} {member.version} is suspended ({member.suspended.replace('_', ' ')}: {member.detail})"
+
+
+def _state(member: Member) -> str:
+    if not member.suspended:
+        return member.role
+    return "missing" if member.suspended == "missing" else "suspended"
+
+
+def tried(member: Member, stamp: str) -> bool:
+    """Whether the artefact with this stamp is known to fail; a model that was only missing is tried whenever it can be loaded."""
+    return bool(member.suspended) and member.suspended != "missing" and member.stamp == stamp
+
+
 stage = Scoring()
-stage.refresh()
-warm_up(stage.champion)
+stage.known.refresh()
+warm_up_problem = ""
+try:
+    warm_up(stage.known.champion.model if stage.known.champion else None)
+except Exception as error:  # noqa: BLE001 (it only saves time: the worker starts without it)
+    warm_up_problem = in_one_line(error)
 
 
 @app.agent(topics.windows)
@@ -172,7 +284,10 @@ async def score(stream: Any) -> None:
 
 @app.task
 async def reload_models() -> None:
-    """Takes a newly trained champion into use without a restart."""
+    """Takes a newly trained champion into use without a restart, and says where there is none."""
+    if warm_up_problem:
+        logger.warning("the state machines could not be warmed up, the first frames take longer: %s", warm_up_problem)
+    stage.remind()
     while not app.should_stop:
         await asyncio.sleep(RELOAD_S)
-        await asyncio.to_thread(stage.refresh)
+        await stage.refresh()

@@ -44,13 +44,13 @@ class Entry:
 
 
 class Registry:
-    """Models under a `file://` URL; a path in it may be relative to the working directory (`file://./models-store`)."""
+    """Models under a `file://` URL; a path in it may be relative to the working directory (`file://./data/models`)."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme != "file" or not (parts.netloc + parts.path):
             raise RegistryError(f"models are kept under file://path, not {url!r}")
-        self.root = Path(unquote(parts.netloc + parts.path))
+        self.root = Path(unquote(parts.netloc + parts.path)).absolute()
 
     def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
         """Stores a model and makes nothing of it: `promote` does. `kind` is the module of `models` that loads it.
@@ -175,6 +175,22 @@ class Registry:
             return xgboost.load(name, entry.version, ours, files)
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RegistryError(f"model {name} {entry.version} cannot be loaded: {error}") from error
+
+    def stamp(self, name: str, version: str) -> str:
+        """Changes when a file of the version does, and when the version is promoted, also once more. Raises `RegistryError`."""
+        folder, digest = self._folder(name), hashlib.sha256()
+        try:
+            paths = sorted((folder / version).iterdir()) if _VERSION.fullmatch(version) else []
+            if self.champion(name) == version:
+                paths.append(folder / CHAMPION)
+            for path in paths:
+                found = path.stat()
+                digest.update(f"{path.name}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}\0".encode())
+        except FileNotFoundError:
+            raise RegistryError(f"model {name!r} has no version {version!r} under {self.root}") from None
+        except OSError as error:
+            raise RegistryError(f"model {name} {version} cannot be read: {error}") from error
+        return digest.hexdigest()[:16]
 
     def _folder(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

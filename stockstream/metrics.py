@@ -113,6 +113,7 @@ class Metrics(Collector):
         self._rows = self._counter("rows", "rows or messages written", "topic")
         self._alerts = self._counter("alerts", "changes of alerts", "rule", "state")
         self._predictions = self._counter("predictions", "predictions sent")
+        self._not_predicted = self._counter("rows_not_predicted", "rows that a model should have predicted and did not", "model", "version", "reason")
         self._holes = self._counter("holes", "holes found in the offsets", "kind")
         self._dropped = self._counter("frames_dropped", "frames that an agent could not use", "agent", "why")
         self._restarts = self._counter("restarts", "things that had to begin anew", "what")
@@ -157,6 +158,12 @@ class Metrics(Collector):
     def predictions(self, count: int) -> None:
         self._predictions.inc(count)
         self._count("predictions", count)
+
+    def rows_not_predicted(self, model: str, version: str, reason: str, count: int) -> None:
+        """`count` rows have no prediction of this model (version empty where there is no champion); `reason` as in `transforms.asking.Reason`."""
+        labels = self._bounded("model", model), self._bounded("version", version), self._bounded("not_predicted", reason)
+        self._not_predicted.labels(*labels).inc(count)
+        self._count("rows_not_predicted", count)
 
     def observe(self, hop: str, seconds: float) -> None:
         """One latency of `hop`, in seconds."""

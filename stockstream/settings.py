@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
-    models: str = Field("file://./models-store", description="where models are kept: file://path")
+    models: str = Field("file://./data/models", description="where models are kept, of the demo and of workers: file://path")
     state_dir: Path = Field(Path("./data/state"), description="small local files: the simulation's log of events, broker logs")
     model: str = Field("xgboost", description="name of the champion model that score loads")
 

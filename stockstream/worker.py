@@ -151,6 +151,8 @@ class Status:
         self._app = worker
         self.archive_positions: Any = None
         self.model_list: Any = None
+        self.model_note: Callable[[], str] = lambda: ""
+        """Why rows are not predicted, or not by the registry's champion; empty where they are."""
 
     def _assigned(self) -> list[TP]:
         tables = self._app.tables.changelog_topics
@@ -164,7 +166,8 @@ class Status:
             return False, "waiting for the group, or recovering state"
         assigned = self._assigned()
         raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)
-        return True, f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all"
+        words, note = f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all", self.model_note()
+        return True, f"{words}; {note}" if note else words
 
     def healthy(self) -> tuple[bool, str]:
         return (False, "fenced") if self._app.fence.left else (True, "alive")
@@ -184,6 +187,7 @@ class Status:
             "rereads": guard.rereads,
             "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
             "archive": self.archive_positions() if self.archive_positions else [],
+            "models_note": self.model_note(),
         }
 
     def models(self) -> list[dict[str, Any]]:

@@ -3,53 +3,51 @@
 Every row that is not `revised` and has a price is scored at its closing. A prediction made for second s is judged over a horizon h by the first closing of
 its source that reaches s + h, at the price of the symbol's last such row with a second <= s + h, whatever else that closing brings.
 
-What is kept (`records`, in the order of writing): for each source and second with predictions to judge, one or more **slots** (symbols, prices and what
-each model said), written once, in a ring of seconds; the **roster**, which says from which raw offset on which models score; and at the end the **head**: how
-far the log is counted and up to which second each source is closed. The last prices follow from the slots, as every prediction carries its own.
-Records are written after delivery, so after a crash closings at or below the highest offset of any record are counted again but not told again.
-A ring of more seconds than the longest horizon never loses a prediction that is still to be judged, even where only a part of the records got written.
+A model that gives no usable answer, or cannot be loaded, is suspended from the next raw offset on; its rows from the first faulty one on are not predicted
+by it. It never raises here.
+
+What is kept (`records`, in the order of writing; `transforms.scoring_state` has their form): for each source and second with predictions to judge, one or
+more **slots** (symbols, prices and what each model said), written once, in a ring of seconds; the **roster**, which says from which raw offset on which models
+score; and at the end the **head**: how far the log is counted and up to which second each source is closed. The last prices follow from the slots, as every
+prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest offset of any record are counted again but
+not told again. A ring of more seconds than the longest horizon never loses a prediction that is still to be judged, even where only a part of the records got
+written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
+from itertools import groupby, pairwise
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from models import ScoringModel, features
 from stockstream.errors import ModelError, StateError
-from stockstream.records import Horizon, Outcome, Prediction, Role
-from stockstream.transforms.changelog import ChangelogIndex, Range, named
+from stockstream.records import Role
+from stockstream.transforms import scoring_state as state
+from stockstream.transforms import stored
+from stockstream.transforms.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, ModelFault, Units, ask, require_usable
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
+from stockstream.transforms.roster import Entry, Key, Member, Roster
+from stockstream.transforms.scored import Floats, Ints, Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
 
-RING_S: Final = 128
-"""Slots of a source; horizons are below it."""
+__all__ = ["Contender", "Entry", "Member", "Missed", "Outcomes", "Predictions", "Scored", "Scorer", "encode_outcomes", "encode_predictions"]
+
 TERMS: Final = 8
 ROWS_OF_A_SLOT: Final = 8_000
-"""About 60 bytes a row with two models: a record stays within a message of 1 MiB."""
-UNITS_OF_RETURN: Final = 1e9
-UNITS_OF_P_UP: Final = 1e6
-"""Predictions are told, and kept as int32, in units of 1e-9 and 1e-6: short, and what is sent does not hang on a processor's last bit."""
+"""At the most; `scoring_state.cut_rows` has fewer where names are long or models many."""
+FORGET_MS: Final = 86_400_000
+"""Of the frames' clock: a source that was not heard for longer is forgotten."""
+NAMES_KEPT: Final = 1_024
+"""Symbols of a source before those without a prediction to judge are looked for."""
 _REALISED_DIGITS: Final = 12
-_MOST_RETURN: Final = 2.0
-OUTCOMES_OF_A_MESSAGE: Final = 2_000
-"""Of at most 450 bytes, so that a message stays under 1 MiB."""
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Units = NDArray[np.int32]
 Load = Callable[[str, str], ScoringModel]
-
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
-_json = msgspec.json.Encoder().encode
-_json_lines = msgspec.json.Encoder().encode_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,60 +56,6 @@ class Contender:
 
     model: ScoringModel
     role: Role = "champion"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A contender by name, as the roster keeps it."""
-
-    role: Role
-    name: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Columns of one model's predictions: n rows by (closing offset, source, second, symbol), h horizons."""
-
-    model: str
-    version: str
-    feature_hash: str
-    horizons_s: tuple[int, ...]
-    symbol: list[str]
-    as_of: Ints
-    price: Floats
-    offset: Ints
-    predicted_return: Floats
-    p_up: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Columns of what became of predictions, in the order of judging; `said_by` whom, and how many rows in turn."""
-
-    said_by: list[tuple[Member, int]]
-    symbol: list[str]
-    as_of: Ints
-    horizon_s: Ints
-    predicted_return: Floats
-    p_up: Floats
-    realised_return: Floats
-    price_then: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a frame brought. `through` is the raw offset counted through; all is in the log's order, however it was cut."""
-
-    partition: int
-    through: int
-    predictions: tuple[Predictions, ...] = ()
-    outcomes: Outcomes | None = None
-
-    @property
-    def symbols(self) -> list[str]:
-        """The symbol of each prediction, in the order of `encode_predictions`."""
-        return [symbol for of in self.predictions for symbol in of.symbol]
 
 
 @dataclass(slots=True)
@@ -124,6 +68,10 @@ class _Said:
     horizons_s: tuple[int, ...]
     returns: Units
     p_up: Units
+
+    def part(self, low: int, high: int) -> _Said:
+        """What it said of some of the rows."""
+        return _Said(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
 
 
 @dataclass(slots=True)
@@ -154,10 +102,13 @@ class _Judged:
 class _Source:
     """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
 
-    def __init__(self, closed: int, begun: int = -1) -> None:
+    def __init__(self, closed: int, begun: int = -1, heard: int = 0) -> None:
         self.closed = closed
         self.begun = begun
         """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        self.heard = heard
+        """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
+        self._compact_at = NAMES_KEPT
         self.names: list[str] = []
         self.last = np.full(64, np.nan)
         self.slots: dict[int, _Slot] = {}
@@ -173,6 +124,21 @@ class _Source:
         if len(names) > len(self.last):
             self.last = np.concatenate([self.last, np.full(len(names), np.nan)])
         return np.fromiter(map(number.__getitem__, symbols), np.int64, len(symbols))
+
+    def compact(self) -> None:
+        """Forgets symbols without a prediction to judge, once they may be half of all."""
+        if len(self.names) <= self._compact_at:
+            return
+        none = np.zeros(0, np.int64)
+        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.slots.values())]))
+        place = np.full(len(self.names), -1)
+        place[kept] = np.arange(len(kept))
+        for slot in self.slots.values():
+            slot.index = place[slot.index]
+        self.last = self.last[kept]
+        self.names = [self.names[number] for number in kept.tolist()]
+        self._number = {name: number for number, name in enumerate(self.names)}
+        self._compact_at = max(NAMES_KEPT, 2 * len(kept))
 
     def add(self, slot: _Slot) -> None:
         """Takes the slot's prices as the last ones, and waits for what it said."""
@@ -238,70 +204,78 @@ class Scorer:
         self.sent = -1
         self.resume_input = 0
         self._sources: dict[str, _Source] = {}
-        self._models: dict[tuple[str, str], ScoringModel] = {}
-        self._roster: list[tuple[int, tuple[Member, ...]]] = []
+        self._models: dict[Key, ScoringModel] = {}
+        self._missing: dict[Key, str] = {}
+        """Why a model of the roster could not be loaded."""
+        self.roster = Roster()
         self._unsaved: dict[tuple[str, int], _Slot] = {}
-        self._roster_saved = True
         self._closed_since = False
+        self._undated: set[str] = set()
+        """Sources that were heard since the frames' clock was last known."""
+        self._oldest = 0
+        """No source was last heard before this."""
+        self._generation = 0
         self._saved_expect = -1
         self.index = ChangelogIndex()
         if contenders:
-            self._change(contenders, 0)
+            self._change([Member(c.role, c.model.name, c.model.version) for c in contenders], [c.model for c in contenders], 0)
 
     # -- models -------------------------------------------------------------
 
     @property
-    def champion(self) -> tuple[str, str] | None:
-        """Name and version of the champion from the newest entry of the roster."""
-        return next(((m.name, m.version) for m in self.members if m.role == "champion"), None)
+    def champion(self) -> Key | None:
+        """Name and version of the champion in the newest entry of the roster; None where there is none, or it is suspended."""
+        champion = self.roster.champion
+        return champion.key if champion else None
 
     @property
     def members(self) -> tuple[Member, ...]:
         """The newest entry of the roster."""
-        return self._roster[-1][1] if self._roster else ()
+        return self.roster.members
 
-    def set_champion(self, model: ScoringModel, from_offset: int) -> None:
+    @property
+    def models(self) -> set[Key]:
+        """The models that this scorer holds."""
+        return set(self._models)
+
+    def set_champion(self, model: ScoringModel, from_offset: int, stamp: str = "") -> None:
         """Makes `model` the champion for closings from a raw offset on; write `records` before the next frame.
 
-        `from_offset` must be beyond whatever was told: the start of the next frame (`expect`) of a scorer that has written its records. Raises `ModelError`.
+        `from_offset` must be beyond whatever was told: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` says which
+        artefact was loaded: a suspended model that was mended, or promoted again, has another. Raises `ModelError` where the model cannot score.
         """
-        shadows = [
-            Contender(self._models[m.name, m.version], "shadow")
-            for m in self.members
-            if m.role == "shadow" and (m.name, m.version) != (model.name, model.version)
-        ]
-        self._change([Contender(model), *shadows], from_offset)
+        shadows = [m for m in self.members if m.role == "shadow" and not m.suspended and m.key != (model.name, model.version)]
+        self._change([Member("champion", model.name, model.version, stamp), *shadows], [model], from_offset)
 
     def set_shadows(self, models: Iterable[ScoringModel], from_offset: int) -> None:
         """Makes `models` the shadows, as `set_champion` does."""
-        kept = [Contender(self._models[m.name, m.version]) for m in self.members if m.role == "champion"]
-        self._change([*kept, *(Contender(model, "shadow") for model in models)], from_offset)
+        kept = [m for m in self.members if m.role == "champion" and not m.suspended]
+        models = list(models)
+        self._change([*kept, *(Member("shadow", model.name, model.version) for model in models)], models, from_offset)
 
-    def _change(self, contenders: Sequence[Contender], from_offset: int) -> None:
+    def _change(self, members: Sequence[Member], models: Iterable[ScoringModel], from_offset: int) -> None:
+        models = list(models)
         if from_offset < self.expect:
             raise ModelError(f"partition {self.partition}: models cannot change at offset {from_offset}, which is behind {self.expect}")
-        if sum(contender.role == "champion" for contender in contenders) > 1:
+        if sum(member.role == "champion" for member in members) > 1:
             raise ModelError("there can be one champion only")
-        for contender in contenders:
-            model = contender.model
-            if not model.horizons_s or not all(0 < horizon < RING_S for horizon in model.horizons_s):
-                told = ", ".join(map(str, model.horizons_s)) or "none"
-                raise ModelError(f"model {model.name} {model.version}: horizons must be 1 to {RING_S - 1} s, not {told}")
-            if model.feature_hash != features.feature_hash():
-                raise ModelError(f"model {model.name} {model.version} was trained on other features: train it again")
-        if not contenders:
+        for model in models:
+            require_usable(model)
+        if not members:
             raise ModelError("what scores cannot stop scoring: give another model")
-        members = tuple(Member(c.role, c.model.name, c.model.version) for c in contenders)
-        if len({(m.name, m.version) for m in members}) < len(members):
+        if len({member.key for member in members}) < len(members):
             raise ModelError("a model can have one role only")
-        self._models |= {(c.model.name, c.model.version): c.model for c in contenders}
-        if members == self.members:
-            return
-        self._roster = [entry for entry in self._roster if entry[0] < from_offset] + [(from_offset, members)]
-        self._roster_saved = False
+        self.roster.change(members, from_offset)
+        self._models |= {(model.name, model.version): model for model in models}
+        for model in models:
+            self._missing.pop((model.name, model.version), None)
+        self._drop_models()
 
-    def _entry(self, offset: int) -> tuple[Member, ...]:
-        return next((members for start, members in reversed(self._roster) if start <= offset), ())
+    def _drop_models(self) -> None:
+        """Forgets models that no entry of the roster lets score."""
+        keys = self.roster.keys
+        self._models = {key: model for key, model in self._models.items() if key in keys}
+        self._missing = {key: why for key, why in self._missing.items() if key in keys}
 
     # -- frames -------------------------------------------------------------
 
@@ -309,7 +283,7 @@ class Scorer:
         """Takes a whole `windows` frame; returns what is to be told, or None where the frame is of no use now.
 
         A frame that starts beyond `expect` is somebody else's future, one of an older log is past: dropped. What was counted before changes nothing.
-        `input_offset` is the frame's own offset in its topic. Raises `ModelError` where a model's numbers are not finite; nothing has changed then.
+        `input_offset` is the frame's own offset in its topic. A model that fails is suspended in the roster, whose record `records` brings first.
         """
         if self.log and frame.log < self.log:
             return None
@@ -322,12 +296,12 @@ class Scorer:
                 return Scored(self.partition, self.expect - 1)
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
         rows = _Rows.of(frame.rows, self.expect)
-        said, predictions = self._score(rows)
+        said, predictions, missed, faults = self._score(rows)
         judged: list[_Judged] = []
         for closing in closings:
             source = self._sources.get(closing.source)
             if source is None:
-                source = self._sources[closing.source] = _Source(closing.after)
+                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
             elif closing.after < source.closed:                          # heard again after clean forgot the source: another series
                 source = self._sources[closing.source] = _Source(closing.after, closing.offset)
                 self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
@@ -335,10 +309,38 @@ class Scorer:
             due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
             if closing.offset > self.sent:
                 judged += due
+            source.heard = frame.clock
+            if not frame.clock:
+                self._undated.add(closing.source)
+        outcomes = _outcomes(judged)
+        for name in {closing.source for closing in closings}:
+            self._sources[name].compact()
+        self._forget(frame.clock)
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._closed_since |= bool(closings)
-        return Scored(self.partition, frame.through, predictions, _outcomes(judged))
+        suspended = tuple(self.roster.suspend(member, fault.reason, fault.detail, self.expect) for member, fault in faults.items())
+        if faults:
+            self._drop_models()
+        return Scored(self.partition, frame.through, predictions, outcomes, missed, suspended)
+
+    def _forget(self, clock: int) -> None:
+        """Drops sources that were not heard for `FORGET_MS` of the frames' clock (0: not known)."""
+        if clock <= 0:
+            return
+        for name in self._undated:
+            if name in self._sources:
+                self._sources[name].heard = clock
+        self._undated.clear()
+        self._oldest = min(self._oldest, clock)
+        if clock - self._oldest <= FORGET_MS:
+            return
+        gone = {name for name, source in self._sources.items() if clock - source.heard > FORGET_MS}
+        for name in gone:
+            del self._sources[name]
+            self.index.forget(name)
+        self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] not in gone}
+        self._oldest = min((source.heard for source in self._sources.values()), default=clock)
 
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
@@ -347,39 +349,66 @@ class Scorer:
     def _begin(self, log: str) -> None:
         """A newer log: what was is of another world, but the models stay."""
         if self.log:
-            self._roster = [(0, self.members)] if self.members else []
+            self.roster.begin()
         self.log, self.expect, self.sent, self._saved_expect = log, -1, -1, -1
-        self._sources, self._unsaved = {}, {}
+        self._sources, self._unsaved, self._undated, self._oldest = {}, {}, set(), 0
         self.index.clear()
-        self._roster_saved, self._closed_since = not self._roster, False
+        self.roster.saved, self._closed_since = not self.roster.entries, False
 
-    def _score(self, rows: _Rows) -> tuple[list[tuple[slice, list[_Said]]], tuple[Predictions, ...]]:
-        """What each model says, for runs of rows with the same roster, and the champions' predictions of them that are to be told."""
+    def _score(
+        self, rows: _Rows
+    ) -> tuple[list[tuple[slice, list[_Said]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
+        """What each model says, for runs of rows with the same voices, the champions' predictions that are to be told, who missed rows, and who failed."""
         said: list[tuple[slice, list[_Said]]] = []
         predictions: list[Predictions] = []
-        starts = [start for start, _ in self._roster[1:]]
+        missed: dict[tuple[str, str, str], int] = {}
+        faults: dict[Member, ModelFault] = {}
+        starts = [entry.start for entry in self.roster.entries[1:]]
         edges = sorted({0, len(rows.offset), *(int(rows.offset.searchsorted(start)) for start in starts)})
+        told = int(rows.offset.searchsorted(self.sent, "right"))
+
+        def miss(name: str, version: str, reason: str, low: int, high: int) -> None:
+            if high > max(low, told):
+                missed[name, version, reason] = missed.get((name, version, reason), 0) + high - max(low, told)
+
         for low, high in pairwise(edges):
-            run = slice(low, high)
-            voices: list[_Said] = []
-            members = self._entry(int(rows.offset[low]))
-            matrix = rows.features(run) if members else np.empty((0, 0), np.float32)
-            for member in members:
-                model = self._models[member.name, member.version]
-                returns, p_up = model.predict(matrix)
-                if not (np.isfinite(returns).all() and np.isfinite(p_up).all()):
-                    raise ModelError(f"model {member.name} {member.version} gave numbers that are not finite")
-                voice = _Said(
-                    member.role, member.name, member.version, model.horizons_s,
-                    np.rint(np.clip(returns, -_MOST_RETURN, _MOST_RETURN) * UNITS_OF_RETURN).astype(np.int32),
-                    np.rint(np.clip(p_up, 0, 1) * UNITS_OF_P_UP).astype(np.int32),
-                )  # fmt: skip
-                voices.append(voice)
-                first = max(low, int(rows.offset.searchsorted(self.sent, "right")))
-                if member.role == "champion" and first < high:
-                    predictions.append(_told(rows, slice(first, high), voice, first - low, model.feature_hash))
-            said.append((run, voices))
-        return said, tuple(predictions)
+            voices: list[tuple[int, _Said]] = []
+            members = self.roster.at(int(rows.offset[low]))
+            active = [member for member in members if not member.suspended]
+            matrix = rows.features(slice(low, high)) if active else np.empty((0, 0), np.float32)
+            for member in active:
+                fault = faults.get(member)
+                if fault is None:
+                    voice, feature_hash, fault = self._ask(member, matrix)
+                    end = high
+                    if fault is not None:
+                        faults[member] = fault
+                        # a closing's rows are predicted together or not at all
+                        end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
+                    if voice is not None and end > low:
+                        voices.append((end, voice))
+                        first = max(low, told)
+                        if member.role == "champion" and first < end:
+                            predictions.append(_told(rows, slice(first, end), voice, first - low, feature_hash))
+                else:
+                    end = low
+                if fault is not None:
+                    miss(member.name, member.version, fault.reason, end, high)
+            if not any(member.role == "champion" for member in active):
+                out = next((member for member in members if member.role == "champion"), None)
+                miss(*((out.name, out.version, out.suspended) if out else ("", "", "no_model")), low, high)
+            cuts = sorted({low, high, *(end for end, _ in voices)})
+            said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
+        return said, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
+
+    def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[_Said | None, str, ModelFault | None]:
+        model = self._models.get(member.key)
+        if model is None:
+            return None, "", ModelFault("missing", self._missing.get(member.key, "it is not loaded"))
+        answer = ask(model, matrix)
+        if answer.returns is None or answer.p_up is None:
+            return None, "", answer.fault
+        return _Said(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
 
     def _close(
         self, name: str, source: _Source, second: int, rows: _Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[_Said]]]
@@ -407,22 +436,20 @@ class Scorer:
     def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
         """Keys and values to write, in this order, once what the frames so far brought is delivered.
 
-        None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value begins
-        with the raw offset that it counts through, then the log's id; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
+        None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value says
+        through which raw offset it counts; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
         worker can only replace what it wrote itself, and an older log's record can never win. Where they have come to lie is told to `index.confirmed`.
         """
         out: list[tuple[bytes, bytes]] = []
         newest: dict[str, int] = {}
         named: list[str] = []
         through = self.expect - 1
-        if everything or not self._roster_saved:
+        if everything or not self.roster.saved:
             # an entry may go once no reader of the head already written needs it
-            while len(self._roster) > 1 and self._roster[1][0] <= self._saved_expect:
-                del self._roster[0]
-            begins = max((start for start, _ in self._roster), default=-1)
-            entries = [[start, [[m.role, m.name, m.version] for m in members]] for start, members in self._roster]
-            out.append((self._key("roster", term), _pack([begins, self.log, entries])))
-            self._roster_saved = True
+            self.roster.prune(self._saved_expect)
+            self._drop_models()
+            out.append((self._key("roster", term), stored.pack(state.RosterState.of(self.roster, self.log))))
+            self.roster.saved = True
             named.append("roster")
         if self._closed_since or (everything and self.expect >= 0):
             slots = self._unsaved
@@ -432,154 +459,117 @@ class Scorer:
                 if second > self._sources[name].closed - RING_S:
                     out += self._slot_records(term, name, slot, through)
                     newest[name] = max(second, newest.get(name, second))
-            closed = {name: [source.closed, source.begun] for name, source in self._sources.items()}
-            needed = self.index.needed({name: second - RING_S + 1 for name, (second, _) in closed.items()})
-            out.append((self._key("head", term), _pack([through, self.log, self.expect, self.resume_input, closed, needed])))
+            sources = {name: state.SourceState(source.closed, source.begun, source.heard) for name, source in self._sources.items()}
+            needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
+            self._generation = 1 - self._generation
+            head = state.Head(
+                v=state.VERSION, through=through, log=self.log, expect=self.expect, resume_input=self.resume_input, sources=sources, needed=needed
+            )
+            out += state.head_records(self.partition, term % TERMS, self._generation, head)
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
         if out:
             self.index.written(newest, named)
         return out
 
     def _key(self, kind: str, term: int, *place: str | int) -> bytes:
-        return _pack([self.partition, self.log, kind, term % TERMS, *place])
+        return state.key_of(self.partition, self.log, kind, term % TERMS, *place)
 
     def _slot_records(self, term: int, name: str, slot: _Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
         names = self._sources[name].names
-        parts = -(-len(slot.index) // ROWS_OF_A_SLOT)
-        for part in range(parts):
-            run = slice(part * ROWS_OF_A_SLOT, (part + 1) * ROWS_OF_A_SLOT)
-            said = [[v.role, v.name, v.version, v.horizons_s, _bytes(v.returns[run]), _bytes(v.p_up[run])] for v in slot.said]
-            symbols = [names[number] for number in slot.index[run].tolist()]
-            value = [through, self.log, name, slot.second, part, parts, symbols, _bytes(slot.price[run]), said]
-            yield self._key("slot", term, name, slot.second % RING_S, part), _pack(value)
+        symbols = [names[number] for number in slot.index.tolist()]
+        runs = list(state.cut_rows(symbols, 8 * sum(len(voice.horizons_s) for voice in slot.said), ROWS_OF_A_SLOT))
+        for part, run in enumerate(runs):
+            said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
+            record = state.Slot(
+                v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=part, parts=len(runs), symbols=symbols[run],
+                price=_bytes(slot.price[run]), said=said,
+            )  # fmt: skip
+            yield self._key("slot", term, name, slot.second % RING_S, part), stored.pack(record)
+
+    @staticmethod
+    def readable(key: bytes, value: bytes) -> str:
+        """Why a record of the changelog cannot be read, in words; empty where it can. Raises `StateError` where a newer stockstream wrote it."""
+        return state.readable(key, value)
 
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-        """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        return named([_unpack(value) for key, value in records.items() if _unpack(key)[2] == "head"])
+        """The ranges of the changelog that the best checkpoint among these records names; None where there is no whole one. Raises `StateError`."""
+        heads = [head for _, head in state.whole_heads(records)]
+        return max(heads, key=lambda head: (head.log, head.through, head.expect)).needed if heads else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load, offsets: Mapping[bytes, int] | None = None) -> Scorer:
         """The scorer that the records describe; those of other partitions and older logs are ignored, none make a new scorer.
 
-        `load(name, version)` brings the models that still score; `offsets` in the changelog, by key. Raises `StateError`, and what `load` raises.
+        `load(name, version)` brings the models that still score; one for which it raises `ModelError` is suspended at the first row that it should score.
+        `offsets` in the changelog, by key. Raises `StateError`.
         """
         scorer = cls(partition)
         try:
-            keyed = [(_unpack(key), value, offsets[key] if offsets else 0) for key, value in records.items()]
-            own = [(key, [*_unpack(value), offset]) for key, value, offset in keyed if key[0] == partition]
-            scorer.log = max((key[1] for key, _ in own), default="")
-            kinds: dict[str, list[list[Any]]] = {"roster": [], "slot": [], "head": []}
-            for key, value in own:
-                if key[1] == scorer.log or (key[2] == "roster" and not key[1]):
-                    kinds[key[2]].append(value)
-            scorer._restore(kinds["roster"], kinds["slot"], kinds["head"])
-        except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
+            keyed = [(state.read_key(key), key, value) for key, value in records.items()]
+            own = [item for item in keyed if item[0].partition == partition]
+            scorer.log = max((key.log for key, _, _ in own), default="")
+            rosters: list[tuple[int, state.RosterState]] = []
+            slots: list[tuple[int, state.Slot]] = []
+            for key, raw, value in own:
+                if key.kind != "head" and (key.log == scorer.log or (key.kind == "roster" and not key.log)):
+                    record, offset = state.read(key, value), offsets[raw] if offsets else 0
+                    if isinstance(record, state.RosterState):
+                        rosters.append((offset, record))
+                    elif isinstance(record, state.Slot):
+                        slots.append((offset, record))
+                elif key.kind == "head":
+                    state.read(key, value)
+            heads = [head for key, head in state.whole_heads(records) if (key.partition, key.log) == (partition, scorer.log)]
+            scorer._restore(rosters, slots, heads)
+        except state.UNREADABLE as error:
             raise StateError(f"partition {partition}: a record of score cannot be read: {error}") from error
-        for member in {member for _, members in scorer._roster for member in members}:
-            scorer._models[member.name, member.version] = load(member.name, member.version)
+        for name, version in sorted(scorer.roster.keys):
+            try:
+                scorer._models[name, version] = load(name, version)
+            except ModelError as error:
+                scorer._missing[name, version] = str(error)
         return scorer
 
-    def _restore(self, rosters: list[list[Any]], slots: list[list[Any]], heads: list[list[Any]]) -> None:
+    def _restore(self, rosters: list[tuple[int, state.RosterState]], slots: list[tuple[int, state.Slot]], heads: list[state.Head]) -> None:
         if rosters:
-            _, _, entries, offset = max(rosters, key=lambda value: (value[1], value[0]))
+            offset, roster = max(rosters, key=lambda item: (item[1].log, item[1].begins, item[1].change))
             self.index.restored(offset, {}, ["roster"])
-            self._roster = [(start, tuple(Member(*member) for member in members)) for start, members in entries]
-        self.sent = max((value[0] for value in slots + heads), default=-1)
+            self.roster = roster.restored()
+        self.sent = max([-1, *(slot.through for _, slot in slots), *(head.through for head in heads)])
         if not heads:
             return
-        _, _, self.expect, self.resume_input, sources, _, _ = max(heads, key=lambda value: value[0])
-        closed = {name: second for name, (second, _) in sources.items()}
-        slots = [value for value in slots if value[2] not in sources or value[0] >= sources[value[2]][1]]
-        for _, _, name, second, *_, offset in sorted(slots, key=lambda value: int(value[-1])):
-            self.index.restored(offset, {name: second})
+        head = max(heads, key=lambda one: one.through)
+        self.expect, self.resume_input = head.expect, head.resume_input
+        sources = head.sources
+        slots = [(offset, slot) for offset, slot in slots if slot.source not in sources or slot.through >= sources[slot.source].begun]
+        for offset, slot in sorted(slots, key=lambda item: item[0]):
+            self.index.restored(offset, {slot.source: slot.second})
         self._saved_expect = self.expect
-        while len(self._roster) > 1 and self._roster[1][0] <= self.expect:
-            del self._roster[0]
-        self._sources = {name: _Source(*place) for name, place in sources.items()}
-        best: dict[tuple[str, int], dict[int, dict[int, list[Any]]]] = {}
-        for value in slots:
-            through, _, name, second, part, *_ = value
+        self.roster.prune(self.expect)
+        self._sources = {name: _Source(source.closed, source.begun, source.heard) for name, source in sources.items()}
+        self._undated = {name for name, source in sources.items() if not source.heard}
+        best: dict[tuple[str, int], dict[int, dict[int, state.Slot]]] = {}
+        for _, slot in slots:
             # a slot beyond the head was written by one that died before its head: its rows come again
-            if name in closed and closed[name] - RING_S < second <= closed[name]:
-                best.setdefault((name, second), {}).setdefault(through, {})[part] = value
+            if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
+                best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.part] = slot
         for name, second in sorted(best, key=lambda place: place[1]):
-            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)][5]]
+            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)].parts]
             if not whole:
                 raise ValueError(f"parts of second {second} of {name} are missing")
-            parts = [value[6:-1] for _, value in sorted(max(whole, key=lambda item: item[0])[1].items())]
+            parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
             source = self._sources[name]
             said = [
                 _Said(
-                    role, model, version, tuple(horizons),
-                    np.concatenate([np.frombuffer(part[2][voice][4], "<i4") for part in parts]).reshape(-1, len(horizons)),
-                    np.concatenate([np.frombuffer(part[2][voice][5], "<i4") for part in parts]).reshape(-1, len(horizons)),
+                    first.role, first.name, first.version, tuple(first.horizons_s),
+                    np.concatenate([np.frombuffer(part.said[voice].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.said[voice].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
                 )
-                for voice, (role, model, version, horizons, _, _) in enumerate(parts[0][2])
+                for voice, first in enumerate(parts[0].said)
             ]  # fmt: skip
-            symbols = [symbol for part in parts for symbol in part[0]]
-            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part[1], "<f8") for part in parts]), said))
-
-
-def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, int]) -> list[bytes]:
-    """Each prediction as the JSON of `records.Prediction`, in the order of `scored.symbols`, the messages' keys. Times in epoch ms, latencies in ms."""
-    same = {"partition": scored.partition, "made_at": made_at, "latency_ms": dict(latency_ms)}
-    out: list[bytes] = []
-    for of in scored.predictions:
-        template = _template(
-            Prediction, {**same, "model": of.model, "version": of.version, "feature_hash": of.feature_hash},
-            **_named(of.model, of.version), horizons=b"[%b]" % b",".join(_template(Horizon, {"horizon_s": horizon}) for horizon in of.horizons_s),
-        )  # fmt: skip
-        symbol, as_of = _open(of.symbol), _texts(of.as_of)
-        said = [_texts(values[:, column]) for column in range(len(of.horizons_s)) for values in (of.predicted_return, of.p_up)]
-        columns = (symbol, as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *said)
-        out += map(template.__mod__, zip(*columns, strict=True))
-    return out
-
-
-def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
-    """The outcomes as JSON arrays of `records.Outcome`, as many as a message's size asks for; none where there are none. `judged_at` in epoch ms."""
-    of = scored.outcomes
-    if of is None:
-        return []
-    columns = (of.as_of, of.horizon_s, of.predicted_return, of.p_up, of.realised_return, of.price_then)
-    rows = zip(of.symbol, *(column.tolist() for column in columns), strict=True)
-    items: list[Outcome] = []
-    for by, count in of.said_by:
-        tail = f"-{by.name}-{by.version}"
-        items += [
-            Outcome(
-                id=f"{symbol}-{as_of}{tail}", symbol=symbol, as_of=as_of, horizon_s=horizon_s, predicted_return=predicted, p_up=p, model=by.name,
-                version=by.version, role=by.role, realised_return=realised, price_then=price, judged_at=judged_at,
-            )
-            for symbol, as_of, horizon_s, predicted, p, realised, price in islice(rows, count)
-        ]  # fmt: skip
-    return [_json(items[start : start + OUTCOMES_OF_A_MESSAGE]) for start in range(0, len(items), OUTCOMES_OF_A_MESSAGE)]
-
-
-def _template(record: type[msgspec.Struct], same: Mapping[str, Any], **parts: bytes) -> bytes:
-    """What makes records' JSON by `%`: they are alike in `same`; `%b`, or what `parts` has for it, stands for each other field, in the record's order."""
-    parts |= {name: _fixed(value) for name, value in same.items()}
-    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), parts.get(name, b"%b")) for name in record.__struct_fields__)
-
-
-def _named(model: str, version: str) -> dict[str, bytes]:
-    """The parts of a template that take an `_open` symbol: the id, with `as_of`, and the symbol itself."""
-    return {"id": b"%b-%b" + _fixed(f"-{model}-{version}")[1:], "symbol": b'%b"'}
-
-
-def _fixed(value: object) -> bytes:
-    return _json(value).replace(b"%", b"%%")
-
-
-def _texts(column: NDArray[Any]) -> list[bytes]:
-    """The JSON of each value."""
-    return _json_lines(column.tolist()).split(b"\n")[:-1]
-
-
-def _open(strings: list[str]) -> list[bytes]:
-    """The JSON of each without its last quote, for more to follow; within JSON a line's end is escaped."""
-    return _json_lines(strings).split(b'"\n')[:-1]
+            symbols = [symbol for part in parts for symbol in part.symbols]
+            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
 
 
 def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str) -> Predictions:

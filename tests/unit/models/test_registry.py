@@ -117,5 +117,5 @@ def test_no_model_and_no_name(registry: Registry) -> None:
 
 def test_a_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
     monkeypatch.chdir(tmp_path)
-    store(Registry("file://./models-store"), files)
-    assert (tmp_path / "models-store" / "xgboost").is_dir()
+    store(Registry("file://./data/models"), files)
+    assert (tmp_path / "data" / "models" / "xgboost").is_dir()
