@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -44,13 +45,17 @@ class Answer:
 
 def require_usable(model: ScoringModel) -> None:
     """Raises `ModelError` where the model's horizons or features are not those that can be scored."""
-    if not model.horizons_s or not all(0 < horizon < RING_S for horizon in model.horizons_s):
+    if not _can_be_judged(model.horizons_s):
         told = ", ".join(map(str, model.horizons_s)) or "none"
         raise ModelError(f"model {model.name} {model.version}: horizons must be 1 to {RING_S - 1} s, not {told}")
-    if len(set(model.horizons_s)) < len(model.horizons_s):
-        raise ModelError(f"model {model.name} {model.version}: a horizon is there twice")
     if model.feature_hash != features.feature_hash():
         raise ModelError(f"model {model.name} {model.version} was trained on other features: train it again")
+
+
+def _can_be_judged(horizons: Sequence[int]) -> bool:
+    """Whether they are whole seconds within the ring, each there once."""
+    whole = all(type(horizon) is int and 0 < horizon < RING_S for horizon in horizons)
+    return bool(horizons) and whole and len(set(horizons)) == len(horizons)
 
 
 def ask(model: ScoringModel, matrix: NDArray[np.float32]) -> Answer:
@@ -61,6 +66,8 @@ def ask(model: ScoringModel, matrix: NDArray[np.float32]) -> Answer:
         returns, p_up = said
     except Exception as error:  # noqa: BLE001 (a model may raise anything; it is suspended for it)
         return Answer(fault=ModelFault("raised", f"{type(error).__name__}: {error}"))
+    if not _can_be_judged(horizons):
+        return Answer(fault=ModelFault("shape", f"its horizons are {horizons}"))
     shape = len(matrix), len(horizons)
     for name, values in (("returns", returns), ("probabilities", p_up)):
         if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != shape:

@@ -109,7 +109,8 @@ class Roster:
 
     def suspend(self, member: Member, reason: str, detail: str, from_offset: int) -> Member:
         """Suspends a member from an offset on, in later entries too; the same model with another stamp goes on. Returns it as it is listed then."""
-        out = replace(member, suspended=reason, detail=detail[:MAX_DETAIL])
+        words = " ".join(detail[: 4 * MAX_DETAIL].split())[:MAX_DETAIL].encode(errors="replace").decode()
+        out = replace(member, suspended=reason, detail=words)
         in_force = next((entry for entry in reversed(self.entries) if entry.start <= from_offset), None)
         if in_force is not None and in_force.start < from_offset and member in in_force.members:
             self.entries.insert(self.entries.index(in_force) + 1, replace(in_force, start=from_offset))

@@ -386,6 +386,7 @@ class Scorer:
                         # a closing's rows are predicted together or not at all
                         end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
                     if voice is not None and end > low:
+                        voice = voice.part(0, end - low)
                         voices.append((end, voice))
                         first = max(low, told)
                         if member.role == "champion" and first < end:
@@ -422,7 +423,8 @@ class Scorer:
         due = [due for due in source.due if due <= second]
         judged: list[_Judged] = []
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
-            if moment in fresh and voices:
+            # prices count, whoever predicts, as long as a prediction is to be judged by them
+            if moment in fresh and (voices or source.due):
                 slot = _slot(source, moment, rows, fresh[moment], voices, start)
                 source.add(slot)
                 self._unsaved[name, moment] = slot
@@ -445,9 +447,6 @@ class Scorer:
         named: list[str] = []
         through = self.expect - 1
         if everything or not self.roster.saved:
-            # an entry may go once no reader of the head already written needs it
-            self.roster.prune(self._saved_expect)
-            self._drop_models()
             out.append((self._key("roster", term), stored.pack(state.RosterState.of(self.roster, self.log))))
             self.roster.saved = True
             named.append("roster")
@@ -467,6 +466,9 @@ class Scorer:
             )
             out += state.head_records(self.partition, term % TERMS, self._generation, head)
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
+            # an entry may go from the next record once no reader of the head already written needs it
+            self.roster.prune(self._saved_expect)
+            self._drop_models()
         if out:
             self.index.written(newest, named)
         return out

@@ -39,6 +39,10 @@ class Fake:
     horizons_s: tuple[int, ...] = (10, 60)
     feature_hash: str = field(default_factory=features.feature_hash)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.name, self.version
+
     def predict(self, matrix: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         spread = np.nan_to_num(matrix[:, features.FEATURES.index("hour_utc")]).astype(np.float64)
         value = np.stack([np.sin(spread * 1e5 + h + len(self.version)) * 1e-4 for h in self.horizons_s], axis=1)
@@ -335,9 +339,188 @@ def test_models_that_cannot_score_are_refused() -> None:
         scorer.set_champion(Fake("9", feature_hash="x"), 3)
     with pytest.raises(ModelError, match="horizons must be 1 to 127 s, not 500"):
         scorer.set_champion(Fake("9", horizons_s=(500,)), 3)
+    for wrong in ((10, 10), (10.5,), ()):
+        with pytest.raises(ModelError, match="horizons must be"):
+            scorer.set_champion(Fake("9", horizons_s=wrong), 3)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="one champion"):
         Scorer(3, [Contender(V1), Contender(V2)])
     assert scorer.champion == ("fake", "1")
+
+
+@dataclass(frozen=True)
+class Faulty(Fake):
+    """Is wrong from a second on, in one of the ways in which a model can be."""
+
+    way: str = "not_finite"
+    from_second: int = 0
+
+    def predict(self, matrix: NDArray[np.float32]) -> Any:
+        returns, p_up = super().predict(matrix)
+        hours = matrix[:, features.FEATURES.index("hour_utc")]
+        bad = hours >= np.float32(self.from_second % 86_400 / 3_600)
+        if not bad.any():
+            return returns, p_up
+        if self.way == "raised":
+            raise MemoryError("no \udcff more\n" + "x" * 10_000)
+        if self.way == "nothing":
+            return None
+        if self.way == "shape":
+            return returns[:, :1], p_up
+        if self.way == "type":
+            return returns.tolist(), p_up
+        returns[bad, -1] = np.nan if self.way == "not_finite" else np.inf
+        return returns, p_up
+
+
+WAYS = {"not_finite": "not_finite", "infinite": "not_finite", "raised": "raised", "shape": "shape", "type": "shape", "nothing": "raised"}
+
+
+def rows_of(log: Log, offsets: Iterable[int]) -> Counter[int]:
+    wanted = set(offsets)
+    return Counter(r["offset"] for r in log.rows if r["offset"] in wanted and not r["revised"] and r["price"] is not None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("role", ["champion", "shadow"])
+def test_a_faulty_model_is_suspended_alone_from_the_next_offset_on(way: str, role: Role) -> None:
+    log, bad = life(1_000, 0), Faulty(version="bad", way=way, from_second=1_005)
+    other = Contender(V1, "shadow" if role == "champion" else "champion")
+    scorer, reader = Scorer(3, [Contender(bad, role), other]), Subscriber()
+    missed: Counter[tuple[str, str, str]] = Counter()
+    for start in range(0, 20, 4):
+        scored = scorer.frame(log.frame(start, start + 3))
+        assert scored is not None
+        reader.read(scored)
+        missed.update({item[:3]: item.rows for item in scored.missed})
+        assert [m.key for m in scored.suspended] == ([bad.key] if start == 4 else [])
+        scorer.records()
+    (out,) = [m for m in scorer.members if m.suspended]
+    assert (out.role, out.key, out.suspended) == (role, ("fake", "bad"), WAYS[way]) and scorer.roster.since(out) == 8
+    assert ("fake", "bad") not in scorer.models
+    first = 4 if way in ("raised", "shape", "type", "nothing") else 5               # whole runs are lost where no row can be blamed
+    silent = 20 if role == "champion" else 8                             # a suspended champion's rows have no prediction, a shadow's are nobody's
+    assert missed == Counter({("fake", "bad", WAYS[way]): silent - first})
+    told = {ident.rpartition("-")[2] for ident in reader.predictions}
+    assert told == ({"bad"} if role == "champion" else {"1"}) and len(reader.predictions) == (first if role == "champion" else 20)
+    judged = Counter(ident.rpartition("-")[2] for ident, horizon in reader.outcomes if horizon == 10)
+    assert judged == Counter({"bad": first, "1": 10})
+
+
+def test_a_suspended_champion_comes_back_with_another_stamp_and_the_one_before_is_remembered() -> None:
+    log, bad = life(1_000, 0), Faulty(version="bad", from_second=1_010)
+    scorer = Scorer(3, [Contender(V1)])
+    scorer.frame(log.frame(0, 4))
+    scorer.set_champion(bad, scorer.expect, "x")
+    scorer.frame(log.frame(5, 12))
+    assert scorer.champion is None and scorer.roster.fallbacks == (("fake", "1"),)
+    kept = dict(scorer.records())
+    scorer = Scorer.restore(3, kept, load)
+    assert scorer.champion is None and scorer.roster.fallbacks == (("fake", "1"),) and [m.stamp for m in scorer.members if m.suspended] == ["x"]
+    scorer.set_champion(V1, scorer.expect, "y")
+    assert scorer.champion == ("fake", "1") and [m.key for m in scorer.members if m.suspended] == [("fake", "bad")]
+    scorer.set_champion(Fake("bad"), scorer.expect, "z")
+    scored = scorer.frame(log.frame(13, 14))
+    assert scored is not None and {of.version for of in scored.predictions} == {"bad"} and not scored.missed
+    assert not any(m.suspended for m in scorer.members)
+
+
+def test_a_model_of_the_roster_that_cannot_be_loaded_is_no_reason_to_fail() -> None:
+    log, scorer = life(1_000, 0), Scorer(3, [Contender(V1)])
+    scorer.frame(log.frame(0, 9))
+    kept = dict(scorer.records())
+
+    def gone(name: str, version: str) -> Fake:
+        raise ModelError("the registry is empty")
+
+    scorer, reader = Scorer.restore(3, kept, gone), Subscriber()
+    scored = scorer.frame(log.frame(10, 12))
+    reader.read(scored)
+    assert scored is not None and not scored.predictions and scored.missed == (scoring.Missed("fake", "1", "missing", 3),)
+    assert {horizon for _, horizon in reader.outcomes} == {10} and len(reader.outcomes) == 3         # what it said before is judged
+    (out,) = scorer.members
+    assert (out.suspended, out.detail) == ("missing", "the registry is empty")
+    scored = scorer.frame(log.frame(13, 14))
+    assert scored is not None and scored.missed == (scoring.Missed("fake", "1", "missing", 2),)
+    scorer.set_champion(V1, scorer.expect)
+    scored = scorer.frame(log.frame(15, 16))
+    assert scored is not None and len(scored.symbols) == 2 and not scored.missed
+
+
+def test_rows_without_any_model_are_counted() -> None:
+    scored = Scorer(3).frame(life(1_000, 0).frame(0, 9))
+    assert scored is not None and scored.missed == (scoring.Missed("", "", "no_model", 10),)
+
+
+def expected_of(log: Log, history: dict[int, tuple[Member, ...]], models: dict[tuple[str, str, str], Fake]) -> Any:
+    """The oracle with models that fail: each says nothing from the first faulty closing on, until an entry lists it with another stamp."""
+    silent: set[tuple[str, str, str]] = set()
+    roster: list[tuple[int, list[tuple[Fake, str]]]] = []
+    for offset in sorted({r["offset"] for r in log.rows}):
+        members = next((m for start, m in sorted(history.items(), reverse=True) if start <= offset), ())
+        speaking: list[tuple[Fake, str]] = []
+        for m in members:
+            model = models[m.name, m.version, m.stamp]
+            good = [r for r in log.rows if r["offset"] == offset and not r["revised"] and r["price"] is not None]
+            if isinstance(model, Faulty) and any(r["second"] >= model.from_second for r in good) and not m.suspended:
+                silent.add((m.name, m.version, m.stamp))
+            if not m.suspended and (m.name, m.version, m.stamp) not in silent:
+                speaking.append((model, m.role))
+        roster.append((offset, speaking))
+    return oracle(log, roster)
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=200, deadline=None)
+def test_models_that_fail_and_kills_around_their_suspension_say_nothing_with_two_contents(seed: int) -> None:
+    rng = random.Random(seed)
+    log, cuts = random_log(rng), random_cuts(rng)
+    last = max((r["second"] for r in log.rows), default=1_000)
+    bad = Faulty("2", way=rng.choice(["not_finite", "infinite"]), from_second=rng.randint(300, last + 5), horizons_s=(10,))
+    mended = Fake("2", horizons_s=(10,))
+    shadow = Faulty("33", name="shadow", horizons_s=(10, 120), from_second=rng.randint(300, last + 5))
+    models = {("fake", "1", ""): V1, ("fake", "1", "again"): V1, ("fake", "2", "bad"): bad, ("fake", "2", "mended"): mended, ("shadow", "33", ""): shadow}
+    now = {("fake", "1"): V1, ("fake", "2"): bad, ("shadow", "33"): shadow}
+    frames, table, reader, term = log.cut(cuts), Changelog(rng), Subscriber(), 0
+    scorer = Scorer(3, [Contender(V1), Contender(shadow, "shadow")])
+    table.write(scorer.records(term), scorer.index)
+    history: dict[int, tuple[Member, ...]] = {}
+    promote, mend = rng.randrange(len(frames)), rng.randrange(len(frames))
+    place = furthest = 0
+    while place < len(frames):
+        new: tuple[Fake, str] | None = None
+        if place >= furthest:                                            # what another may have told is told by the same models
+            if scorer.champion == ("fake", "1") and promote <= place < mend and not any(m.key == bad.key for m in scorer.members):
+                new = bad, "bad"
+            elif place >= mend and place > promote and scorer.champion != mended.key:
+                new, now["fake", "2"] = (mended, "mended"), mended
+            elif scorer.champion is None and scorer.roster.fallbacks:
+                assert scorer.roster.fallbacks[0] == V1.key
+                new = V1, "again"
+        if new is not None:
+            scorer.set_champion(new[0], max(scorer.expect, 0), new[1])
+            records = scorer.records(term)
+            if rng.random() < 0.3:                                       # a kill before the roster is written, or after
+                table.write(records[: rng.randrange(len(records) + 1)])
+                stored_now = table.read(Scorer.needs)
+                scorer, term = Scorer.restore(3, stored_now.records, lambda name, version: now[name, version], stored_now.offsets), term + 1
+                place = scorer.resume_input if scorer.expect >= 0 else 0
+                continue
+            table.write(records, scorer.index)
+        for entry in scorer.roster.entries:
+            if entry.start <= frames[place].through:
+                assert history.setdefault(entry.start, entry.members) == entry.members
+        reader.read(scorer.frame(frames[place], place))
+        place += 1
+        furthest = max(furthest, place)
+        records = scorer.records(term, everything=rng.random() < 0.1)
+        if rng.random() < 0.4:
+            table.write(records[: rng.randrange(len(records) + 1)])
+            stored_now = table.read(Scorer.needs)
+            scorer, term = Scorer.restore(3, stored_now.records, lambda name, version: now[name, version], stored_now.offsets), term + 1
+            place = scorer.resume_input if scorer.expect >= 0 else 0
+        else:
+            table.write(records, scorer.index)
+    reader.holds(expected_of(log, history, models))
 
 
 def test_messages_have_exactly_the_records_fields() -> None:
