@@ -129,7 +129,10 @@ class HopLatency(msgspec.Struct, kw_only=True):
 
 
 class Pipeline(msgspec.Struct, kw_only=True):
-    """What this worker tells of itself. Rates are of the last 60 s, totals and rejects since it began. More members may come."""
+    """What this worker tells of itself. Rates are of the last 60 s, totals and rejects since it began. More members may come.
+
+    `models_note` says why rows are not predicted, or not by the registry's champion; it is empty where they are.
+    """
 
     lag: list[Lag]
     latency_ms: dict[str, HopLatency]
@@ -138,15 +141,36 @@ class Pipeline(msgspec.Struct, kw_only=True):
     rejected: dict[str, int]
     archive: list[ArchivePosition]
     outcomes: list[OutcomeCount]
+    models_note: str = ""
     views: dict[str, Any]
 
 
+ModelState = Literal["champion", "shadow", "suspended", "missing"]
+
+
+class ModelPartition(msgspec.Struct, kw_only=True):
+    """What a model is in one partition of this worker: from the raw offset `since_offset` on, with the reason where it does not score."""
+
+    partition: int
+    state: ModelState
+    since_offset: int
+    reason: str
+
+
 class Model(msgspec.Struct, kw_only=True):
-    """A model that is loaded. Its other members are what the registry keeps with it."""
+    """A model that scores, or should. Its other members are what the registry keeps with it.
+
+    `state` is `suspended` where its answers could not be used, `missing` where it cannot be loaded, each with a `reason`; where partitions differ, it is the
+    worst. `version` is empty where the registry names no champion. `not_predicted` counts this worker's rows without its prediction since the start.
+    """
 
     name: str
     version: str
     role: Literal["champion", "shadow"]
+    state: ModelState
+    reason: str
+    not_predicted: int
+    partitions: list[ModelPartition]
 
 
 def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ OPERATIONS = (
         "/api/predictions", "predictions", "The newest prediction of each symbol in alphabetical order.", Page[Prediction],
         parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
     ),
-    Operation("/api/models", "models", "The models that are loaded.", Page[Model]),
+    Operation("/api/models", "models", "The models that score, and those that should and do not, with the reason.", Page[Model]),
     Operation("/api/pipeline", "pipeline", "Lag, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
     Operation("/healthz", "healthz", "Whether this worker is alive.", Health, errors={503: "It is not; the message says why."}),
     Operation("/readyz", "readyz", "Whether this worker works and its views are up to date.", Health, errors={503: "Not yet; the message says why."}),
@@ -107,7 +107,7 @@ class Status(Protocol):
         ...
 
     def models(self) -> list[dict[str, Any]]:
-        """Each with `name`, `version`, `role` (champion or shadow) and more as it likes."""
+        """Each with the members of `openapi.Model` and more as it likes."""
         ...
 
 

@@ -21,6 +21,7 @@ from stockstream.web.live import Live
 pytestmark = pytest.mark.asyncio
 
 SECOND = 1_700_000_000
+NOTE = "no predictions: model xgboost 1 is suspended (not finite: <b>numbers</b>)"
 ROWS = "document.querySelectorAll('.row:not([hidden])').length"
 
 
@@ -32,10 +33,10 @@ class Status:
         return True, "healthy"
 
     def pipeline(self) -> dict[str, Any]:
-        return {"lag": [{"topic": "ticks.raw", "partition": 0, "lag": 1}]}
+        return {"lag": [{"topic": "ticks.raw", "partition": 0, "lag": 1}], "models_note": NOTE}
 
     def models(self) -> list[dict[str, Any]]:
-        return [{"name": "xgboost", "version": "1", "role": "champion"}]
+        return [{"name": "xgboost", "version": "1", "role": "champion", "state": "suspended"}]
 
 
 def frame(symbols: list[str], offset: int, price: float) -> Frame:
@@ -92,5 +93,7 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
         await page.until("document.querySelectorAll('#alert-list li').length === 0")
 
         assert "ticks.raw" in await page.until("document.getElementById('pipeline').textContent")
+        assert await page.ask("document.getElementById('models-note').textContent") == NOTE
+        assert await page.ask("document.getElementById('models-note').hidden") is False
         assert page.errors == []
         assert page.requests and all(request.startswith(url + "/") for request in page.requests)

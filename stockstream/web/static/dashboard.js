@@ -166,6 +166,12 @@ function figures(caption, heads, rows) {
 }
 
 function drawPipeline() {
+  const note = pipeline.models_note ?? "";
+  if (loaded && at("models-note").textContent !== note) {           // the models have changed
+    get("/api/models").then(({ items }) => { models = items; drawPipeline(); }, () => {});
+  }
+  at("models-note").textContent = note;
+  at("models-note").hidden = !note;
   const parts = [];
   const hops = Object.entries(pipeline.latency_ms);
   if (hops.length) parts.push(figures("Latency of the last 60 s, ms", ["p50", "p99"], hops.map(([hop, { p50, p99 }]) => [hop, ms(p50), ms(p99)])));
@@ -177,7 +183,7 @@ function drawPipeline() {
   const rejected = Object.entries(pipeline.rejected);
   if (rejected.length) parts.push(figures("Ticks rejected since the start", [], rejected.map(([reason, n]) => [reason.replaceAll("_", " "), count(n)])));
   if (pipeline.archive.length) parts.push(figures("Archived through raw offset", [], pipeline.archive.map(({ partition, offset }) => [`partition ${partition}`, offset < 0 ? "nothing yet" : count(offset)])));
-  if (models.length) parts.push(figures("Models", [], models.map((model) => [`${model.name} ${model.version}`, model.role])));
+  if (models.length) parts.push(figures("Models", [], models.map((model) => [`${model.name} ${model.version}`, model.state ?? model.role])));
   if (pipeline.outcomes.length) {
     parts.push(figures("Predictions judged since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
       `${o.model} ${o.version}, ${o.horizon_s} s`, count(o.outcomes), o.outcomes ? `${((100 * o.hits) / o.outcomes).toFixed(1)} %` : "–", signed(o.mean_absolute_error, 3).replace("+", ""),

@@ -15,7 +15,7 @@ from aiohttp import ClientTimeout, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from stockstream.metrics import Metrics
-from stockstream.web import events, views
+from stockstream.web import events, openapi, views
 from stockstream.web.live import Live
 from tests.patience import PATIENCE_S
 
@@ -38,7 +38,11 @@ class FakeStatus:
         return {"lag": [{"topic": "ticks.raw", "partition": 0, "lag": 3}], "archive": [{"partition": 0, "offset": 41}], "extra": float("nan")}
 
     def models(self) -> list[dict[str, Any]]:
-        return [{"name": "xgboost", "version": "1", "role": "champion", "auc": float("nan")}]
+        place = {"partition": 0, "state": "suspended", "since_offset": 7, "reason": "it gave numbers that are not finite"}
+        return [{
+            "name": "xgboost", "version": "1", "role": "champion", "state": "suspended", "reason": place["reason"], "not_predicted": 3, "partitions": [place],
+            "auc": float("nan"),
+        }]  # fmt: skip
 
 
 @asynccontextmanager
@@ -144,7 +148,8 @@ async def test_models_and_pipeline(make: Any) -> None:
     metrics.observe("score", 0.01)
     metrics.ticks_rejected("late")
     async with serving(filled(make), metrics=metrics) as client:
-        assert (await get(client, "/api/models"))["items"][0]["auc"] is None
+        (model,) = (await get(client, "/api/models"))["items"]
+        assert model["auc"] is None and msgspec.convert(model, openapi.Model).partitions[0].since_offset == 7
         pipeline = await get(client, "/api/pipeline")
         assert pipeline["lag"] == [{"topic": "ticks.raw", "partition": 0, "lag": 3}] and pipeline["archive"][0]["offset"] == 41
         assert pipeline["latency_ms"]["score"]["count"] == 1 and pipeline["rejected"] == {"late": 1} and pipeline["extra"] is None
