@@ -20,6 +20,7 @@ from agents.score import REMIND_S, Scoring, _Told
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
+from stockstream import topics
 from stockstream.champions import Champions
 from stockstream.transforms.scoring import Scorer
 from stockstream.transforms.warmup import warm_up
@@ -66,7 +67,7 @@ class Agent:
         async def send(partition: int, core: Scorer, told: _Told) -> None:
             self.kept |= dict(core.records(0))
             for out in told.sends:
-                if out.topic is agents.score.topics.predictions:
+                if out.topic is topics.predictions:
                     self.versions += [msgspec.json.decode(message.value)["version"] for message in out.messages if message.value]
 
         monkeypatch.setattr(stage, "send", send)
@@ -142,7 +143,7 @@ async def test_without_a_model_nothing_is_predicted_and_everybody_says_why(
 
 async def test_it_reminds_every_few_minutes(agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
-    monkeypatch.setattr(agents.score.time, "monotonic", lambda: now)
+    monkeypatch.setattr("agents.score.time.monotonic", lambda: now)
     for _ in range(120):
         await agent.stage.refresh()
         now += REMIND_S / 50

@@ -16,6 +16,7 @@ from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms import scoring_state as state
 from stockstream.transforms import stored
+from stockstream.transforms.asking import RING_S
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.scoring import FORGET_MS, NAMES_KEPT, Contender, Scorer, encode_outcomes, encode_predictions
 from tests.changelogs import Changelog
@@ -58,7 +59,7 @@ def test_every_record_and_message_is_within_its_bound_with_20_000_long_symbols_a
         kept |= dict(records)
         values += [key + value for key, value in records]
     assert len(values) > 20 and max(map(len, values)) < MESSAGE
-    assert max(map(len, encode_predictions(scored, 1, {}))) < 1_000
+    assert scored is not None and max(map(len, encode_predictions(scored, 1, {}))) < 1_000
     again = Scorer.restore(0, kept, lambda name, version: next(c.model for c in shadows if c.model.version == version) if version[0] != "1" or name != "m" * 63
                            else Fake("1" * 40, "m" * 63))  # fmt: skip
     nxt = frame_of(3, 1_030, symbols, ["s"], after=1_020)
@@ -210,7 +211,7 @@ def test_symbols_are_forgotten_once_nothing_of_them_is_to_be_judged_and_outcomes
         scored = scorer.frame(frame_of(second, 1_000 + second, symbols, ["s"]))
         assert scored is not None
         out += [item for message in encode_outcomes(scored, 1) for item in msgspec.json.decode(message)]
-    assert len(scorer._sources["s"].names) <= max(NAMES_KEPT, 2 * 21 * state.RING_S) + 21
+    assert len(scorer._sources["s"].names) <= max(NAMES_KEPT, 2 * 21 * RING_S) + 21
     assert len(out) == 21 * (390 + 340)
     for item in out:
         second, number = item["as_of"] // 1_000 - 1 - 1_000, item["symbol"]
