@@ -264,7 +264,7 @@ def test_a_source_that_was_forgotten_is_judged_anew(back: int, length: int) -> N
             scorer = Scorer.restore(3, kept, load)
         return told
 
-    first, second = life(1_000, 0), life(1_090 - back, 90)
+    first, second = life(10_000, 0), life(10_090 - back, 90)
     both = Log(first.closings + second.closings, first.rows + second.rows, second.end)
     assert outcomes(both, 0, length) == outcomes(first, 0, 1) + outcomes(second, 90, 1)
 
