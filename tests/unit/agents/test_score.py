@@ -109,6 +109,7 @@ async def agent(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     await stage.release(0)
     monkeypatch.setattr(stage, "known", Champions(f"file://{registry.root}", "xgboost"))
     monkeypatch.setattr(stage, "unsaid", {})
+    monkeypatch.setattr(stage, "_heard", {})
     monkeypatch.setattr(stage, "not_predicted", {})
     monkeypatch.setattr(stage, "_reminded", ("", 0.0))
     stage._searched.clear()
@@ -279,6 +280,19 @@ async def test_what_may_have_been_told_by_another_is_told_by_the_same_model(agen
     two = store(registry, files, days=1)
     await agent.stage.refresh()
     agent.stage.unsaid = {0: 2}
+    assert [await agent.feed() for _ in range(2)] == [one, two]
+
+
+async def test_a_core_that_is_built_anew_tells_the_same_by_the_same_model(agent: Agent, registry: Registry, files: dict[str, bytes]) -> None:
+    one = store(registry, files)
+    await agent.stage.refresh()
+    assert await agent.feed() == one
+    kept = dict(agent.kept)
+    assert await agent.feed() == one
+    two = store(registry, files, days=1)
+    await agent.stage.refresh()
+    agent.stage.cores[0] = Scorer.restore(0, kept, agent.stage.load)
+    agent.offset = 1
     assert [await agent.feed() for _ in range(2)] == [one, two]
 
 
