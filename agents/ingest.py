@@ -7,28 +7,37 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from stockstream import topics
 from stockstream.app import app
-from stockstream.errors import StockstreamError
+from stockstream.compacted import read_compacted
+from stockstream.errors import FencedError
+from stockstream.skipped import Fault, SkippedRecords
+from stockstream.sources.health import LAST_RETRY_S, reason_of
 from stockstream.sources.ingestion import Ingest, Messages
-from stockstream.transport import Message, Outgoing
+from stockstream.transport import Chunk, Message, Outgoing
+from stockstream.worker import metrics, status
 
 logger = logging.getLogger(__name__)
+skipped = SkippedRecords(metrics, app.settings.topic_prefix)
 
 
 async def _send(topic: str, partition: int, messages: Messages) -> Sequence[Awaitable[Any]]:
     return await app.sender.send(Outgoing(topic, partition, [Message(key, value) for key, value in messages]))
 
 
+async def _read_watchlist() -> Mapping[bytes, bytes]:
+    return await read_compacted(app.settings, "watchlist")
+
+
 class Ingestion:
     """Takes part in assignments: the watchlist is read from its beginning whenever a partition comes."""
 
     def __init__(self) -> None:
-        self.ingest = Ingest(app.settings, _send)
+        self.ingest = Ingest(app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist)
         self._topic = app.settings.topic("watchlist")
+        status.sources = self.ingest.states
         app.parts.append(self)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
@@ -37,7 +46,17 @@ class Ingestion:
         return {TP(self._topic, number): None for number in numbers}
 
     async def release(self, timeout_s: float) -> None:
-        self.ingest.assign(())
+        self.ingest.release()
+
+    def take(self, chunk: Chunk) -> None:
+        """Records of the watchlist; one that cannot be used is counted, logged and passed over, whatever it is."""
+        for record in chunk.records:
+            try:
+                fault = self.ingest.watch(record.key, record.value)
+            except Exception as error:  # noqa: BLE001  one record must not stop the others
+                fault = Fault("unexpected", reason_of(error))
+            if fault is not None:
+                skipped.skip(chunk.topic, chunk.partition, record.offset, fault)
 
 
 stage = Ingestion()
@@ -47,17 +66,17 @@ stage = Ingestion()
 async def ingest(stream: Any) -> None:
     """Follows the watchlist."""
     async for chunk in stream:
-        for record in chunk.records:
-            stage.ingest.watch(record.key, record.value)
+        stage.take(chunk)
 
 
 @app.task
 async def feed() -> None:
-    """Runs the sources; what they cannot mend themselves ends the worker, and its supervisor starts it again."""
-    try:
-        await stage.ingest.announce()
-        await stage.ingest.run()
-    except asyncio.CancelledError:
-        raise
-    except (StockstreamError, KafkaError, OSError) as error:
-        app.fence.leave(f"ingest: {error}")
+    """Runs the sources. Only the fence ends it: what the sources and the broker do wrong, `Ingest` tries again."""
+    while True:
+        try:
+            await stage.ingest.run()
+        except FencedError:
+            raise
+        except Exception:
+            logger.exception("the sources' runner failed and is started again in %.0f s", LAST_RETRY_S)
+            await asyncio.sleep(LAST_RETRY_S)

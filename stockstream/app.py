@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.abc import MetaPathFinder
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
@@ -124,6 +124,8 @@ class App(faust.App):
     sender: Sender
     set_aside: SetAside
     parts: list[Part]
+    on_hole: Callable[[str, int], None] | None = None
+    """Told of offsets that were expected and did not come: what became of them, and how many."""
 
     @property
     def reader(self) -> Consumer:

@@ -518,6 +518,8 @@ class Guard:
     holes: deque[Hole] = field(default_factory=lambda: deque(maxlen=HOLES_KEPT))
     holes_passed: int = 0
     repeats: int = 0
+    on_hole: Callable[[str, int], None] | None = None
+    """Told of each hole: `reread` where it is read again, `passed` where the broker has nothing there; and of how many offsets."""
 
     def admit(self, tp: TP, records: Sequence[Any]) -> tuple[Sequence[Any], int | None]:
         """The records to deliver now, and the offset to seek back to where some are missing behind them (read again once, then believed)."""
@@ -535,9 +537,13 @@ class Guard:
                         self.probed[tp] = expected
                         self.rereads += 1
                         self.expected[tp] = expected
+                        if self.on_hole is not None:
+                            self.on_hole("reread", record.offset - expected)
                         return records[:number], expected
                     self.holes.append(Hole(tp.topic, tp.partition, expected, record.offset - 1))
                     self.holes_passed += 1
+                    if self.on_hole is not None:
+                        self.on_hole("passed", record.offset - expected)
                     logger.warning("%s[%d]: the broker has no offsets %d to %d: passed", tp.topic, tp.partition, expected, record.offset - 1)
                 expected = record.offset + 1
         self.expected[tp] = records[-1].offset + 1
@@ -901,6 +907,7 @@ class Consumer(driver.Consumer):
         """Counts the assignments, for chunks of an earlier one that are still under way."""
         self._seeking = False
         super().__init__(*args, **kwargs)
+        self.guard.on_hole = getattr(self.app, "on_hole", None)
         self.pace = Pace(self.app.settings.lateness_ms)
 
     def _new_consumer_thread(self) -> Any:

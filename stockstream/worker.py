@@ -153,6 +153,9 @@ class Status:
         self.model_list: Any = None
         self.model_note: Callable[[], str] = lambda: ""
         """Why rows are not predicted, or not by the registry's champion; empty where they are."""
+        self.sources: Callable[[], list[dict[str, Any]]] = list
+        self._exported: set[tuple[str, int]] = set()
+        """Topic and partition of each series of the gauge `lag`."""
 
     def _assigned(self) -> list[TP]:
         tables = self._app.tables.changelog_topics
@@ -174,10 +177,16 @@ class Status:
 
     def pipeline(self) -> dict[str, Any]:
         reader, lags = self._app.reader, []
+        exported: set[tuple[str, int]] = set()
         for tp in self._assigned():
             lag = reader.lag(tp)
             lags.append({"topic": tp.topic, "partition": tp.partition, "lag": lag})
-            metrics.lag(tp.topic.removeprefix(self._app.settings.topic_prefix), tp.partition, lag)
+            name = tp.topic.removeprefix(self._app.settings.topic_prefix)
+            metrics.lag(name, tp.partition, lag)
+            exported.add((name, tp.partition))
+        for topic, partition in self._exported - exported:
+            metrics.forget_lag(topic, partition)
+        self._exported = exported
         guard = reader.guard
         return {
             "app_id": self._app.settings.group,
@@ -188,6 +197,7 @@ class Status:
             "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
             "archive": self.archive_positions() if self.archive_positions else [],
             "models_note": self.model_note(),
+            "sources": self.sources(),
         }
 
     def models(self) -> list[dict[str, Any]]:
@@ -196,3 +206,10 @@ class Status:
 
 
 status = Status(app)
+
+
+def _count_hole(kind: str, offsets: int) -> None:
+    metrics.hole(kind, offsets)
+
+
+app.on_hole = _count_hole

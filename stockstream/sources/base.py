@@ -70,7 +70,9 @@ class Source(Protocol):
     """One feed with one clock and one numbering.
 
     `name` is the ticks' `source`: the same on every worker and after a restart. A symbol's ticks come in the order of their event times and, where they
-    have a `seq`, with rising ones.
+    have a `seq`, with rising ones. What it cannot do is raised by its methods, not when it is made: a source that raises, whatever it is, is `failed` and its
+    stream is opened again later, and so is one whose ticks the broker does not confirm. A source that goes on while a part of its work fails may say why in
+    a property `trouble`, in words; empty where all is well.
     """
 
     @property
@@ -81,7 +83,7 @@ class Source(Protocol):
         ...
 
     def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
-        """Metadata of the symbols that the source knows, by symbol."""
+        """Metadata of the symbols that the source knows, by symbol. Called in another thread than the rest."""
         ...
 
     def stream(self) -> AsyncIterator[Batch]:

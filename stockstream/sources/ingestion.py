@@ -1,29 +1,50 @@
-"""Who brings which symbol where: the watchlist, the partitions that are ours, and the sources, put together."""
+"""Who brings which symbol where: the watchlist, the partitions that are ours, and the sources, put together.
+
+A source that fails, for whatever reason, is tried again with back-off and stops nobody else: only the fence (`FencedError`) ends the ingestion.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
-from stockstream.errors import SourceError
+from stockstream.errors import FencedError
+from stockstream.metrics import Metrics
 from stockstream.settings import Settings
-from stockstream.sources.base import Batch, Clock, Source, SystemClock
-from stockstream.sources.simulated import SimulatedSource
+from stockstream.skipped import Fault, shortened
+from stockstream.sources.base import Batch, Clock, Source, SourceUnavailable, SymbolInfo, SystemClock
+from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, SourceHealth, SourceState, reason_of
+from stockstream.sources.simulated import SimulatedSource, default_symbols
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT, symbol_fault
 
 logger = logging.getLogger(__name__)
 
 Messages = Sequence[tuple[bytes | None, bytes]]
 Send = Callable[[str, int, Messages], Awaitable[Sequence[Awaitable[Any]]]]
 """Takes a topic's full name, a partition and (key, value) pairs; hands them over in order and answers what is done once the broker has confirmed them."""
+ReadWatchlist = Callable[[], Awaitable[Mapping[bytes, bytes]]]
+"""What the topic `watchlist` holds now, of all partitions, by key."""
 
 SETTLE_S = 0.05
 """The watchlist comes message by message: so much of it is gathered into one change of subscription."""
-FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+CHECK_S = 1.0
+MAX_WATCHED = 50_000
+"""Symbols a worker: beyond, entries of the watchlist are passed over. The views show 20,000."""
+MAX_TICK_BYTES = 100_000
+"""A tick with all its texts at their limits has a quarter of it. A longer one from a source is left out, since it could never be delivered."""
+DESCRIBED_AT_ONCE = 500
+"""Symbols whose metadata is sent together: half a megabyte where every text is at its limit."""
+DEFAULT_SYMBOLS = 20
+"""Made-up tickers for the simulated source where nobody names any. A real ticker would belong to the simulation, and ticks of it from elsewhere be rejected."""
 
 
 class Watch(msgspec.Struct, kw_only=True):
@@ -46,70 +67,119 @@ def open_sources(settings: Settings, clock: Clock) -> dict[str, Source]:
     return sources
 
 
+class _Run:
+    """One source while it is run: which symbols it brings here, and what is still to be sent."""
+
+    def __init__(self, source: Source, health: SourceHealth) -> None:
+        self.source, self.health = source, health
+        self.live: frozenset[str] = frozenset()
+        self.resubscribe = asyncio.Event()
+        """The symbols may be others."""
+        self.describe = asyncio.Event()
+        """There may be symbols whose metadata has not been sent."""
+        self.described: set[str] = set()
+        self.unconfirmed: Batch | None = None
+        """What was handed over and not confirmed: sent first by the next attempt, so the log may hold parts of it twice."""
+
+
 class Ingest:
     """Runs the settings' sources for the watched symbols whose home is a partition of ours, and publishes what they bring to `ticks.raw`.
 
     `watch` and `assign` take effect within a moment; `run` does the work until it is cancelled.
+
+    Args:
+        send: publishes.
+        read_watchlist: asked once, where the settings name no symbols; without it the watchlist counts as not empty.
+        sources: by the name that the watchlist uses; those of the settings where None.
+        chance: random numbers from 0 to 1, for the pauses between attempts.
     """
 
-    def __init__(self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, Source] | None = None) -> None:
-        self._settings, self._send = settings, send
+    def __init__(
+        self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, Source] | None = None, metrics: Metrics | None = None,
+        read_watchlist: ReadWatchlist | None = None, chance: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        self._settings, self._send, self._read_watchlist, self._chance = settings, send, read_watchlist, chance
         self._clock = clock or SystemClock()
-        self._sources = dict(open_sources(settings, self._clock) if sources is None else sources)
-        self._watched: dict[str, str] = {}
+        self._metrics = metrics or Metrics()
+        self._runs: dict[str, _Run] = {}
+        for kind, source in (open_sources(settings, self._clock) if sources is None else sources).items():
+            self._runs[kind] = _Run(source, SourceHealth(kind, source.name, self._metrics, self._clock.now_ms, _trouble_of(source), chance))
+        self._watched: dict[str, tuple[str, int]] = {}
+        """By symbol: which of our sources brings it, and its home partition."""
         self._partitions: frozenset[int] = frozenset()
-        self._live: dict[str, frozenset[str]] = {kind: frozenset() for kind in self._sources}
-        self._described: set[tuple[str, str]] = set()
-        self._told: set[str] = set()
         self._changed = asyncio.Event()
 
     @property
     def live(self) -> Mapping[str, frozenset[str]]:
         """By source: the symbols that it brings here."""
-        return self._live
+        return {kind: run.live for kind, run in self._runs.items()}
 
-    def watch(self, key: bytes | None, value: bytes | None) -> None:
-        """Take a message of `watchlist`. One that cannot be read is told and passed over."""
+    def states(self) -> list[dict[str, Any]]:
+        """Each source as `/api/pipeline` shows it: the fields of `SourceState`."""
+        return [msgspec.to_builtins(state) for state in self._states()]
+
+    def _states(self) -> list[SourceState]:
+        return [run.health.state for run in self._runs.values()]
+
+    # ---- what the watchlist and the assignment say
+
+    def watch(self, key: bytes | None, value: bytes | None) -> Fault | None:
+        """Take a message of `watchlist`; answers why it cannot be used, None where it can. One that cannot be read changes nothing."""
         try:
             symbol = (key or b"").decode()
-            watch = _decode(value) if value is not None else Watch(symbol=symbol, source="", active=False)
-        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-            logger.warning("the watchlist's message of key %r cannot be read: %s", key, error)
-            return
-        if not symbol or watch.symbol != symbol:
-            logger.warning("the watchlist's message of key %r is of symbol %r: passed over", key, watch.symbol)
-            return
-        if watch.active:
-            self._watched[symbol] = watch.source
-            if watch.source not in self._sources and watch.source not in self._told:
-                self._told.add(watch.source)
-                logger.warning("the watchlist wants %r from source %r, which this worker does not run (STOCKSTREAM_SOURCE)", symbol, watch.source)
-        else:
-            self._watched.pop(symbol, None)
+        except UnicodeDecodeError as error:
+            return Fault("invalid_key", f"key {key!r:.100} is not UTF-8: {error.reason}")
+        if value is None:
+            self._unwatch(symbol)
+            return None
+        if (fault := symbol_fault(symbol)) is not None:
+            return Fault("invalid_symbol", f"key {symbol[:40]!r}: {fault}")
+        try:
+            watch = _decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return Fault("invalid_json", f"key {symbol!r}: {shortened(str(error))}")
+        if watch.symbol != symbol:
+            return Fault("other_key", f"key {symbol!r} is not the symbol {watch.symbol[:40]!r}")
+        if not watch.active:
+            self._unwatch(symbol)
+            return None
+        if watch.source not in self._runs:
+            self._unwatch(symbol)
+            return Fault("unknown_source", f"it wants {symbol!r} from source {watch.source[:40]!r}, which this worker does not run (STOCKSTREAM_SOURCE)")
+        if symbol not in self._watched and len(self._watched) >= MAX_WATCHED:
+            return Fault("too_many_symbols", f"it wants {symbol!r}, and this worker watches {MAX_WATCHED} symbols already")
+        self._watched[symbol] = watch.source, self._home(symbol)
         self._changed.set()
+        return None
+
+    def _unwatch(self, symbol: str) -> None:
+        if self._watched.pop(symbol, None) is not None:
+            self._changed.set()
 
     def assign(self, partitions: Collection[int]) -> None:
-        """These partitions are ours from now on and no others: nothing more is sent to those that are gone."""
-        self._partitions = frozenset(partitions)
-        for kind, symbols in self._live.items():
-            self._live[kind] = frozenset(symbol for symbol in symbols if self._home(symbol) in self._partitions)
+        """These partitions are ours from now on and no others. What the watchlist said of others is forgotten: it is read again when they come back."""
+        self._restrict(partitions)
+        self._watched = {symbol: of for symbol, of in self._watched.items() if of[1] in self._partitions}
         self._changed.set()
 
-    async def announce(self) -> None:
-        """Put the settings' symbols on the watchlist, with the settings' first source."""
-        source = self._settings.source[0] if self._settings.source else "none"
-        if source == "none":
-            return
-        topic = self._settings.topic("watchlist")
-        by: dict[int, list[tuple[bytes | None, bytes]]] = {}
-        for symbol in self._settings.symbols:
-            by.setdefault(self._home(symbol), []).append((symbol.encode(), _encode(Watch(symbol=symbol, source=source))))
-        await self._send_all(topic, by)
+    def release(self) -> None:
+        """Nothing more is sent until partitions are assigned; sources keep what they are subscribed to, for most partitions come back."""
+        self._restrict(())
+
+    def _restrict(self, partitions: Collection[int]) -> None:
+        self._partitions = frozenset(partitions)
+        for run in self._runs.values():
+            run.live = frozenset(symbol for symbol in run.live if self._watched.get(symbol, ("", -1))[1] in self._partitions)
+
+    # ---- the work
 
     async def run(self) -> None:
-        """Until cancelled. Raises what a source raises that is not retriable, and what the broker does not confirm."""
-        tasks = [asyncio.create_task(self._follow(), name="ingest watchlist")]
-        tasks += [asyncio.create_task(self._feed(kind, source), name=f"ingest {kind}") for kind, source in self._sources.items()]
+        """Until cancelled. Raises `FencedError`; whatever else goes wrong is tried again, and shown by `states`."""
+        tasks = [asyncio.create_task(self._follow(), name="ingest watchlist"), asyncio.create_task(self._check(), name="ingest check")]
+        tasks.append(asyncio.create_task(self._with_retries("the symbols of the settings", self.announce), name="ingest announce"))
+        for kind, run in self._runs.items():
+            tasks.append(asyncio.create_task(self._feed(run), name=f"ingest {kind}"))
+            tasks.append(asyncio.create_task(self._with_retries(f"metadata of {kind}", partial(self._describe, run)), name=f"ingest {kind} metadata"))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -117,55 +187,189 @@ class Ingest:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def announce(self) -> None:
+        """Put the settings' symbols on the watchlist, with the settings' first source; where there are none and the watchlist is empty, some made-up ones."""
+        source = self._settings.source[0] if self._settings.source else "none"
+        if source == "none":
+            if self._settings.symbols:
+                logger.warning("STOCKSTREAM_SYMBOLS names symbols and STOCKSTREAM_SOURCE no source: nobody brings them")
+            return
+        symbols: Iterable[str] = self._settings.symbols
+        if not symbols and source == "simulated" and self._read_watchlist is not None and not await self._read_watchlist():
+            symbols = default_symbols(DEFAULT_SYMBOLS)
+            logger.warning("the watchlist is empty and STOCKSTREAM_SYMBOLS not set: %d made-up symbols are simulated, %s ...", DEFAULT_SYMBOLS, symbols[0])
+        by: dict[int, list[tuple[bytes | None, bytes]]] = {}
+        for symbol in symbols:
+            if (fault := symbol_fault(symbol)) is not None:
+                logger.error("STOCKSTREAM_SYMBOLS: %r is left out: %s", symbol[:40], fault)
+                continue
+            by.setdefault(self._home(symbol), []).append((symbol.encode(), _encode(Watch(symbol=symbol, source=source))))
+        await self._send_all(self._settings.topic("watchlist"), by)
+
     async def _follow(self) -> None:
         while True:
             await self._changed.wait()
             await self._clock.sleep(SETTLE_S)
             self._changed.clear()
-            for kind, source in self._sources.items():
-                wanted = frozenset(symbol for symbol, by in self._watched.items() if by == kind and self._home(symbol) in self._partitions)
-                if wanted != self._live[kind]:
-                    logger.info("%s brings %d symbols here", kind, len(wanted))
-                    self._live[kind] = wanted
-                source.subscribe(wanted)
-                await self._describe(kind, source, [symbol for symbol in wanted if (kind, symbol) not in self._described])
+            of = self._settings.partitions
+            for kind, run in self._runs.items():
+                run.live = frozenset(symbol for symbol, (by, home) in self._watched.items() if by == kind and home in self._partitions)
+                run.health.assigned(len(run.live), len(self._partitions), of)
+                run.resubscribe.set()
+                run.describe.set()
 
-    async def _describe(self, kind: str, source: Source, symbols: Sequence[str]) -> None:
-        by: dict[int, list[tuple[bytes | None, bytes]]] = {}
-        for info in source.describe(symbols) if symbols else ():
-            by.setdefault(self._home(info.symbol), []).append((info.symbol.encode(), _encode(info)))
-        await self._send_all(self._settings.topic("symbols"), by)
-        self._described.update((kind, symbol) for symbol in symbols)
-
-    async def _feed(self, kind: str, source: Source) -> None:
-        wait = FIRST_RETRY_S
+    async def _check(self) -> None:
+        """By the machine's own seconds: nothing that follows depends on it but log lines and states."""
         while True:
-            try:
-                async for batch in source.stream():
-                    await self._publish(kind, batch)
-                    wait = FIRST_RETRY_S
-                return
-            except SourceError as error:
-                if not error.retriable:
-                    raise
-                logger.warning("%s: %s; tried again in %.0f s", kind, error, wait)
-                await self._clock.sleep(wait)
-                wait = min(2 * wait, LAST_RETRY_S)
+            await asyncio.sleep(CHECK_S)
+            for run in self._runs.values():
+                run.health.check()
 
-    async def _publish(self, kind: str, batch: Batch) -> None:
-        live = self._live[kind]
+    async def _feed(self, run: _Run) -> None:
+        """Attempts without end, each after a pause that grows."""
+        while True:
+            run.health.begin()
+            try:
+                await self._attempt(run)
+                run.health.end()
+                return
+            except FencedError:
+                raise
+            except Exception as error:  # noqa: BLE001  whatever a source raises, only the source has failed
+                await self._clock.sleep(run.health.fail(error))
+
+    async def _attempt(self, run: _Run) -> None:
+        """Until the source's stream ends. Raises what the stream, its subscription or the delivery raises."""
+        run.resubscribe.clear()
+        run.source.subscribe(run.live)
+        parts = [asyncio.create_task(self._bring(run)), asyncio.create_task(self._subscribe(run))]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                if part.cancelled():
+                    raise SourceUnavailable("its stream was cancelled from within")
+                part.result()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    async def _subscribe(self, run: _Run) -> None:
+        while True:
+            await run.resubscribe.wait()
+            run.resubscribe.clear()
+            run.source.subscribe(run.live)
+
+    async def _bring(self, run: _Run) -> None:
+        if run.unconfirmed is not None:
+            await self._publish(run, run.unconfirmed)
+        stream = run.source.stream()
+        try:
+            async for batch in stream:
+                await self._publish(run, batch)
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                with contextlib.suppress(RuntimeError):                  # it is closed already, or ends by itself
+                    await close()
+
+    async def _publish(self, run: _Run, batch: Batch) -> None:
+        """Raises where the broker does not confirm; a batch that it may take later is kept for the next attempt."""
         by: dict[int, list[tuple[bytes | None, bytes]]] = {}
         for symbol, _, value in batch:
-            if symbol in live:
-                by.setdefault(self._home(symbol), []).append((symbol.encode(), value))
-        await self._send_all(self._settings.topic("ticks.raw"), by)
+            if symbol not in run.live:
+                continue
+            if len(value) > MAX_TICK_BYTES:
+                self._metrics.record_skipped("ticks.raw", "too_large")
+                continue
+            by.setdefault(self._home(symbol), []).append((symbol.encode(), value))
+        run.unconfirmed = batch
+        try:
+            await self._send_all(self._settings.topic("ticks.raw"), by)
+        except Exception as error:
+            if not _worth_repeating(error):
+                run.unconfirmed = None
+                self._metrics.record_skipped("ticks.raw", "undeliverable", sum(map(len, by.values())))
+            raise
+        run.unconfirmed = None
+        if by:
+            run.health.delivered()
+
+    async def _describe(self, run: _Run) -> None:
+        while True:
+            await run.describe.wait()
+            run.describe.clear()
+            live = run.live
+            if len(run.described) + len(live) > 2 * MAX_WATCHED:
+                run.described &= live
+            new = sorted(live - run.described)
+            try:
+                for some in (new[at : at + DESCRIBED_AT_ONCE] for at in range(0, len(new), DESCRIBED_AT_ONCE)):
+                    infos = await asyncio.to_thread(run.source.describe, some)
+                    by: dict[int, list[tuple[bytes | None, bytes]]] = {}
+                    for info in self._usable(infos, some):
+                        by.setdefault(self._home(info.symbol), []).append((info.symbol.encode(), _encode(info)))
+                    await self._send_all(self._settings.topic("symbols"), by)
+                    run.described.update(some)
+            except BaseException:
+                run.describe.set()
+                raise
+
+    def _usable(self, infos: Iterable[SymbolInfo], asked: Collection[str]) -> list[SymbolInfo]:
+        """One for each symbol that was asked for at most, texts cut to their limits."""
+        wanted, usable = set(asked), []
+        for info in infos:
+            if info.symbol not in wanted:
+                self._metrics.record_skipped("symbols", "not_asked_for")
+                continue
+            wanted.discard(info.symbol)
+            texts = {name: text[:MAX_TEXT] for name in ("name", "currency", "exchange") if (text := getattr(info, name)) is not None}
+            usable.append(msgspec.structs.replace(info, source=info.source[:MAX_SOURCE], **texts))
+        return usable
+
+    async def _with_retries(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Does the work until it is done, after pauses that grow; each new reason is one line in the log."""
+        wait, told = FIRST_RETRY_S, ""
+        while True:
+            begun = self._clock.now_ms()
+            try:
+                return await work()
+            except FencedError:
+                raise
+            except Exception as error:  # noqa: BLE001  it is beside the ticks, whatever it is
+                if self._clock.now_ms() - begun >= STEADY_MS:
+                    wait, told = FIRST_RETRY_S, ""
+                pause = wait * (0.5 + self._chance() / 2)
+                wait = min(2 * wait, LAST_RETRY_S)
+                if (reason := reason_of(error)) != told:
+                    told = reason
+                    logger.warning("%s could not be published: %s; tried again in %.1f s", what, reason, pause)
+                await self._clock.sleep(pause)
 
     async def _send_all(self, topic: str, by: Mapping[int, Messages]) -> None:
+        """Waits for all; raises the first error, `FencedError` before others."""
         under_way: list[Awaitable[Any]] = []
+        errors: list[BaseException] = []
         for partition in sorted(by):
-            under_way += await self._send(topic, partition, by[partition])
-        for delivery in under_way:
-            await delivery
+            try:
+                under_way += await self._send(topic, partition, by[partition])
+            except Exception as error:  # noqa: BLE001  raised below, once what is under way is settled
+                errors.append(error)
+                break
+        errors += [answer for answer in await asyncio.gather(*under_way, return_exceptions=True) if isinstance(answer, BaseException)]
+        if errors:
+            raise next((error for error in errors if isinstance(error, FencedError)), errors[0])
 
     def _home(self, symbol: str) -> int:
         return home_partition(symbol, self._settings.partitions)
+
+
+def _worth_repeating(error: Exception) -> bool:
+    """Whether the same messages can be delivered later. What is too large or refused never can, and would hold the source up for ever."""
+    if isinstance(error, KafkaError):
+        return bool(error.retriable) or isinstance(error, KafkaTimeoutError)
+    return bool(getattr(error, "retriable", False)) or isinstance(error, OSError)
+
+
+def _trouble_of(source: Source) -> Callable[[], str]:
+    return lambda: str(getattr(source, "trouble", ""))

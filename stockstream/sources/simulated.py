@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
 from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
+from stockstream.sources.event_log import EventLog
+from stockstream.transforms.ranges import symbol_fault
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +107,9 @@ class SimulatedMarket:
     def __init__(self, seed: int, symbols: Sequence[str]) -> None:
         if len(set(symbols)) != len(symbols):
             raise SourceError("a symbol is there twice")
-        if bad := [symbol for symbol in symbols if not 1 <= len(symbol) <= 32]:
-            raise SourceError(f"symbol {bad[0]!r} does not have 1 to 32 characters")
+        for symbol in symbols:
+            if (fault := symbol_fault(symbol)) is not None:
+                raise SourceError(f"symbol {symbol[:40]!r}: {fault}")
         self.seed = seed
         self.name = f"simulated.{seed}"
         keys = [_key(seed, symbol) for symbol in symbols]
@@ -257,18 +260,26 @@ class SimulatedMarket:
 class SimulatedSource:
     """The simulated market as a source, each tick at its own moment of the second, in slices of 100 ms.
 
-    Events put into the market are appended to `events_file` as JSON lines (`time` in epoch ms, `symbol`, `kind`, `size`) as they happen.
+    Events put into the market are appended to `events_file` as JSON lines (`time` in epoch ms, `symbol`, `kind`, `size`) as they happen. Where the file
+    cannot be written the market goes on, and `trouble` says why.
     """
 
     def __init__(self, seed: int, *, clock: Clock | None = None, events_file: Path | None = None) -> None:
         self.seed = seed
         self._clock = clock or SystemClock()
-        self._events_file = events_file
+        self._event_log = EventLog(events_file) if events_file is not None else None
         self._wanted: frozenset[str] = frozenset()
+        self._sent: int | None = None
+        """Epoch ms before which all ticks have been handed out, by whichever stream."""
 
     @property
     def name(self) -> str:
         return f"simulated.{self.seed}"
+
+    @property
+    def trouble(self) -> str:
+        """Why events are not written; empty where they are."""
+        return self._event_log.trouble if self._event_log is not None else ""
 
     def subscribe(self, symbols: Collection[str]) -> None:
         """A new symbol begins with the next second, one that is gone ends at once."""
@@ -278,10 +289,10 @@ class SimulatedSource:
         return SimulatedMarket(self.seed, sorted(symbols)).describe(self._clock.now_ms() // 1000)
 
     async def stream(self) -> AsyncIterator[Batch]:
-        """Each slice's ticks once it is over. Raises `SourceError` where the events' file cannot be written."""
+        """Each slice's ticks once it is over. A second stream goes on where the one before ended, as after a stall."""
         step = 1000 // SLICES_A_SECOND
-        sent = self._clock.now_ms() // step * step               # ticks before this moment are done
-        market = SimulatedMarket(self.seed, sorted(self._wanted))
+        sent = self._clock.now_ms() // step * step if self._sent is None else self._sent    # ticks before this moment are done
+        market = await asyncio.to_thread(SimulatedMarket, self.seed, sorted(self._wanted))
         second, ticks, preparing = -1, Batch((), (), ()), None
         while True:
             while (now := self._clock.now_ms()) < sent + step:
@@ -293,7 +304,7 @@ class SimulatedSource:
             if sent // 1000 != second:
                 second = sent // 1000
                 if self._wanted != set(market.symbols):
-                    market = SimulatedMarket(self.seed, sorted(self._wanted))
+                    market = await asyncio.to_thread(SimulatedMarket, self.seed, sorted(self._wanted))
                 if preparing is not None:
                     await preparing
                     preparing = None
@@ -302,7 +313,9 @@ class SimulatedSource:
                 if second % BLOCK_S == BLOCK_S // 2:
                     preparing = asyncio.ensure_future(asyncio.to_thread(market.prepare, second + BLOCK_S))
             batch = self._between(ticks, sent, sent + step)
-            sent += step
+            self._sent = sent = sent + step
+            if self._event_log is not None:
+                self._event_log.flush()
             if len(batch):
                 self._log_events(market.events(second, second), frozenset(batch.symbols))
                 yield batch
@@ -316,14 +329,8 @@ class SimulatedSource:
             msgspec.json.encode({"time": event.second * 1000, "symbol": event.symbol, "kind": event.kind, "size": event.size}) + b"\n"
             for event in events if event.symbol in symbols
         ]  # fmt: skip
-        if not lines or self._events_file is None:
-            return
-        try:
-            self._events_file.parent.mkdir(parents=True, exist_ok=True)
-            with self._events_file.open("ab") as file:
-                file.write(b"".join(lines))
-        except OSError as error:
-            raise SourceError(f"{self._events_file}: the simulation's events cannot be written: {error.strerror}") from error
+        if lines and self._event_log is not None:
+            self._event_log.append(lines)
 
 
 def default_symbols(count: int) -> list[str]:

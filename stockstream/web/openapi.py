@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from stockstream.sources.health import SourceState
 from stockstream.web.live import OutcomeCount
 
 
@@ -140,6 +141,7 @@ class Pipeline(msgspec.Struct, kw_only=True):
     totals: dict[str, int]
     rejected: dict[str, int]
     archive: list[ArchivePosition]
+    sources: list[SourceState]
     outcomes: list[OutcomeCount]
     models_note: str = ""
     views: dict[str, Any]

@@ -79,7 +79,7 @@ OPERATIONS = (
         parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
     ),
     Operation("/api/models", "models", "The models that score, and those that should and do not, with the reason.", Page[Model]),
-    Operation("/api/pipeline", "pipeline", "Lag, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
+    Operation("/api/pipeline", "pipeline", "Lag, sources, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
     Operation("/healthz", "healthz", "Whether this worker is alive.", Health, errors={503: "It is not; the message says why."}),
     Operation("/readyz", "readyz", "Whether this worker works and its views are up to date.", Health, errors={503: "Not yet; the message says why."}),
     Operation("/metrics", "metrics", "Prometheus metrics of this worker.", content_type="text/plain"),
@@ -100,7 +100,9 @@ class Status(Protocol):
         ...
 
     def pipeline(self) -> dict[str, Any]:
-        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; more as it likes. The counts of `Metrics` are added.
+        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; `sources`: list of `openapi.SourceState`; more as it likes.
+
+        The counts of `Metrics` are added.
 
         Sets the gauges of `Metrics` that say the same; `/metrics` calls it for that.
         """
@@ -231,7 +233,7 @@ class _Views:
     def answer_pipeline(self) -> dict[str, Any]:
         views = {**self._live.counts, "newest_second": self._live.newest_second, **({"tail": self._tail.summary()} if self._tail is not None else {})}
         return {
-            "lag": [], "archive": [], **self._metrics.pipeline(), **self._status.pipeline(),
+            "lag": [], "archive": [], "sources": [], **self._metrics.pipeline(), **self._status.pipeline(),
             "outcomes": self._live.outcome_counts(), "views": views,
         }  # fmt: skip
 

@@ -217,7 +217,7 @@ def test_a_change_of_symbols_takes_effect_and_repeats_nothing() -> None:
     assert {second for second, symbol in found if symbol == NAMES[2]} >= set(range(7))
 
 
-def test_events_are_logged_as_they_happen_and_a_log_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_events_are_logged_as_they_happen(tmp_path: Path) -> None:
     market = SimulatedMarket(1, NAMES)
     event = market.events(DAY, DAY + BLOCK_S)[0]
     log = tmp_path / "state" / "events.jsonl"
@@ -229,9 +229,26 @@ def test_events_are_logged_as_they_happen_and_a_log_that_cannot_be_written_is_an
     assert {"time": event.second * 1000, "symbol": event.symbol, "kind": event.kind, "size": event.size} in lines
     assert len(lines) == len(market.events(event.second - 1, event.second + 1))
 
+
+def test_a_log_of_events_that_cannot_be_written_does_not_stop_the_market(tmp_path: Path) -> None:
+    event = SimulatedMarket(1, NAMES).events(DAY, DAY + BLOCK_S)[0]
     blocked = tmp_path / "file"
     blocked.write_text("")
     source = SimulatedSource(1, clock=FakeClock((event.second - 1) * 1000), events_file=blocked / "events.jsonl")
     source.subscribe(NAMES)
-    with pytest.raises(SourceError, match="cannot be written"):
-        asyncio.run(gather(source, 3 * len(NAMES)))
+    assert source.trouble == ""
+    assert sum(map(len, asyncio.run(gather(source, 3 * len(NAMES))))) >= 3 * len(NAMES)
+    assert "cannot be written" in source.trouble
+
+
+def test_a_second_stream_goes_on_where_the_first_ended() -> None:
+    clock = FakeClock(DAY * 1000)
+    source = SimulatedSource(1, clock=clock)
+    source.subscribe(NAMES)
+    found = [tick for _ in range(2) for batch in asyncio.run(gather(source, 3 * len(NAMES))) for tick in batch]
+    seconds = sorted({time // 1000 for _, time, _ in found})
+    assert len({(symbol, time) for symbol, time, _ in found}) == len(found)
+    assert seconds == list(range(seconds[0], seconds[-1] + 1))
+    whole = [second for second in seconds[1:-1] if sum(time // 1000 == second for _, time, _ in found) != len(NAMES)]
+    assert whole == []
+

@@ -1,0 +1,68 @@
+"""A log of JSON lines beside a source that never holds the source up: what the disk does not take is kept for a while and written later."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+KEPT_BYTES = 1_000_000
+"""Of lines that could not be written yet, some 10,000; further ones are left out and counted."""
+RETRY_S = 1.0
+
+
+class EventLog:
+    """Appends lines to a file. A disk that is full or cannot be written is logged once and tried again once a second; `trouble` says why nothing is written.
+
+    A line is written whole and once, also where the disk took only its first half: the rest follows when there is room again.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self.trouble = ""
+        """Why lines are waiting, in words; empty where none are."""
+        self.left_out = 0
+        """Lines that were dropped since the disk last took one, since KEPT_BYTES were waiting."""
+        self._clock = clock
+        self._waiting = bytearray()
+        self._next_try = 0.0
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Write the lines, each with its line end, or keep them for later. Does not raise for what the disk does."""
+        for line in lines:
+            if len(self._waiting) + len(line) <= KEPT_BYTES:
+                self._waiting += line
+            else:
+                self.left_out += 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting, if it is time to try."""
+        if not self._waiting or (self.trouble and self._clock() < self._next_try):
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                while self._waiting:
+                    del self._waiting[: os.write(file, self._waiting)]
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._next_try = self._clock() + RETRY_S
+            trouble = f"{self.path.absolute()} cannot be written: {error.strerror or error}"
+            if trouble != self.trouble:
+                logger.warning("%s; the ticks go on without it, and it is tried again each second", trouble)
+            self.trouble = trouble
+            return
+        if self.trouble:
+            logger.info("%s is written again; %d lines were left out", self.path.absolute(), self.left_out)
+        self.trouble, self.left_out = "", 0

@@ -1,0 +1,185 @@
+"""What becomes of one source of a worker: its state with the reason, when it is tried again, and what is logged of that."""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from aiokafka.errors import KafkaError
+
+from stockstream.errors import StockstreamError
+from stockstream.metrics import Metrics
+from stockstream.skipped import shortened
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "running", "idle", "failed"]
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+"""The pause after a first failure; it doubles with each further one. Of a pause the second half is random, so that workers do not come back together."""
+STEADY_MS = 30_000
+"""An attempt that has lasted so long begins the pauses anew when it fails."""
+SILENT_MS = 60_000
+"""A source that has brought nothing for so long has nothing to bring."""
+UNWATCHED_MS = 10_000
+"""So long the watchlist may say nothing of a source before that is a warning: at a start it is still being read."""
+REMIND_MS = 300_000
+"""A source that has failed or has no symbols is logged again after so long."""
+
+
+class SourceState(msgspec.Struct, kw_only=True, frozen=True):
+    """One source of `STOCKSTREAM_SOURCE` as this worker runs it. Times are epoch ms."""
+
+    source: str
+    """The name that the settings and the watchlist use."""
+    name: str
+    """The `source` of its ticks."""
+    state: State
+    reason: str
+    """Why it is in this state; empty where there is nothing to say. A source that runs may have one too: what does not work besides its ticks."""
+    since: int
+    """When the state began."""
+    next_attempt: int | None
+    """When a source that has failed is tried again; null while it is being tried, and in every other state."""
+    failures: int
+    """Attempts that failed since the worker started."""
+    symbols: int
+    """Symbols that it brings here."""
+
+
+class SourceHealth:
+    """The state of one source. Each change of state or reason is one line in the log.
+
+    A source that has failed stays `failed` while it is tried again, until what it brings is confirmed by the broker.
+
+    Args:
+        source: the name that the watchlist uses.
+        name: the `source` of its ticks.
+        metrics: where `source_up` and `source_failures_total` are kept.
+        now_ms: epoch ms.
+        trouble: why a part of the source's work fails while its ticks go on; empty where none does.
+        chance: a random number from 0 to 1.
+    """
+
+    def __init__(
+        self, source: str, name: str, metrics: Metrics, now_ms: Callable[[], int],
+        trouble: Callable[[], str] = lambda: "", chance: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        self.source, self.name = source, name
+        self._metrics, self._now_ms, self._trouble, self._chance = metrics, now_ms, trouble, chance
+        self._state: State = "starting"
+        self._reason = "waiting for partitions and the watchlist"
+        self._since = self._attempt_at = self._heard_at = self._logged_at = now_ms()
+        self._next_attempt: int | None = None
+        self._reminded = False
+        """Whether it was logged that nothing is watched, since that is so."""
+        self._failures = 0
+        self._wait_s = FIRST_RETRY_S
+        self._symbols = 0
+        self._partitions = ""
+        self.ended = False
+        metrics.source_up(source, False)
+
+    @property
+    def state(self) -> SourceState:
+        """As it is now."""
+        reason = self._reason or (shortened(self._trouble()) if self._state != "failed" else "")
+        return SourceState(
+            source=self.source, name=self.name, state=self._state, reason=reason, since=self._since, next_attempt=self._next_attempt,
+            failures=self._failures, symbols=self._symbols,
+        )  # fmt: skip
+
+    def assigned(self, symbols: int, partitions: int, of: int) -> None:
+        """The source brings so many symbols here; `partitions` of the watchlist's `of` are this worker's."""
+        if symbols != self._symbols:
+            logger.info("source %s brings %d symbols here", self.source, symbols)
+        before, self._symbols = self._symbols, symbols
+        self._partitions = f"{partitions} of {of} partitions" if partitions else ""
+        if self._state == "failed" or self.ended:
+            return
+        if not symbols:
+            what = f"the watchlist has no symbol for it in this worker's {self._partitions}" if partitions else "no partition is assigned to this worker"
+            self._change("idle", what)
+        elif not before or self._state == "idle":
+            self._heard_at = self._now_ms()
+            self._change("starting", "")
+
+    def begin(self) -> None:
+        """An attempt begins."""
+        self._attempt_at = self._heard_at = self._now_ms()
+        self._next_attempt = None
+
+    def delivered(self) -> None:
+        """The broker has confirmed what it brought."""
+        self._heard_at = self._now_ms()
+        if self._state != "running" and self._symbols:
+            self._change("running", "")
+
+    def fail(self, error: BaseException) -> float:
+        """An attempt has failed; returns the pause until the next one, in seconds."""
+        now = self._now_ms()
+        if now - self._attempt_at >= STEADY_MS:
+            self._wait_s = FIRST_RETRY_S
+        pause = self._wait_s * (0.5 + self._chance() / 2)
+        self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
+        self._failures += 1
+        self._metrics.source_failed(self.source)
+        self._next_attempt = now + round(pause * 1000)
+        self._change("failed", reason_of(error))
+        return pause
+
+    def end(self) -> None:
+        """Its stream has ended by itself: there is nothing more to bring."""
+        self.ended = True
+        self._change("idle", "its stream has ended")
+
+    def check(self) -> None:
+        """Notices silence, and says again what needs somebody's hand. Called about once a second."""
+        now = self._now_ms()
+        if self._state == "running" and now - self._heard_at >= SILENT_MS:
+            self._change("idle", f"it has brought nothing for {SILENT_MS // 1000} s")
+        elif self._state == "failed" and self._next_attempt is None and now - self._attempt_at >= (SILENT_MS if self._symbols else UNWATCHED_MS):
+            self._change("idle", "it has not failed again, and has brought nothing yet")
+        if self._state == "failed" and now - self._logged_at >= REMIND_MS:
+            self._logged_at = now
+            logger.error("source %s has failed for %d s, %d attempts in all: %s", self.source, (now - self._since) // 1000, self._failures, self._reason)
+        elif self._is_unwatched and now - self._logged_at >= (REMIND_MS if self._reminded else UNWATCHED_MS):
+            self._logged_at, self._reminded = now, True
+            logger.warning(
+                "source %s runs and the watchlist has no symbol for it in this worker's %s: set STOCKSTREAM_SYMBOLS, or write to the topic watchlist",
+                self.source, self._partitions,
+            )  # fmt: skip
+
+    @property
+    def _is_unwatched(self) -> bool:
+        return self._state == "idle" and not self._symbols and bool(self._partitions) and not self.ended
+
+    def _change(self, state: State, reason: str) -> None:
+        if (state, reason) == (self._state, self._reason):
+            return
+        before, self._state, self._reason = self._state, state, reason
+        now = self._now_ms()
+        if state != before:
+            self._since = now
+        self._logged_at, self._reminded = now, False
+        self._metrics.source_up(self.source, state in ("running", "idle"))
+        pause = f"; tried again in {(self._next_attempt - now) / 1000:.1f} s" if state == "failed" and self._next_attempt is not None else ""
+        level = logging.ERROR if state == "failed" else logging.INFO
+        logger.log(level, "source %s is %s%s%s", self.source, state, f": {reason}" if reason else "", pause)
+
+
+def reason_of(error: BaseException) -> str:
+    """The error in one bounded line; for one that nobody has foreseen also its type and where it was raised."""
+    text = shortened(str(error))
+    if isinstance(error, StockstreamError) and text:
+        return text
+    if isinstance(error, (KafkaError, OSError)):
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
