@@ -97,7 +97,7 @@ class SourceHealth:
     def assigned(self, symbols: int, partitions: int, of: int) -> None:
         """The source brings so many symbols here; `partitions` of the watchlist's `of` are this worker's."""
         if symbols != self._symbols:
-            logger.info("source %s brings %d symbols here", self.source, symbols)
+            logger.info("source %s brings %d %s here", self.source, symbols, "symbol" if symbols == 1 else "symbols")
         before, self._symbols = self._symbols, symbols
         self._partitions = f"{partitions} of {of} partitions" if partitions else ""
         if self._state == "failed" or self.ended:

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from stockstream.metrics import MAX_LABELS, SPAN_S, Metrics
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clock:
@@ -116,3 +123,38 @@ def test_two_instances_share_nothing() -> None:
     one, two = Metrics(Clock()), Metrics(Clock())
     one.ticks_accepted(1)
     assert samples(two)["stockstream_ticks_accepted_total", ()] == 0
+
+
+def test_every_metric_that_is_declared_is_moved_by_the_product() -> None:
+    moved_by: dict[str, set[str]] = {}
+    (declared,) = (node for node in ast.parse((ROOT / "stockstream" / "metrics.py").read_text()).body if getattr(node, "name", "") == "Metrics")
+    for method in (node for node in declared.body if isinstance(node, ast.FunctionDef)):
+        for node in ast.walk(method):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+                moved_by.setdefault(node.attr, set()).add(method.name)
+    collectors = {name.removeprefix("_") for name, value in vars(Metrics()).items() if isinstance(value, MetricWrapperBase)}
+    called = {name for folder in ("stockstream", "agents", "tables") for path in (ROOT / folder).rglob("*.py") for name in calls_of_metrics(path)}
+    assert len(collectors) >= 15
+    unmoved = {name for name in collectors if not (moved_by[f"_{name}"] - {"__init__"}) & called}
+    assert unmoved == set()
+    assert {name for name in vars(Metrics) if name.startswith("forget_")} <= called
+
+
+def calls_of_metrics(path: Path) -> Iterator[str]:
+    """Names of the methods that a module calls of something called `metrics`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if (owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else "").endswith("metrics"):
+                yield node.func.attr
+
+
+def test_sources_and_records_that_were_passed_over_are_exposed() -> None:
+    m = Metrics(Clock())
+    m.record_skipped("watchlist", "invalid_json", 3)
+    m.source_up("simulated", True)
+    m.source_failed("simulated")
+    got = samples(m)
+    assert got["stockstream_records_skipped_total", (("reason", "invalid_json"), ("topic", "watchlist"))] == 3
+    assert got["stockstream_source_up", (("source", "simulated"),)] == 1
+    assert got["stockstream_source_failures_total", (("source", "simulated"),)] == 1

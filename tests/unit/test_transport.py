@@ -135,6 +135,14 @@ def test_none_accepts_any_first_offset() -> None:
     assert checked.admit(P, records(503)) == ([], 502)
 
 
+def test_holes_are_told_with_what_became_of_them() -> None:
+    told: list[tuple[str, int]] = []
+    checked = Guard(expected={P: 10}, on_hole=lambda kind, offsets: told.append((kind, offsets)))
+    checked.admit(P, records(10, 14))
+    checked.admit(P, records(14))
+    assert told == [("reread", 3), ("passed", 3)]
+
+
 def test_holes_are_kept_within_bounds_and_counted_all() -> None:
     """A transactional producer leaves a marker after every transaction."""
     checked = guard(0)

@@ -105,9 +105,17 @@ function drawEmpty() {
     strong.textContent = "Waiting for the broker";
     words.textContent = `The views' reader is ${tail.state}${tail.reason ? `: ${tail.reason}` : ""}. This page fills by itself when it is back.`;
   } else {
-    strong.textContent = "Waiting for the first closed second";
-    words.textContent = "The topics are read and hold no symbol yet. A symbol appears here when its first second has closed: start a source (STOCKSTREAM_SOURCE=simulated), "
-      + "run stockstream replay FILE, or write ticks to the topic ticks.raw.";
+    const sources = pipeline?.sources ?? [];
+    const failed = sources.find((source) => source.state === "failed");
+    strong.textContent = failed ? `Source ${failed.source} has failed` : "Waiting for the first closed second";
+    if (failed) {
+      words.textContent = `${failed.reason}. It is tried again by itself.`;
+    } else if (sources.length) {
+      words.textContent = `The topics hold no symbol yet. ${sources.map(({ source, state, reason }) => `Source ${source} is ${state}${reason ? `: ${reason}` : ""}.`).join(" ")}`;
+    } else {
+      words.textContent = "The topics are read and hold no symbol yet, and this worker runs no source. A symbol appears here when its first second has closed: start the worker "
+        + "with STOCKSTREAM_SOURCE=simulated in its environment, run stockstream replay FILE, or write ticks to the topic ticks.raw.";
+    }
   }
   at("empty").replaceChildren(strong, words);
 }
@@ -184,6 +192,9 @@ function drawPipeline() {
   if (rejected.length) parts.push(figures("Ticks rejected since the start", [], rejected.map(([reason, n]) => [reason.replaceAll("_", " "), count(n)])));
   if (pipeline.archive.length) parts.push(figures("Archived through raw offset", [], pipeline.archive.map(({ partition, offset }) => [`partition ${partition}`, offset < 0 ? "nothing yet" : count(offset)])));
   if (models.length) parts.push(figures("Models", [], models.map((model) => [`${model.name} ${model.version}`, model.state ?? model.role])));
+  if (pipeline.sources?.length) {
+    parts.push(figures("Sources", [], pipeline.sources.map(({ source, state, reason, symbols }) => [source, `${state}, ${count(symbols)} ${symbols === 1 ? "symbol" : "symbols"}${reason ? `: ${reason}` : ""}`])));
+  }
   if (pipeline.outcomes.length) {
     parts.push(figures("Predictions judged since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
       `${o.model} ${o.version}, ${o.horizon_s} s`, count(o.outcomes), o.outcomes ? `${((100 * o.hits) / o.outcomes).toFixed(1)} %` : "–", signed(o.mean_absolute_error, 3).replace("+", ""),

@@ -1,0 +1,105 @@
+"""The agent of the watchlist and the sources' runner, without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+import agents.ingest
+from agents.ingest import stage
+from stockstream.app import app
+from stockstream.errors import FencedError
+from stockstream.skipped import SkippedRecords
+from stockstream.sources.ingestion import Ingest
+from stockstream.transport import Chunk
+from stockstream.web.openapi import SourceState
+from stockstream.worker import metrics, status
+from tests.patience import PATIENCE_S
+from tests.unit.sources.source_contract import FakeClock
+from tests.unit.sources.test_ingestion import Feed, Wire
+
+
+class Record(NamedTuple):
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+def skipped(reason: str) -> float:
+    return metrics.registry.get_sample_value("stockstream_records_skipped_total", {"topic": "watchlist", "reason": reason}) or 0.0
+
+
+def chunk(*messages: tuple[bytes | None, bytes | None]) -> Chunk:
+    return Chunk(app.settings.topic("watchlist"), 3, [Record(100 + number, *message) for number, message in enumerate(messages)])
+
+
+@pytest.fixture
+def ingest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ingest]:
+    """The stage's, with one source `feed`."""
+    made = Ingest(app.settings, Wire().send, clock=FakeClock(), sources={"feed": Feed()}, metrics=metrics)
+    made.assign(range(8))
+    monkeypatch.setattr(stage, "ingest", made)
+    monkeypatch.setattr(agents.ingest, "skipped", SkippedRecords(metrics, app.settings.topic_prefix))
+    yield made
+
+
+def good(symbol: str) -> tuple[bytes, bytes]:
+    return symbol.encode(), json.dumps({"symbol": symbol, "source": "feed"}).encode()
+
+
+def test_bad_records_among_good_ones_are_counted_and_logged_with_their_place(ingest: Ingest, caplog: pytest.LogCaptureFixture) -> None:
+    before = {reason: skipped(reason) for reason in ("invalid_json", "invalid_symbol", "invalid_key")}
+    deep = b'{"symbol":"A","source":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with caplog.at_level(logging.WARNING):
+        stage.take(chunk(good("FIRST"), good("S" * 33), (b"A", deep), (b"A", b"not json"), (b"\xff", b"{}"), good("LAST")))
+    assert set(ingest._watched) == {"FIRST", "LAST"}
+    assert {reason: skipped(reason) - count for reason, count in before.items()} == {"invalid_json": 2, "invalid_symbol": 1, "invalid_key": 1}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3 and said[0].startswith("watchlist[3] offset 101 passed over, invalid_symbol: ")
+    assert said[1].startswith("watchlist[3] offset 102 passed over, invalid_json: ") and said[2].startswith("watchlist[3] offset 104 passed over, invalid_key: ")
+
+
+def test_an_error_that_nobody_has_foreseen_stops_no_other_record(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    watch, before = ingest.watch, skipped("unexpected")
+
+    def odd(key: bytes | None, value: bytes | None) -> Any:
+        if key == b"ODD":
+            raise ZeroDivisionError("odd")
+        return watch(key, value)
+
+    monkeypatch.setattr(ingest, "watch", odd)
+    with caplog.at_level(logging.WARNING):
+        stage.take(chunk(good("FIRST"), good("ODD"), good("LAST")))
+    assert set(ingest._watched) == {"FIRST", "LAST"} and skipped("unexpected") == before + 1
+    assert "watchlist[3] offset 101 passed over, unexpected: ZeroDivisionError: odd (at " in caplog.text
+
+
+async def test_the_worker_tells_of_its_sources(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "sources", ingest.states)
+    (shown,) = msgspec.convert(status.sources(), list[SourceState], strict=True)
+    assert (shown.source, shown.state, shown.failures) == ("feed", "starting", 0)
+
+
+async def test_the_runner_is_started_again_whatever_ends_it_and_never_touches_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def run() -> None:
+        runs.append(len(pauses))
+        if len(runs) < 4:
+            raise [ValueError("odd"), OSError("gone"), RecursionError("deep")][len(runs) - 1]
+        raise FencedError("this worker has left")
+
+    runs, pauses, left = list[int](), list[float](), list[str]()
+    monkeypatch.setattr(agents.ingest.asyncio, "sleep", at_once)
+    monkeypatch.setattr(stage.ingest, "run", run)
+    monkeypatch.setattr(app.fence, "leave", left.append)
+    with pytest.raises(FencedError):
+        await asyncio.wait_for(agents.ingest.feed(), PATIENCE_S)
+    assert runs == [0, 1, 2, 3] and left == []

@@ -1,0 +1,54 @@
+"""What the worker tells of itself, and the metrics that say the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from faust.types import TP
+
+from stockstream import worker
+from stockstream.app import app
+from stockstream.transport import Consumer
+from stockstream.worker import Status, metrics
+
+
+def lags() -> dict[tuple[str, str], float]:
+    (family,) = (family for family in metrics.registry.collect() if family.name == "stockstream_lag")
+    return {(sample.labels["topic"], sample.labels["partition"]): sample.value for sample in family.samples}
+
+
+def told_by(assigned: set[TP]) -> Status:
+    reader = SimpleNamespace(assignment=lambda: assigned, lag=lambda tp: tp.partition, guard=SimpleNamespace(holes=[], rereads=0))
+    fake: Any = SimpleNamespace(reader=reader, consumer=reader, settings=app.settings, term=1, tables=SimpleNamespace(changelog_topics=set()))
+    return Status(fake)
+
+
+def test_the_lag_of_a_partition_that_went_to_another_worker_is_exported_no_more() -> None:
+    raw = app.settings.topic("ticks.raw")
+    assigned = {TP(raw, number) for number in range(4)}
+    status = told_by(assigned)
+    status.pipeline()
+    assert lags() == {("ticks.raw", str(number)): number for number in range(4)}
+    assigned.difference_update({TP(raw, 0), TP(raw, 3)})
+    assert [of["partition"] for of in status.pipeline()["lag"]] == [1, 2]
+    assert lags() == {("ticks.raw", "1"): 1, ("ticks.raw", "2"): 2}
+    assigned.clear()
+    status.pipeline()
+    assert lags() == {}
+
+
+def test_the_workers_consumer_counts_its_holes() -> None:
+    def holes() -> float:
+        return metrics.registry.get_sample_value("stockstream_holes_total", {"kind": "passed"}) or 0.0
+
+    assert app.on_hole is worker._count_hole
+
+    async def nothing(*_: Any) -> None: ...
+
+    consumer = Consumer(app.transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
+    tp, before = TP(app.settings.topic("ticks.raw"), 0), holes()
+    consumer.guard.expected[tp] = 10
+    for _ in range(2):
+        consumer.guard.admit(tp, [SimpleNamespace(offset=13)])
+    assert holes() == before + 3
