@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,24 @@ def poisoned() -> None:
     Windows.frame = frame  # type: ignore[method-assign]
 
 
-FAULTS: dict[str, Callable[[], None]] = {"skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled, "poisoned": poisoned}
+def source_faults() -> None:
+    """The stream of the simulated market raises, between two batches, what nobody has foreseen, as long as the switch is on."""
+    from stockstream.sources import simulated
+
+    stream = simulated.SimulatedSource.stream
+
+    async def failing(self: Any) -> AsyncIterator[Any]:
+        async for batch in stream(self):
+            if mode():
+                raise ZeroDivisionError("SABOTAGE: the key is wrong")
+            yield batch
+
+    simulated.SimulatedSource.stream = failing  # type: ignore[method-assign]
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled, "poisoned": poisoned, "source": source_faults,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def test_two_instances_share_nothing() -> None:
 
 def test_every_metric_that_is_declared_is_moved_by_the_product() -> None:
     moved_by: dict[str, set[str]] = {}
-    (declared,) = (node for node in ast.parse((ROOT / "stockstream" / "metrics.py").read_text()).body if getattr(node, "name", "") == "Metrics")
+    module = ast.parse((ROOT / "stockstream" / "metrics.py").read_text())
+    (declared,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Metrics")
     for method in (node for node in declared.body if isinstance(node, ast.FunctionDef)):
         for node in ast.walk(method):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":

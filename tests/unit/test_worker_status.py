@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from faust.types import TP
 
 from stockstream import worker
@@ -38,7 +40,7 @@ def test_the_lag_of_a_partition_that_went_to_another_worker_is_exported_no_more(
     assert lags() == {}
 
 
-def test_the_workers_consumer_counts_its_holes() -> None:
+async def test_the_workers_consumer_counts_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
     def holes() -> float:
         return metrics.registry.get_sample_value("stockstream_holes_total", {"kind": "passed"}) or 0.0
 
@@ -46,7 +48,9 @@ def test_the_workers_consumer_counts_its_holes() -> None:
 
     async def nothing(*_: Any) -> None: ...
 
-    consumer = Consumer(app.transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
+    monkeypatch.setattr(Consumer, "_new_consumer_thread", lambda _: None)
+    transport: Any = SimpleNamespace(app=app, loop=asyncio.get_running_loop(), create_transaction_manager=lambda *_, **__: None)
+    consumer = Consumer(transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
     tp, before = TP(app.settings.topic("ticks.raw"), 0), holes()
     consumer.guard.expected[tp] = 10
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,9 +15,9 @@ from agents.ingest import stage
 from stockstream.app import app
 from stockstream.errors import FencedError
 from stockstream.skipped import SkippedRecords
+from stockstream.sources.health import SourceState
 from stockstream.sources.ingestion import Ingest
 from stockstream.transport import Chunk
-from stockstream.web.openapi import SourceState
 from stockstream.worker import metrics, status
 from tests.patience import PATIENCE_S
 from tests.unit.sources.source_contract import FakeClock
@@ -40,13 +39,13 @@ def chunk(*messages: tuple[bytes | None, bytes | None]) -> Chunk:
 
 
 @pytest.fixture
-def ingest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ingest]:
+def ingest(monkeypatch: pytest.MonkeyPatch) -> Ingest:
     """The stage's, with one source `feed`."""
     made = Ingest(app.settings, Wire().send, clock=FakeClock(), sources={"feed": Feed()}, metrics=metrics)
     made.assign(range(8))
     monkeypatch.setattr(stage, "ingest", made)
     monkeypatch.setattr(agents.ingest, "skipped", SkippedRecords(metrics, app.settings.topic_prefix))
-    yield made
+    return made
 
 
 def good(symbol: str) -> tuple[bytes, bytes]:
@@ -62,7 +61,8 @@ def test_bad_records_among_good_ones_are_counted_and_logged_with_their_place(ing
     assert {reason: skipped(reason) - count for reason, count in before.items()} == {"invalid_json": 2, "invalid_symbol": 1, "invalid_key": 1}
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3 and said[0].startswith("watchlist[3] offset 101 passed over, invalid_symbol: ")
-    assert said[1].startswith("watchlist[3] offset 102 passed over, invalid_json: ") and said[2].startswith("watchlist[3] offset 104 passed over, invalid_key: ")
+    assert said[1].startswith("watchlist[3] offset 102 passed over, invalid_json: ")
+    assert said[2].startswith("watchlist[3] offset 104 passed over, invalid_key: ")
 
 
 def test_an_error_that_nobody_has_foreseen_stops_no_other_record(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +97,7 @@ async def test_the_runner_is_started_again_whatever_ends_it_and_never_touches_th
         raise FencedError("this worker has left")
 
     runs, pauses, left = list[int](), list[float](), list[str]()
-    monkeypatch.setattr(agents.ingest.asyncio, "sleep", at_once)
+    monkeypatch.setattr(asyncio, "sleep", at_once)
     monkeypatch.setattr(stage.ingest, "run", run)
     monkeypatch.setattr(app.fence, "leave", left.append)
     with pytest.raises(FencedError):

@@ -68,7 +68,7 @@ def test_a_line_that_the_disk_took_half_of_is_whole_in_the_end(tmp_path: Path, m
         room[0] -= len(some)
         return write(file, some)
 
-    monkeypatch.setattr(event_log.os, "write", limited)
+    monkeypatch.setattr(os, "write", limited)
     clock = Clock()
     log = EventLog(tmp_path / "events.jsonl", clock)
     log.append([b"first\n", b"second\n"])
