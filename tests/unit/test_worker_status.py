@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from faust.types import TP
+from mode import Service
 
 from stockstream import worker
 from stockstream.app import app
@@ -48,7 +49,7 @@ async def test_the_workers_consumer_counts_its_holes(monkeypatch: pytest.MonkeyP
 
     async def nothing(*_: Any) -> None: ...
 
-    monkeypatch.setattr(Consumer, "_new_consumer_thread", lambda _: None)
+    monkeypatch.setattr(Consumer, "_new_consumer_thread", lambda _: Service())
     transport: Any = SimpleNamespace(app=app, loop=asyncio.get_running_loop(), create_transaction_manager=lambda *_, **__: None)
     consumer = Consumer(transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
     tp, before = TP(app.settings.topic("ticks.raw"), 0), holes()
