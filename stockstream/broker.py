@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from stockstream.embedded import CLUSTER_ID_PREFIX
 from stockstream.errors import BrokerError, TopicError
 from stockstream.settings import Settings
+from stockstream.topic_configs import append_time, ensure_configs, message_bytes
 from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 NEW_TOPICS_S = 0.5
 """A broker tells who leads a new partition a moment before that one knows it, and until then answers with errors."""
 MAX_BATCH_BYTES = 1_000_000
+MESSAGE_BYTES = 1_048_588
+"""`max.message.bytes` of our topics: Kafka's default, whatever the broker's own is."""
+LEAST_MESSAGE_BYTES = MAX_BATCH_BYTES + 4_096
+"""A batch, its header, and what a codec adds to bytes that it cannot compress."""
 PRODUCER_LINGER_MS = 1
 
 
@@ -47,14 +52,15 @@ def changelog(settings: Settings, table: str) -> str:
 def topic_specs(settings: Settings) -> list[TopicSpec]:
     """Every topic in pipeline order, then the changelogs of the tables."""
     compacted = {"cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1"}
-    raw = {"retention.ms": str(settings.retention_raw_days * DAY_MS)}
+    kept = {"retention.ms": str(settings.retention_raw_days * DAY_MS)}
+    raw = kept | {append_time().name: append_time().value}
     derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
     state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
     kinds = {
-        "watchlist": compacted, "symbols": compacted, "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": raw, "windows": derived, "latest": compacted,
+        "watchlist": compacted, "symbols": compacted, "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
         "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
     }  # fmt: skip
-    shared = {"min.insync.replicas": str(settings.insync_replicas)}
+    shared = {"min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES)}
     specs = [
         TopicSpec(settings.topic(name), 1 if name == "market" else settings.partitions, settings.replication, config | shared) for name, config in kinds.items()
     ]
@@ -115,7 +121,9 @@ def _embedded(cluster: dict[str, Any]) -> bool:
 
 
 async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
-    """Creates the topics that are missing and checks the partitions of those that are there; returns whether the broker is the embedded one.
+    """Creates the topics that are missing, checks the partitions of those that are there and mends their configuration.
+
+    Returns whether the broker is the embedded one, which keeps the record times that producers set, whatever the configuration says.
 
     Tries again while brokers are away or too few for the replicas. Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
     """
@@ -135,6 +143,11 @@ async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
                 await _check(admin, [spec for spec in specs if spec.name in found])
                 if missing and not embedded:
                     await asyncio.sleep(NEW_TOPICS_S)
+                if not embedded:
+                    size, raw = message_bytes(LEAST_MESSAGE_BYTES, MESSAGE_BYTES), settings.topic("ticks.raw")
+                    # of all: one that was not listed may have been there, made by somebody else a moment ago
+                    wanted = {spec.name: [size, append_time()] if spec.name == raw else [size] for spec in specs}
+                    await ensure_configs(admin, wanted, ",".join(settings.bootstrap_servers))
                 return embedded
         except (KafkaError, OSError) as error:
             fault = f"{type(error).__name__}: {error}"

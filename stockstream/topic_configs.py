@@ -1,0 +1,107 @@
+"""Configuration of topics that results depend on: whose clock stamps raw records, and how large a message may be.
+
+Topics that we create have it. Those that are there already are changed where the worker may alter them; where it may not, a
+warning names the command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import IncompatibleBrokerVersion, UnknownTopicOrPartitionError, for_code
+
+logger = logging.getLogger(__name__)
+
+DYNAMIC_TOPIC_CONFIG = 1
+"""Kafka's number for where a value comes from: the topic's own override."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A value that a topic must have; others are well, too, where `enough` says so."""
+
+    name: str
+    value: str
+    enough: Callable[[str], bool]
+    otherwise: str
+    """What happens as long as the topic has another."""
+
+
+def append_time() -> Wanted:
+    """The broker's clock stamps records at their arrival."""
+    return Wanted(
+        "message.timestamp.type", "LogAppendTime", lambda value: value == "LogAppendTime",
+        "Kafka's time is what producers set: one record stamped ahead makes later ticks late, and old record times can be deleted unread "
+        "(docs/topics.md, Which clock)",
+    )  # fmt: skip
+
+
+def message_bytes(least: int, value: int) -> Wanted:
+    """Messages of `least` bytes are taken; `value` is what is set where they are not."""
+    return Wanted(
+        "max.message.bytes", str(value), lambda found: not found.isdigit() or int(found) >= least,
+        f"messages of up to {least} bytes are refused, and the worker that sends one ends",
+    )  # fmt: skip
+
+
+def command(bootstrap: str, topic: str, wanted: Sequence[Wanted]) -> str:
+    """What to run as an administrator."""
+    values = ",".join(f"{one.name}={one.value}" for one in wanted)
+    return f"kafka-configs.sh --bootstrap-server {bootstrap} --alter --entity-type topics --entity-name {topic} --add-config {values}"
+
+
+async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequence[Wanted]], bootstrap: str) -> None:
+    """Gives existing topics what they must have, and says so; says what to do where that is not allowed. Raises `KafkaError` for what may pass."""
+    if not topics:
+        return
+    try:
+        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
+    except IncompatibleBrokerVersion as error:
+        logger.warning("the configuration of our topics cannot be read: %s", error)
+        return
+    for answer in answers:
+        for code, message, _, topic, entries in answer.resources:
+            if code:
+                _say_unreadable(topic, topics[topic], bootstrap, code, message)
+                continue
+            found = {entry[0]: entry[1] for entry in entries}
+            lacking = [one for one in topics[topic] if found.get(one.name) is not None and not one.enough(found[one.name])]
+            if lacking:
+                await _alter(admin, topic, lacking, found, _overrides(answer.API_VERSION, entries), bootstrap)
+
+
+def _overrides(version: int, entries: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """The topic's own values: an alteration replaces all of them."""
+    own = [entry for entry in entries if entry[1] is not None and not entry[2] and not entry[4]]
+    return {entry[0]: entry[1] for entry in own if (entry[3] == DYNAMIC_TOPIC_CONFIG if version else not entry[3])}
+
+
+async def _alter(
+    admin: AIOKafkaAdminClient, topic: str, lacking: Sequence[Wanted], found: Mapping[str, str], overrides: Mapping[str, str], bootstrap: str
+) -> None:
+    changed = dict(overrides) | {one.name: one.value for one in lacking}
+    [answer] = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, changed)])
+    code, message = answer.resources[0][:2]
+    for one in lacking:
+        if code:
+            logger.warning(
+                "topic %s has %s=%s, and this worker may not change it (%s%s). Until it is %s, %s. Run: %s", topic, one.name, found[one.name],
+                for_code(code).__name__, f": {message}" if message else "", one.value, one.otherwise, command(bootstrap, topic, lacking),
+            )  # fmt: skip
+        else:
+            logger.warning("topic %s had %s=%s: changed to %s", topic, one.name, found[one.name], one.value)
+
+
+def _say_unreadable(topic: str, wanted: Sequence[Wanted], bootstrap: str, code: int, message: str | None) -> None:
+    error = for_code(code)
+    if error is UnknownTopicOrPartitionError:
+        return                                                           # deleted meanwhile; whoever makes it again gives it all this
+    logger.warning(
+        "the configuration of topic %s cannot be read (%s%s). If it has other values, run: %s", topic, error.__name__,
+        f": {message}" if message else "", command(bootstrap, topic, wanted),
+    )  # fmt: skip
