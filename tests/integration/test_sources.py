@@ -112,7 +112,7 @@ def test_a_source_that_fails_and_records_that_nobody_can_use_stop_nobody(line: L
     assert recovered["next_attempt"] is None and recovered["reason"] == "" and recovered["since"] >= failed["since"]
     line.until_ticks_come(40)
 
-    deep = b'{"symbol":"DEEP","source":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    deep = b'{"symbol":"DEEP","source":"simulated","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     bad = [
         (b"A" * 33, json.dumps({"symbol": "A" * 33, "source": "simulated"}).encode(), 0), (b"DEEP", deep, 0), (b"\xff", b"{}", 1), (b"X", b"not json", 1),
         (b" B", json.dumps({"symbol": " B", "source": "simulated"}).encode(), 0), (b"C", json.dumps({"symbol": "C", "source": "else"}).encode(), 1),

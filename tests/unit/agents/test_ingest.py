@@ -54,7 +54,7 @@ def good(symbol: str) -> tuple[bytes, bytes]:
 
 def test_bad_records_among_good_ones_are_counted_and_logged_with_their_place(ingest: Ingest, caplog: pytest.LogCaptureFixture) -> None:
     before = {reason: skipped(reason) for reason in ("invalid_json", "invalid_symbol", "invalid_key")}
-    deep = b'{"symbol":"A","source":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    deep = b'{"symbol":"A","source":"feed","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     with caplog.at_level(logging.WARNING):
         stage.take(chunk(good("FIRST"), good("S" * 33), (b"A", deep), (b"A", b"not json"), (b"\xff", b"{}"), good("LAST")))
     assert set(ingest._watched) == {"FIRST", "LAST"}
