@@ -122,6 +122,8 @@ class Metrics(Collector):
         self._set_aside = self._counter("records_set_aside", "records and messages that an agent could not handle", "topic", "agent")
         self._source_failures = self._counter("source_failures", "attempts of a source that failed", "source")
         self._source_up = self._gauge("source_up", "1 while a source of this worker runs, or has nothing to bring; 0 while it starts or has failed", "source")
+        self._newer = self._counter("newer_messages", "messages that a newer stockstream has written", "topic")
+        self._outcomes_forgotten = self._counter("outcomes_forgotten", "outcomes that the views no longer know by identity, or never counted")
         self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
         self._lag = self._gauge("lag", "records not read yet", "topic", "partition")
         self._archive = self._gauge("archive_offset", "raw offset through which the archive holds everything", "partition")
@@ -211,6 +213,14 @@ class Metrics(Collector):
     def source_failed(self, source: str) -> None:
         self._source_failures.labels(self._bounded("source", source)).inc()
         self._count("source_failures", 1)
+
+    def newer_message(self, topic: str) -> None:
+        """One whose header bears a schema version above ours; `topic` without prefix."""
+        self._newer.labels(self._bounded("topic", topic)).inc()
+        self._count("newer_messages", 1)
+
+    def outcomes_forgotten(self, count: int) -> None:
+        self._outcomes_forgotten.inc(count)
 
     def slow_client(self) -> None:
         self._slow_clients.inc()

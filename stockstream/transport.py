@@ -47,10 +47,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode.utils.queues import FlowControlEvent
 
-from stockstream import compiled
+from stockstream import compiled, versions
 from stockstream.broker import MAX_BATCH_BYTES, producer_settings
 from stockstream.errors import FencedError, StateError
-from stockstream.records import SCHEMA_VERSION
 from stockstream.set_aside import SetAside
 from stockstream.skipped import shortened
 
@@ -91,7 +90,7 @@ MESSAGE_BYTES = 100
 """Of a batch's and a record's heads, and our version header."""
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
 FENCE_EXIT_STATUS = 75
-VERSION_HEADER = ("schema_version", str(SCHEMA_VERSION).encode())
+VERSION_HEADER = (versions.NAME, versions.VALUE)
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 """By their numbers in a batch's attributes."""

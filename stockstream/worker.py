@@ -16,6 +16,7 @@ from stockstream.errors import FrameError
 from stockstream.metrics import Metrics
 from stockstream.transforms.frames import Assembler, Frame, decode
 from stockstream.transport import Chunk
+from stockstream.versions import NewerMessages
 from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ Taken = TypeVar("Taken")
 
 metrics = Metrics()
 app.set_aside.count = metrics.record_set_aside
+newer_messages = NewerMessages(metrics.newer_message)
 
 
 def now_ms() -> int:
@@ -91,6 +93,7 @@ class FrameReader:
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
         for number, record in enumerate(chunk.records):
+            newer_messages.look(chunk.topic.removeprefix(app.settings.topic_prefix), record)
             assembler, first = self._parts.get(chunk.partition, (None, record.offset))
             if assembler is None:
                 assembler = Assembler()

@@ -7,8 +7,10 @@ second take 210 MB and 22 ms of CPU for each of their seconds.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+import zlib
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,6 +22,20 @@ import pyarrow as pa
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.frames import Frame
+from stockstream.transforms.ranges import MAX_TIME, symbol_fault
+from stockstream.web.alert_index import AlertIndex
+from stockstream.web.message_checks import (
+    MAX_ALERT_BYTES,
+    MAX_DEPTH,
+    MAX_METADATA_BYTES,
+    MAX_PREDICTION_BYTES,
+    check_outcome,
+    check_row,
+    depth,
+    require_symbol,
+    within,
+)
+from stockstream.web.symbol_list import SymbolList
 
 WINDOW_S = 300
 """Bars are kept for as long as the rolling windows look back."""
@@ -31,6 +47,14 @@ MAX_SYMBOLS = 20_000
 MAX_ALERTS = 100_000
 """Alerts of a day at 10,000 symbols and one an hour each; beyond, the oldest closed ones are forgotten (about 0.5 KB each)."""
 
+MAX_JUDGED = 20
+"""Outcomes of so many a symbol are known by their identity: models, versions and horizons; of more the oldest are forgotten."""
+
+MAX_MODELS = 1_000
+MAX_CLOCKS = 50_000
+"""Sources by partition: each replay is one."""
+
+OPEN_SHOWN = 100
 Array = npt.NDArray[Any]
 
 _BAR = np.dtype([
@@ -46,7 +70,6 @@ _SUMMARY = ("second", "price", "return_60s", "volume_5m")
 _WINDOW_5M = tuple(name for name in WINDOWS_SCHEMA.names if name.endswith("_5m"))
 
 _NOTHING, _FROM_LATEST, _FROM_WINDOWS = 0, 1, 2
-_RANK = {"opened": 0, "updated": 1, "closed": 2}
 
 
 def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
@@ -171,11 +194,9 @@ class Live:
     on a message that cannot be read, and is then unchanged."""
 
     def __init__(self, max_symbols: int = MAX_SYMBOLS, max_alerts: int = MAX_ALERTS) -> None:
-        self._max_symbols, self._max_alerts = max_symbols, max_alerts
+        self._max_symbols = max_symbols
         self._index: dict[str, int] = {}
         self._names: list[str] = []
-        self._sources: dict[str, int] = {}
-        self._source_names: list[str] = []
         self._last: dict[str, Array] = {}
         self._origin: npt.NDArray[np.int8] = np.zeros(0, np.int8)
         self._dirty: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -185,16 +206,14 @@ class Live:
         self._metadata: dict[str, dict[str, Any]] = {}
         self._predictions: dict[str, tuple[int, int, bytes]] = {}
         self._new_predictions: set[str] = set()
-        self._alerts: dict[str, Alert] = {}
-        self._alert_order: list[tuple[int, str]] = []
-        self._alerts_of: dict[str, set[str]] = {}
-        self._open: dict[str, set[str]] = {}
+        self._alerts = AlertIndex(max_alerts)
         self._new_alerts: dict[str, None] = {}
         self._outcomes: dict[tuple[str, str, str, int], OutcomeCount] = {}
-        self._judged: dict[tuple[str, str, str, int], int] = {}
-        self._sorted: list[str] = []
-        self._sorted_stale = False
+        self._judged: OrderedDict[tuple[str, str, str, int], int] = OrderedDict()
+        self._list = SymbolList()
         self.symbols_refused = 0
+        self.outcomes_forgotten = 0
+        """Outcomes whose identity had to make room for newer ones (one that came again would count again), or of models beyond MAX_MODELS."""
         self.frames_stale = 0
         self._grow(BLOCK)
 
@@ -213,6 +232,10 @@ class Live:
         for closing in frame.closings:
             key = (partition, closing.source)
             self._clocks[key] = max(self._clocks.get(key, closing.second), closing.second)
+        if len(self._clocks) > MAX_CLOCKS:
+            oldest = sorted(self._clocks, key=self._clocks.__getitem__)[: MAX_CLOCKS // 2]
+            for key in oldest:
+                del self._clocks[key]
         if frame.rows.num_rows:
             self._take_rows(columns)
 
@@ -220,6 +243,7 @@ class Live:
         """One message of `latest`: a row that counts as long as `windows` has brought none of its symbol."""
         row = _decode_row(data)
         values: dict[str, Any] = msgspec.structs.asdict(row)
+        check_row(values)
         at = self._place(values["symbol"])
         if at is None or self._origin[at] == _FROM_WINDOWS:
             return
@@ -232,25 +256,34 @@ class Live:
     def metadata(self, symbol: str, data: bytes | None) -> None:
         """One message of `symbols`; no value forgets the symbol's metadata."""
         if not data:
-            self._sorted_stale |= self._metadata.pop(symbol, None) is not None
+            if self._metadata.pop(symbol, None) is not None:
+                self._list.hide(symbol)
+                if self.known(symbol):
+                    self._list.show(symbol)
             return
-        values = _decode_object(data)
-        if symbol not in self._metadata:
-            if len(self._metadata) >= self._max_symbols:
-                self.symbols_refused += 1
-                return
-            self._sorted_stale = True
+        require_symbol(symbol)
+        values = _decode_object(within(data, MAX_METADATA_BYTES))
+        if depth(values) > MAX_DEPTH:
+            raise FrameError("nested too deep")
+        _encode(values)                                                  # whoever asks gets it again: what cannot be written is refused here
+        if symbol not in self._metadata and len(self._metadata) >= self._max_symbols:
+            self.symbols_refused += 1
+            return
         self._metadata[symbol] = values
+        self._list.show(symbol, str(values.get("name") or ""))
 
     def prediction(self, data: bytes) -> None:
         """One message of `predictions`; the one furthest along the log is kept, a repeat of an older one changes nothing."""
-        head = _decode_head(data)
+        head = _decode_head(within(data, MAX_PREDICTION_BYTES))
+        require_symbol(head.symbol)
+        if not (0 <= head.as_of <= MAX_TIME and 0 <= head.offset < 1 << 63):
+            raise FrameError("as_of or offset is out of range")
         held = self._predictions.get(head.symbol)
         if held is None:
             if len(self._predictions) >= self._max_symbols:
                 self.symbols_refused += 1
                 return
-            self._sorted_stale = True
+            self._list.show(head.symbol)
         elif head.as_of < held[0] and head.offset <= held[1]:
             return
         self._predictions[head.symbol] = (head.as_of, head.offset, data)
@@ -258,16 +291,23 @@ class Live:
 
     def outcomes(self, data: bytes) -> None:
         """One message of `outcomes`, counted by model, version, role and horizon; a repeat is not counted again."""
-        for item in _decode_outcomes(data):
+        items = _decode_outcomes(data)
+        for item in items:
+            check_outcome(item)
+        for item in items:
             identity = (item.symbol, item.model, item.version, item.horizon_s)
-            judged = self._judged.get(identity, -1)
-            if item.as_of <= judged or (judged == -1 and len(self._judged) >= 20 * self._max_symbols):
+            if item.as_of <= self._judged.get(identity, -1):
                 continue
             self._judged[identity] = item.as_of
+            self._judged.move_to_end(identity)
+            if len(self._judged) > MAX_JUDGED * self._max_symbols:
+                self._judged.popitem(last=False)
+                self.outcomes_forgotten += 1
             key = (item.model, item.version, item.role, item.horizon_s)
             count = self._outcomes.get(key)
             if count is None:
-                if len(self._outcomes) >= 1_000:
+                if len(self._outcomes) >= MAX_MODELS:
+                    self.outcomes_forgotten += 1
                     continue
                 count = self._outcomes[key] = OutcomeCount(model=item.model, version=item.version, role=item.role, horizon_s=item.horizon_s)
             count.outcomes += 1
@@ -276,25 +316,22 @@ class Live:
 
     def alert(self, data: bytes) -> None:
         """One message of `alerts`; of one alert the newest state is kept."""
-        alert = _decode_alert(data)
-        held = self._alerts.get(alert.id)
-        if held is not None and (alert.as_of, _RANK[alert.state]) < (held.as_of, _RANK[held.state]):
+        alert = _decode_alert(within(data, MAX_ALERT_BYTES))
+        require_symbol(alert.symbol)
+        if not (0 <= alert.opened_at <= MAX_TIME and 0 <= alert.as_of <= MAX_TIME) or depth(alert.window) > MAX_DEPTH:
+            raise FrameError("opened_at or as_of is out of range, or the window nested too deep")
+        _encode(alert)
+        before = self._alerts.get(alert.id)
+        forgotten = self._alerts.put(alert)
+        if forgotten is None:
             return
-        self._alerts[alert.id] = alert
         self._new_alerts[alert.id] = None
-        if held is None:
-            insort(self._alert_order, (alert.opened_at, alert.id))
-            self._alerts_of.setdefault(alert.symbol, set()).add(alert.id)
-            self._sorted_stale = True
-        still_open = self._open.setdefault(alert.symbol, set())
-        if alert.state == "closed":
-            still_open.discard(alert.id)
-        else:
-            still_open.add(alert.id)
-        if not still_open:
-            del self._open[alert.symbol]
-        if len(self._alerts) > self._max_alerts:
-            self._forget_an_alert()
+        self._list.show(alert.symbol)
+        for gone in forgotten:
+            self._new_alerts.pop(gone.id, None)
+        for gone in (*forgotten, *([before] if before is not None and before.symbol != alert.symbol else [])):
+            if not self.known(gone.symbol):
+                self._list.hide(gone.symbol)
 
     # ---- answers
 
@@ -302,8 +339,9 @@ class Live:
     def counts(self) -> dict[str, int]:
         """How much is held, and what was not."""
         return {
-            "symbols": len(self._all()), "predictions": len(self._predictions), "alerts": len(self._alerts),
+            "symbols": len(self._list), "predictions": len(self._predictions), "alerts": len(self._alerts),
             "open_alerts": self.open_alerts(), "symbols_refused": self.symbols_refused, "frames_stale": self.frames_stale,
+            "outcomes_forgotten": self.outcomes_forgotten,
         }  # fmt: skip
 
     @property
@@ -314,16 +352,12 @@ class Live:
     def known(self, symbol: str) -> bool:
         """Whether any message has named the symbol."""
         at = self._index.get(symbol, -1)
-        return (at >= 0 and self._origin[at] != _NOTHING) or symbol in self._metadata or symbol in self._predictions or symbol in self._alerts_of
+        return (at >= 0 and self._origin[at] != _NOTHING) or symbol in self._metadata or symbol in self._predictions or symbol in self._alerts
 
     def symbols(self, limit: int, after: str = "", search: str = "") -> Page[SymbolSummary]:
         """Symbols in alphabetical order, those above `after`, whose symbol or name has `search` in it whatever the case."""
-        names = self._all()
-        wanted = search.casefold()
         items: list[SymbolSummary] = []
-        for name in _from(names, after):
-            if wanted and wanted not in name.casefold() and wanted not in str(self._metadata.get(name, {}).get("name") or "").casefold():
-                continue
+        for name in self._list.after(after, search):
             if len(items) == limit:
                 return Page(items=items, next=items[-1].symbol)
             items.append(self._summary(name))
@@ -340,7 +374,7 @@ class Live:
             last=msgspec.convert(row, WindowRow) if row else None,
             window_5m=msgspec.convert({name: row[name] for name in _WINDOW_5M}, Window5m) if row else None,
             prediction=self._prediction(symbol),
-            alerts=sorted((self._alerts[key] for key in self._open.get(symbol, ())), key=lambda a: (a.opened_at, a.id), reverse=True),
+            alerts=self._alerts.newest_open(symbol, OPEN_SHOWN),
         )
 
     def bars(self, symbol: str, interval_s: int, limit: int, before: int | None = None) -> Page[Bar]:
@@ -361,20 +395,12 @@ class Live:
 
     def alerts(self, limit: int, state: AlertFilter | None = None, symbol: str = "", rule: str = "", after: tuple[int, str] | None = None) -> Page[Alert]:
         """Alerts, those opened last first; `open` is opened or updated; `after` is (opened_at, id) of the last one seen."""
-        order = self._alert_order if not symbol else sorted((self._alerts[key].opened_at, key) for key in self._alerts_of.get(symbol, ()))
-        items: list[Alert] = []
-        for i in range((bisect_left(order, after) if after else len(order)) - 1, -1, -1):
-            alert = self._alerts[order[i][1]]
-            if (rule and alert.rule != rule) or (state and state != alert.state and not (state == "open" and alert.state != "closed")):
-                continue
-            if len(items) == limit:
-                return Page(items=items, next=f"{items[-1].opened_at}:{items[-1].id}")
-            items.append(alert)
-        return Page(items=items, next=None)
+        items, following = self._alerts.page(limit, state, symbol, rule, after)
+        return Page(items=items, next=None if following is None else f"{following[0]}:{following[1]}")
 
     def predictions(self, limit: int, after: str = "", symbol: str = "") -> Page[Prediction]:
         """The newest prediction of each symbol, in alphabetical order."""
-        names = [symbol] if symbol else _from(self._all(), after)
+        names: Iterable[str] = [symbol] if symbol else self._list.after(after)
         items: list[Prediction] = []
         for name in names:
             prediction = self._prediction(name)
@@ -391,7 +417,7 @@ class Live:
 
     def open_alerts(self) -> int:
         """How many alerts are open."""
-        return sum(map(len, self._open.values()))
+        return self._alerts.open_count()
 
     # ---- what changed, for the event stream
 
@@ -422,7 +448,7 @@ class Live:
 
     def alert_states(self, ids: list[str]) -> list[Alert]:
         """The newest state of each of the alerts."""
-        return [self._alerts[key] for key in ids if key in self._alerts]
+        return [alert for alert in map(self._alerts.get, ids) if alert is not None]
 
     # ---- inside
 
@@ -441,7 +467,7 @@ class Live:
         at = self._index.get(symbol)
         if at is None:
             at = len(self._names)
-            if at >= self._max_symbols:
+            if at >= self._max_symbols or symbol_fault(symbol):
                 self.symbols_refused += 1
                 return None
             self._index[symbol] = at
@@ -449,15 +475,8 @@ class Live:
             if at >= len(self._origin):
                 self._grow(2 * len(self._origin))
         if self._origin[at] == _NOTHING:
-            self._sorted_stale = True
+            self._list.show(symbol)
         return at
-
-    def _source(self, name: str) -> int:
-        code = self._sources.get(name)
-        if code is None:
-            code = self._sources[name] = len(self._source_names)
-            self._source_names.append(name)
-        return code
 
     def _take_rows(self, columns: dict[str, Array]) -> None:
         order = np.lexsort((columns["offset"], columns["second"]))
@@ -469,7 +488,7 @@ class Live:
         bars = np.zeros(len(at), _BAR)
         for name in ("second", "offset", "open", "high", "low", "close", "volume", "ticks", "quotes"):
             bars[name] = rows[name]
-        bars["source"] = [self._source(source) for source in rows["source"].tolist()]
+        bars["source"] = [_code(source) for source in rows["source"].tolist()]
         self._write_bars(at, bars)
         self._write_last(at, rows)
 
@@ -511,26 +530,9 @@ class Live:
             if at // BLOCK < len(self._blocks):
                 self._blocks[at // BLOCK][:, at % BLOCK] = np.zeros((), _BAR)
         self._clocks = {key: second for key, second in self._clocks.items() if key[0] != partition}
-        self._sorted_stale = True
-
-    def _forget_an_alert(self) -> None:
-        place = next((i for i, (_, key) in enumerate(self._alert_order) if self._alerts[key].state == "closed"), 0)
-        _, key = self._alert_order.pop(place)
-        alert = self._alerts.pop(key)
-        for ids in (self._alerts_of, self._open):
-            if alert.symbol in ids:
-                ids[alert.symbol].discard(key)
-                if not ids[alert.symbol]:
-                    del ids[alert.symbol]
-        self._new_alerts.pop(key, None)
-        self._sorted_stale = True
-
-    def _all(self) -> list[str]:
-        if self._sorted_stale:
-            rows = (self._names[i] for i in np.flatnonzero(self._origin != _NOTHING).tolist())
-            self._sorted = sorted({*rows, *self._metadata, *self._predictions, *self._alerts_of})
-            self._sorted_stale = False
-        return self._sorted
+        for symbol in (self._names[at] for at in gone.tolist()):
+            if not self.known(symbol):
+                self._list.hide(symbol)
 
     def _row(self, symbol: str) -> dict[str, Any] | None:
         at = self._index.get(symbol)
@@ -550,7 +552,7 @@ class Live:
         ring = self._blocks[at // BLOCK][:, at % BLOCK]
         source, last = self._last["source"][at], self._last["second"][at].item()
         clock = max(last, self._clocks.get((self._last["partition"][at].item(), source), last))
-        ring = ring[(ring["second"] > clock - WINDOW_S) & (ring["second"] <= last) & (ring["source"] == self._source(source))]
+        ring = ring[(ring["second"] > clock - WINDOW_S) & (ring["second"] <= last) & (ring["source"] == _code(source))]
         ordered: Array = ring[np.argsort(ring["second"])]
         return ordered
 
@@ -559,8 +561,10 @@ class Live:
         if held is None:
             return None
         try:
-            return _decode_prediction(held[2])
-        except msgspec.MsgspecError:
+            prediction = _decode_prediction(held[2])
+            _encode(prediction)
+            return prediction
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
             return None
 
     def _prediction_summary(self, symbol: str) -> PredictionSummary | None:
@@ -569,7 +573,8 @@ class Live:
             return None
         try:
             prediction = _decode_horizons(held[2])
-        except msgspec.MsgspecError:
+            _encode(prediction)
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
             return None
         if not prediction.horizons:
             return None
@@ -591,7 +596,7 @@ class Live:
         return SymbolSummary(
             symbol=symbol, name=text("name"), currency=text("currency"), exchange=text("exchange"),
             source=row("source"), second=row("second"), price=row("price"), return_60s=row("return_60s"), volume_5m=row("volume_5m"), quality=row("quality"),
-            prediction=self._prediction_summary(symbol), open_alerts=len(self._open.get(symbol, ())),
+            prediction=self._prediction_summary(symbol), open_alerts=self._alerts.open_of(symbol),
         )  # fmt: skip
 
 
@@ -602,14 +607,16 @@ _decode_horizons = msgspec.json.Decoder(_PredictionHorizons).decode
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
 _decode_alert = msgspec.json.Decoder(Alert).decode
+_encode = msgspec.json.Encoder().encode
 
 
 def _or_null(value: Any) -> Any:
     return None if value != value else value
 
 
-def _from(names: list[str], after: str) -> Iterator[str]:
-    return (names[i] for i in range(bisect_right(names, after) if after else 0, len(names)))
+def _code(source: str) -> int:
+    """A source's number in the rings: a number for each that ever was would grow without end."""
+    return zlib.crc32(source.encode()) & 0x7FFFFFFF
 
 
 def _columns(rows: pa.RecordBatch) -> dict[str, Array]:

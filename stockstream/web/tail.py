@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -23,7 +22,9 @@ from stockstream.errors import BrokerError, FrameError, StockstreamError, TopicE
 from stockstream.metrics import Metrics
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import Settings
+from stockstream.skipped import shortened
 from stockstream.transforms.frames import Assembler, decode
+from stockstream.versions import NewerMessages
 from stockstream.web.live import WINDOW_S, Live
 from stockstream.wording import counted
 
@@ -126,6 +127,7 @@ class Tail:
         self._assemblers: dict[int, Assembler] = {}
         self._unreadable: dict[str, int] = {}
         self._told: set[tuple[str, str]] = set()
+        self._newer = NewerMessages(metrics.newer_message)
         self._task: asyncio.Task[None] | None = None
         self.state: State = "stopped"
         self.reason = ""
@@ -274,6 +276,7 @@ class Tail:
 
     def _take(self, topic: str, partition: int, record: Any) -> None:
         value: bytes | None = record.value
+        self._newer.look(topic, record)
         try:
             if topic == "symbols":
                 if not record.key:
@@ -289,12 +292,15 @@ class Tail:
             elif topic == "predictions":
                 self._live.prediction(value)
             elif topic == "outcomes":
+                forgotten = self._live.outcomes_forgotten
                 self._live.outcomes(value)
+                if self._live.outcomes_forgotten > forgotten:
+                    self._metrics.outcomes_forgotten(self._live.outcomes_forgotten - forgotten)
             elif topic == "alerts":
                 self._live.alert(value)
             else:
                 self._live.latest(value)
-        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except Exception as error:  # noqa: BLE001  whatever one message makes a decoder do, the next one is read
             self._count_unreadable(topic, partition, record.offset, error)
 
     def _count_unreadable(self, topic: str, partition: int, offset: int, error: Exception) -> None:
@@ -303,7 +309,8 @@ class Tail:
         self._metrics.unreadable(topic, reason)
         if (topic, reason) not in self._told:
             self._told.add((topic, reason))
-            log.warning("the views cannot read a message of %s, partition %d, offset %d: %s (told once; counted from now on)", topic, partition, offset, error)
+            what = shortened(f"{reason}: {error}")
+            log.warning("the views cannot read a message of %s, partition %d, offset %d: %s (told once; counted from now on)", topic, partition, offset, what)
 
     def _kafka_consumer(self) -> Consumer:
         consumer: Consumer = _KafkaConsumer(

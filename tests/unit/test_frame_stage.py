@@ -14,6 +14,7 @@ from stockstream import worker
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
+from stockstream.settings import Settings
 from stockstream.transforms.frames import Frame, empty, encode
 from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
 from stockstream.worker import FrameReader
@@ -91,7 +92,7 @@ class Line:
         self.read_fault: Exception | None = None
         self.app: Any = SimpleNamespace(
             parts=[], reader=SimpleNamespace(epoch=1, pace=Pace(200), guard=SimpleNamespace(holes=[])), sender=self, fence=Fence(6.0, self.left.append),
-            set_aside=SetAside("stockstream."),
+            set_aside=SetAside("stockstream."), settings=Settings(),
         )  # fmt: skip
         self.stage = Summing(
             self.app, self, TOPIC, lambda partition, records, _: Core(self, partition, records),  # type: ignore[arg-type]

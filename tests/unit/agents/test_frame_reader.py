@@ -10,6 +10,7 @@ import pytest
 from stockstream import worker
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
+from stockstream.settings import Settings
 from stockstream.transforms.frames import Frame, decode, empty, encode
 from stockstream.transport import Chunk, Hole
 from stockstream.worker import FrameReader
@@ -39,7 +40,7 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     counted: list[tuple[str, str]] = []
     monkeypatch.setattr(worker, "metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
     holes = [Hole("ticks.clean", 3, 5, 7), Hole("ticks.clean", 4, 5, 8)]
-    monkeypatch.setattr(worker, "app", SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside()))
+    monkeypatch.setattr(worker, "app", SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings()))
     return counted
 
 

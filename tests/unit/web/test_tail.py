@@ -281,9 +281,10 @@ async def test_stop_at_any_moment(make: Any) -> None:
     assert not any(consumer.open for consumer in log.made)
 
 
-async def test_a_mistake_of_ours_is_told_and_does_not_end_the_views(make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mistake_of_ours_costs_one_message(make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     log, live = Log().create(1), Live()
     log.add("alerts", 0, make.alert(1))
+    log.add("alerts", 0, make.alert(2))
     right = live.alert
 
     def wrong(data: bytes) -> None:
@@ -292,8 +293,80 @@ async def test_a_mistake_of_ours_is_told_and_does_not_end_the_views(make: Any, c
 
     monkeypatch.setattr(live, "alert", wrong)
     tail = tail_of(log, live)
-    with caplog.at_level(logging.ERROR):
-        await tail.start()
-        await until(lambda: live.alerts(10).items)
-    assert any("failed and tries again" in r.message for r in caplog.records)
+    await tail.start()
+    await until(lambda: tail.caught_up)
+    assert len(live.alerts(10).items) == 1 and tail.summary()["unreadable"] == {"alerts": 1} and len(log.made) == 1
+    assert any("partition 0, offset 0: ZeroDivisionError: ours" in record.getMessage() for record in caplog.records)
+    await tail.stop()
+
+
+HOSTILE: dict[str, list[tuple[str | None, bytes]]] = {
+    "latest": [
+        ("A", b'{"second": 1e400}'), ("A", b"[" * 100_000), ("A", b'{"symbol":"A","volume":' + b"9" * 30 + b"}"), ("A", b"\xff"), ("A", b"9" * 5_000),
+    ],
+    "symbols": [
+        ("A", b'{"a":' * 100_000), ("A", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"), ("A", b'{"name":"' + b"x" * 100_000 + b'"}'), (None, b"{}"),
+        ("A" * 5_000, b"{}"), ("A", b'{"a":' + b"9" * 5_000 + b"}"),
+    ],
+    "predictions": [
+        ("A", b'{"symbol":"A","as_of":' + b"9" * 30 + b',"offset":1}'), ("A", b'{"symbol":"' + b"A" * 99 + b'","as_of":1,"offset":1}'), ("A", b"null"),
+        ("A", b'{"symbol":"A","as_of":1,"offset":' + b"9" * 30 + b"}"), ("A", b'{"symbol":"A","as_of":1,"offset":1,"horizons":"' + b"x" * 9_000 + b'"}'),
+    ],
+    "outcomes": [(None, b"[[[["), (None, b"[{}]"), (None, b"[" * 100_000)],
+    "alerts": [("A", b"{}"), ("A", b"[" * 100_000), ("A", b'{"window":' + b"[" * 100_000)],
+    "windows": [(None, b"no"), (None, b""), (None, b"\xff\xff\xff\xff\x00\x00\x00\x00")],
+}  # fmt: skip
+
+
+async def test_one_hostile_message_is_counted_and_said_once_a_reason_and_the_next_ones_are_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log, live, metrics = Log().create(), Live(), Metrics()
+    row = make.row("A")
+    wrong = [row | {"volume": 1 << 70}, row | {"second": 1 << 40}, row | {"source": "x" * 5_000}, row | {"symbol": ""}, row | {"partition": -1}]
+    hostile = HOSTILE | {"latest": HOSTILE["latest"] + [("A", msgspec.json.encode(values)) for values in wrong]}
+    alert = msgspec.json.decode(make.alert(symbol="A"))
+    hostile |= {"alerts": hostile["alerts"] + [("A", msgspec.json.encode(alert | change)) for change in (
+        {"window": {"a": "x" * 5_000}}, {"opened_at": 1 << 70}, {"as_of": -1}, {"symbol": "A" * 40}, {"id": "x" * 5_000},
+    )]}  # fmt: skip
+    outcome = msgspec.to_builtins(make.outcome(0.1, 0.1))
+    hostile |= {"outcomes": hostile["outcomes"] + [(None, msgspec.json.encode([outcome, outcome | change])) for change in (
+        {"predicted_return": 1e300}, {"horizon_s": 1 << 70}, {"as_of": -5}, {"model": "x" * 5_000}, {"symbol": ""},
+    )]}  # fmt: skip
+    for topic, messages in hostile.items():
+        for key, value in messages:
+            for partition in range(2):
+                log.add(topic, partition, value, key)
+    before = {name: repr(value) for name, value in vars(live).items()}
+    tail = tail_of(log, live, metrics)
+    await tail.start()
+    with caplog.at_level(logging.WARNING):
+        await until(lambda: tail.caught_up)
+    assert tail.summary()["unreadable"] == {topic: 2 * len(messages) for topic, messages in hostile.items()}
+    assert tail.state == "reading" and len(log.made) == 1, "the reader has not begun anew"
+    assert {name: repr(value) for name, value in vars(live).items()} == before, "nothing of it was taken"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == len(set(told)) < 25 and all(len(line) < 500 and "partition" in line for line in told)
+    log.add("symbols", 0, b'{"name":"Acme"}', "A")
+    log.add("latest", 0, msgspec.json.encode(row), "A")
+    log.add("predictions", 0, make.prediction("A"), "A")
+    log.add("outcomes", 0, msgspec.json.encode([outcome]))
+    log.add("alerts", 0, make.alert(symbol="A"), "A")
+    await until(lambda: live.open_alerts() and live.outcome_counts() and live.predictions(1).items and live.symbols(1, search="acme").items)
+    detail = live.symbol("A")
+    assert detail is not None and msgspec.to_builtins(detail.last) == row
+    await tail.stop()
+
+
+async def test_messages_of_a_newer_stockstream_are_counted_said_once_and_used(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    log, live, metrics = Log().create(), Live(), Metrics()
+    for number, version in enumerate((b"1", b"2", b"7", b"x", b"", b"9" * 5_000, b"-3")):
+        log.add("symbols", 0, b'{"name":"Acme","of_version_2":[1]}', f"S{number}")
+        log.records[TopicPartition("stockstream.symbols", 0)][-1].headers = [("other", b"9"), ("schema_version", version)]
+    tail = tail_of(log, live, metrics)
+    await tail.start()
+    await until(lambda: tail.caught_up)
+    assert len(live.symbols(10, search="acme").items) == 7
+    assert metrics.totals()["newer_messages"] == 2
+    assert [record.getMessage() for record in caplog.records if "newer" in record.getMessage()] == [
+        "symbols: written by a newer stockstream (schema version 2, this one knows 1): what it adds is ignored; upgrade this worker"
+    ]
     await tail.stop()

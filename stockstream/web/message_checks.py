@@ -1,0 +1,65 @@
+"""Limits of what the views take from JSON messages: anybody may write to the topics, and one message must neither fill the memory nor stop the reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from stockstream.errors import FrameError
+from stockstream.records import WINDOWS_SCHEMA, Outcome
+from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT, MAX_TIME, symbol_fault
+
+MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
+"""Of one message: ours have some hundred. Anybody may write to these topics, and the views keep one of each symbol, or of each alert."""
+
+MAX_DEPTH = 32
+"""Of metadata: what is nested deeper could not be answered from a deeper stack."""
+
+MAX_RETURN = 1e6
+"""Log returns and probabilities beyond are no outcome of ours: their means must stay finite."""
+
+_INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
+
+
+def within(data: bytes, limit: int) -> bytes:
+    """The data. Raises `FrameError` where they are longer."""
+    if len(data) > limit:
+        raise FrameError(f"it has {len(data)} bytes, at most {limit} are kept")
+    return data
+
+
+def require_symbol(symbol: str) -> None:
+    """Raises `FrameError` where a text cannot be a symbol."""
+    fault = symbol_fault(symbol)
+    if fault:
+        raise FrameError(fault)
+
+
+def depth(value: Any, most: int = MAX_DEPTH) -> int:
+    """How deep a value of JSON is nested; above `most` it is not looked at."""
+    if not isinstance(value, (dict, list)) or most < 0:
+        return 0
+    return 1 + max((depth(part, most - 1) for part in (value.values() if isinstance(value, dict) else value)), default=0)
+
+
+def check_row(values: dict[str, Any]) -> None:
+    """Raises `FrameError` where a row of `latest` does not fit the columns."""
+    require_symbol(values["symbol"])
+    for name in _INTS:
+        if not -(1 << 63) <= values[name] < 1 << 63:
+            raise FrameError(f"column {name!r} is out of range")
+    if not 0 <= values["second"] < 1 << 32 or not 0 <= values["partition"] < 1 << 31:
+        raise FrameError("column 'second' or 'partition' is out of range")
+    if len(values["source"]) > MAX_SOURCE or len(values["quality"]) > MAX_TEXT:
+        raise FrameError("column 'source' or 'quality' is too long")
+
+
+def check_outcome(item: Outcome) -> None:
+    """Raises `FrameError` where an outcome is none of ours."""
+    require_symbol(item.symbol)
+    numbers = (item.predicted_return, item.p_up, item.realised_return)
+    if not (0 <= item.as_of <= MAX_TIME and 0 < item.horizon_s < 1 << 31 and all(abs(number) <= MAX_RETURN for number in numbers)):
+        raise FrameError("a number is out of range")
+    if len(item.model) > MAX_SOURCE or len(item.version) > MAX_SOURCE:
+        raise FrameError("a model's name is too long")

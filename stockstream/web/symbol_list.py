@@ -1,0 +1,41 @@
+"""The symbols that the views know, in alphabetical order, and what a search looks at."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+
+
+class SymbolList:
+    """Symbols with their names; to add, name or drop one costs the same however many there are."""
+
+    def __init__(self) -> None:
+        self._sorted: list[str] = []
+        self._texts: dict[str, str] = {}
+        """By symbol: what a search finds it by."""
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def show(self, symbol: str, name: str | None = None) -> None:
+        """Lists a symbol; `name`, where given, is searched too from now on."""
+        if symbol not in self._texts:
+            insort(self._sorted, symbol)
+            self._texts[symbol] = symbol.casefold()
+        if name is not None:
+            self._texts[symbol] = f"{symbol.casefold()}\n{name.casefold()}"
+
+    def hide(self, symbol: str) -> None:
+        """Takes a symbol off the list, where it is on it."""
+        if self._texts.pop(symbol, None) is not None:
+            del self._sorted[bisect_left(self._sorted, symbol)]
+
+    def after(self, symbol: str = "", search: str = "") -> Iterator[str]:
+        """Symbols above this one that have `search` in symbol or name, whatever the case."""
+        begin = bisect_right(self._sorted, symbol) if symbol else 0
+        names = self._sorted[begin:] if begin else self._sorted
+        wanted = search.casefold()
+        if not wanted:
+            return iter(names)
+        texts = self._texts
+        return (name for name in names if wanted in texts[name])
