@@ -19,9 +19,10 @@ from stockstream.transport import Chunk, Message, Outgoing
 from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
 from tables import aggregate as table
 from tables.frame_stage import FrameStage
-from tables.state import anything
 
 LATEST_S = 60
+TOLD_MOST = 500_000
+"""Symbols of a worker. It forgets the oldest beyond that, and may then send a row of `latest` sooner than after LATEST_S."""
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
 
@@ -34,12 +35,13 @@ class Aggregation(FrameStage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        readable = getattr(Windows, "readable", anything)
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), readable)
+        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), Windows.readable)
         self.told: dict[str, tuple[str, int]] = {}
+        self._told_before: dict[str, tuple[str, int]] = {}
 
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
+        self._told_before.clear()
         self.told.clear()                                                # what was under way may have been dropped
 
     async def chunk(self, chunk: Chunk) -> None:
@@ -69,7 +71,7 @@ class Aggregation(FrameStage[Windows]):
 
     @staticmethod
     def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:
-        return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch)
+        return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch, clock=rows.clock)
 
     def _latest(self, rows: Rows, partition: int) -> list[Message]:
         """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
@@ -78,7 +80,7 @@ class Aggregation(FrameStage[Windows]):
             source, due = part.source, []
             for symbol, row in newest.items():
                 second = int(part.values["second"][row])
-                before, told = self.told.get(symbol, ("", 0))
+                before, told = self.told.get(symbol) or self._told_before.get(symbol, ("", 0))
                 if source != before:
                     # told at once, and then not in the same second as all the others that are heard since
                     self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
@@ -87,6 +89,8 @@ class Aggregation(FrameStage[Windows]):
                 else:
                     continue
                 due.append(row)
+            if len(self.told) > TOLD_MOST:
+                self.told, self._told_before = {}, self.told             # who is not heard any more is forgotten the next time
             if due:
                 messages += [Message(row.symbol.encode(), _encode(row)) for row in part.told(due, partition)]
         return messages

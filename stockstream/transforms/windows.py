@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import msgspec
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from stockstream import compiled
 from stockstream.errors import FrameError, StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
-from stockstream.transforms.changelog import ChangelogIndex, Range, furthest, named
+from stockstream.transforms import window_state
+from stockstream.transforms.changelog import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, plain, spread
+from stockstream.transforms.window_state import FORMAT, STORED, Bucket, Head, Second, Source
 
 WINDOW_S = 300
 RESTORE_S = 601
@@ -36,6 +38,13 @@ SLOTS = 2 * RESTORE_S + 121
 """Ring of record keys: a record of up to SPAN_S seconds goes when its first second's slot comes round, and none of them is needed by then."""
 SPAN_S = 480
 TERMS = 8
+FORGET_MS = 24 * 3_600_000
+"""Of the log's time in which a source was in no frame: then it is dropped. `clean` has forgotten it by then."""
+REST_MS = 5 * 60_000
+REST_FRAMES = 2_000
+"""Of the log's time, or frames where that is not known, in which a source was in no frame: then its arrays are packed."""
+SILENT_S = 2 * WINDOW_S + 60
+"""Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its row."""
 MAX_RECORD_BYTES = 500_000
 LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
@@ -54,8 +63,6 @@ ROWS_AT_ONCE = 128
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
-"""What ticks say of a second: the fields of a bucket, in this order."""
 _QUOTES = ("bid", "ask", "bid_size", "ask_size")
 _SUMMED = ("notional", "log_return", "price")
 _HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
@@ -63,7 +70,7 @@ _TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
 _TOTALS = ("volume_total", "ticks_total")
 _PAST = ("high", "low", *_SUMMED, *_TOTALS, *_TAILS)
 """The fields that windows look up as far back as they reach."""
-_OWN = (*(name for name in _STORED if name not in _PAST), "begun", *_HEADS, "last")
+_OWN = (*(name for name in STORED if name not in _PAST), "begun", *_HEADS, "last")
 """The fields that are looked up in a row's own second, or in the one before."""
 _INTS = {"quotes", "volume", "ticks", "begun", *_TOTALS, "last"}
 _NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
@@ -75,8 +82,6 @@ _EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((
 Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
 """A row of `windows` as it is for JSON, which makes null of a NaN."""
 _QUALITY = ["", "partial"]
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
 _NEVER = -1
 
 
@@ -97,11 +102,6 @@ class _Ticks:
         return _Ticks(self.symbol[which], self.second[which], self.price[which], self.size[which], self.offset[which], quotes)
 
 
-def _is_head(key: bytes) -> bool:
-    kind, *place = _unpack(key)
-    return bool(kind == "head" and len(place) == 1)
-
-
 def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
     """The fields from one to another, where they are neighbours."""
     return slice(of.index(first), of.index(last) + 1)
@@ -111,7 +111,7 @@ _SUM, _TAIL, _TOTAL = _fields(_PAST, _SUMMED[0], _SUMMED[-1]), _fields(_PAST, _T
 _HEAD, _COUNT = _fields(_OWN, _HEADS[0], _HEADS[-1]), _fields(_OWN, "volume", "ticks")
 _ROW_OWN, _ROW_PAST = _fields(_OWN, "open", _HEADS[-1]), _fields(_PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
-_STORED_OWN, _STORED_PAST = (np.array([_STORED.index(name) for name in fields if name in _STORED]) for fields in (_OWN, _PAST))
+_STORED_OWN, _STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (_OWN, _PAST))
 """Places in a bucket of the stored fields, which are the first."""
 
 
@@ -147,6 +147,17 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
 if compiled.ring is not None:
     compiled.ring.fields(_OWN, _PAST)
 
+_CODEC = pa.Codec("zstd", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Cells at rest."""
+
+    shape: tuple[int, ...]
+    size: int
+    data: bytes
+
 
 class _Cells:
     """Some fields of the last seconds: array (field, column, row). A second's column is the second modulo the width, so that the newest takes the oldest's."""
@@ -159,7 +170,7 @@ class _Cells:
         self.nothing: Ints = np.array([value.astype(np.int64) if name in _INTS else value.view(np.int64) for name, value in nothing])[:, None, None]
         self.not_zero = np.flatnonzero(self.nothing).tolist()
         """The fields of which nothing is not zero."""
-        self.stored = sum(name in _STORED for name in fields)
+        self.stored = sum(name in STORED for name in fields)
         """So many of the fields, the first, are in buckets."""
         self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
         """The fields that are not `_INTS` are floats: `floats` and `of` show them so."""
@@ -243,6 +254,26 @@ class _Cells:
             self.cells[:, target : target + length, :known] = old[:, source : source + length]
             begin = end + 1
 
+    def take(self, rows: Ints, room: int) -> None:
+        """Keeps these rows, in this order, with room for so many."""
+        kept = self.cells[:, :, rows]
+        self.cells = np.zeros((len(self.fields), self.width, room), np.int64)
+        if not self.blank:
+            self.cells[:, :, : len(rows)] = kept
+            self._forget(slice(None), slice(len(rows), None))
+
+    def rest(self) -> _Packed:
+        """Packs the cells; nothing else may be done before `wake`. A second differs little from the one before: only that is kept."""
+        shape, differences = self.cells.shape, self.cells.copy()
+        differences[:, 1:] ^= self.cells[:, :-1]
+        data = differences.tobytes()
+        self.cells = np.empty((shape[0], shape[1], 0), np.int64)
+        return _Packed(shape, len(data), _CODEC.compress(data, asbytes=True))
+
+    def wake(self, packed: _Packed) -> None:
+        differences = np.frombuffer(_CODEC.decompress(packed.data, packed.size, asbytes=True), np.int64).reshape(packed.shape)
+        self.cells = np.bitwise_xor.accumulate(differences, axis=1)
+
     def cover(self, since: int, last: int) -> None:
         """Makes room for the seconds up to `last`, keeping `depth` seconds before `since`. What is not stored is written when they close."""
         last = max(last, self.last)
@@ -284,6 +315,15 @@ class _Ring:
         self.by_rank: Ints = np.zeros(0, np.int64)
         """Rows in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
+        self.bytes: Ints = np.zeros(0, np.int64)
+        """By row: bytes of a symbol's second in a record, at most."""
+        self.heard: Ints = np.zeros(0, np.int64)
+        """By row: about the last second with a tick or quote."""
+        self.touched = 0
+        """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
+        self.frame = 0
+        """Number of the frame that it was last in."""
+        self._packed: list[_Packed] = []
         self.unsaved: dict[int, int] = {}
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = _NEVER
@@ -296,7 +336,7 @@ class _Ring:
         """After a restart: second -> offset that its stored bucket counts through."""
         self.restored: tuple[int, int] = (_NEVER, _NEVER)
         """After a restart: `closed` and `counted` of the head."""
-        self.waiting: dict[int, list[list[Any]]] = {}
+        self.waiting: dict[int, list[Second]] = {}
         """After a restart: stored seconds beyond `closed`, put in place when the log gets there again."""
         self.changed: set[tuple[int, int]] = set()
         """(Row, closed second) of late ticks whose revision was not sent."""
@@ -320,11 +360,48 @@ class _Ring:
             rows = len(table) + max(8, len(table) // 16)
             for cells in (self.own, self.past):
                 cells.know(rows)
-        self.names = np.array(list(table), object)
-        self.by_rank = np.argsort(self.names.astype(str), kind="stable")
-        self.rank = np.empty(len(table), np.int64)
-        self.rank[self.by_rank] = np.arange(len(table))
+        self.heard = np.concatenate([self.heard, np.full(len(new), max(self.closed, 0))])
+        self.bytes = np.concatenate([self.bytes, np.fromiter((8 * len(STORED) + 5 + len(symbol.encode()) for symbol in new), np.int64, len(new))])
+        self._name()
         return self.know(symbols)
+
+    def _name(self) -> None:
+        self.names = np.array(list(self.symbols), object)
+        self.by_rank = np.argsort(self.names.astype(str), kind="stable")
+        self.rank = np.empty(len(self.names), np.int64)
+        self.rank[self.by_rank] = np.arange(len(self.names))
+
+    def make_room(self, symbols: Collection[str]) -> None:
+        """Where there is no row left for these symbols, those that were silent for longer than anything reaches give theirs up, if they are many."""
+        free = self.own.cells.shape[2] - len(self.symbols)
+        if not len(self.symbols) or self.closed == _NEVER or sum(symbol not in self.symbols for symbol in symbols) <= free:
+            return
+        kept = np.flatnonzero(self.heard > self.closed - SILENT_S - self.revise_s)
+        if len(self.symbols) - len(kept) < max(8, len(self.symbols) // 8):
+            return
+        number_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
+        self.changed = {(number_of[row], second) for row, second in self.changed}
+        self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
+        self.heard, self.bytes = self.heard[kept], self.bytes[kept]
+        for cells in (self.own, self.past):
+            cells.take(kept, len(kept) + max(8, len(kept) // 16))
+        self._name()
+
+    def rest(self) -> None:
+        """Packs the arrays until `wake`."""
+        if not self._packed:
+            self._packed = [cells.rest() for cells in (self.own, self.past)]
+
+    def wake(self) -> None:
+        if self._packed:
+            for cells, packed in zip((self.own, self.past), self._packed, strict=True):
+                cells.wake(packed)
+            self._packed = []
+
+    @property
+    def array_bytes(self) -> int:
+        """Memory of the arrays, packed or not."""
+        return self.own.cells.nbytes + self.past.cells.nbytes + sum(len(packed.data) for packed in self._packed)
 
     def cover(self, first: int, last: int) -> None:
         """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
@@ -360,6 +437,7 @@ class _Ring:
         """Adds ticks to their seconds, one after the other in log order."""
         for first in bounds_of_runs(ticks.second)[:-1]:
             self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
+        self.heard[ticks.symbol] = ticks.second
         own, past = self.own, self.past
         if compiled.ring is not None:
             compiled.ring.add(own.cells, past.cells, ticks.symbol, ticks.second, ticks.price, ticks.size)
@@ -576,36 +654,42 @@ class _Ring:
 
     # -- state --------------------------------------------------------------
 
-    def buckets(self, seconds: list[int]) -> Iterator[list[list[Any]]]:
-        """The stored form of each of these seconds, in parts that fit a message: [second, symbols, the fields of `_STORED` one after the other]."""
+    def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
+        """The stored form of each of these seconds, in parts that fit a message, and about their bytes."""
         second = np.array(seconds, np.int64)
         rows, seconds_of = self._live(np.arange(len(self.symbols)), second)
         if compiled.ring is not None:
             told = compiled.ring.stored(self.own.cells, self.past.cells, rows, seconds_of, _STORED_OWN, _STORED_PAST)
         else:
-            told = np.empty((len(_STORED), len(rows)), np.int64)
+            told = np.empty((len(STORED), len(rows)), np.int64)
             for cells, places in self._stored():
                 told[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, seconds_of), axis=1)
         ends = seconds_of.searchsorted(second, "right").tolist()
-        names = self.names[rows].tolist()
-        size = MAX_RECORD_BYTES // 150
+        names, sizes = self.names[rows].tolist(), np.concatenate([[0], self.bytes[rows].cumsum()])
         begin = 0
         for number, end in zip(seconds, ends, strict=True):
-            parts = [slice(part, min(part + size, end)) for part in range(begin, end, size)]
-            yield [[number, names[part], told[:, part].tobytes()] for part in parts]
+            size, cuts = int(sizes[end] - sizes[begin]), [begin, end]
+            if size > MAX_RECORD_BYTES:
+                numbers_of = (sizes[begin:end] - sizes[begin]) // MAX_RECORD_BYTES
+                cuts[1:1] = (begin + 1 + np.flatnonzero(np.diff(numbers_of))).tolist()
+            parts = [slice(*pair) for pair in pairwise(cuts)] if end > begin else []
+            yield [Second(number, names[part], told[:, part].tobytes()) for part in parts], size
             begin = end
 
     def settle(self, second: int) -> None:
         """Puts stored seconds up to this one back in their place."""
         due = sorted(s for s in self.waiting if s <= second)
+        while due and due[0] < second - RESTORE_S - self.revise_s:
+            del self.waiting[due.pop(0)]                                 # of no use to any window by then
         if due:
             self.cover(due[0], second)
         known: list[str] = []
         for waiting in due:
-            for _, symbols, data in self.waiting.pop(waiting):
-                if symbols is not known:
-                    known, rows = symbols, _as_slice(self.know(symbols))
-                told = np.frombuffer(data, np.int64).reshape(len(_STORED), -1)
+            for part in self.waiting.pop(waiting):
+                if part.symbols is not known:
+                    known, rows = part.symbols, _as_slice(self.know(part.symbols))
+                told = np.frombuffer(part.data, np.int64).reshape(len(STORED), -1)
+                self.heard[rows] = waiting
                 for cells, places in self._stored():
                     cells.cells[: len(places), waiting % cells.width, rows] = told[places]
 
@@ -646,6 +730,8 @@ class Rows:
 
     start: int
     through: int
+    clock: int = 0
+    """Newest Kafka time (epoch ms) of an accepted record up to `through`; 0: not known."""
     closings: list[Closing] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
@@ -706,7 +792,9 @@ class Windows:
         """Offset in `ticks.clean` of the frame to go on from after a restart."""
         self._rings: dict[str, _Ring] = {}
         self._inputs: deque[tuple[int, int]] = deque()
-        self._records: list[tuple[list[Any], list[Any]]] = []
+        self._records: list[tuple[list[str | int], Bucket]] = []
+        self._head_slot = 0
+        self._frames = 0
         self._last = self._head_last = -1
         self._sent_from = -1
         self.index = ChangelogIndex()
@@ -727,19 +815,23 @@ class Windows:
             self.expect = self._sent_from = frame.start
         if frame.start > self.expect:
             return None
-        out = Rows(self._sent_from, frame.through)
+        out = Rows(self._sent_from, frame.through, frame.clock)
         if frame.through < self.expect:
             return out
         done = self.expect - 1
+        self._frames += 1
         self._inputs.append((frame.through, input_offset))
         closings: dict[str, list[Closing]] = {}
         for closing in frame.closings:
             if closing.offset > done:
                 closings.setdefault(closing.source, []).append(closing)
-        for source, ticks in self._by_source(frame, done).items():
+        heard = self._by_source(frame, done)
+        sources = {*heard, *closings}
+        for source, ticks in heard.items():
             self._source(source, ticks, closings.pop(source, []), out)
         for source, only in closings.items():
             self._source(source, None, only, out)
+        self._look_after(sources, frame.clock)
         out.closings.sort(key=lambda c: (c.offset, c.source))
         self.expect = frame.through + 1
         self._last = max([self._last, *(c.offset for c in frame.closings)])
@@ -750,6 +842,32 @@ class Windows:
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
         self.expect = max(self.expect, start)
+
+    def _ring(self, name: str, begun: int) -> _Ring:
+        """The ring of a source, awake; a new one tells of raw offsets from `begun` on."""
+        ring = self._rings.get(name)
+        if ring is None:
+            ring = self._rings[name] = _Ring(self.revise_s)
+            ring.begun = begun
+        ring.wake()
+        return ring
+
+    def _look_after(self, heard: Collection[str], clock: int) -> None:
+        """After a whole frame: drops sources that were in no frame for FORGET_MS of the log's time, and packs those that were in none for a while."""
+        for name in heard:
+            ring = self._rings[name]
+            ring.touched, ring.frame = clock, self._frames
+        for name, ring in list(self._rings.items()):
+            if name in heard:
+                continue
+            if not ring.touched:
+                ring.touched = clock
+            elif clock - ring.touched > FORGET_MS and not ring.unsaved:
+                del self._rings[name]
+                self.index.forget(name)
+                continue
+            if clock - ring.touched > REST_MS or self._frames - ring.frame > REST_FRAMES:
+                ring.rest()
 
     def _by_source(self, frame: Frame, done: int) -> dict[str, _Ticks]:
         rows = frame.rows
@@ -768,22 +886,21 @@ class Windows:
         out = {}
         for code, source in enumerate(sources):
             mine = slice(None) if len(sources) == 1 else which == code
-            ring = self._rings.get(source)
-            if ring is None:
-                ring = self._rings[source] = _Ring(self.revise_s)
+            ring = self._ring(source, done + 1)
             present = codes[mine]
             used = np.flatnonzero(np.bincount(present, minlength=len(table)))
             rows_of = np.full(len(table), -1, np.int64)
-            rows_of[used] = ring.know([table[i] for i in used.tolist()])
+            symbols = [table[i] for i in used.tolist()]
+            if len(ring.symbols) + len(symbols) > ring.own.cells.shape[2]:
+                ring.make_room(symbols)
+            rows_of[used] = ring.know(symbols)
             told = {name: column[mine] for name, column in quotes.items()}
             out[source] = _Ticks(rows_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], told)
         return out
 
     def _source(self, name: str, ticks: _Ticks | None, closings: list[Closing], out: Rows) -> None:
         """One source's part of a frame: ticks up to each closing, the closing, and the ticks behind the last."""
-        ring = self._rings.get(name)
-        if ring is None:
-            ring = self._rings[name] = _Ring(self.revise_s)
+        ring = self._ring(name, self.expect)
         closed = None if ticks is None else self._closed_before(ring, ticks, closings)
         anew = self._anew(ring, ticks, closed, closings)
         if anew is not None:
@@ -800,7 +917,7 @@ class Windows:
         closed, offset = ring.closed, ring.counted
         for closing in closings:
             if closing.offset > ring.counted:
-                if closing.after < closed:
+                if closing.after != closed and closed != _NEVER:        # closings of one life follow upon each other
                     found.append(offset + 1)
                     break
                 closed, offset = closing.second, closing.offset
@@ -960,25 +1077,25 @@ class Windows:
         seconds = sorted(second for second in ring.unsaved if second <= closed)
         if not seconds:
             return
-        run: list[list[Any]] = []
+        run: list[Second] = []
         size = 0
-        for second, parts in zip(seconds, ring.buckets(seconds), strict=True):
+        for second, (parts, more) in zip(seconds, ring.buckets(seconds), strict=True):
             del ring.unsaved[second]
             if second <= ring.stored or len(parts) > 1:
                 for number, part in enumerate(parts):
                     self._record(name, "one", second, number, offset, [part])
                 continue
-            size += 150 * len(parts[0][1]) if parts else 0
-            if run and (size > MAX_RECORD_BYTES or second - int(run[0][0]) >= SPAN_S):
-                self._record(name, "run", int(run[0][0]), 0, offset, run)
-                run, size = [], 0
+            size += more
+            if run and (size > MAX_RECORD_BYTES or second - run[0].second >= SPAN_S):
+                self._record(name, "run", run[0].second, 0, offset, run)
+                run, size = [], more
             run += parts
         if run:
-            self._record(name, "run", int(run[0][0]), 0, offset, run)
+            self._record(name, "run", run[0].second, 0, offset, run)
         ring.stored = max(ring.stored, seconds[-1])
 
-    def _record(self, source: str, kind: str, second: int, part: int, through: int, buckets: list[list[Any]]) -> None:
-        self._records.append(([source, kind, second % SLOTS, part], [through, self.log, source, buckets]))
+    def _record(self, source: str, kind: str, second: int, part: int, through: int, seconds: list[Second]) -> None:
+        self._records.append(([source, kind, second % SLOTS, part], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
 
     @staticmethod
     def _emit(ring: _Ring, name: str, rows: Ints, seconds: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
@@ -997,10 +1114,10 @@ class Windows:
         """
         if not self._records and self._last <= self._head_last:
             return []
-        records = [(_pack([*key, term % TERMS]), _pack(value)) for key, value in self._records]
+        records = [window_state.bucket_record(key, term % TERMS, bucket) for key, bucket in self._records]
         newest: dict[str, int] = {}
-        for _, (_, _, source, buckets) in self._records:
-            newest[source] = max(buckets[-1][0], newest.get(source, _NEVER))
+        for _, bucket in self._records:
+            newest[bucket.source] = max(bucket.seconds[-1].second, newest.get(bucket.source, _NEVER))
         self._records = []
         self._head_last = self._last
         resume = min((min(ring.unsaved.values()) for ring in self._rings.values() if ring.unsaved), default=self.expect)
@@ -1009,61 +1126,70 @@ class Windows:
         through, self.resume_input = self._inputs[0] if self._inputs else (resume - 1, self.resume_input)
         if through < resume:
             self.resume_input += 1
-        sources = {name: [ring.closed, ring.counted, ring.stored, ring.begun] for name, ring in self._rings.items() if ring.closed != _NEVER}
+        sources = {
+            name: Source(ring.closed, ring.counted, ring.stored, ring.begun, ring.touched) for name, ring in self._rings.items() if ring.closed != _NEVER
+        }
         needed = self.index.needed({name: ring.closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
         self.index.written(newest)
-        head = [self._last, self.log, resume, self.resume_input, self._sent_from, sources, needed]
-        return [*records, (_pack(["head", term % TERMS]), _pack(head))]
+        self._head_slot = 1 - self._head_slot
+        head = Head(
+            v=FORMAT, last=self._last, log=self.log, resume=resume, resume_input=self.resume_input, sent_from=self._sent_from, sources=sources,
+            ranges=needed, slot=self._head_slot,
+        )  # fmt: skip
+        return [*records, *window_state.head_records(head, term % TERMS)]
+
+    @staticmethod
+    def readable(key: bytes, value: bytes) -> str:
+        """Why a record is none of `aggregate`; empty where it can be read. Raises `StateError` where a newer stockstream wrote it."""
+        return window_state.readable(key, value)
 
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-        """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        return named([_unpack(value) for key, value in records.items() if _is_head(key)])
+        """The ranges of the changelog that the best whole head among these records names; None where there is none."""
+        heads = window_state.heads_in((key, value) for key, value in records.items() if window_state.is_head(key))
+        return max(heads, key=window_state.furthest).ranges if heads else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None, *, revise_s: int) -> Windows:
-        """The state in a partition's records: those of the newest log, for each second the ones that count the furthest. `offsets` in the changelog, by key."""
+        """The state in a partition's records: those of the newest log, for each second the ones that count the furthest. `offsets` in the changelog, by key.
+
+        Raises `StateError`.
+        """
         windows = cls(partition, revise_s=revise_s)
-        heads: list[list[Any]] = []
-        buckets: list[list[Any]] = []
-        try:
-            for key, value in records.items():
-                if _is_head(key):
-                    heads.append(_unpack(value))
-                else:
-                    buckets.append([*_unpack(value), offsets[key] if offsets else 0])
-        except (msgspec.MsgspecError, IndexError, TypeError) as error:
-            raise StateError(f"partition {partition}: a record of aggregate cannot be read: {error}") from error
-        log = max((value[1] for value in heads + buckets), default="")
-        heads, buckets = [h for h in heads if h[1] == log], [b for b in buckets if b[1] == log]
-        windows.log = log
-        sources: dict[str, list[int]] = {}
-        if heads:
-            windows._last, _, windows.expect, windows.resume_input, windows._sent_from, sources, _ = max(heads, key=furthest)
-            windows._head_last = windows._last
-        windows.sent = max([windows._last, *(bucket[0] for bucket in buckets)])
-        buckets = [b for b in buckets if b[2] not in sources or b[0] >= sources[b[2]][3]]
-        for _, _, source, parts, offset in sorted(buckets, key=lambda bucket: bucket[-1]):
-            windows.index.restored(offset, {source: parts[-1][0]})
-        best: dict[str, dict[int, tuple[int, list[list[Any]]]]] = {}
-        for through, _, source, parts, _ in buckets:
-            seconds = best.setdefault(source, {})
-            for part in parts:
-                known = seconds.get(part[0])
-                if known is None or through > known[0]:
-                    seconds[part[0]] = (through, [part])
-                elif through == known[0]:
+        windows.log, head, buckets = window_state.restored(partition, records, offsets)
+        sources: dict[str, Source] = {}
+        if head is not None:
+            windows._last, windows.expect, windows.resume_input, windows._sent_from = head.last, head.resume, head.resume_input, head.sent_from
+            windows._head_last, windows._head_slot, sources = head.last, head.slot, head.sources
+        windows.sent = max([windows._last, *(bucket.through for bucket, _ in buckets)])
+        for bucket, offset in sorted(buckets, key=lambda pair: pair[1]):
+            windows.index.restored(offset, {bucket.source: bucket.seconds[-1].second})
+        best: dict[str, dict[int, tuple[int, list[Second]]]] = {}
+        for bucket, _ in buckets:
+            seconds = best.setdefault(bucket.source, {})
+            for part in bucket.seconds:
+                known = seconds.get(part.second)
+                if known is None or bucket.through > known[0]:
+                    seconds[part.second] = (bucket.through, [part])
+                elif bucket.through == known[0]:
                     known[1].append(part)
-        for source in {*best, *sources}:
-            windows._rings[source] = cls._restore_ring(best.get(source, {}), sources.get(source), revise_s)
+        clock = max((source.touched for source in sources.values()), default=0)
+        try:
+            for name in {*best, *sources}:
+                state = sources.get(name, Source(begun=windows._last + 1))
+                ring = windows._rings[name] = cls._restore_ring(best.get(name, {}), state, revise_s)
+                if ring.touched and clock - ring.touched > REST_MS:
+                    ring.rest()
+        except FrameError as error:
+            raise StateError(f"partition {partition}: the state of aggregate cannot be restored: {error}") from error
         return windows
 
     @staticmethod
-    def _restore_ring(seconds: dict[int, tuple[int, list[list[Any]]]], state: list[int] | None, revise_s: int) -> _Ring:
+    def _restore_ring(seconds: dict[int, tuple[int, list[Second]]], state: Source, revise_s: int) -> _Ring:
         ring = _Ring(revise_s)
-        closed, ring.counted, ring.stored, ring.begun = state or (_NEVER, _NEVER, _NEVER, _NEVER)
+        closed, ring.counted, ring.stored, ring.begun, ring.touched = state.closed, state.counted, state.stored, state.begun, state.touched
         ring.restored = closed, ring.counted
-        newest = closed if closed != _NEVER else min(seconds)
+        newest = closed if closed != _NEVER else min(seconds, default=_NEVER)
         needed = {s: bucket for s, bucket in seconds.items() if s > newest - RESTORE_S - revise_s}
         ring.stored = max([ring.stored, *needed])
         told: list[list[str]] = [[]]
@@ -1071,9 +1197,9 @@ class Windows:
             ring.through[second] = through
             ring.waiting[second] = parts
             for part in parts:
-                if part[1] != told[-1]:
-                    told.append(part[1])
-                part[1] = told[-1]                                       # most seconds have the symbols of the one before: `settle` tells that by identity
+                if part.symbols != told[-1]:
+                    told.append(part.symbols)
+                part.symbols = told[-1]                                       # most seconds have the symbols of the one before: `settle` tells that by identity
         ring.know(dict.fromkeys(chain.from_iterable(told)))
         if closed != _NEVER:
             # a few seconds at a time, as live: only the newest stay
