@@ -697,7 +697,7 @@ class Cleaner:
         """Takes what waits as the next frame of the log; None where no offset waits."""
         if self.expect <= self.frame_from:
             return None
-        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), clock=self.clock)
+        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), clock=min(self.clock, MAX_TIME))
         self.frame_from = self.expect
         self._closings = []
         return frame

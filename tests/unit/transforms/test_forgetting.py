@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning_state import FORGET_MS
+from stockstream.transforms.frames import decode, encode
+from stockstream.transforms.ranges import MAX_TIME
 from stockstream.transforms.validation import Cleaner
 from tests.model import windows_model
 from tests.model.clean_model import CleanModel
@@ -246,3 +249,12 @@ def test_nothing_grows_in_thirty_days_of_new_symbols_and_sources() -> None:
     core.frame()
     core.snapshot()
     assert (set(core._held), set(core._sources), core._feed_count) == ({"Z"}, {"z"}, 0)
+
+
+def test_a_kafka_time_beyond_all_times_makes_a_frame_that_is_read() -> None:
+    """A topic may keep its producers' times, whatever they are. A frame whose `clock` is out of range is refused, and its offsets would be missing for ever."""
+    core = cleaner()
+    assert core.chunk([RawRecord(0, 1 << 62, json.dumps(tick("S", "a", NOW)).encode())]) == []
+    frame = core.frame()
+    assert frame is not None
+    assert decode(encode(frame), TICKS_SCHEMA).clock == MAX_TIME
