@@ -17,6 +17,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from stockstream.broker import STATE_TABLES, changelog, topic_specs
 from tests.faults.expected import model_faults
+from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line
 from tests.faults.market import POISON
 from tests.faults.starvation import overload
@@ -420,10 +421,11 @@ CASES: dict[str, Case] = {
     "archive": archive,
     "topics": topics_at_fault,
     "replay": replay_live_batch,
+    "storm": storm,
     "upgrade": upgrade,
 }
 """The short form of everything: what `make test` runs."""
 
 FULL: dict[str, Case] = {act.__name__: on_one_line(act) for act in ACTS} | {name: case for name, case in CASES.items() if name not in ("workers", "brokers")}
-FULL |= {"storm": storm}
+FULL |= {"fuzz": fuzz}
 """What `make soak` runs with full numbers, between mixes at random."""

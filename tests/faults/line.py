@@ -127,7 +127,7 @@ class Line:
     def wait_for_windows(self, beyond: int | None = None, timeout_s: float = 40.0) -> None:
         """Waits until every partition has told of raw offsets beyond `beyond` (where None: of what is in its log now)."""
         self.observer.read()
-        marks = {p: (end if beyond is None else beyond) for p, end in self.observer.raw_end().items() if end}
+        marks = {p: (end if beyond is None else beyond) for p, end in self.observer.raw_end().items() if end and p not in self.observer.ignored}
 
         def told() -> bool:
             self.observer.read()

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import random
 import secrets
 import sys
 import time
+from functools import partial
 
 from tests.faults.cases import CASES, FULL, Scale, mixed
+from tests.faults.fuzzing import fuzz
 from tests.faults.starvation import starved
 from tests.faults.verdict import Verdict
 from tests.faults.workers import Failed, NotPossible
+from tests.fuzz.__main__ import Fuzzing
 from tests.kafka import Cluster
 
 
@@ -33,6 +37,8 @@ def main() -> int:
     parser.add_argument("--case", choices=sorted({*CASES, *FULL, "mixed"}), action="append", help="only this one; may be given again")
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
     parser.add_argument("--starve", type=float, default=0.0, metavar="SHARE", help="take this share of every processor away from all others (Linux, root)")
+    parser.add_argument("--fuzz", type=float, default=None, metavar="MINUTES", help="hostile messages to every topic for so long")
+    parser.add_argument("--inputs", type=int, default=10_000_000, help="of --fuzz before that, in-process; 0 for none")
     chosen = parser.parse_args()
     seed = chosen.seed if chosen.seed is not None else secrets.randbelow(10**6)
     rng = random.Random(seed)
@@ -40,7 +46,13 @@ def main() -> int:
     begun = time.monotonic()
     total, runs, failures = Verdict(), 0, []
     cases = (CASES if chosen.short else FULL) | {"mixed": mixed}
-    every = cases | FULL | CASES if chosen.case else cases
+    if chosen.fuzz is not None:
+        cases, chosen.minutes = {"fuzz": partial(fuzz, minutes=chosen.fuzz)}, 0
+        if chosen.inputs:
+            fuzzing = Fuzzing(chosen.inputs, seed, jobs=os.cpu_count() or 1)
+            failures += fuzzing.run()
+            say(str(fuzzing))
+    every = cases if chosen.fuzz is not None or not chosen.case else cases | FULL | CASES
     waiting: list[str] = []
     say(f"seed {seed}, {chosen.minutes:g} minutes")
     with contextlib.ExitStack() as held:
@@ -54,7 +66,7 @@ def main() -> int:
                 waiting = list(chosen.case or cases)
                 rng.shuffle(waiting)
             name, own = waiting.pop(), rng.randrange(10**6)
-            say(f"{name}, seed {own}: {' '.join((every[name].__doc__ or '').split())}")
+            say(f"{name}, seed {own}: {' '.join((getattr(every[name], 'func', every[name]).__doc__ or '').split())}")
             at = time.monotonic()
             try:
                 verdict = every[name](cluster, own, Scale(full=not chosen.short, say=say))

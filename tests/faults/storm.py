@@ -65,10 +65,17 @@ class Storm:
         return self._messages(END_S, 0, 96.0, 10)
 
     def _messages(self, second: int, spread_s: int, price: float, size: int) -> list[Message]:
-        """A tick of each symbol, in order of their times, as records of many."""
-        at = [(self.begin_s + second + spread_s * number // len(self.names)) * 1000 for number in range(len(self.names))]
-        ticks = [{"symbol": name, "source": SOURCE, "event_time": ms, "price": price, "size": size} for name, ms in zip(self.names, at, strict=True)]
-        return [(self.partition, _encode(ticks[first : first + TICKS_OF_A_RECORD])) for first in range(0, len(ticks), TICKS_OF_A_RECORD)]
+        """A tick of each symbol, in order of their times, as records of many. No second is in two records: a pause between them may close it."""
+        records = -(-len(self.names) // TICKS_OF_A_RECORD)
+        messages: list[Message] = []
+        for record in range(records):
+            names = self.names[record * TICKS_OF_A_RECORD : (record + 1) * TICKS_OF_A_RECORD]
+            first, last = (second + spread_s * at // records for at in (record, record + 1))
+            span = max(1, last - first)
+            at_ms = [(self.begin_s + first + number * span // len(names)) * 1000 for number in range(len(names))]
+            ticks = [{"symbol": name, "source": SOURCE, "event_time": at, "price": price, "size": size} for name, at in zip(names, at_ms, strict=True)]
+            messages.append((self.partition, _encode(ticks)))
+        return messages
 
 
 def storm(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
@@ -80,7 +87,7 @@ def storm(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         partition = rng.randrange(line.settings.partitions)
         made = Storm(symbols, partition, line.settings.partitions, int(time.time()))
         usual = _delay_while(line, partition, lambda: time.sleep(scale(5, 20)))
-        _send(line, made.steady(), 0.1)
+        _send(line, made.steady(), 0.0)
         delays = []
         for number in (0, 1):
             delays.append(_delay_while(line, partition, lambda number=number: _fall(line, made, number, scale)))  # type: ignore[misc]
@@ -89,6 +96,8 @@ def storm(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
                 victim.kill()
                 line.wait_for_windows(timeout_s=90)
                 victim.wait_ready(90)
+                time.sleep(line.settings.session_timeout_s)              # until then the group may wait for the one that was killed
+                line.wait_for_windows(timeout_s=90)
                 line.count("kill -9")
         _send(line, made.calm(), 0.1)
         line.count("alerts opened at once", 4 * symbols)
