@@ -62,7 +62,7 @@ kafka: ## Start real Kafka on this machine and print its address; NODES=1..3, MO
 kafka-stop: ## Stop it; its data stays in data/kafka
 	@$(FIND_PYTHON); exec $$python deploy/kafka/cluster.py stop
 
-soak: $(STAMP) ## Faults at random on three brokers; MINUTES=30 SEED=7
+soak: $(STAMP) ## Faults at random on three brokers; MINUTES=30 SEED=7, ARGS="--fuzz 10" for hostile input
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(STAMP) ## Side-by-side measurements
