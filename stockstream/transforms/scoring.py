@@ -386,7 +386,7 @@ class Scorer:
                         # a closing's rows are predicted together or not at all
                         end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
                     if voice is not None and end > low:
-                        voice = voice.part(0, end - low)
+                        voice = voice if fault is None else voice.part(0, end - low)
                         voices.append((end, voice))
                         first = max(low, told)
                         if member.role == "champion" and first < end:
@@ -399,7 +399,10 @@ class Scorer:
                 out = next((member for member in members if member.role == "champion"), None)
                 miss(*((out.name, out.version, out.suspended) if out else ("", "", "no_model")), low, high)
             cuts = sorted({low, high, *(end for end, _ in voices)})
-            said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
+            if len(cuts) == 2:
+                said.append((slice(low, high), [voice for end, voice in voices if end == high]))
+            else:
+                said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
         return said, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
 
     def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[_Said | None, str, ModelFault | None]:
@@ -479,14 +482,19 @@ class Scorer:
     def _slot_records(self, term: int, name: str, slot: _Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
         names = self._sources[name].names
         symbols = [names[number] for number in slot.index.tolist()]
-        runs = list(state.cut_rows(symbols, 8 * sum(len(voice.horizons_s) for voice in slot.said), ROWS_OF_A_SLOT))
-        for part, run in enumerate(runs):
-            said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
-            record = state.Slot(
-                v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=part, parts=len(runs), symbols=symbols[run],
-                price=_bytes(slot.price[run]), said=said,
-            )  # fmt: skip
-            yield self._key("slot", term, name, slot.second % RING_S, part), stored.pack(record)
+        records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
+        if len(symbols) > ROWS_OF_A_SLOT or len(records[0]) > stored.MAX_VALUE_BYTES:
+            runs = list(state.cut_rows(symbols, 8 * sum(len(voice.horizons_s) for voice in slot.said), ROWS_OF_A_SLOT))
+            records = [self._slot_record(name, slot, symbols, run, (part, len(runs)), through) for part, run in enumerate(runs)]
+        for part, record in enumerate(records):
+            yield self._key("slot", term, name, slot.second % RING_S, part), record
+
+    def _slot_record(self, name: str, slot: _Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
+        said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
+        return stored.pack(state.Slot(
+            v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
+            price=_bytes(slot.price[run]), said=said,
+        ))  # fmt: skip
 
     @staticmethod
     def readable(key: bytes, value: bytes) -> str:
