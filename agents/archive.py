@@ -101,10 +101,9 @@ class Archiving:
         partition = chunk.partition
         for number in range(len(chunk.records)):
             try:
-                frame = frame_of(chunk, number, TICKS_SCHEMA)
+                await self.archive.add_clean(partition, frame_of(chunk, number, TICKS_SCHEMA))
             except FrameError:
-                continue                                                 # told by `aggregate`, which reads it too
-            await self.archive.add_clean(partition, frame)
+                continue                                                 # `aggregate` reads it too, and sets it aside
 
 
 def warn_of_others(archive: str) -> None:

@@ -209,7 +209,7 @@ class Archive:
             life.wake.set()
 
     async def add_clean(self, partition: int, frame: Frame) -> None:
-        """One message of `ticks.clean`; a message that is one of several parts waits for the others."""
+        """One message of `ticks.clean`; a message that is one of several parts waits for the others. Raises `FrameError` where parts do not match."""
         life = self._lives.get(partition)
         if life is None:
             return
@@ -714,7 +714,11 @@ class KafkaClean(_Topic):
                 assembler = Assembler()
                 async with aclosing(self._frames(consumer, at, start, end)) as frames:
                     async for part in frames:
-                        frame = assembler.feed(part) if part.log == log else None
+                        try:
+                            frame = assembler.feed(part) if part.log == log else None
+                        except FrameError as error:
+                            logger.warning("archive: %s, partition %d, from %d: %s", self._name, partition, part.start, error)
+                            continue
                         if frame is None:
                             continue
                         if frame.start <= expect <= frame.through:

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pytest
 
 import agents.archive
 from agents.archive import TOGETHER, stage
 from stockstream.app import app
 from stockstream.locks import FolderLock
+from stockstream.records import TICKS_SCHEMA
+from stockstream.transforms.frames import Assembler, Frame, empty, encode
 from stockstream.transport import Chunk
 
 RAW = app.settings.topic("ticks.raw")
@@ -98,6 +101,24 @@ async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends
     monkeypatch.setattr(type(app), "should_stop", True)
     await stage.release(0.0)
     assert archive.told == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
+
+
+async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobody_else(archive: Taken) -> None:
+    rows = [
+        pa.RecordBatch.from_pylist([{"symbol": "A", "source": "a", "event_time": 1, "size": 3, "offset": offset, "index": 0}], schema=TICKS_SCHEMA)
+        for offset in (9, 8)
+    ]  # fmt: skip
+    parts = [encode(Frame("x", 1, 9, (), some, part=number, parts=2)) for number, some in enumerate(rows)]
+    values = [b"no", *parts, encode(Frame("x", 10, 19, (), empty(TICKS_SCHEMA)))]
+    assembler = Assembler()
+
+    async def add_clean(partition: int, frame: Frame) -> None:
+        whole = assembler.feed(frame)
+        archive.told += [(partition, whole.start)] if whole is not None else []
+
+    archive.add_clean = add_clean  # type: ignore[attr-defined]
+    await stage.clean(Chunk("ticks.clean", 3, [SimpleNamespace(offset=at, value=value) for at, value in enumerate(values)], 1, 0))
+    assert archive.told == [(3, 10)]
 
 
 def test_a_folder_that_another_demo_holds_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
