@@ -96,8 +96,9 @@ class Hostile:
                 for _ in range(int(RATE * STEP_S)):
                     topic, partition, key, value = self._message()
                     headers = [] if topic == self._settings.topic("ticks.raw") else [(FOREIGN, b"1")]
-                    with suppress(KafkaError):                           # too large for the broker, which is not the workers' matter
-                        await producer.send(topic, value, key=key, partition=partition, headers=headers)
+                    with suppress(KafkaError):                           # what the broker refuses does not come to the workers
+                        sent = await producer.send(topic, value, key=key, partition=partition, headers=headers)
+                        sent.add_done_callback(_exception_seen)
                 at = max(at + STEP_S, time.monotonic() - 1)
                 await asyncio.sleep(max(0.0, at - time.monotonic()))
             await producer.flush()
@@ -124,7 +125,8 @@ class Hostile:
             return settings.topic(name), partition, rng.choice((None, b"AAPL")), changed_json(rng, corpus().messages[name]) or b"-"
         if name == "market":
             partition = 0
-        key = rng.choice((b"AAPL", b"MSFT", None, b"\xff\xfe", b"", b"A" * 33, self._market.symbols[0].name.encode()))
+        unkeyed = None if name in ("market", "outcomes") else b"?"           # a compacted topic takes no message without a key
+        key = rng.choice((b"AAPL", b"MSFT", unkeyed, b"\xff\xfe", b"", b"A" * 33, self._market.symbols[0].name.encode()))
         return settings.topic(name), partition, key, None if key and rng.random() < 0.02 else changed_json(rng, corpus().messages[name])
 
     def _frame(self, name: str, partition: int) -> tuple[int, bytes | None, bytes]:
@@ -139,6 +141,11 @@ class Hostile:
             if decode(data, FRAME_TOPICS[name]).log > LOG + "~":
                 partition = ATTACKED
         return partition, rng.choice((None, b"x")), data
+
+
+def _exception_seen(sent: asyncio.Future[Any]) -> None:
+    if not sent.cancelled():
+        sent.exception()
 
 
 def fuzz(cluster: Cluster, seed: int, scale: Scale, minutes: float | None = None) -> Verdict:
