@@ -183,7 +183,9 @@ def check(batch: pa.RecordBatch, layout: Layout, start: int, through: int) -> No
         if kind == "finite":
             # one pass over all: a sum of squares that is not finite, or is too large, has such a number in it
             values: NDArray[Any] = (column.fill_null(0.0) if nulls else column).to_numpy()
-            if not values.dot(values) <= MAX_MAGNITUDE**2:
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = values.dot(values)
+            if not squares <= MAX_MAGNITUDE**2:
                 raise FrameError(f"column {name!r} has numbers that are not finite or too large")
         elif kind == "range":
             least, most = _bounds(column)

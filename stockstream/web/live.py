@@ -190,8 +190,8 @@ class Changes:
 
 
 class Live:
-    """The state. Feed it with `frame`, `latest`, `metadata`, `prediction`, `outcomes`, `alert`; each raises `FrameError` or `msgspec.MsgspecError`
-    on a message that cannot be read, and is then unchanged."""
+    """The state. Feed it with `frame`, `latest`, `metadata`, `prediction`, `outcomes`, `alert`; each raises `FrameError`, `msgspec.MsgspecError`,
+    `UnicodeDecodeError` or, of deep nesting, `RecursionError` on a message that cannot be read, and is then unchanged."""
 
     def __init__(self, max_symbols: int = MAX_SYMBOLS, max_alerts: int = MAX_ALERTS) -> None:
         self._max_symbols = max_symbols

@@ -143,7 +143,7 @@ VIEWED: dict[str, Callable[[Live, bytes], None]] = {
 
 
 def views(rng: Rng, count: int, batch: Batch) -> None:
-    """The views refuse what they cannot read with `FrameError` or an error of msgspec; every question has an answer then."""
+    """The views refuse what they cannot read with the errors that `Live` documents; every question has an answer then."""
     live = Live(max_symbols=200, max_alerts=200)
     topics = [name for name in VIEWED if name != "market"]
     while batch.inputs < count:
@@ -152,7 +152,7 @@ def views(rng: Rng, count: int, batch: Batch) -> None:
         batch.given(data)
         try:
             VIEWED[topic](live, data)
-        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             batch.refused += 1
         if batch.inputs % 200 == 0:
             ask(live)

@@ -9,6 +9,14 @@ import pytest
 from tests.fuzz.__main__ import Fuzzing
 
 
+@pytest.mark.slow
+def test_only_documented_errors_come_of_hostile_input() -> None:
+    fuzzing = Fuzzing(15_000, seed=16)
+    assert fuzzing.run(say=False) == []
+    assert fuzzing.done >= 15_000
+    assert set(fuzzing.counts) == {"ticks.raw", "views", "watchlist", "windows", "ticks.clean", "states"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_fuzzer_notices_undocumented_errors_and_processes_that_die_and_says_how_to_see_them_again() -> None:
     fuzzing = Fuzzing(300, seed=3, targets="tests.fuzz.broken")
