@@ -76,7 +76,7 @@ def run(
         windows.records(0)
         if rows is None or not rows.closings:
             continue
-        closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition))
+        closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), clock=rows.clock)
         out.windows.append(closed)
         found = detector.feed(closed)
         if found is not None:

@@ -266,7 +266,7 @@ def state_faults(life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settin
         rows = mine.frame(frame)
         mine.records(0)
         if rows is not None and rows.closings:
-            closed.append(Frame(mine.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition)))
+            closed.append(Frame(mine.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), clock=rows.clock))
     for frame in life.clean:
         if frame.through >= restored.windows.expect and restored.windows.frame(frame) is None:
             faults.append(f"partition {partition}: aggregate's state goes on at {restored.windows.expect}, which no frame follows")
