@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from models import ScoringModel, features
 
@@ -44,13 +44,13 @@ class Entry:
 
 
 class Registry:
-    """Models under a `file://` URL; a path in it may be relative to the working directory (`file://./data/models`)."""
+    """Models in a folder, `file://path` (its `%xx` are decoded) or a plain path; a relative one is taken from the working directory."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "file" or not (parts.netloc + parts.path):
-            raise RegistryError(f"models are kept under file://path, not {url!r}")
-        self.root = Path(unquote(parts.netloc + parts.path)).absolute()
+        path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
+        if not path or "://" in path:
+            raise RegistryError(f"models are kept in a folder, path or file://path, not {url!r}")
+        self.root = Path(path).absolute()
 
     def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
         """Stores a model and makes nothing of it: `promote` does. `kind` is the module of `models` that loads it.

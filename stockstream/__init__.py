@@ -19,6 +19,9 @@ def __getattr__(name: str) -> Any:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()
     try:
+        from stockstream.packages import require_installation
+
+        require_installation()                                           # before an import of ours fails for it
         from stockstream.app import load
 
         app = globals()["app"] = load()

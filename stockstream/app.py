@@ -9,14 +9,15 @@ import functools
 import importlib
 import logging
 import os
+import signal
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, Protocol
+from typing import IO, Any, NoReturn, Protocol
 
 import aiokafka
 import faust
@@ -25,14 +26,17 @@ from faust.app import base as faust_app
 from faust.tables import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
+from faust.web.base import BlueprintManager
 
-from stockstream import compiled
-from stockstream.broker import MAX_BATCH_BYTES, STATE_TABLES, changelog, ensure_topics
+from stockstream import compiled, logs
+from stockstream.backoff import pause_failed_updates
+from stockstream.broker import MAX_BATCH_BYTES, STATE_TABLES, changelog, ensure_topics, tls_context
+from stockstream.endings import exit_now, stop_start, write_reason_to
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
-from stockstream.packages import require_own_packages
+from stockstream.locations import in_url, require_readable, require_writable
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings, load_settings
-from stockstream.transport import Consumer, Fence, Flow, Handed, Outgoing, Producer, Sender, Transport, exit_now, watchdog
+from stockstream.transport import Consumer, Fence, Flow, Handed, Outgoing, Producer, Sender, Transport, watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,6 @@ faust_app.venusian = SimpleNamespace(attach=_not_marked)  # type: ignore[assignm
 
 SETTLE_S = 2.0
 STOP_S = 8.0
-DO_NOT_RESTART = 78
-"""Exit status (EX_CONFIG) of a start that nobody's patience can mend."""
 
 
 class Part(Protocol):
@@ -106,12 +108,28 @@ class Worker(faust.Worker):
             if not isinstance(ended.code, int) or any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
                 raise
             atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):           # nobody reads there any more
+                    stream.flush()
             os._exit(ended.code)
 
     def on_setup_root_logger(self, logger: logging.Logger, level: int) -> None:
         """Leaves the root logger at the level that was asked for."""
+        self.spinner = None                                              # signs in log files
+        logs.install(level)
+
+    async def on_startup_finished(self) -> None:
+        """Says where everything is, in one line, once the first partitions are processed."""
+        logger.info("%s", importlib.import_module("stockstream.worker").status.started())
+        await self.maybe_start_blockdetection()
+
+    def _on_sigint(self) -> None:
+        self._flag_as_shutdown_by_signal()
+        self._schedule_shutdown(signal.SIGINT)                           # Faust prints first, which fails where nobody reads any more
+
+    def _say(self, msg: str, file: IO[str] | None = None, end: str = "\n", **kwargs: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super()._say(msg, file, end, **kwargs)
 
 
 class App(faust.App):
@@ -126,6 +144,8 @@ class App(faust.App):
     parts: list[Part]
     on_hole: Callable[[str, int], None] | None = None
     """Told of offsets that were expected and did not come: what became of them, and how many."""
+    waiting_for: str = "the start"
+    """What the start waits for, in words; empty once it waits for nothing."""
 
     @property
     def reader(self) -> Consumer:
@@ -139,21 +159,35 @@ class App(faust.App):
         return int(self.consumer_generation_id)
 
     async def on_start(self) -> None:
-        """Makes sure of port, broker and topics before anything joins."""
+        """Makes sure of folders, port, broker and topics before anything joins. The web serves before the broker is there."""
+        read_topics = None
         try:
+            require_folders(self.settings)
             if self.conf.web_enabled:
                 _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
-                importlib.import_module("stockstream.web.worker").put_on(self.web)
-                self.web.init_server()                                   # Faust's own pages; ours come before
-            self.embedded = await ensure_topics(self.settings)
+                read_topics = importlib.import_module("stockstream.web.worker").put_on(self.web)
+                await self.web.maybe_start()                             # Faust would start it after the producer; ours are before Faust's own pages
+            self.embedded = await ensure_topics(self.settings, timeout_s=None, waiting=self._wait_for)
         except StockstreamError as error:
             stop_start(error)
+        self._wait_for("")
+        if read_topics is not None:
+            await read_topics()
         if self.embedded:
             logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
         if compiled.missing:
             logger.warning("the inner loops are not compiled (%s): the same results, at up to twice the CPU; a C compiler builds them", compiled.missing)
         await super().on_start()
         self.add_future(watchdog(self))
+
+    def _wait_for(self, what: str) -> None:
+        self.waiting_for = what
+
+    def _new_web(self) -> Any:
+        web = super()._new_web()
+        if not self.settings.faust_pages:
+            web.blueprints = BlueprintManager()                          # its pages tell what one asks, and route requests on
+        return web
 
     async def on_stop(self) -> None:
         """Settles what is under way while the producer still runs; a broker that does not answer holds the process up for STOP_S, not longer."""
@@ -215,10 +249,23 @@ class App(faust.App):
 def _require_free_port(host: str, port: int) -> None:
     """Raises `SettingsError` where the web views could not bind there."""
     try:
-        with socket.create_server((host, port), reuse_port=False):
-            return
-    except OSError as error:
-        raise SettingsError(f"the web views cannot use {host}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {error.strerror or error}") from error
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            socket.create_server(address[:2], family=family, reuse_port=False).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"the web views cannot use {in_url(host)}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {reason}") from error
+
+
+def require_folders(settings: Settings) -> None:
+    """Raises `SettingsError` where a folder of the settings can never be used; what may pass, a full disk, is a warning."""
+    places = [(settings.state_dir, "STOCKSTREAM_STATE_DIR")]
+    if settings.archive != "none":
+        places.append((Path(settings.archive), "STOCKSTREAM_ARCHIVE"))
+    for path, name in places:
+        if trouble := require_writable(path, name):
+            logger.warning("%s", trouble)
+    require_readable(Path(settings.models), "STOCKSTREAM_MODELS")
 
 
 def _faust_broker(settings: Settings) -> str:
@@ -227,9 +274,7 @@ def _faust_broker(settings: Settings) -> str:
 
 
 def _credentials(settings: Settings) -> Any:
-    context = None
-    if "SSL" in settings.security_protocol:
-        context = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+    context = tls_context(settings)
     if settings.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(
             username=settings.sasl_username, password=settings.sasl_password.get_secret_value(), mechanism=settings.sasl_mechanism, ssl_context=context
@@ -272,7 +317,7 @@ def create_app(settings: Settings) -> App:
         TableManager=Tables,
         Worker=Worker,
         autodiscover=False,
-        web_host=settings.web_host,
+        web_host=in_url(settings.web_host),
         web_bind=settings.web_host,
         web_port=settings.web_port,
         datadir=str(settings.state_dir),
@@ -301,28 +346,22 @@ def create_app(settings: Settings) -> App:
     return app
 
 
-def stop_start(error: StockstreamError) -> NoReturn:
-    """Ends the start with one line. The status tells a supervisor whether starting again can help."""
-    print(f"stockstream: {error}", file=sys.stderr, flush=True)
-    os._exit(1 if error.retriable else DO_NOT_RESTART)
-
-
 def _settings() -> Settings:
     try:
-        return load_settings()
+        settings = load_settings()
     except StockstreamError as error:
         stop_start(error)
+    write_reason_to(settings.reason_file)
+    return settings
 
 
+pause_failed_updates()
 app = create_app(_settings())
 
 
 def load() -> App:
     """The app with all its agents and views; heavy imports are done here, before the worker joins its group."""
-    try:
-        require_own_packages()
-    except StockstreamError as error:
-        stop_start(error)
+    logs.without_banner()
     _spare_pandas()
     for module in MODULES:
         importlib.import_module(module)

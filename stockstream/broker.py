@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from stockstream.embedded import CLUSTER_ID_PREFIX
 from stockstream.errors import BrokerError, TopicError
+from stockstream.outages import Outage
 from stockstream.settings import Settings
 from stockstream.topic_configs import append_time, ensure_configs, message_bytes
 from stockstream.wording import counted
@@ -24,14 +28,17 @@ logger = logging.getLogger(__name__)
 DAY_MS = 86_400_000
 STATE_TABLES = ("clean", "aggregate", "detect", "score")
 SEGMENT_BYTES = 16 * 1024 * 1024
-NEW_TOPICS_S = 0.5
-"""A broker tells who leads a new partition a moment before that one knows it, and until then answers with errors."""
+NEW_TOPICS_S = 15.0
+NEW_TOPICS_PAUSE_S = 0.05
 MAX_BATCH_BYTES = 1_000_000
 MESSAGE_BYTES = 1_048_588
 """`max.message.bytes` of our topics: Kafka's default, whatever the broker's own is."""
 LEAST_MESSAGE_BYTES = MAX_BATCH_BYTES + 4_096
 """A batch, its header, and what a codec adds to bytes that it cannot compress."""
 PRODUCER_LINGER_MS = 1
+RETRY_S = (0.5, 1.0, 2.0, 5.0)
+"""Pauses between attempts to reach a broker; the last one repeats."""
+PROBE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +74,18 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in STATE_TABLES]
 
 
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """For connections to the brokers; None where there is no TLS."""
+    if "SSL" not in settings.security_protocol:
+        return None
+    return ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+
+
 def client_options(settings: Settings) -> dict[str, Any]:
     """How an aiokafka client reaches the brokers."""
     options: dict[str, Any] = {"bootstrap_servers": settings.bootstrap_servers, "security_protocol": settings.security_protocol}
     if "SSL" in settings.security_protocol:
-        options["ssl_context"] = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+        options["ssl_context"] = tls_context(settings)
     if settings.security_protocol.startswith("SASL"):
         options |= {
             "sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username,
@@ -90,21 +104,74 @@ async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminCl
     return admin
 
 
-async def connect(settings: Settings, *, timeout_s: float = 30.0) -> AIOKafkaAdminClient:
-    """An admin client, tried again with a line at the first failure until `timeout_s`. Raises `BrokerError`."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    told = False
-    logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def _unheard(name: str = "aiokafka") -> Iterator[None]:
+    """Keeps a library from logging what the caller says in a line of its own."""
+    found = logging.getLogger(name)
+    before = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
+
+
+async def why_not_reached(settings: Settings) -> str:
+    """Why no broker of the settings can be talked to, in words: each host with the reason of its connection, TLS and log-in."""
+    options = client_options(settings)
+    found: dict[str, str] = {}
+    for server in options.pop("bootstrap_servers"):
+        host, _, port = server.rpartition(":")
+        try:
+            with _unheard():
+                connection = await asyncio.wait_for(create_conn(host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options), PROBE_S + 1)
+            connection.close()
+            found[server] = "it answered just now"
+        except ssl.SSLError as error:
+            found[server] = f"TLS failed ({getattr(error, 'verify_message', '') or error.reason or error})"
+        except TimeoutError:
+            found[server] = f"no answer within {PROBE_S:g} s"
+        except (KafkaError, OSError) as error:
+            found[server] = _words(error, settings)
+    reasons = set(found.values())
+    return reasons.pop() if len(reasons) == 1 else "; ".join(f"{server}: {reason}" for server, reason in found.items())
+
+
+def _words(error: Exception, settings: Settings) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)                                  # asyncio's own words name the address, which stands beside
+    if "Connection at" in text and "closed" in text:
+        return f"it closes the connection: does it speak {settings.security_protocol} (STOCKSTREAM_SECURITY_PROTOCOL)?"
+    if "Connect call failed" in text:
+        return "Connection refused"
+    return text
+
+
+async def connect(settings: Settings, *, timeout_s: float | None = 30.0, waiting: Callable[[str], None] = lambda what: None) -> AIOKafkaAdminClient:
+    """An admin client, tried again with growing pauses until `timeout_s` (None: for ever), with a line where the reason changes and when it is reached.
+
+    `waiting` is told what is waited for, in words. Raises `BrokerError`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    outage = Outage(f"waiting for a broker at {settings.broker}", "the broker answers, after", logger.warning)
+    attempt = 0
     while True:
         try:
-            return await _admin(settings, 10_000)
-        except (KafkaError, OSError) as error:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise BrokerError(f"no broker answers at {settings.broker} (STOCKSTREAM_BROKER): {error}") from error
-            if not told:
-                logger.warning("waiting for a broker at %s: %s", settings.broker, error)
-                told = True
-            await asyncio.sleep(0.5)
+            with _unheard():
+                admin = await _admin(settings, 10_000)
+            outage.back()
+            return admin
+        except (KafkaError, OSError, TimeoutError) as error:
+            reason = await why_not_reached(settings)
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                raise BrokerError(f"no broker answers at {settings.broker} (STOCKSTREAM_BROKER): {reason}") from error
+            waiting(outage.away(reason))
+            pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
+            attempt += 1
+            await asyncio.sleep(pause if left is None else min(pause, left))
 
 
 async def is_embedded(settings: Settings, *, timeout_s: float = 30.0) -> bool:
@@ -120,19 +187,20 @@ def _embedded(cluster: dict[str, Any]) -> bool:
     return str(cluster.get("cluster_id") or "").startswith(CLUSTER_ID_PREFIX)
 
 
-async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
+async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, waiting: Callable[[str], None] = lambda what: None) -> bool:
     """Creates the topics that are missing, checks the partitions of those that are there and mends their configuration.
 
     Returns whether the broker is the embedded one, which keeps the record times that producers set, whatever the configuration says.
 
-    Tries again while brokers are away or too few for the replicas. Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
+    Tries again while brokers are away or too few for the replicas, for ever where `timeout_s` is None; `waiting` is told what is waited for, in words.
+    Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    told = ""
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    outage = Outage("waiting to make our topics", "our topics are made, after", logger.warning)
+    attempt = 0
     while True:
-        left = max(0.5, deadline - loop.time())
-        admin = await connect(settings, timeout_s=left)
+        admin = await connect(settings, timeout_s=None if deadline is None else max(0.5, deadline - loop.time()), waiting=waiting)
         try:
             embedded = _embedded(await admin.describe_cluster())
             specs = topic_specs(settings)
@@ -142,23 +210,47 @@ async def ensure_topics(settings: Settings, *, timeout_s: float = 60.0) -> bool:
             if not fault:
                 await _check(admin, [spec for spec in specs if spec.name in found])
                 if missing and not embedded:
-                    await asyncio.sleep(NEW_TOPICS_S)
+                    await _led(settings, admin, missing)
                 if not embedded:
                     size, raw = message_bytes(LEAST_MESSAGE_BYTES, MESSAGE_BYTES), settings.topic("ticks.raw")
                     # of all: one that was not listed may have been there, made by somebody else a moment ago
                     wanted = {spec.name: [size, append_time()] if spec.name == raw else [size] for spec in specs}
                     await ensure_configs(admin, wanted, ",".join(settings.bootstrap_servers))
+                outage.back()
                 return embedded
         except (KafkaError, OSError) as error:
             fault = f"{type(error).__name__}: {error}"
         finally:
             await admin.close()
-        if loop.time() >= deadline:
+        if deadline is not None and loop.time() >= deadline:
             raise BrokerError(f"cannot make our topics at {settings.broker}: {fault}")
-        if fault != told:
-            logger.warning("waiting to make our topics: %s", fault)
-            told = fault
-        await asyncio.sleep(0.5)
+        waiting(outage.away(fault))
+        await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+        attempt += 1
+
+
+async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+    """Waits until the brokers that lead new partitions, and the one that coordinates our group, know of it: until then they answer with errors."""
+    with _unheard():
+        consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, request_timeout_ms=10_000)
+        await consumer.start()
+        try:
+            async with asyncio.timeout(NEW_TOPICS_S):
+                partitions = [TopicPartition(spec.name, number) for spec in specs for number in range(spec.partitions)]
+                await consumer.beginning_offsets(partitions)                 # asks again while one has no leader
+                while not await _coordinated(admin, settings.group):
+                    await asyncio.sleep(NEW_TOPICS_PAUSE_S)
+        except TimeoutError:
+            logger.info("the new topics are not led yet, after %g s", NEW_TOPICS_S)
+        finally:
+            await consumer.stop()
+
+
+async def _coordinated(admin: AIOKafkaAdminClient, group: str) -> bool:
+    try:
+        return bool(await admin.find_coordinator(group) >= 0)
+    except KafkaError:
+        return False
 
 
 async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
@@ -170,8 +262,9 @@ async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
     for name, code, *message in response.topic_errors:
         if code and for_code(code) is not TopicAlreadyExistsError:
             return f"{name}: {for_code(code).__name__} {message[0] if message else ''}".strip()
-        if not code:
-            logger.info("topic %s created", name)
+    made = [name for name, code, *_ in response.topic_errors if not code]
+    if made:
+        logger.info("%d topics created: %s", len(made), ", ".join(made))
     return ""
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from stockstream.errors import StockstreamError
-from stockstream.packages import require_own_packages
+from stockstream.packages import require_own_packages, require_tried_versions
 
 COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code: 0, 1 after an error told in one line, 2 for a wrong option, 130 after Ctrl-C, or what the command returns."""
     try:
         require_own_packages()
+        require_tried_versions()
         result = group.main(args=list(arguments), prog_name="stockstream", standalone_mode=False)
     except StockstreamError as error:
         click.echo(f"stockstream: {' '.join(str(error).split())}", err=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
+import re
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from stockstream.errors import StockstreamError
+from stockstream.endings import stop_start
+from stockstream.errors import SettingsError, StockstreamError
 
 OURS = ("agents", "tables", "models")
 OTHERS = {"agents": "openai-agents", "tables": "tables"}
 """Distributions that bring a package of the same name; beside us in one folder, whichever was installed last has written over the other."""
+
+TRIED = {"aiokafka": ((0, 14), (0, 15)), "faust-streaming": ((0, 15, 3), (0, 16))}
+"""The versions, from and up to, that our replacements of their parts were tried with; pyproject.toml asks for the same."""
 
 
 def require_own_packages(root: Path | None = None) -> None:
@@ -33,3 +38,32 @@ def _is_installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def require_tried_versions() -> None:
+    """Raise `SettingsError` where a library that we replace parts of is of a version that was not tried with it, or is missing."""
+    for name, (first, end) in TRIED.items():
+        wanted = f"{name}>={_text(first)},<{_text(end)}"
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            raise SettingsError(f"{name} is not installed: pip install '{wanted}'") from None
+        if not first <= _numbers(found) < end:
+            raise SettingsError(f"{name} {found} was not tried with stockstream, which replaces parts of it: pip install '{wanted}'")
+
+
+def require_installation() -> None:
+    """Ends the start with one line where what Python finds cannot work."""
+    try:
+        require_own_packages()
+        require_tried_versions()
+    except StockstreamError as error:
+        stop_start(error)
+
+
+def _numbers(found: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+
+
+def _text(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
+import os
+import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -10,8 +15,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stockstream.errors import SettingsError
+from stockstream.locations import folder
+from stockstream.transforms.ranges import symbol_fault
 
 SOURCES = ("none", "simulated")
+PREFIX = "STOCKSTREAM_"
+OF_TESTS = ("STOCKSTREAM_REQUIRE_", "STOCKSTREAM_TEST_")
+"""Variables that begin so belong to the project's tests: no settings, and not refused."""
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Settings(BaseSettings):
@@ -24,7 +36,7 @@ class Settings(BaseSettings):
 
     broker: str = Field("kafka://localhost:9092", description="Kafka brokers: kafka://host:port, more after commas")
     topic_prefix: str = Field("stockstream.", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="what every topic's name begins with")
-    app_id: str = Field("", description="consumer group and changelog prefix; made from TOPIC_PREFIX where empty")
+    app_id: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="consumer group and changelog prefix; made from TOPIC_PREFIX where empty")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of the topics that we create")
     replication: int = Field(1, ge=1, le=10, description="replicas of the topics that we create; 3 in production")
     min_insync_replicas: int = Field(0, ge=0, le=10, description="min.insync.replicas of our topics; 0: 2 where REPLICATION is 3 or more, else 1")
@@ -45,16 +57,20 @@ class Settings(BaseSettings):
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
-    archive: str = Field("file://./data", description="where raw and processed data go: file://path, or none")
+    archive: str = Field("file://./data", validate_default=True, description="where raw and processed data go: a folder (path or file://path), or none")
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
-    models: str = Field("file://./data/models", description="where models are kept, of the demo and of workers: file://path")
-    state_dir: Path = Field(Path("./data/state"), description="small local files: the simulation's log of events, broker logs")
+    models: str = Field(
+        "file://./data/models", validate_default=True, description="where models are kept, of the demo and of workers: a folder (path or file://path)"
+    )
+    state_dir: Path = Field(Path("./data/state"), validate_default=True, description="small local files: the simulation's log of events, broker logs")
     model: str = Field("xgboost", description="name of the champion model that score loads")
 
     web_host: str = Field("127.0.0.1", description="address that the web views bind to")
     web_port: int = Field(6066, ge=1, le=65_535, description="port of the web views")
+    faust_pages: bool = Field(False, description="serve Faust's own pages (tables, routing, statistics) beside the views")
+    reason_file: Path | None = Field(None, description="file that takes the last line of a worker that ends by itself; set by `stockstream worker`")
     alert_routes: str = Field("", description="where alerts are sent besides the topic; reserved")
     retention_raw_days: int = Field(7, ge=1, description="days that ticks.raw and ticks.clean are kept")
     retention_derived_days: int = Field(1, ge=1, description="days that the other derived topics are kept")
@@ -64,16 +80,17 @@ class Settings(BaseSettings):
     @field_validator("broker")
     @classmethod
     def _broker_is_kafka(cls, value: str) -> str:
-        for server in value.split(","):
-            parts = urlsplit(server if "//" in server else f"kafka://{server}")
-            if parts.scheme != "kafka" or not parts.hostname or not parts.port:
-                raise ValueError(f"{server!r} is not kafka://host:port")
-        return value
+        return ",".join(f"kafka://{_server(part.strip())}" for part in value.split(","))
 
     @field_validator("source", "symbols", mode="before")
     @classmethod
     def _by_comma(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+        if "" in parts:
+            raise ValueError("there is nothing between two commas, or at an end")
+        return parts
 
     @field_validator("source")
     @classmethod
@@ -83,17 +100,81 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no source; there are: {', '.join(SOURCES)}")
         return value
 
-    @field_validator("archive", "models")
+    @field_validator("symbols")
     @classmethod
-    def _store_url(cls, value: str) -> str:
-        if value != "none" and not value.startswith("file://"):
-            raise ValueError(f"{value!r} is not file://path")
+    def _possible_symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for symbol in value:
+            if fault := symbol_fault(symbol):
+                raise ValueError(f"{symbol!r}: {fault}")
         return value
 
+    @field_validator("archive", "models")
+    @classmethod
+    def _absolute_folder(cls, value: str) -> str:
+        try:
+            return value if value == "none" else str(folder(value))
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("models")
+    @classmethod
+    def _some_models(cls, value: str) -> str:
+        if value == "none":
+            raise ValueError("models need a folder; one that is empty or missing is enough")
+        return value
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _some_folder(cls, value: Any) -> Any:
+        try:
+            return folder(str(value))
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("ssl_cafile", "reason_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("ssl_cafile")
+    @classmethod
+    def _holds_certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=str(value))
+            except ssl.SSLError as error:
+                raise ValueError(f"{value.absolute()} holds no certificate in PEM form ({error.reason or error})") from error
+            except OSError as error:
+                raise ValueError(f"{value.absolute()} cannot be read: {error.strerror or error}") from error
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _model_name(cls, value: str) -> str:
+        if not _MODEL_NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no model name: letters, digits, dot, dash and underscore, 64 at most")
+        return value
+
+    @field_validator("web_host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        host = value.strip().removeprefix("[").removesuffix("]")
+        if not _is_host(host):
+            raise ValueError(f"{value!r} is no address and no host name")
+        return host
+
     @model_validator(mode="after")
-    def _insync_fits(self) -> Settings:
+    def _fit_together(self) -> Settings:
         if self.min_insync_replicas > self.replication:
-            raise ValueError(f"min_insync_replicas {self.min_insync_replicas} is more than replication {self.replication}")
+            raise ValueError(f"STOCKSTREAM_MIN_INSYNC_REPLICAS {self.min_insync_replicas} is more than STOCKSTREAM_REPLICATION {self.replication}")
+        protocol = f"STOCKSTREAM_SECURITY_PROTOCOL is {self.security_protocol}"
+        if self.ssl_cafile is not None and "SSL" not in self.security_protocol:
+            raise ValueError(f"STOCKSTREAM_SSL_CAFILE is set, but {protocol}, which is no TLS: use SSL or SASL_SSL")
+        sasl = self.security_protocol.startswith("SASL")
+        for name, given in (("USERNAME", bool(self.sasl_username)), ("PASSWORD", bool(self.sasl_password.get_secret_value()))):
+            if given != sasl:
+                what = f"is {'set' if given else 'empty'}, but {protocol}"
+                raise ValueError(f"STOCKSTREAM_SASL_{name} {what}" + (": use SASL_SSL or SASL_PLAINTEXT" if given else ""))
         return self
 
     @property
@@ -115,15 +196,49 @@ class Settings(BaseSettings):
         return self.topic_prefix + name
 
 
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+        return True
+    except ValueError:
+        return _HOST_NAME.fullmatch(host) is not None
+
+
+def _server(text: str) -> str:
+    """`host:port` of a broker, an IPv6 address in brackets. Raises `ValueError`."""
+    try:
+        parts = urlsplit(text if "//" in text else f"kafka://{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:                                          # no number, or brackets that do not match
+        raise ValueError(f"{text!r} is not kafka://host:port ({error})") from None
+    if parts.scheme != "kafka" or not host or not port or parts.username or parts.path.strip("/") or parts.query or parts.fragment or not _is_host(host):
+        raise ValueError(f"{text!r} is not kafka://host:port")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _require_known_variables() -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        own = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and own not in known and not name.startswith(OF_TESTS):
+            near = difflib.get_close_matches(own, known, 1)
+            raise SettingsError(f"there is no setting {name}" + (f": did you mean {PREFIX}{near[0]}?" if near else "; docs/settings.md lists all"))
+
+
 def load_settings(**changes: Any) -> Settings:
     """Settings from the environment, `changes` winning.
 
-    Raises `SettingsError` with one line that names the first setting at fault.
+    Raises `SettingsError` with one line that names the first setting at fault, or a variable that is none.
     """
+    _require_known_variables()
     try:
         return Settings(**changes)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "STOCKSTREAM_" + str(first["loc"][0]).upper() if first["loc"] else "STOCKSTREAM_*"
-        got = f" (got {first['input']!r})" if first["loc"] else ""
-        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsError(said) from None
+        name = PREFIX + str(first["loc"][0]).upper()
+        got = repr(first["input"])
+        shown = "" if got in said or (first["type"] == "value_error" and str(first["input"]) in said) else f" (got {got})"
+        raise SettingsError(" ".join(f"{name}: {said}{shown}".split())) from None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import struct
 import sys
 import time
@@ -24,7 +23,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiokafka
 import faust
@@ -49,7 +48,11 @@ from mode.utils.queues import FlowControlEvent
 
 from stockstream import compiled, versions
 from stockstream.broker import MAX_BATCH_BYTES, producer_settings
+from stockstream.clock import now_s
+from stockstream.endings import exit_now
 from stockstream.errors import FencedError, StateError
+from stockstream.logs import last_fault
+from stockstream.outages import Outage
 from stockstream.set_aside import SetAside
 from stockstream.skipped import shortened
 
@@ -89,6 +92,8 @@ SEND_TURNS = 6
 MESSAGE_BYTES = 100
 """Of a batch's and a record's heads, and our version header."""
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
+LOST_S = 1.5
+"""A broker that has answered no heartbeat for so long, three of them at least, counts as lost."""
 FENCE_EXIT_STATUS = 75
 VERSION_HEADER = (versions.NAME, versions.VALUE)
 
@@ -252,18 +257,18 @@ class Fence:
         self._seen: float | None = None                                  # the imports before the first tick are no standing still
         self.left = False
         self.heard: Callable[[], float] = lambda: 0.0
-        """When the group last confirmed our membership (monotonic): a process that computes for long is no frozen one, its heartbeats have their own thread."""
+        """When the group last confirmed us (`stockstream.clock`): a process that computes for long is no frozen one, its heartbeats have their own thread."""
 
     def tick(self) -> None:
         """Called several times a second by the watchdog; a process that was frozen notices here or in `check`, whichever comes first."""
         self.check()
-        self._seen = time.monotonic()
+        self._seen = now_s()
 
     def check(self) -> None:
         """Raises `FencedError` where the process has neither run nor been heard by its group for half a session, after asking it to leave."""
         if self.left:
             raise FencedError("this worker has left")
-        stood = 0.0 if self._seen is None else time.monotonic() - max(self._seen, self.heard())
+        stood = 0.0 if self._seen is None else now_s() - max(self._seen, self.heard())
         if stood > self.limit_s:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
 
@@ -278,15 +283,6 @@ class Fence:
 def leave_now(why: str) -> None:
     """Tells why, in one line, and exits without any clean-up that could write."""
     exit_now(FENCE_EXIT_STATUS, f"leaving: {why} (a supervisor starts the worker again)")
-
-
-def exit_now(status: int, said: str) -> NoReturn:
-    """Ends the process at once, with one line that is sure to be written."""
-    logger.critical("%s", said)
-    for handler in logging.getLogger().handlers:
-        handler.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 # -- sending ----------------------------------------------------------------
@@ -688,6 +684,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
     last_heartbeat = 0.0
+    silent_s = 0.0
+    """How long the group has not answered a heartbeat; 0 where none is due."""
     _beating: tuple[Any, float] = (None, 0.0)
     """The task that beats, and since when: who has just been taken in was confirmed by that, however long the join took."""
 
@@ -716,7 +714,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             beat = coordinator._do_heartbeat
 
             async def heartbeat() -> Any:
-                begun = time.monotonic()
+                begun = now_s()
                 success = await beat()
                 if success:
                     self.last_heartbeat = begun
@@ -800,9 +798,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if task is not None and task.done() and not coordinator._closing.done():
             return "the group coordination ended"
         if coordinator._heartbeat_task is not self._beating[0]:
-            self._beating = coordinator._heartbeat_task, time.monotonic()
+            self._beating = coordinator._heartbeat_task, now_s()
         beating = coordinator._heartbeat_task is not None and not coordinator.need_rejoin(self._subscription(consumer))
-        silent = time.monotonic() - max(self.last_heartbeat, self._beating[1])
+        silent = now_s() - max(self.last_heartbeat, self._beating[1])
+        self.silent_s = silent if beating else 0.0
         if beating and silent > limit_s:
             return f"no heartbeat for {silent:.1f} s, half the session is {limit_s:.1f} s"
         return ""
@@ -928,13 +927,13 @@ class Consumer(driver.Consumer):
 
         Faust calls this when recovery is done and before the flow resumes. Where it takes too long Faust drops it and would go on from anywhere: we leave.
         """
-        begun = time.monotonic()
+        begun = now_s()
         try:
             await self._seek_to_state()
         except asyncio.CancelledError:
-            if time.monotonic() - begun >= 0.95 * self.app.conf.broker_request_timeout:
+            if now_s() - begun >= 0.95 * self.app.conf.broker_request_timeout:
                 with contextlib.suppress(FencedError):
-                    self.app.fence.leave(f"taking over the partitions took {time.monotonic() - begun:.1f} s, too long for the group")
+                    self.app.fence.leave(f"taking over the partitions took {now_s() - begun:.1f} s, too long for the group")
             raise
 
     async def _seek_to_state(self) -> None:
@@ -1300,6 +1299,7 @@ class Transport(driver.Transport):
 async def watchdog(app: Any, interval_s: float = 0.25) -> None:
     """Leaves when the process stood still, the group membership is gone, or nothing can be sent. Runs until cancelled."""
     app.fence.heard = lambda: app.consumer.thread.last_heartbeat
+    outage, reason = Outage("broker lost", "broker back after", logger.warning), ""
     while True:
         await asyncio.sleep(interval_s)
         try:
@@ -1308,5 +1308,11 @@ async def watchdog(app: Any, interval_s: float = 0.25) -> None:
             for why in (crash, app.consumer.thread.trouble(app.fence.limit_s), app.producer.trouble()):
                 if why:
                     app.fence.leave(why)
+            if app.consumer.thread.silent_s > LOST_S:
+                reason = reason or last_fault() or "it does not answer"      # one for an outage: what clients say next follows from it
+                outage.away(reason)
+            else:
+                reason = ""
+                outage.back()
         except FencedError:
             return

@@ -168,6 +168,8 @@ class Status:
         """Ready once the group has settled and recovery is done."""
         if self._app.fence.left:
             return False, "fenced"
+        if self._app.waiting_for:
+            return False, self._app.waiting_for
         if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
             return False, "waiting for the group, or recovering state"
         assigned = self._assigned()
@@ -175,10 +177,26 @@ class Status:
         words, note = f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all", self.model_note()
         return True, f"{words}; {note}" if note else words
 
+    def started(self) -> str:
+        """Where everything is, in one line."""
+        settings, conf = self._app.settings, self._app.conf
+        raw = sum(tp.topic == settings.topic("ticks.raw") for tp in self._assigned())
+        champions = [f"{model.get('name')} {model.get('version')}" for model in self.models() if model.get("state", model.get("role")) == "champion"]
+        parts = {
+            "web": f"http://{conf.web_host}:{conf.web_port}/" if conf.web_enabled else "off",
+            "broker": settings.broker,
+            "topics": f"{settings.topic_prefix}*, {raw} of {settings.partitions} partitions",
+            "model": ", ".join(champions) or f"none in {settings.models} yet",
+            "archive": settings.archive,
+        }
+        return "ready: " + "; ".join(f"{name} {value}" for name, value in parts.items())
+
     def healthy(self) -> tuple[bool, str]:
         return (False, "fenced") if self._app.fence.left else (True, "alive")
 
     def pipeline(self) -> dict[str, Any]:
+        if self._app.waiting_for:                                        # Faust has no consumer before
+            return {"app_id": self._app.settings.group}
         reader, lags = self._app.reader, []
         exported: set[tuple[str, int]] = set()
         for tp in self._assigned():

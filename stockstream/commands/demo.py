@@ -28,9 +28,10 @@ from models.registry import Registry, RegistryError
 from stockstream.broker import connect, ensure_topics, producer_options
 from stockstream.children import Child
 from stockstream.commands.train import train_first_model
-from stockstream.commands.worker import NO_RESTART_STATUS, worker_command
+from stockstream.commands.worker import worker_command
 from stockstream.compacted import read_compacted
 from stockstream.embedded import EmbeddedBroker
+from stockstream.endings import DO_NOT_RESTART
 from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
 from stockstream.invocation import command_line
 from stockstream.locks import FolderLock
@@ -239,8 +240,8 @@ class Demo:
         self.line.say(f"the worker {how}; its last lines in {self.log}:")
         for text in last_lines(self.log, TOLD_LOG_LINES):
             self.line.say(f"    {text}")
-        if status == NO_RESTART_STATUS or self.restarts == RESTARTS:
-            again = "" if status == NO_RESTART_STATUS else f" again, after {RESTARTS} restarts"
+        if status == DO_NOT_RESTART or self.restarts == RESTARTS:
+            again = "" if status == DO_NOT_RESTART else f" again, after {RESTARTS} restarts"
             raise StockstreamError(f"the worker {how}{again}: see {self.log}")
         self.restarts += 1
         self.before, self.current = self.figures, Figures()

@@ -145,7 +145,7 @@ def describe(connection: duckdb.DuckDBPyConnection) -> str:
 
 @click.command(help="Ask the archive in SQL. Without SQL: what can be asked.")
 @click.argument("sql", required=False)
-@click.option("--archive", help="The archive's URL; STOCKSTREAM_ARCHIVE where it is not given.")
+@click.option("--archive", help="The archive's folder, path or file://path.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="table", show_default=True, help="How rows are printed.")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"Rows at most; 0: all. {TABLE_ROWS} in a table where it is not given.")

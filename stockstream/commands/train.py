@@ -178,7 +178,7 @@ def command() -> None:
 @click.option("--from", "files", multiple=True, type=click.Path(path_type=Path), help="Trades or one-second bars, Parquet or CSV; more files may follow.")
 @click.option("--test", "tests", multiple=True, type=click.Path(path_type=Path), help="Later data to measure on; without it the last 15 % of --from is.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--models", default=None, help="Where models are kept, file://path.  [default: STOCKSTREAM_MODELS]")
+@click.option("--models", default=None, help="Where models are kept, path or file://path.  [default: STOCKSTREAM_MODELS]")
 @click.option("--name", default=None, help="The model's name.  [default: STOCKSTREAM_MODEL]")
 @click.option("--horizons", default="10,60", show_default=True, callback=_horizons, help="Seconds ahead, by comma.")
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1, 10_000), help="Trees of a horizon's return model.")

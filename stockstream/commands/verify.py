@@ -203,7 +203,7 @@ def _conclusion(report: Report) -> str:
 
 
 @click.command(help="Check that the archive holds every raw offset exactly once.")
-@click.option("--archive", help="The archive's URL; STOCKSTREAM_ARCHIVE where it is not given.")
+@click.option("--archive", help="The archive's folder, path or file://path.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(archive: str | None, as_json: bool) -> int:
     url = archive or load_settings().archive

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
+from stockstream.errors import ArchiveError, ArchiveUnavailable
+from stockstream.locations import archive_folder
 
 TEMPORARY = ".tmp"
 STALE_S = 3_600
@@ -41,10 +42,8 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store behind `file://path`. Raises `SettingsError`."""
-    if url.startswith("file://") and len(url) > len("file://"):
-        return FileStore(Path(url.removeprefix("file://")))
-    raise SettingsError(f"archive {url!r} is not file://path")
+    """The store in a folder: `file://path` or a plain path. Raises `SettingsError`."""
+    return FileStore(archive_folder(url))
 
 
 def require_folder(url: str) -> Path:

@@ -133,8 +133,12 @@ class Pipeline(msgspec.Struct, kw_only=True):
     """What this worker tells of itself. Rates are of the last 60 s, totals and rejects since it began. More members may come.
 
     `models_note` says why rows are not predicted, or not by the registry's champion; it is empty where they are.
+
+    `ready` and `status`: as `/readyz` has it.
     """
 
+    ready: bool
+    status: str
     lag: list[Lag]
     latency_ms: dict[str, HopLatency]
     rates_per_s: dict[str, float]

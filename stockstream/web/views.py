@@ -116,8 +116,10 @@ class Status(Protocol):
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def mount(application: web.Application, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, version: str = "0") -> None:
-    """Put the views on an aiohttp application; its start and stop are those of the tail and the event stream.
+def mount(
+    application: web.Application, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, read_at_once: bool = True, version: str = "0"
+) -> None:
+    """Put the views on an aiohttp application; its start and stop are those of the event stream and the tail (its start only where `read_at_once`).
 
     On a Faust app's, `app.web.web_app`, they are found before its own pages where those are added later.
     """
@@ -129,7 +131,7 @@ def mount(application: web.Application, live: Live, status: Status, metrics: Met
 
     async def start(_: web.Application) -> None:
         await views.events.start()
-        if tail is not None:
+        if tail is not None and read_at_once:
             await tail.start()
 
     async def stop(_: web.Application) -> None:
@@ -187,11 +189,14 @@ class _Views:
         return _health(*self._status.healthy())
 
     async def answer_readyz(self, _: web.Request) -> web.Response:
+        return _health(*self._ready())
+
+    def _ready(self) -> tuple[bool, str]:
         ready, words = self._status.ready()
         if ready and self._tail is not None:
             ready, tail_words = self._tail.ready()
             words = words if ready else tail_words
-        return _health(ready, words)
+        return ready, words
 
     async def answer_metrics(self, _: web.Request) -> web.Response:
         self._status.pipeline()     # sets the gauges
@@ -231,9 +236,10 @@ class _Views:
         return {"items": self._status.models(), "next": None}
 
     def answer_pipeline(self) -> dict[str, Any]:
+        ready, words = self._ready()
         views = {**self._live.counts, "newest_second": self._live.newest_second, **({"tail": self._tail.summary()} if self._tail is not None else {})}
         return {
-            "lag": [], "archive": [], "sources": [], **self._metrics.pipeline(), **self._status.pipeline(),
+            "ready": ready, "status": words, "lag": [], "archive": [], "sources": [], **self._metrics.pipeline(), **self._status.pipeline(),
             "outcomes": self._live.outcome_counts(), "views": views,
         }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,7 +20,9 @@ def _version() -> str:
         return "0"
 
 
-def put_on(web: Any) -> None:
-    """Puts the views on the web server that Faust has made for the app."""
+def put_on(web: Any) -> Callable[[], Awaitable[None]]:
+    """Puts the views on the web server that Faust has made for the app; returns what begins to read the topics, once they are there."""
     live = Live()
-    mount(web.web_app, live, status, metrics, Tail(app.settings, live, metrics), version=_version())
+    tail = Tail(app.settings, live, metrics)
+    mount(web.web_app, live, status, metrics, tail, read_at_once=False, version=_version())
+    return tail.start

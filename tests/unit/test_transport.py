@@ -189,6 +189,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=made.monotonic, time=time.time))
+    monkeypatch.setattr(transport, "now_s", made.monotonic)
     return made
 
 
@@ -1308,7 +1309,8 @@ def watched() -> Watched:
     told: list[str] = []
     return Watched(
         told=told, fence=Fence(60.0, told.append), crashed=False, crash_reason=None,
-        consumer=SimpleNamespace(thread=SimpleNamespace(last_heartbeat=0.0, trouble=lambda limit_s: "")), producer=SimpleNamespace(trouble=lambda: ""),
+        consumer=SimpleNamespace(thread=SimpleNamespace(last_heartbeat=0.0, silent_s=0.0, trouble=lambda limit_s: "")),
+        producer=SimpleNamespace(trouble=lambda: ""),
     )  # fmt: skip
 
 
@@ -1359,3 +1361,18 @@ def test_a_chunk_comes_to_the_agent_as_it_is() -> None:
 def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.ERROR, "stockstream.transport"):
         yield
+
+
+async def test_the_watchdog_says_when_the_broker_is_lost_and_back(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "stockstream.transport"]
+
+    caplog.set_level(logging.WARNING, "stockstream.transport")
+    task = asyncio.create_task(watchdog(watched, 0.001))
+    for outage in (1, 2):
+        watched.consumer.thread.silent_s = transport.LOST_S + 1
+        await eventually(lambda: len(said()) == 2 * outage - 1)  # noqa: B023  awaited before the next turn
+        watched.consumer.thread.silent_s = 0.0
+        await eventually(lambda: len(said()) == 2 * outage)  # noqa: B023
+    task.cancel()
+    assert [line.partition(": ")[0].partition(" after ")[0] for line in said()] == ["broker lost", "broker back"] * 2

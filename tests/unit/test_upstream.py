@@ -893,7 +893,7 @@ async def test_who_is_left_with_no_partition_lets_go_of_all(app: App) -> None:
 async def test_faust_makes_no_topic_that_we_did_not_make_first(app: App) -> None:
     """Asking one broker once, errors unseen (robinhood/faust#165 was one): `broker.ensure_topics` makes all that agents and tables need before they start."""
     made = {spec.name for spec in topic_specs(app.settings)}
-    assert in_order(source(App.on_start), "await ensure_topics(self.settings)", "await super().on_start()")
+    assert in_order(source(App.on_start), "await ensure_topics(self.settings,", "await super().on_start()")
     assert app.settings.topic("ticks.raw") in made and changelog(app.settings, "score") in made
     assert app.conf.topic_disable_leader and not app.conf.reply_create_topic, "Faust's own topics are not made"
 

@@ -101,7 +101,10 @@ function drawEmpty() {
   const tail = pipeline?.views?.tail;
   const strong = document.createElement("strong");
   const words = document.createElement("span");
-  if (tail && tail.state !== "reading") {
+  if (tail && tail.state === "stopped" && pipeline.ready === false) {
+    strong.textContent = "The worker is not ready";
+    words.textContent = `The worker says: ${pipeline.status}. This page fills by itself when it is ready.`;
+  } else if (tail && tail.state !== "reading") {
     strong.textContent = "Waiting for the broker";
     words.textContent = `The views' reader is ${tail.state}${tail.reason ? `: ${tail.reason}` : ""}. This page fills by itself when it is back.`;
   } else {
@@ -211,7 +214,8 @@ function drawPipeline() {
 
 function showState() {
   const tail = pipeline?.views?.tail;
-  if (tail && tail.state !== "reading") say("waiting", `the broker's topics: ${tail.state}`);
+  if (tail && tail.state === "stopped" && pipeline.ready === false) say("waiting", pipeline.status);
+  else if (tail && tail.state !== "reading") say("waiting", `the broker's topics: ${tail.state}`);
   else if (newest === null) say("waiting", "connected, no market data yet");
   else {
     const age = Date.now() / 1000 - newest;

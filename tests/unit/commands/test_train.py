@@ -85,7 +85,7 @@ def test_wrong_use_is_one_line(arguments: tuple[str, ...], line: str) -> None:
         (("--from", "missing.parquet"), SourceError, "missing.parquet: no such file"),
         (("--simulated", "--models", "s3://x"), StockstreamError, "is not file://path"),
         (("--simulated", "--models", "file:///dev/null/x"), ModelError, "cannot store models under /dev/null/x/xgboost: Not a directory"),
-        (("--simulated", "--models", "file://MODELS", "--name", "../x"), ModelError, "is no model name"),
+        (("--simulated", "--models", "file://MODELS", "--name", "../x"), StockstreamError, "is no model name"),
     ],
 )
 def test_what_cannot_be_done_is_one_error(tmp_path: Path, arguments: tuple[str, ...], kind: type[Exception], line: str) -> None:

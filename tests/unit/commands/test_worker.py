@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stockstream.commands import worker
-from stockstream.commands.worker import NO_RESTART_STATUS, Supervisor, worker_command
+from stockstream.commands import supervisor
+from stockstream.commands.supervisor import Supervisor
+from stockstream.commands.worker import worker_command
+from stockstream.endings import DO_NOT_RESTART
 from tests.patience import PATIENCE_S
 
 
@@ -38,7 +40,7 @@ def test_a_failed_worker_is_started_again(tmp_path: Path) -> None:
 
 def test_waits_grow_and_begin_anew_after_good_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(worker, "HEALTHY_S", 0.0)
+    monkeypatch.setattr(supervisor, "HEALTHY_S", 0.0)
     Supervisor(counting(tmp_path / "pids", 1, 1, 1, 0), told.append, delays_s=(0.0, 99.0)).run(restart=True)
     assert [line.rpartition(" in ")[2] for line in told] == ["0 s"] * 3
 
@@ -49,7 +51,7 @@ def test_once_ends_with_the_workers_status(tmp_path: Path) -> None:
 
 
 def test_what_a_person_must_change_is_not_tried_again(tmp_path: Path) -> None:
-    assert Supervisor(counting(tmp_path / "pids", NO_RESTART_STATUS, 0), print).run(restart=True) == NO_RESTART_STATUS
+    assert Supervisor(counting(tmp_path / "pids", DO_NOT_RESTART, 0), print).run(restart=True) == DO_NOT_RESTART
     assert starts(tmp_path / "pids") == 1
 
 
@@ -116,3 +118,61 @@ def test_faust_knows_the_options_that_we_give_it() -> None:
         line = worker_command("127.0.0.1", 7000, "info", web=web)
         options = [word for word in line[line.index("worker") :] if word.startswith("-")]
         assert [option for option in options if option not in told] == []
+
+
+def ending(pids: Path, reason_file: Path, *reasons: str) -> list[str]:
+    """A command that leaves the next of the reasons and fails; after the last one it ends well."""
+    code = (
+        f"import os, sys, pathlib; f = open({str(pids)!r}, 'a+'); f.seek(0); n = len(f.readlines()); print(os.getpid(), file=f, flush=True)\n"
+        f"reasons = {reasons!r}\nif n == len(reasons): sys.exit(0)\nif reasons[n]: pathlib.Path({str(reason_file)!r}).write_text(reasons[n])\nsys.exit(75)"
+    )
+    return [sys.executable, "-c", code]
+
+
+def delays(tmp_path: Path, *reasons: str) -> tuple[list[str], list[str]]:
+    """The waits after each end, and the lines."""
+    told: list[str] = []
+    reason_file = tmp_path / "reason"
+    supervisor = Supervisor(ending(tmp_path / "pids", reason_file, *reasons), told.append, (0.0,), loop_delays_s=(0.06, 0.3), reason_file=reason_file)
+    assert supervisor.run(restart=True) == 0
+    return [line.partition("started again in ")[2].partition(" s")[0] for line in told], told
+
+
+def test_the_same_reason_three_times_slows_down_and_says_the_place(tmp_path: Path) -> None:
+    said = "leaving: score: x.windows[3] offset 17: ValueError: after {} s (a supervisor starts the worker again)"
+    waits, told = delays(tmp_path, *(said.format(seconds) for seconds in (1.5, 2.25, 3, 12, 1.0)))
+    assert waits == ["0", "0", "0.06", "0.3", "0.3"]
+    assert told[2].startswith("crash loop: the worker ended 3 times in a row for the same reason: leaving: score: x.windows[3] offset 17: ValueError")
+    assert "What to do: docs/reliability.md" in told[2]
+
+
+@pytest.mark.parametrize(
+    "reasons",
+    [
+        ["at offset 1", "at offset 1", "at offset 2", "at offset 2"],
+        ["one fault", "one fault", "", "one fault"],
+    ],
+    ids=["another place", "no reason"],
+)
+def test_another_reason_is_no_loop(tmp_path: Path, reasons: list[str]) -> None:
+    assert delays(tmp_path, *reasons)[0] == ["0"] * len(reasons)
+
+
+def test_ends_without_a_reason_are_a_loop_by_their_status(tmp_path: Path) -> None:
+    waits, told = delays(tmp_path, "", "", "")
+    assert waits == ["0", "0", "0.06"] and "for the same reason: status 75;" in told[2]
+
+
+def test_a_healthy_run_ends_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HEALTHY_S", 0.0)
+    assert delays(tmp_path, *["the same"] * 4)[0] == ["0"] * 4
+
+
+def test_the_documented_section_is_there() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text()
+    assert "## A worker that ends again and again\n" in page
+
+
+def test_an_ipv6_host_goes_into_a_url_and_into_a_socket() -> None:
+    line = worker_command("::1", 7000, "info", web=True)
+    assert line[line.index("--web-host") + 1] == "[::1]" and line[line.index("--web-bind") + 1] == "::1"

@@ -129,6 +129,6 @@ class TestFileStore(StoreContract):
 def test_urls(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/x")
     assert store.create("a", b"1") and (tmp_path / "x" / "a").read_bytes() == b"1"
-    for url in ("s3://bucket/x", "file://", "/tmp", ""):
+    for url in ("s3://bucket/x", "file://", ""):
         with pytest.raises(SettingsError, match="not file://path"):
             open_store(url)

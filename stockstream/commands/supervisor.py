@@ -1,0 +1,118 @@
+"""Runs a worker and starts it again when it fails; slows down where it fails for the same reason again and again."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from stockstream.children import Child
+from stockstream.clock import now_s
+from stockstream.endings import DO_NOT_RESTART
+
+DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
+"""Waits before the first, second, ... start in a row; the last one repeats."""
+LOOP_ENDS = 3
+"""So many ends in a row for the same reason, each within HEALTHY_S of its start, are a crash loop."""
+LOOP_DELAYS_S = (60.0, 300.0)
+"""Waits in a crash loop."""
+HEALTHY_S = 60.0
+"""A worker that ran for so long has failed for a new reason: the waits begin anew."""
+STOP_GRACE_S = 10.0
+"""SIGTERM ends a worker in less (docs/reliability.md); then comes SIGKILL."""
+_SECONDS = re.compile(r"\d+\.\d+|\d+(?= s\b)|0x[0-9a-f]+")
+"""What differs from end to end though the reason is the same: durations and addresses. Offsets and partitions are the place, and count."""
+
+
+class Supervisor:
+    """Runs one command at a time and starts it again when it fails. SIGTERM and SIGINT are handed on, once, and then no child is left.
+
+    Args:
+        command: the command line; `environment` is added to ours.
+        say: takes one line for the user.
+        delays_s: the waits before starts in a row; `loop_delays_s` in a crash loop.
+        grace_s: from a signal to SIGKILL.
+        reason_file: where the command leaves the reason of its end, in one line.
+    """
+
+    def __init__(
+        self, command: Sequence[str], say: Callable[[str], None], delays_s: Sequence[float] = DELAYS_S, grace_s: float = STOP_GRACE_S, *,
+        loop_delays_s: Sequence[float] = LOOP_DELAYS_S, environment: Mapping[str, str] | None = None, reason_file: Path | None = None,
+    ) -> None:  # fmt: skip
+        self._command, self._say, self._delays_s, self._grace_s = command, say, delays_s, grace_s
+        self._loop_delays_s, self._environment, self._reason_file = loop_delays_s, environment, reason_file
+        self._child: Child | None = None
+        self._asked: signal.Signals | None = None
+
+    def run(self, *, restart: bool) -> int:
+        """Until the command ends well, or we are asked to end, or `restart` is false; the exit status, 128 + n after signal n. Main thread only."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._run(restart)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._child is not None:
+                self._child.stop(self._grace_s)
+
+    def _run(self, restart: bool) -> int:
+        failures = same = 0
+        last = ""
+        while True:
+            started = now_s()
+            self._child = Child(self._command, environment=self._environment)
+            if self._asked is not None:                 # the signal came before there was a child to hand it to
+                self._hand_on(self._asked)
+            status = self._child.wait()
+            self._child = None
+            status = 128 - status if status < 0 else status
+            reason = self._take_reason()
+            if self._asked is not None or status in (0, DO_NOT_RESTART) or not restart:
+                return 0 if self._asked is not None and status == 128 + self._asked else status
+            healthy = now_s() - started >= HEALTHY_S
+            kind = _SECONDS.sub("N", reason) or f"status {status}"
+            failures = 1 if healthy else failures + 1
+            same = 1 if healthy or kind != last else same + 1
+            last = kind
+            delay = self._delays_s[min(failures, len(self._delays_s)) - 1]
+            line = f"the worker ended with status {status}; it is started again in {delay:g} s"
+            if same >= LOOP_ENDS:
+                delay = self._loop_delays_s[min(same - LOOP_ENDS, len(self._loop_delays_s) - 1)]
+                line = (
+                    f"crash loop: the worker ended {same} times in a row for the same reason: {reason or kind}; it is started again in {delay:g} s. "
+                    "What to do: docs/reliability.md, \"A worker that ends again and again\""
+                )
+            self._say(line)
+            until = now_s() + delay
+            while now_s() < until and self._asked is None:
+                time.sleep(0.05)
+            if self._asked is not None:
+                return 0
+
+    def _take_reason(self) -> str:
+        """What the command has left; empty where it left nothing."""
+        if self._reason_file is None:
+            return ""
+        try:
+            reason = self._reason_file.read_text(errors="replace")
+            self._reason_file.unlink()
+        except OSError:
+            return ""
+        return " ".join(reason.split())
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._asked is None:
+            self._asked = signal.Signals(number)
+            self._hand_on(self._asked)
+
+    def _hand_on(self, number: signal.Signals) -> None:
+        child = self._child
+        if child is not None:
+            child.send_signal(number)
+            timer = threading.Timer(self._grace_s, child.kill)
+            timer.daemon = True
+            timer.start()

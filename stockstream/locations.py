@@ -1,0 +1,76 @@
+"""Hosts in URLs, and folders as settings and options name them: `file://path` or a plain path, absolute or relative to the working directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote
+
+from stockstream.errors import SettingsError
+
+FILE_URL = "file://"
+_NOT_FOR_NOW = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR}
+"""Errors that may pass without a changed setting: a full disk, a network file system that is away."""
+
+
+def folder(place: str) -> Path:
+    """The absolute path that `place` names; symbolic links stay. In a `file://` URL `%xx` is decoded, in a plain path it is not.
+
+    Raises `SettingsError` where it is empty or a URL of another kind.
+    """
+    url = place.startswith(FILE_URL)
+    path = unquote(place.removeprefix(FILE_URL)) if url else place
+    if not path.strip() or "\0" in path or (not url and "://" in place):
+        raise SettingsError(f"{place!r} is not file://path, nor a plain path")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:                                        # `~somebody`
+        raise SettingsError(f"{place!r}: {error}") from error
+
+
+def in_url(host: str) -> str:
+    """A host as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def archive_folder(place: str) -> Path:
+    """`folder` of an archive. Raises `SettingsError`."""
+    try:
+        return folder(place)
+    except SettingsError as error:
+        raise SettingsError(f"archive {error}") from error
+
+
+def require_writable(path: Path, name: str) -> str:
+    """Makes the folder where it is missing and tries to write there; `name` is the setting that names it.
+
+    Returns why it cannot be written for now, empty where it can. Raises `SettingsError` where waiting cannot help.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(prefix=".writable-", dir=path)
+        os.close(handle)
+        Path(probe).unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in _NOT_FOR_NOW:
+            return f"{path} cannot be written for now ({error.strerror}; {name})"
+        raise SettingsError(f"{name}: {path} cannot be written: {_reason(error)}") from error
+    return ""
+
+
+def require_readable(path: Path, name: str) -> None:
+    """Passes a folder that can be listed, and one that is not there yet. Raises `SettingsError`."""
+    try:
+        with os.scandir(path):
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in _NOT_FOR_NOW:
+            raise SettingsError(f"{name}: {path} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return "a file is in its place" if isinstance(error, FileExistsError) else error.strerror or str(error)

@@ -1,0 +1,108 @@
+"""What a worker logs: of what the libraries say, repeats are collapsed, and notices, tables and banners are left out.
+
+It holds global state: the last reason of a failed connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stockstream.clock import now_s
+
+LIBRARIES = frozenset({"aiokafka", "kafka", "faust", "mode", "asyncio"})
+FIRST_SUMMARY_S = 10.0
+LAST_SUMMARY_S = 300.0
+"""A message that goes on is summed up after 10, 20, 40 ... and then every 300 s."""
+QUIET_S = 60.0
+"""A message that was away for so long is new again."""
+KINDS_KEPT = 500
+_VARYING = re.compile(r"0x[0-9a-f]+|\d+|'[^']*'")
+_SERVICE = "[^"
+"""What mode begins the messages of its services with, whatever module they are in: `[^--Producer]: Starting...`."""
+
+
+@dataclass(slots=True)
+class _Kind:
+    last: float
+    due: float
+    interval: float = FIRST_SUMMARY_S
+    left_out: int = 0
+    since: float = 0.0
+
+
+_last_fault = ""
+
+
+def last_fault() -> str:
+    """The system's reason that a library named last, e.g. `[Errno 111] Connect call failed`; empty where none did."""
+    return _last_fault
+
+
+class Repeats(logging.Filter):
+    """Lets the first message of a kind pass, and then one in FIRST_SUMMARY_S, twice as long each time, with the number of those left out.
+
+    A kind is a logger, a level and a text without its numbers and quoted names, so that no new fault is hidden. Only the libraries' own messages count;
+    ours pass. Below WARNING, theirs are left out, or, where `verbose`, pass. For handlers; one object may serve several.
+    """
+
+    def __init__(self, *, verbose: bool = False, now: Callable[[], float] = now_s) -> None:
+        super().__init__()
+        self._now, self._verbose = now, verbose
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in LIBRARIES and not str(record.msg).startswith(_SERVICE):
+            return True
+        if record.levelno < logging.WARNING:
+            return self._verbose
+        passed: bool | None = getattr(record, "passed_repeats", None)    # by another handler
+        if passed is None:
+            passed = record.passed_repeats = self._pass(record)
+        return passed
+
+    def _pass(self, record: logging.LogRecord) -> bool:
+        global _last_fault
+        text = record.getMessage()
+        for argument in record.args or () if isinstance(record.args, tuple) else ():
+            if isinstance(argument, OSError):
+                _last_fault = str(argument)
+        kind = record.name, record.levelno, _VARYING.sub("#", text[:300])
+        now = self._now()
+        with self._lock:
+            known = self._kinds.pop(kind, None)
+            if known is None or now - known.last >= QUIET_S + known.interval:
+                if len(self._kinds) >= KINDS_KEPT:
+                    del self._kinds[next(iter(self._kinds))]             # the one not seen for longest
+                self._kinds[kind] = _Kind(now, now + FIRST_SUMMARY_S, since=now)
+                return True
+            self._kinds[kind] = known
+            known.last = now
+            if now < known.due:
+                known.left_out += 1
+                return False
+            if known.left_out:
+                record.msg, record.args = f"{text} (and {known.left_out} more like it in {now - known.since:.0f} s)", ()
+                record.exc_info = record.exc_text = None
+            known.interval = min(2 * known.interval, LAST_SUMMARY_S)
+            known.due, known.left_out, known.since = now + known.interval, 0, now
+            return True
+
+
+def install(level: int) -> None:
+    """Puts the filter on the root's handlers; to be called once logging is set up, with the level asked for."""
+    repeats = Repeats(verbose=0 < level < logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(repeats)
+
+
+def without_banner() -> None:
+    """Keeps `faust worker` from printing its table of versions before all else; one line of ours says what counts."""
+    command = sys.modules.get("faust.cli.worker")
+    if command is not None:
+        command.worker.on_worker_created = lambda self, worker: None
