@@ -48,7 +48,7 @@ class Registry:
 
     def __init__(self, url: str) -> None:
         path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
-        if not path or "://" in path:
+        if not path or path == "none" or "://" in path:
             raise RegistryError(f"models are kept in a folder, path or file://path, not {url!r}")
         self.root = Path(path).absolute()
 

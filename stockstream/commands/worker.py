@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from stockstream.commands.supervisor import Supervisor
 from stockstream.locations import in_url
 from stockstream.settings import load_settings
+from stockstream.supervisor import Supervisor
 
 
 def worker_command(host: str, port: int, loglevel: str, *, web: bool) -> list[str]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stockstream.commands import supervisor
-from stockstream.commands.supervisor import Supervisor
+from stockstream import supervisor
 from stockstream.commands.worker import worker_command
 from stockstream.endings import DO_NOT_RESTART
+from stockstream.supervisor import Supervisor
 from tests.patience import PATIENCE_S
 
 
