@@ -37,7 +37,7 @@ def _heard() -> None:
     """What one test, or a library in it, has left in logging's global state must not deafen the next."""
     logging.disable(logging.NOTSET)
     for name, logger in logging.Logger.manager.loggerDict.items():
-        if name.partition(".")[0] == "stockstream" and isinstance(logger, logging.Logger):
+        if name.partition(".")[0] in ("stockstream", "agents", "tables") and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
 
 
