@@ -1367,12 +1367,12 @@ async def test_the_watchdog_says_when_the_broker_is_lost_and_back(watched: Watch
     def said() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "stockstream.transport"]
 
-    caplog.set_level(logging.WARNING, "stockstream.transport")
-    task = asyncio.create_task(watchdog(watched, 0.001))
-    for outage in (1, 2):
-        watched.consumer.thread.silent_s = transport.LOST_S + 1
-        await eventually(lambda: len(said()) == 2 * outage - 1)  # noqa: B023  awaited before the next turn
-        watched.consumer.thread.silent_s = 0.0
-        await eventually(lambda: len(said()) == 2 * outage)  # noqa: B023
-    task.cancel()
+    with caplog.at_level(logging.WARNING, "stockstream.transport"):      # within that of `_quiet`, so that both are put back in order
+        task = asyncio.create_task(watchdog(watched, 0.001))
+        for outage in (1, 2):
+            watched.consumer.thread.silent_s = transport.LOST_S + 1
+            await eventually(lambda: len(said()) == 2 * outage - 1)  # noqa: B023  awaited before the next turn
+            watched.consumer.thread.silent_s = 0.0
+            await eventually(lambda: len(said()) == 2 * outage)  # noqa: B023
+        task.cancel()
     assert [line.partition(": ")[0].partition(" after ")[0] for line in said()] == ["broker lost", "broker back"] * 2
