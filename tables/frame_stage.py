@@ -83,6 +83,8 @@ class FrameStage(Stage[Core]):
         except Exception as error:
             if not _stays_here(error):
                 raise
+            if chunk.epoch != self.app.reader.epoch:
+                return                                                   # assigned anew meanwhile: the new core reads the frame itself
             waiting = self._waiting[chunk.partition] = deque([chunk])
             self._tasks[chunk.partition] = asyncio.create_task(self._isolate(waiting, error), name=f"{self.table.name}[{chunk.partition}] rebuild")
 

@@ -285,6 +285,33 @@ async def test_an_assignment_meanwhile_ends_the_rebuild(line: Line, monkeypatch:
     assert line.out[0] == brought()
 
 
+async def test_a_frame_that_fails_after_its_assignment_has_gone_takes_no_chunk_from_the_next(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing, go_on = asyncio.Event(), asyncio.Event()
+    chunk_of = line.stage.chunk
+
+    async def slow(chunk: Chunk) -> None:
+        if not go_on.is_set():
+            failing.set()
+            await go_on.wait()
+            raise KeyError("x")
+        await chunk_of(chunk)
+
+    monkeypatch.setattr(line.stage, "chunk", slow)
+    await line.stage.assign({TOPIC: [0]})
+    old = asyncio.create_task(line.stage.take(line.chunk(0, 0, 8)))
+    await failing.wait()
+    line.app.reader.epoch += 1
+    await line.stage.assign({TOPIC: [0]})
+    go_on.set()
+    await old
+    await line.stage.take(line.chunk(0, 0, 12))
+    async with asyncio.timeout(PATIENCE_S):
+        while line.stage.rebuilding:
+            await asyncio.sleep(0.001)
+    await line.stage.pipes[0].drain()
+    assert line.out[0] == brought() and not line.aside() and not line.left
+
+
 def test_it_logs_one_line_a_minute_of_a_kind_and_keeps_the_newest(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     counted: list[tuple[str, str]] = []
