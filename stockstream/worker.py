@@ -6,8 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
+import msgspec
 import pyarrow as pa
 from faust.types import TP
 
@@ -15,6 +16,7 @@ from stockstream.app import App, app
 from stockstream.errors import FrameError
 from stockstream.metrics import Metrics
 from stockstream.transforms.frames import Assembler, Frame, decode
+from stockstream.transforms.ranges import MAX_TIME
 from stockstream.transport import Chunk
 from stockstream.versions import NewerMessages
 from stockstream.wording import counted
@@ -22,7 +24,12 @@ from stockstream.wording import counted
 logger = logging.getLogger(__name__)
 
 HOPS_HEADER = "hops"
+MAX_HOPS = 3
 Taken = TypeVar("Taken")
+
+_decode_hops = msgspec.json.Decoder(
+    Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]], msgspec.Meta(max_length=MAX_HOPS)]
+).decode  # fmt: skip
 
 metrics = Metrics()
 app.set_aside.count = metrics.record_set_aside
@@ -39,12 +46,12 @@ def hops_header(*times_ms: int) -> tuple[tuple[str, bytes], ...]:
 
 
 def hops_of(record: Any) -> list[int]:
-    """The times in a record's header; empty where there are none, or somebody else's."""
+    """The times in a record's header (epoch ms, at most `MAX_HOPS`); empty where there are none, or somebody else's."""
     for name, value in record.headers:
         if name == HOPS_HEADER:
             try:
-                return [int(t) for t in json.loads(value)]
-            except (ValueError, TypeError):
+                return list(_decode_hops(value or b""))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return []
     return []
 

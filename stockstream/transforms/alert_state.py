@@ -274,7 +274,10 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
             if one.log == log and _counts(one, head) and (one.number not in best or one.through > best[one.number].through):
                 best[one.number] = one
         if head is not None and (missing := (head.buckets or {}).keys() - best.keys()):
-            raise StateError(f"the state of detect for partition {partition} has lost {len(missing)} records that it names, the first bucket {min(missing)}")
+            raise StateError(
+                f"the state of detect for partition {partition} has lost {len(missing)} records that it names, the first bucket {min(missing)}: stop all "
+                "workers and delete the changelog topic of detect; it then begins anew with what its input still holds"
+            )
         return log, found, {number: _kept(one, head, keys.get(id(one), [])) for number, one in best.items()}
     except (msgspec.MsgspecError, IndexError, UnicodeError, RecursionError) as error:
         raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error

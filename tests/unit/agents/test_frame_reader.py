@@ -89,3 +89,14 @@ def test_a_gap_is_told_once(dropped: list[tuple[str, str]], caplog: pytest.LogCa
 def test_behind_what_the_input_has_lost_the_log_goes_on(dropped: list[tuple[str, str]]) -> None:
     core = Core(100)
     assert (feed(core, 200, 8), core.expect, dropped) == ("200 at 8", 210, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "times"),
+    [
+        (b"[1, 2, 3]", [1, 2, 3]), (b"[]", []), (b"[1e999]", []), (b"[" + b"9" * 400 + b"]", []), (b"[1,1,1,1]", []), (b"[-1]", []), (b"[" * 100_000, []),
+        (b"{}", []), (b"\xff", []), (None, []),
+    ],
+)  # fmt: skip
+def test_a_header_of_times_is_read_or_left_out_whatever_it_holds(value: bytes | None, times: list[int]) -> None:
+    assert worker.hops_of(SimpleNamespace(headers=[("schema_version", b"1"), ("hops", value)])) == times

@@ -247,7 +247,7 @@ def test_a_newer_format_is_refused_in_one_line() -> None:
 
 def test_a_record_that_the_head_names_and_that_is_gone_is_an_error() -> None:
     stored = {key: value for key, value in some_records().items() if key.endswith(b"/head")}
-    with pytest.raises(StateError, match=f"first bucket {bucket_of('A')}"):
+    with pytest.raises(StateError, match=f"first bucket {bucket_of('A')}: stop all workers and delete the changelog"):
         Detector.restore(3, stored)
 
 
