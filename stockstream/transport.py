@@ -328,9 +328,19 @@ class Sender:
         """Sets aside what the broker refuses for its size, for good: the topic's limit is lower than ours."""
         error = None if confirmed.cancelled() else confirmed.exception()
         if isinstance(error, REFUSED) and out.topic not in self._state_topics:
+            if len(messages) > 1:
+                error.again = asyncio.get_running_loop().create_task(self._by_halves(out, messages))
+                return
             for message in messages:
                 self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): does the topic's max.message.bytes allow {MAX_BATCH_BYTES}?")
-            error.set_aside = True
+            error.again = asyncio.get_running_loop().create_future()
+            error.again.set_result(None)
+
+    async def _by_halves(self, out: Outgoing, messages: Sequence[Message]) -> None:
+        """Sends what the broker has refused as one batch again in smaller ones, down to single messages: only those that are too large are set aside."""
+        size = len(messages) // 2 if len(messages) > 4 else 1            # one at a time: the producer makes one batch of two
+        for begin in range(0, len(messages), size):
+            await delivered(await self.send(out._replace(messages=messages[begin : begin + size])))
 
     def _set_aside(self, out: Outgoing, message: Message, why: str) -> None:
         what = f"{_size(message)} bytes, key {shortened(repr(message.key), 80)}: {why}"
@@ -381,7 +391,7 @@ def _size(message: Message) -> int:
 
 
 async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Waits until the broker has confirmed all, but what it has refused and `Sender` has set aside."""
+    """Waits until the broker has confirmed all, but what it has refused and `Sender` has sent again or set aside."""
     try:
         await asyncio.gather(*futures)
     except REFUSED:
@@ -389,8 +399,10 @@ async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
             try:
                 await future
             except REFUSED as error:
-                if not getattr(error, "set_aside", False):
+                again = getattr(error, "again", None)
+                if again is None:
                     raise
+                await again
 
 
 @dataclass(slots=True)

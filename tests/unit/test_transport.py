@@ -401,6 +401,32 @@ async def test_what_the_broker_refuses_for_its_size_is_set_aside_and_the_pipe_go
     await pipe.close(0)
 
 
+@pytest.mark.parametrize("large", [{4}, {0, 8}, set(range(9)), set()])
+async def test_of_a_batch_that_the_broker_refuses_only_what_is_too_large_by_itself_is_set_aside(large: set[int]) -> None:
+    """The topic takes less than 30 bytes: no batch of four messages, and none of those of 30."""
+
+    class Small(Producer):
+        taken: ClassVar[list[bytes]] = []
+
+        def _future(self) -> asyncio.Future[None]:
+            sent = self.batches[-1].messages if self.batches and self.sent[-1][2] is self.batches[-1].messages[-1] else [self.sent[-1][2]]
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if sum(len(message[1]) for message in sent) < 30:
+                self.taken += [message[1] for message in sent]
+                future.set_result(None)
+            else:
+                future.set_exception(MessageSizeTooLargeError())
+            return future
+
+    Small.taken = []
+    producer, aside = Small(), SetAside()
+    values = [(b"%d" % number) * (30 if number in large else 9) for number in range(9)]
+    sender = Sender(lambda: producer, Fence(6.0), aside=aside)
+    await delivered(await sender.send(out("alerts", *values)))
+    assert producer.taken == [value for number, value in enumerate(values) if number not in large]
+    assert len(aside.newest) == len(large)
+
+
 def test_sequence_numbers_that_the_broker_has_refused_count_again() -> None:
     """The broker knows nothing of a batch that it refuses: the next one begins where that did."""
     place = TopicPartition("t", 3)
