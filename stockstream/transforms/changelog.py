@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 Range = tuple[int, int]
 """First and last offset."""
@@ -40,16 +39,6 @@ def subtract(ranges: Iterable[Range], known: Iterable[Range]) -> list[Range]:
             cut += [part for part in ((a, min(b, first - 1)), (max(a, last + 1), b)) if part[0] <= part[1]]
         out = cut
     return out
-
-
-def furthest(head: list[Any]) -> tuple[str, int, int]:
-    """What the head of a state that counts further has more of: every head begins with how far it counts, its log's id and an offset to go on from."""
-    return head[1], head[0], head[2]
-
-
-def named(heads: list[list[Any]]) -> list[Range] | None:
-    """The ranges that the best of these heads names, in its last place; None where there is no head."""
-    return [(first, last) for first, last in max(heads, key=furthest)[-1]] if heads else None
 
 
 class ChangelogIndex:

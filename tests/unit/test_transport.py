@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition
@@ -406,7 +406,9 @@ async def test_of_a_batch_that_the_broker_refuses_only_what_is_too_large_by_itse
     """The topic takes less than 30 bytes: no batch of four messages, and none of those of 30."""
 
     class Small(Producer):
-        taken: ClassVar[list[bytes]] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.taken: list[bytes] = []
 
         def _future(self) -> asyncio.Future[None]:
             sent = self.batches[-1].messages if self.batches and self.sent[-1][2] is self.batches[-1].messages[-1] else [self.sent[-1][2]]
@@ -418,7 +420,6 @@ async def test_of_a_batch_that_the_broker_refuses_only_what_is_too_large_by_itse
                 future.set_exception(MessageSizeTooLargeError())
             return future
 
-    Small.taken = []
     producer, aside = Small(), SetAside()
     values = [(b"%d" % number) * (30 if number in large else 9) for number in range(9)]
     sender = Sender(lambda: producer, Fence(6.0), aside=aside)
