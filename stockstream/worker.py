@@ -15,7 +15,7 @@ from faust.types import TP
 from stockstream.app import App, app
 from stockstream.errors import FrameError
 from stockstream.metrics import Metrics
-from stockstream.transforms.frames import Assembler, Frame, decode
+from stockstream.transforms.frames import Assembler, Frame, received
 from stockstream.transforms.ranges import MAX_TIME
 from stockstream.transport import Chunk
 from stockstream.versions import NewerMessages
@@ -75,7 +75,7 @@ def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
     """The frame in a record of a chunk, decoded and validated once for all agents. Raises `FrameError`."""
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
-        frame = chunk.read[number] = decode(chunk.records[number].value or b"", schema)
+        frame = chunk.read[number] = received(chunk.records[number].value or b"", schema, chunk.records[number].timestamp)
     return frame
 
 
@@ -89,7 +89,7 @@ class FrameReader:
 
     def __init__(self, agent: str, schema: pa.Schema) -> None:
         self._agent, self._schema = agent, schema
-        self._parts: dict[int, tuple[Assembler, int]] = {}
+        self._parts: dict[int, Assembler] = {}
         self._missed: dict[int, int] = {}
         """By partition: the raw offset that was last said to be missing."""
         self.current: dict[int, tuple[int, int]] = {}
@@ -101,20 +101,15 @@ class FrameReader:
         """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
         for number, record in enumerate(chunk.records):
             newer_messages.look(chunk.topic.removeprefix(app.settings.topic_prefix), record)
-            assembler, first = self._parts.get(chunk.partition, (None, record.offset))
-            if assembler is None:
-                assembler = Assembler()
+            assembler = self._parts.setdefault(chunk.partition, Assembler())
             try:
-                frame = frame_of(chunk, number, self._schema)
-                if frame.part == 0:
-                    first = record.offset
-                self._parts[chunk.partition] = assembler, first
-                whole = assembler.feed(frame)
+                whole = assembler.feed(frame_of(chunk, number, self._schema), record.offset)
             except FrameError as error:
                 metrics.frame_dropped(self._agent, "unreadable")
                 app.set_aside.add(chunk.topic, chunk.partition, record.offset, self._agent, "unreadable", str(error))
                 continue
             if whole is not None:
+                first = assembler.first
                 self.current[chunk.partition] = first, record.offset
                 yield whole, first, record
                 self.current.pop(chunk.partition, None)

@@ -28,7 +28,7 @@ from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive import Chain, Extent, Piece, RawRecord, after, encode, lines, parse_name, processed_objects, read_extent, through, unprocessed
 from stockstream.sinks.stores import Store
-from stockstream.transforms.frames import Assembler, Frame, decode
+from stockstream.transforms.frames import Assembler, Frame, received
 
 logger = logging.getLogger(__name__)
 
@@ -743,7 +743,7 @@ class KafkaClean(_Topic):
             async for records in chunks:
                 for record in records:
                     try:
-                        yield decode(record.value or b"", TICKS_SCHEMA)
+                        yield received(record.value or b"", TICKS_SCHEMA, record.timestamp)
                     except FrameError as error:
                         logger.warning("archive: %s, partition %d, offset %d: %s", self._name, at.partition, record.offset, error)
                 position = await consumer.position(at)

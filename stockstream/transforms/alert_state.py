@@ -172,10 +172,14 @@ def bucket(through: int, log: str, number: int, slot: int, alerts: Iterable[Open
 
 
 def alerts_in(bucket: Bucket) -> list[OpenAlert]:
-    """The alerts of a bucket. Raises `IndexError` where one names no source."""
+    """The alerts of a bucket. Raises `IndexError` where one names no source, `msgspec.ValidationError` where one is there twice or in the wrong bucket."""
     own = bucket.columns == WINDOW_COLUMNS[1:]
     out = []
+    known: set[tuple[str, str]] = set()
     for a in bucket.alerts:
+        if (a.symbol, a.rule) in known or bucket_of(a.symbol) != bucket.number:
+            raise msgspec.ValidationError(f"bucket {bucket.number} has an alert twice, or one of a symbol of another bucket")
+        known.add((a.symbol, a.rule))
         source = bucket.sources[a.source]
         if own:
             window = (source, *a.window)
@@ -231,7 +235,8 @@ def readable(key: bytes, value: bytes) -> str:
             head_of(value)
         elif len(name) == 1:
             if version == 1:
-                msgspec.msgpack.decode(value, type=_Open1)
+                for one in _upgraded(value):
+                    alerts_in(one)
             else:
                 return "a record of version 1 with a number of another"
         elif (whole := joined([value])) is not None:
@@ -296,4 +301,5 @@ def _kept(one: Bucket, head: Head | None, keys: list[bytes]) -> Kept:
         through = head.through
         for alert, after in zip(alerts, head.lasts.get(one.number, ()), strict=False):
             alert.last = min(max(alert.opened, alert.opened + after), MAX_TIME // 1000)
-    return Kept(through, one.through, one.slot, alerts, one.v < FORMAT, through > one.through and head is not None and one.number in head.lasts, keys)
+    touched = bool(alerts) and through > one.through and head is not None and one.number in head.lasts
+    return Kept(through, one.through, one.slot, alerts, one.v < FORMAT, touched, keys)

@@ -7,6 +7,7 @@ it needs), no dictionaries, buffers aligned. Then Arrow decodes the columns that
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,9 @@ MAX_PARTS = 512
 MAX_OFFSET = 1 << 62
 """Offsets are counted on from here by one, in int64."""
 MAX_LOG = 64
+_LOG = re.compile("[0-9a-f]{11}-[0-9a-f]{8}")
+LOG_AHEAD_MS = 24 * 3_600_000
+"""The clock that issues a log's id may differ from the one that stamps messages."""
 MAX_SECOND = MAX_TIME // 1000
 MIN_SECOND = -100
 """A closing may begin before 1970: a tick of its first second closes up to `LATENESS_MS`, at most 60 s, before that."""
@@ -222,6 +226,16 @@ def check_closings(closings: Sequence[Closing], start: int, through: int) -> Non
         if not MIN_SECOND <= closing.after <= closing.second <= MAX_SECOND:
             raise FrameError(f"a closing from {closing.after} to {closing.second}")
         offset = closing.offset
+
+
+def check_log(log: str, timestamp: int) -> None:
+    """Raises `FrameError` unless the log's id has the form of ours and was issued at most LOG_AHEAD_MS after the message's Kafka time (epoch ms; 0 or less:
+    not known)."""
+    if not _LOG.fullmatch(log):
+        raise FrameError(f"not a frame: {log!r} is no log's id")
+    ahead = int(log[:11], 16) - timestamp
+    if timestamp > 0 and ahead > LOG_AHEAD_MS:
+        raise FrameError(f"not a frame: its log would begin {ahead // 1000} s after its Kafka time")
 
 
 def number_of(metadata: Mapping[bytes, bytes], name: bytes, low: int, high: int, default: bytes | None = None) -> int:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stockstream import compiled
 from stockstream.errors import FrameError
 from stockstream.records import Closing
-from stockstream.transforms.frame_checks import MAX_LOG, MAX_OFFSET, MAX_PARTS, check, check_closings, layout_of, number_of, read_batch
+from stockstream.transforms.frame_checks import MAX_LOG, MAX_OFFSET, MAX_PARTS, check, check_closings, check_log, layout_of, number_of, read_batch
 from stockstream.transforms.ranges import MAX_TIME
 
 MAX_FRAME_BYTES = 900_000
@@ -93,6 +93,16 @@ def decode(data: bytes, schema: pa.Schema) -> Frame:
     return frame
 
 
+def received(data: bytes, schema: pa.Schema, timestamp: int) -> Frame:
+    """The frame in a message of Kafka's, of this time (epoch ms; 0 or less: not known): `decode`, and the log's id is one that `clean` may have issued.
+
+    Readers leave a log for one of a greater id, and so whoever invents an id could end the log of a partition. Raises `FrameError`.
+    """
+    frame = decode(data, schema)
+    check_log(frame.log, timestamp)
+    return frame
+
+
 def _cut_at(frame: Frame, cut: int) -> tuple[Frame, Frame]:
     """The frame before and from raw offset `cut` on."""
     split = int(frame.rows.column("offset").to_numpy().searchsorted(cut))
@@ -156,27 +166,37 @@ def _in_parts(frame: Frame, limit: int) -> list[bytes]:
         parts *= 2
 
 
+MOST_STARTED = 16
+"""Beginnings of frames in parts that an `Assembler` keeps; those that no part has come to for the longest go first."""
+
+
 class Assembler:
-    """Puts the parts of one offset's rows and closings together again; whole frames pass as they are."""
+    """Puts the parts of one offset's rows and closings together again; whole frames pass as they are.
+
+    Messages of other frames may lie between the parts, whole or parts themselves. A part goes to the newest beginning of the same frame that it continues,
+    and leaves that beginning as it was: a part that somebody else has forged does not displace the one that follows.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[Frame] = []
+        self._started: list[tuple[int, tuple[Frame, ...]]] = []
+        """Offset of the first part, and the parts so far; the one that was continued last is last."""
+        self.first = 0
+        """Offset, as given to `feed`, of the first part of the newest whole frame."""
 
-    def feed(self, frame: Frame) -> Frame | None:
-        """The whole frame once its last part is in, else None. A part out of order starts the wait anew. Raises `FrameError` where parts do not match."""
+    def feed(self, frame: Frame, offset: int = 0) -> Frame | None:
+        """The whole frame once its last part is in, else None. `offset` is the message's in its topic. Raises `FrameError` where parts do not match."""
         if frame.parts == 1:
-            self._parts.clear()
+            self.first = offset
             return frame
-        first = self._parts[0] if self._parts else None
-        expected = len(self._parts)
-        if frame.part != expected or (first and (first.log, first.start, first.through, first.parts) != (frame.log, frame.start, frame.through, frame.parts)):
-            self._parts.clear()
-            if frame.part:
-                return None
-        self._parts.append(frame)
-        if len(self._parts) < frame.parts:
+        begun = (offset, ()) if frame.part == 0 else next((one for one in reversed(self._started) if _continues(frame, one[1])), None)
+        if begun is None:
             return None
-        parts, self._parts = self._parts, []
+        first, parts = begun[0], (*begun[1], frame)
+        if len(parts) < frame.parts:
+            self._started = [*self._started, (first, parts)][-MOST_STARTED:]
+            return None
+        self._started = [one for one in self._started if _identity(one[1][0]) != _identity(frame)]
+        self.first = first
         rows = [part.rows for part in parts if part.rows.num_rows]
         if any(before.column("offset")[-1].as_py() > after.column("offset")[0].as_py() for before, after in pairwise(rows)):
             raise FrameError("not a frame: offsets do not ascend from part to part")
@@ -184,6 +204,14 @@ class Assembler:
         closings = tuple(dict.fromkeys(closing for part in parts for closing in part.closings))
         check_closings(closings, frame.start, frame.through)
         return replace(frame, rows=whole, closings=closings, part=0, parts=1)
+
+
+def _identity(frame: Frame) -> tuple[str, int, int, int]:
+    return frame.log, frame.start, frame.through, frame.parts
+
+
+def _continues(frame: Frame, parts: tuple[Frame, ...]) -> bool:
+    return frame.part == len(parts) and _identity(frame) == _identity(parts[0])
 
 
 def numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:

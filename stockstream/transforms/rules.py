@@ -282,7 +282,7 @@ class Detector:
         source, number = self._sources[alert.source], bucket_of(alert.symbol)
         del source.alerts[alert.symbol, alert.rule], self._buckets[number].alerts[alert.symbol, alert.rule]
         self._dirty.add(number)
-        if not any((alert.symbol, rule) in source.alerts for rule in RULES):
+        if self._owner.get(alert.symbol) == alert.source and not any((alert.symbol, rule) in source.alerts for rule in RULES):
             del self._owner[alert.symbol]
         if not source.alerts and not self._ahead:
             del self._sources[alert.source]

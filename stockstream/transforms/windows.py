@@ -575,6 +575,8 @@ class _Ring:
         order = self.rank[rows].argsort()
         rows, first = rows[order], first[order]
         lowest = int(first.min())
+        if lowest <= self.own.base:
+            raise FrameError(f"a late tick {self.closed - lowest} s before the last closed second")
         self._carry(rows, lowest, self.closed)
         since_of = np.zeros(len(self.symbols), np.int64)
         since_of[rows] = first
@@ -797,13 +799,18 @@ class Windows:
         self._frames = 0
         self._last = self._head_last = -1
         self._sent_from = -1
+        self._taking = False
+        """While a frame is taken, and after one that failed."""
         self.index = ChangelogIndex()
 
     def frame(self, frame: Frame, input_offset: int = 0) -> Rows | None:
         """Takes a `ticks.clean` frame; returns the closings and rows to send, or None where the frame is of no use now.
 
         A frame that starts beyond `expect` is somebody else's future: dropped. `input_offset` is the frame's own offset in its topic.
+        Raises `FrameError` where the frame asks for more than any of ours, and from then on: only `restore` gives a state that is whole again.
         """
+        if self._taking:
+            raise FrameError("the frame before could not be taken and may have changed some of the state: it must be restored first")
         if self.log and frame.log < self.log:
             return None
         if frame.log != self.log:
@@ -819,6 +826,7 @@ class Windows:
         if frame.through < self.expect:
             return out
         done = self.expect - 1
+        self._taking = True
         self._frames += 1
         self._inputs.append((frame.through, input_offset))
         closings: dict[str, list[Closing]] = {}
@@ -837,6 +845,7 @@ class Windows:
         self._last = max([self._last, *(c.offset for c in frame.closings)])
         if out.closings:
             self._sent_from = self.expect
+        self._taking = False
         return out
 
     def skip_to(self, start: int) -> None:
@@ -899,13 +908,26 @@ class Windows:
         return out
 
     def _source(self, name: str, ticks: _Ticks | None, closings: list[Closing], out: Rows) -> None:
-        """One source's part of a frame: ticks up to each closing, the closing, and the ticks behind the last."""
-        ring = self._ring(name, self.expect)
-        closed = None if ticks is None else self._closed_before(ring, ticks, closings)
-        anew = self._anew(ring, ticks, closed, closings)
-        if anew is not None:
-            self._begin_anew(name, anew, ticks, closings, out)
-        elif ticks is None or closed is None:
+        """One source's part of a frame: ticks up to each closing, the closing, and the ticks behind the last; of one series after the other."""
+        while True:
+            ring = self._ring(name, self.expect)
+            closed = None if ticks is None else self._closed_before(ring, ticks, closings)
+            anew = self._anew(ring, ticks, closed, closings)
+            if anew is None:
+                self._series(ring, name, ticks, closed, closings, out)
+                return
+            # what was before this raw offset goes to the series that was, all of whose seconds are closed by then; the rest to another one
+            at = 0 if ticks is None else int(ticks.offset.searchsorted(anew))
+            before = [c for c in closings if c.offset < anew]
+            if before or at:
+                some = ticks.take(slice(0, at)) if ticks is not None and at else None
+                self._series(ring, name, some, None if some is None else self._closed_before(ring, some, before), before, out)
+            self._begin_anew(name, anew)
+            closings = closings[len(before) :]
+            ticks = ticks.take(slice(at, len(ticks.offset))) if ticks is not None and at < len(ticks.offset) else None
+
+    def _series(self, ring: _Ring, name: str, ticks: _Ticks | None, closed: Ints | None, closings: list[Closing], out: Rows) -> None:
+        if ticks is None or closed is None:
             for closing in closings:
                 self._step(ring, name, None, [closing], out)
         else:
@@ -929,19 +951,13 @@ class Windows:
                 found.append(int(ticks.offset[far.argmax()]))
         return min(found, default=None)
 
-    def _begin_anew(self, name: str, offset: int, ticks: _Ticks | None, closings: list[Closing], out: Rows) -> None:
-        """What was before this raw offset goes to the series that was, all of whose seconds are closed by then; the rest to another one."""
-        at = 0 if ticks is None else int(ticks.offset.searchsorted(offset))
-        before, behind = ([c for c in closings if c.offset < offset], [c for c in closings if c.offset >= offset])
-        if before or at:
-            self._source(name, ticks.take(slice(0, at)) if ticks is not None and at else None, before, out)
+    def _begin_anew(self, name: str, offset: int) -> None:
+        """From this raw offset on the source tells of another series."""
         known = self._rings[name].symbols
         ring = self._rings[name] = _Ring(self.revise_s)
         ring.know(known)
         ring.begun = offset
         self.index.forget(name)
-        rest = ticks.take(slice(at, len(ticks.offset))) if ticks is not None and at < len(ticks.offset) else None
-        self._source(name, rest, behind, out)
 
     def _ticks(self, ring: _Ring, name: str, ticks: _Ticks, late: NDArray[np.bool_], closings: list[Closing], out: Rows) -> None:
         """Ticks of one series, `late` where their second was closed before their record, with their closings."""

@@ -23,7 +23,7 @@ from stockstream.metrics import Metrics
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.skipped import shortened
-from stockstream.transforms.frames import Assembler, decode
+from stockstream.transforms.frames import Assembler, received
 from stockstream.versions import NewerMessages
 from stockstream.web.live import WINDOW_S, Live
 from stockstream.wording import counted
@@ -286,7 +286,7 @@ class Tail:
                 if topic != "latest":
                     raise FrameError("an empty message")
             elif topic == "windows":
-                frame = self._assemblers.setdefault(partition, Assembler()).feed(decode(value, WINDOWS_SCHEMA))
+                frame = self._assemblers.setdefault(partition, Assembler()).feed(received(value, WINDOWS_SCHEMA, record.timestamp))
                 if frame is not None:
                     self._live.frame(partition, frame)
             elif topic == "predictions":

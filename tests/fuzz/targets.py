@@ -22,7 +22,7 @@ from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sources.ingestion import Ingest
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.frames import Assembler, Frame, decode, encode_within
+from stockstream.transforms.frames import Assembler, Frame, decode, encode_within, received
 from stockstream.transforms.rules import Detector
 from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.validation import Cleaner
@@ -190,7 +190,7 @@ def windows_frames(rng: Rng, count: int, batch: Batch) -> None:
         data = hostile_frame(rng, source.windows_after)
         batch.given(data)
         try:
-            frame = decode(data, WINDOWS_SCHEMA)
+            frame = received(data, WINDOWS_SCHEMA, 0)
             wholes = [assembler.feed(frame) for assembler in assemblers]
         except FrameError:
             batch.refused += 1
@@ -262,9 +262,13 @@ def clean_frames(rng: Rng, count: int, batch: Batch) -> None:
         batch.given(data)
         before = windows.expect, windows.log
         try:
-            frame = assembler.feed(decode(data, TICKS_SCHEMA))
-            if frame is None:
-                continue
+            frame = assembler.feed(received(data, TICKS_SCHEMA, 0))
+        except FrameError:
+            batch.refused += 1
+            continue
+        if frame is None:
+            continue
+        try:
             rows = windows.frame(frame)
             if rows is not None and rows.closings:
                 closed = Frame(windows.log, rows.start, rows.through, tuple(rows.closings), rows.batch(PARTITION))
@@ -273,6 +277,9 @@ def clean_frames(rng: Rng, count: int, batch: Batch) -> None:
                 windows.records(1)
         except FrameError:
             batch.refused += 1
+            windows = source.machines.copy().windows                     # as `FrameStage` does: built anew from what is stored
+            moved = False
+            continue
         moved |= before != (windows.expect, windows.log)
     if not moved:
         fresh = source.machines.copy()

@@ -28,7 +28,7 @@ TOPIC = "stockstream.windows"
 
 def frame(number: int) -> bytes:
     """The frame at offset `number` of each partition: raw offsets 10 x number and the nine behind."""
-    return encode(Frame("log", 10 * number, 10 * number + 9, (), empty(WINDOWS_SCHEMA)))
+    return encode(Frame("00000000001-00000001", 10 * number, 10 * number + 9, (), empty(WINDOWS_SCHEMA)))
 
 
 class Core:
@@ -36,7 +36,7 @@ class Core:
 
     def __init__(self, line: Line, partition: int, records: Mapping[bytes, bytes]) -> None:
         self._line, self.partition = line, partition
-        self.log = "log"
+        self.log = "00000000001-00000001"
         self.expect, self.resume_input, self.taken = -1, 0, ""
         if records:
             expect, resume, self.taken = records[b"head"].decode().split("/")
@@ -127,7 +127,7 @@ class Line:
             yield record
 
     def records(self, partition: int, begin: int, end: int) -> list[Any]:
-        return [SimpleNamespace(offset=at, value=self.log[partition][at]) for at in range(begin, end)]
+        return [SimpleNamespace(offset=at, timestamp=0, value=self.log[partition][at]) for at in range(begin, end)]
 
     def chunk(self, partition: int, begin: int, end: int) -> Chunk:
         return Chunk(TOPIC, partition, self.records(partition, begin, end), self.app.reader.epoch)
@@ -330,6 +330,6 @@ def test_it_logs_one_line_a_minute_of_a_kind_and_keeps_the_newest(caplog: pytest
 
 
 def test_frames_that_cannot_be_read_are_set_aside_with_their_place(line: Line) -> None:
-    chunk = Chunk(TOPIC, 1, [SimpleNamespace(offset=7, value=b"no"), *line.records(1, 8, 9)])
+    chunk = Chunk(TOPIC, 1, [SimpleNamespace(offset=7, timestamp=0, value=b"no"), *line.records(1, 8, 9)])
     read: Iterator[Any] = line.stage.reader.frames(chunk)
     assert [offset for _, offset, _ in read] == [8] and line.aside() == [(1, 7)]

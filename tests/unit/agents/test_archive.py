@@ -108,8 +108,8 @@ async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobod
         pa.RecordBatch.from_pylist([{"symbol": "A", "source": "a", "event_time": 1, "size": 3, "offset": offset, "index": 0}], schema=TICKS_SCHEMA)
         for offset in (9, 8)
     ]  # fmt: skip
-    parts = [encode(Frame("x", 1, 9, (), some, part=number, parts=2)) for number, some in enumerate(rows)]
-    values = [b"no", *parts, encode(Frame("x", 10, 19, (), empty(TICKS_SCHEMA)))]
+    parts = [encode(Frame("00000000001-00000001", 1, 9, (), some, part=number, parts=2)) for number, some in enumerate(rows)]
+    values = [b"no", *parts, encode(Frame("00000000001-00000001", 10, 19, (), empty(TICKS_SCHEMA)))]
     assembler = Assembler()
 
     async def add_clean(partition: int, frame: Frame) -> None:
@@ -117,7 +117,7 @@ async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobod
         archive.told += [(partition, whole.start)] if whole is not None else []
 
     archive.add_clean = add_clean  # type: ignore[attr-defined]
-    await stage.clean(Chunk("ticks.clean", 3, [SimpleNamespace(offset=at, value=value) for at, value in enumerate(values)], 1, 0))
+    await stage.clean(Chunk("ticks.clean", 3, [SimpleNamespace(offset=at, timestamp=0, value=value) for at, value in enumerate(values)], 1, 0))
     assert archive.told == [(3, 10)]
 
 

@@ -11,7 +11,7 @@ from stockstream import worker
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
-from stockstream.transforms.frames import Frame, decode, empty, encode
+from stockstream.transforms.frames import Frame, empty, encode, received
 from stockstream.transport import Chunk, Hole
 from stockstream.worker import FrameReader
 
@@ -52,13 +52,13 @@ def feed(core: Core, start: int, offset: int, log: str = "b") -> Any:
 def test_a_frame_is_decoded_once_for_all_agents_of_a_worker(dropped: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
 
-    def counted(data: bytes, schema: Any) -> Frame:
+    def counted(data: bytes, schema: Any, timestamp: int) -> Frame:
         decoded.append(data)
-        return decode(data, schema)
+        return received(data, schema, timestamp)
 
-    monkeypatch.setattr(worker, "decode", counted)
-    values = [encode(Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA))) for start in (0, 10)]
-    chunk = Chunk("windows", 3, [SimpleNamespace(offset=offset, value=value) for offset, value in enumerate([values[0], b"no", values[1]])])
+    monkeypatch.setattr(worker, "received", counted)
+    values = [encode(Frame("018bcfe5687-0123abcd", start, start + 9, (), empty(WINDOWS_SCHEMA))) for start in (0, 10)]
+    chunk = Chunk("windows", 3, [SimpleNamespace(offset=offset, value=value, timestamp=0) for offset, value in enumerate([values[0], b"no", values[1]])])
     found = [[(frame.start, offset) for frame, offset, _ in FrameReader(agent, WINDOWS_SCHEMA).frames(chunk)] for agent in ("score", "detect")]
     assert found == [[(0, 0), (10, 2)]] * 2 and [decoded.count(value) for value in values] == [1, 1]
     assert dropped == [("score", "unreadable"), ("detect", "unreadable")], "each tells what it cannot read"

@@ -29,7 +29,10 @@ class Make:
         }  # fmt: skip
         return row | changes
 
-    def frame(self, rows: Iterable[dict[str, Any]], log: str = "1", start: int = 0, through: int | None = None, closings: Iterable[Closing] = ()) -> Frame:
+    def frame(
+        self, rows: Iterable[dict[str, Any]], log: str = "00000000001-00000001", start: int = 0, through: int | None = None,
+        closings: Iterable[Closing] = (),
+    ) -> Frame:  # fmt: skip
         rows = list(rows)
         last = max((row["offset"] for row in rows), default=start)
         if not closings:
