@@ -73,6 +73,7 @@ def test_one_alert_of_many_rewrites_only_its_bucket() -> None:
 def test_symbols_that_share_a_bucket_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever chooses names can put them all into one bucket. Pieces of a write that was cut off never replace those of the write before."""
     monkeypatch.setattr("stockstream.transforms.rules.bucket_of", lambda symbol: 5)
+    monkeypatch.setattr("stockstream.transforms.alert_state.bucket_of", lambda symbol: 5)
     detector, symbols = Detector(3), [f"S{number:05d}" for number in range(9_000)]
     detector.feed(storm(symbols, "s", 0, START, 98.0, 0))
     first = detector.records()
