@@ -187,7 +187,7 @@ class Status:
         parts = {
             "web": f"http://{conf.web_host}:{conf.web_port}/" if conf.web_enabled else "off",
             "broker": settings.broker,
-            "topics": f"{settings.topic_prefix}*, {raw} of {settings.partitions} partitions",
+            "topics": f"{settings.topic_prefix}*, {raw} of {counted(settings.partitions, 'partition')}",
             "model": ", ".join(champions) or f"none in {settings.models} yet",
             "archive": settings.archive,
         }

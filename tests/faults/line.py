@@ -111,6 +111,8 @@ class Line:
 
     def worker(self, fault: str = "", *, root: Path = ROOT, **more: str) -> Worker:
         """A new worker of the code in `root`, started. `more` are settings of its own, `fault` what it does to itself."""
+        if root != ROOT:                                                 # earlier releases know only URLs
+            more = {"STOCKSTREAM_ARCHIVE": f"file://{self.archive}", "STOCKSTREAM_MODELS": f"file://{self.settings.models}"} | more
         worker = Worker(f"worker-{len(self.workers) + 1}", self.environment | more, self.folder, fault, root=root)
         self.workers.append(worker)
         return worker.start()

@@ -24,7 +24,8 @@ def lags() -> dict[tuple[str, str], float]:
 def told_by(assigned: set[TP]) -> Status:
     reader = SimpleNamespace(assignment=lambda: assigned, lag=lambda tp: tp.partition, guard=SimpleNamespace(holes=[], rereads=0))
     fake: Any = SimpleNamespace(
-        reader=reader, consumer=reader, settings=app.settings, term=1, tables=SimpleNamespace(changelog_topics=set()), set_aside=app.set_aside
+        reader=reader, consumer=reader, settings=app.settings, term=1, tables=SimpleNamespace(changelog_topics=set()), set_aside=app.set_aside,
+        waiting_for="",
     )
     return Status(fake)
 
