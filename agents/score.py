@@ -119,7 +119,7 @@ class Scoring(FrameStage[Scorer]):
             for member in core.members:
                 places.setdefault(member.key, []).append((partition, member, core.roster.since(member)))
         champion, wanted = self.known.champion, (settings.model, self.known.version)
-        if champion is not None and not self.cores:
+        if champion is not None and not places:                          # no frame came yet: the champion takes over at the first
             places.setdefault(champion.key, [])
         if self.known.problem:
             places.setdefault(wanted, [])

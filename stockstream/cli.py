@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from stockstream.endings import DO_NOT_RESTART
 from stockstream.errors import StockstreamError
 from stockstream.packages import require_own_packages, require_tried_versions
 
@@ -61,14 +62,17 @@ def group() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code: 0, 1 after an error told in one line, 2 for a wrong option, 130 after Ctrl-C, or what the command returns."""
+    """Run one command line and return its exit code.
+
+    0; 1 after an error told in one line (78 where `worker` need not be tried again); 2 for a wrong option; 130 after Ctrl-C; or what the command returns.
+    """
     try:
         require_own_packages()
         require_tried_versions()
         result = group.main(args=list(arguments), prog_name="stockstream", standalone_mode=False)
     except StockstreamError as error:
         click.echo(f"stockstream: {' '.join(str(error).split())}", err=True)
-        return 1
+        return DO_NOT_RESTART if arguments[:1] == ["worker"] and not error.retriable else 1
     except click.exceptions.Abort:
         return INTERRUPTED
     except click.ClickException as error:

@@ -99,7 +99,13 @@ def test_another_package_of_our_names_is_told(monkeypatch: pytest.MonkeyPatch, c
 
 def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("STOCKSTREAM_BROKER", "somewhere")
-    assert cli.run(["worker"]) == 1
+    assert cli.run(["worker"]) == 78
     told = capsys.readouterr().err
     assert told.startswith("stockstream: STOCKSTREAM_BROKER: 'somewhere' is not kafka://host:port")
     assert told.count("\n") == 1
+
+
+def test_a_worker_that_need_not_be_tried_again_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("STOCKSTREAM_WEB_HOST", "")
+    assert cli.run(["worker"]) == 78
+    assert capsys.readouterr().err.splitlines() == ["stockstream: STOCKSTREAM_WEB_HOST: '' is no address and no host name"]

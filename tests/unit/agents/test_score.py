@@ -151,6 +151,12 @@ async def test_it_reminds_every_few_minutes(agent: Agent, caplog: pytest.LogCapt
     assert len([record for record in caplog.records if "no predictions" in record.message]) == 3
 
 
+async def test_a_loaded_champion_is_listed_before_the_first_frame(agent: Agent, registry: Registry, files: dict[str, bytes]) -> None:
+    version = store(registry, files)
+    await agent.stage.refresh()
+    assert agent.stage.cores and agent.states() == {version: "champion"}
+
+
 async def test_a_new_champion_is_taken_into_use_and_written_before_it_is_used(agent: Agent, registry: Registry, files: dict[str, bytes]) -> None:
     one = store(registry, files)
     await agent.stage.refresh()
