@@ -49,8 +49,12 @@ HOST = "127.0.0.1"
 SESSION_TIMEOUT_S = 6.0
 """The embedded broker lets a group wait for half of it."""
 BROKER_TIMEOUT_S = 5.0
+DRAIN_S = 10.0
+"""How long the end waits for the last ticks' verdicts."""
+DRAIN_POLL_S = 0.1
+REST_MARGIN_S = 0.5
+"""The log is at rest once nothing has come for the idle time, after which a worker closes the last second, and this margin."""
 WORKER_GRACE_S = 5.5
-"""With the broker's own 3 s the whole demo ends within 10 s."""
 RESTARTS = 3
 RESTART_DELAY_S = 1.0
 TOLD_LOG_LINES = 8
@@ -145,6 +149,8 @@ class Demo:
     restarts: int = 0
     before: Figures = field(default_factory=Figures)
     current: Figures = field(default_factory=Figures)
+    complete: bool = False
+    """Whether every tick of this run was judged before the worker was stopped, and the worker ended without being killed."""
 
     @property
     def log(self) -> Path:
@@ -157,22 +163,66 @@ class Demo:
         return self.current.after(self.before)
 
     async def run(self) -> None:
-        """Until the time is over, the memory's bound is reached, or SIGINT or SIGTERM comes; no worker is left then. Raises `StockstreamError`."""
-        asked = asyncio.Event()
-        _on_signals(asked.set)
-        work, stopper = asyncio.create_task(self._work()), asyncio.create_task(asked.wait())
+        """Until the time is over, the memory's bound is reached, or SIGINT or SIGTERM comes; no worker is left then. Raises `StockstreamError`.
+
+        At the end the market stops first, and the worker judges what came. A signal meanwhile kills the worker.
+        """
+        asked, hurry = asyncio.Event(), asyncio.Event()
+        _on_signals(lambda: hurry.set() if asked.is_set() else asked.set())
+        work, stopper, hurried = asyncio.create_task(self._work()), asyncio.create_task(asked.wait()), asyncio.create_task(hurry.wait())
         try:
             await asyncio.wait({work, stopper}, return_when=asyncio.FIRST_COMPLETED)
+            asked.set()
             if work.done():
                 work.result()
+            await _ended(work)
+            await self._drain(hurried)
         finally:
-            stopper.cancel()
-            work.cancel()
-            await asyncio.gather(work, stopper, return_exceptions=True)
+            await _ended(work, stopper)
             self.line.clear()
             if self.worker is not None:
-                click.echo("stopping ...")
-                await asyncio.to_thread(self.worker.stop, WORKER_GRACE_S)
+                await self._stop(self.worker, hurried)
+            await _ended(hurried)
+
+    async def _drain(self, hurried: asyncio.Task[Any]) -> None:
+        """Stop the market, then wait at most `DRAIN_S` until the worker has judged all that it brought, or the user hurries."""
+        self.line.say("stopping: the market first, then the worker archives what came (Ctrl-C again ends at once) ...")
+        drained = asyncio.create_task(self._drained())
+        await asyncio.wait({drained, hurried}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            self.complete = drained.done() and drained.result()
+        except (StockstreamError, KafkaError) as error:
+            self.line.say(f"the market cannot be stopped before the worker: {error}")
+        finally:
+            await _ended(drained)
+
+    async def _drained(self) -> bool:
+        """True once the market is stopped and all that it brought is judged; False where the worker ends before. Raises `StockstreamError`, `KafkaError`."""
+        await write_watchlist(self.settings, ())
+        rest_s = self.settings.idle_ms / 1000 + REST_MARGIN_S
+        came: Any = None
+        since = time.monotonic()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as web:
+            while self.worker is not None and self.worker.poll() is None:
+                answer = await _pipeline(web, self.settings.web_port)
+                if answer is not None:
+                    self.current = Figures.of(answer)
+                if not self.figures.ticks and (answer is None or not answer.get("ready")):
+                    return True                                          # the worker was starting: nothing has come
+                if answer is None or not judged(answer) or came != (came := raw_ends(answer)):
+                    since = time.monotonic()
+                elif time.monotonic() - since >= rest_s:
+                    return True
+                await asyncio.sleep(DRAIN_POLL_S)
+        return False
+
+    async def _stop(self, worker: Child, hurried: asyncio.Task[Any]) -> None:
+        stopping = asyncio.create_task(asyncio.to_thread(worker.stop, WORKER_GRACE_S))
+        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            worker.kill()
+        if await stopping == -signal.SIGKILL:
+            self.complete = False
 
     async def _work(self) -> None:
         await ensure_topics(self.settings)
@@ -262,6 +312,28 @@ class Demo:
             f"On Kafka it runs as long as you like: `make demo KAFKA=1`, or `{command_line('demo', '--broker', 'kafka://host:port')}`"
         )
         return False
+
+
+def judged(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a worker's `/api/pipeline` says that no source brings symbols, that nothing waits to be read, and that all raw records have verdicts."""
+    return (
+        bool(pipeline.get("ready"))
+        and all(source["symbols"] == 0 for source in pipeline["sources"])
+        and all(of["lag"] == 0 for of in pipeline["lag"])
+        and all(of["judged"] >= of["seen"] for of in pipeline["archive"])
+    )
+
+
+def raw_ends(pipeline: Mapping[str, Any]) -> list[int]:
+    """By partition: the last raw offset that the worker has read."""
+    return [of["seen"] for of in pipeline["archive"]]
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels the tasks and waits for them; whoever needs their errors has taken them."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -446,6 +518,7 @@ def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
     root = Path(demo.settings.archive.removeprefix("file://"))
     ticks = sum(pq.read_metadata(root / name).num_rows for name in made)
     click.echo(f"ran {minutes}:{left:02}: {counts}{latency}")
-    rest = "is lost with the broker" if demo.broker is not None else "follows with the next run"
-    click.echo(f"archived: {counted(ticks, 'tick')} in {root} (what came in the last second {rest}); ask in SQL:")
+    lost = "is lost with the broker" if demo.broker is not None else "follows with the next run"
+    rest = "" if demo.complete else f" (the end was not waited for: what came last {lost})"
+    click.echo(f"archived: {counted(ticks, 'tick')} in {root}{rest}; ask in SQL:")
     click.echo(f"  {command_line('query', '--archive', demo.settings.archive, EXAMPLE_SQL)}")

@@ -244,7 +244,8 @@ class Archive:
             self.revoke(partition)
 
     def progress(self) -> list[dict[str, Any]]:
-        """For each partition: `log`, `offset` (archived through), `processed` (likewise), `buffered_bytes`, `fault`, `failing_s` and `state`.
+        """For each partition: `log`, `offset` (archived through), `processed` (likewise), `seen` (raw records have come through), `judged`
+        (their verdicts have come through), `buffered_bytes`, `fault`, `failing_s` and `state`.
 
         A state is `starting`, `live`, `repairing` or `failing`.
         """
@@ -252,7 +253,7 @@ class Archive:
         return [
             {
                 "partition": life.partition, "log": life.log, "offset": life.chain.end if life.chain else -1, "processed": life.processed,
-                "buffered_bytes": life.held, "state": life.state, "fault": life.fault,
+                "seen": life.seen, "judged": life.clean_through, "buffered_bytes": life.held, "state": life.state, "fault": life.fault,
                 "failing_s": round(now - self._trouble.since, 1) if self._trouble.since is not None and life.state == "failing" else 0.0,
             }
             for _, life in sorted(self._lives.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -11,8 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
 from stockstream.commands.query import connect, run_sql
 from stockstream.commands.verify import check
+from stockstream.compacted import read_compacted
+from stockstream.embedded import EmbeddedBroker
+from stockstream.settings import Settings
 from stockstream.sinks.archive import chains, read_raw_object
 from stockstream.sinks.stores import FileStore
 from tests.patience import PATIENCE_S
@@ -24,10 +31,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def demo(data: Path, output: Path) -> subprocess.Popen[bytes]:
-    arguments = ["demo", "--symbols", "40", "--port", str(free_port()), "--data", str(data)]
+def demo(data: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
+    arguments = ["demo", "--symbols", "40", "--port", str(free_port()), "--data", str(data), *options]
     with output.open("wb") as out:
         return subprocess.Popen([sys.executable, "-m", "stockstream.cli", *arguments], stdout=out, stderr=subprocess.STDOUT)
+
+
+async def raw_values(settings: Settings) -> list[str]:
+    """Values of all records of the raw topic."""
+    partitions = [TopicPartition(settings.topic("ticks.raw"), number) for number in range(settings.partitions)]
+    values: list[str] = []
+    async with AIOKafkaConsumer(bootstrap_servers=settings.broker.removeprefix("kafka://")) as consumer:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        ends = await consumer.end_offsets(partitions)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(values) < sum(ends.values()):
+                for records in (await consumer.getmany(timeout_ms=100)).values():
+                    values += [record.value.decode() for record in records]
+    return values
+
+
+async def watched(settings: Settings) -> int:
+    """Symbols on the watchlist that are to be brought."""
+    return sum(json.loads(value)["active"] for value in (await read_compacted(settings, "watchlist")).values())
 
 
 def until_it_says(process: subprocess.Popen[bytes], output: Path, pattern: str) -> None:
@@ -67,4 +94,35 @@ def test_all_that_a_demo_archives_is_processed(tmp_path: Path) -> None:
     assert ticks == bars == len(accepted) > 0
     times = [json.loads(str(line.value))["event_time"] for line in accepted]
     assert (first_ms, last_ms) == (min(times), max(times))
-    assert f"archived: {ticks:,} ticks in {data}" in output.read_text()
+    assert f"archived: {ticks:,} ticks in {data}; ask in SQL:" in output.read_text()
+    assert re.search(rf"^ran \d+:\d\d: {ticks:,} ticks, ", output.read_text(), re.MULTILINE), "it archives all that the worker counted"
+
+
+def test_all_that_demos_publish_is_archived_and_in_the_bars(
+    embedded: EmbeddedBroker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker outlives two demos here, so it can say what they published. The second one finds the watchlist as the first one leaves it."""
+    monkeypatch.setenv("STOCKSTREAM_TOPIC_PREFIX", prefix)
+    settings, data = Settings(broker=embedded.bootstrap, topic_prefix=prefix), tmp_path / "data"
+    before = 0
+    for run in ("first", "second"):
+        output = tmp_path / run
+        process = demo(data, output, "--broker", embedded.bootstrap)
+        try:
+            until_it_says(process, output, r"predictions [1-9]")
+            assert asyncio.run(watched(settings)) == 40
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0, output.read_text()
+        finally:
+            process.kill()
+            process.wait()
+        assert asyncio.run(watched(settings)) == 0
+        published = asyncio.run(raw_values(settings))
+        store = FileStore(data)
+        assert sorted(published) == sorted(str(line.value) for name in store.list("raw/") for line in read_raw_object(store, name)[1])
+        published_ticks = sum("punctuate" not in json.loads(value) for value in published)
+        connection, _ = connect(data)
+        with connection:
+            _, [counts], _ = run_sql(connection, "SELECT (SELECT count(*) FROM ticks), (SELECT sum(ticks) FROM bars_1m)", 0)
+        assert tuple(counts) == (published_ticks, published_ticks) and published_ticks > before, output.read_text()
+        before = published_ticks

@@ -25,20 +25,23 @@ from stockstream.errors import BrokerError, StockstreamError
 from stockstream.settings import Settings
 from tests.patience import PATIENCE_S
 
-PIPELINE = {
+PIPELINE: dict[str, Any] = {
+    "ready": True, "sources": [{"symbols": 0}], "lag": [{"lag": 0}], "archive": [{"seen": 7, "judged": 7}],
     "rates_per_s": {"ticks_accepted": 998.6}, "totals": {"ticks_accepted": 5000, "alerts": 31, "predictions": 4000},
     "views": {"alerts": 9, "open_alerts": 2},
     "latency_ms": {"raw_to_prediction": {"p50": 80.2, "p99": 211.7, "count": 4000}},
 }  # fmt: skip
+UNDER_WAY = PIPELINE | {"sources": [{"symbols": 2}], "archive": [{"seen": 7, "judged": 5}]}
 WORKER = """
-import http.server, json, os, sys
+import http.server, json, os, pathlib, signal, sys
 print("worker of", os.environ["STOCKSTREAM_BROKER"], flush=True)
 class Views(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/api/pipeline" else 404)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        self.wfile.write(json.dumps({pipeline}).encode())
+        self.wfile.write(pathlib.Path({pipeline}).read_bytes())
+        print("asked", flush=True)
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Views).serve_forever()
 """
@@ -50,10 +53,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def says(pipeline: dict[str, Any], tmp_path: Path) -> None:
+    """What the worker's stand-in answers from now on."""
+    (tmp_path / "pipeline.new").write_text(json.dumps(pipeline))
+    (tmp_path / "pipeline.new").replace(tmp_path / "pipeline.json")
+
+
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> int:
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The demo's port, where a stand-in for the worker will answer."""
-    stand_in(monkeypatch, WORKER.replace("{pipeline}", repr(PIPELINE)))
+    says(PIPELINE, tmp_path)
+    stand_in(monkeypatch, WORKER.replace("{pipeline}", repr(str(tmp_path / "pipeline.json"))))
     return free_port()
 
 
@@ -65,7 +75,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def made(tmp_path: Path, embedded: EmbeddedBroker, prefix: str, port: int) -> Iterator[Demo]:
     settings = Settings(
         broker=embedded.bootstrap, topic_prefix=prefix, source=("simulated",), web_port=port, archive=f"file://{tmp_path}", models=f"file://{tmp_path}/models",
-        state_dir=tmp_path / "state",
+        state_dir=tmp_path / "state", idle_ms=100,
     )  # fmt: skip
     demo = Demo(settings, ["A", "B"], 0.0, 2**40, tmp_path, None, LiveLine(terminal=False))
     yield demo
@@ -181,6 +191,69 @@ async def test_a_signal_ends_it_and_its_worker(made: Demo, number: signal.Signal
     os.kill(os.getpid(), number)
     await asyncio.wait_for(task, PATIENCE_S)
     assert made.worker is not None and made.worker.poll() is not None
+
+
+async def active(settings: Settings) -> set[bytes]:
+    return {key for key, value in (await read_compacted(settings, "watchlist")).items() if json.loads(value)["active"]}
+
+
+async def test_the_market_stops_and_what_came_is_judged_before_the_worker_ends(made: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says(UNDER_WAY, tmp_path)
+    task = asyncio.create_task(made.run())
+    await until(lambda: made.figures.ticks, task)
+    assert await active(made.settings) == {b"A", b"B"}
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(PATIENCE_S):
+        while await active(made.settings):
+            await asyncio.sleep(0.01)
+    for waits_for in (UNDER_WAY, PIPELINE | {"lag": [{"lag": 1}]}, PIPELINE | {"archive": [{"seen": 9, "judged": 8}]}, PIPELINE | {"ready": False}):
+        says(waits_for, tmp_path)
+        asked = made.log.read_text().count("asked")
+        await until(lambda asked=asked: made.log.read_text().count("asked") >= asked + 10, task)
+        assert made.worker is not None and made.worker.poll() is None
+    says(PIPELINE | {"totals": {"ticks_accepted": 5007}}, tmp_path)
+    await asyncio.wait_for(task, PATIENCE_S)
+    assert made.complete and made.figures.ticks == 5007 and made.worker is not None and made.worker.poll() == -signal.SIGTERM
+    assert "stopping: the market first" in capsys.readouterr().out
+
+
+async def test_the_log_must_be_at_rest_before_the_worker_ends(made: Demo, tmp_path: Path) -> None:
+    """What was under way when the market stopped still comes: records that follow each other sooner than the idle time are not the last."""
+    task = asyncio.create_task(made.run())
+    await until(lambda: made.figures.ticks, task)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for seen in range(10, 30):
+        says(PIPELINE | {"archive": [{"seen": seen, "judged": seen}]}, tmp_path)
+        asked = made.log.read_text().count("asked")
+        await until(lambda asked=asked: made.log.read_text().count("asked") > asked, task)
+    await asyncio.wait_for(task, PATIENCE_S)
+    assert made.complete
+
+
+async def test_a_second_signal_ends_it_at_once(made: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAIN_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(module, "WORKER_GRACE_S", 10 * PATIENCE_S)
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WORKER.replace("{pipeline}", repr(str(tmp_path / "pipeline.json")))
+    stand_in(monkeypatch, "import signal\n" + stubborn)
+    says(UNDER_WAY, tmp_path)
+    task = asyncio.create_task(made.run())
+    await until(lambda: made.figures.ticks, task)
+    os.kill(os.getpid(), signal.SIGINT)
+    async with asyncio.timeout(PATIENCE_S):
+        while await active(made.settings):
+            await asyncio.sleep(0.01)
+    assert not task.done()
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.wait_for(task, PATIENCE_S)
+    assert made.worker is not None and made.worker.poll() == -signal.SIGKILL and not made.complete
+
+
+async def test_the_wait_for_the_last_verdicts_is_bounded(made: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAIN_S", 1.0)
+    says(UNDER_WAY, tmp_path)
+    made.minutes = 0.5 / 60
+    await asyncio.wait_for(made.run(), PATIENCE_S)
+    assert made.worker is not None and made.worker.poll() == -signal.SIGTERM and not made.complete
 
 
 async def test_a_worker_that_dies_is_told_and_started_again_and_its_counts_stay(
