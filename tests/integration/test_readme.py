@@ -61,6 +61,9 @@ def test_every_step_of_the_readme_prints_something(kafka: Cluster, prefix: str, 
     predictions, publish, windows = (
         text.replace("localhost:9092", broker).replace('"stockstream.', f'"{prefix}') for text in re.findall(r"```python\n(.*?)```", STEPS, re.DOTALL)
     )
+    exports = dict(re.findall(r"^    export (\w+)=(.*)$", STEPS, re.MULTILINE))
+    assert exports == {"STOCKSTREAM_BROKER": "kafka://localhost:9092", "STOCKSTREAM_ARCHIVE": "./my-data"}
+    environment["STOCKSTREAM_ARCHIVE"] = exports["STOCKSTREAM_ARCHIVE"]
     assert "\n    stockstream train xgboost --simulated\n" in STEPS and "\n    stockstream worker\n" in STEPS
     try:
         assert "stored as" in run("train", "xgboost", "--simulated")
