@@ -334,6 +334,8 @@ class _Ring:
         """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
         self.through: dict[int, int] = {}
         """After a restart: second -> offset that its stored bucket counts through."""
+        self.resumed = _NEVER
+        """The last second of the life before, while ticks of another life have come that begins far behind it, and not its first closing."""
         self.restored: tuple[int, int] = (_NEVER, _NEVER)
         """After a restart: `closed` and `counted` of the head."""
         self.waiting: dict[int, list[Second]] = {}
@@ -417,6 +419,20 @@ class _Ring:
             for cells in (self.own, self.past):
                 cells.begin_anew(second)
             self.closed = second
+
+    def resume_far(self, second: int) -> None:
+        """A source that `clean` had forgotten is heard again, first at `second`, and its first closing is still to come: room for what lies between is not needed.
+
+        That closing will say after which second the series begins: one of the two before `second`, as the milliseconds have it.
+        """
+        if self.closed != _NEVER and second - self.closed > self.past.depth + self.revise_s and not self.unsaved:
+            self.resumed = self.closed
+            self.skip_to(second - 2)
+
+    @property
+    def known_closed(self) -> int:
+        """The last second that a closing has named: what a restart goes on from."""
+        return self.closed if self.resumed == _NEVER else self.resumed
 
     # -- ticks --------------------------------------------------------------
 
@@ -939,7 +955,8 @@ class Windows:
         closed, offset = ring.closed, ring.counted
         for closing in closings:
             if closing.offset > ring.counted:
-                if closing.after != closed and closed != _NEVER:        # closings of one life follow upon each other
+                first = closed == _NEVER or (ring.resumed != _NEVER and closing is closings[0])
+                if closing.after != closed and not first:               # closings of one life follow upon each other
                     found.append(offset + 1)
                     break
                 closed, offset = closing.second, closing.offset
@@ -1011,6 +1028,7 @@ class Windows:
     def _put(ring: _Ring, ticks: _Ticks) -> None:
         """Adds ticks where there is room for them by then, behind what is stored of their seconds."""
         if len(ticks.second):
+            ring.resume_far(int(ticks.second[ticks.offset == ticks.offset[0]].min()))
             ring.cover(int(ticks.second.min()), int(ticks.second.max()))
             ring.settle(int(ticks.second.max()))
             ring.add(ticks)
@@ -1026,7 +1044,8 @@ class Windows:
                 self._add(ring, fresh.take(late), late[late])
                 fresh = fresh.take(~late)
             fresh = ring.uncounted(fresh)
-        if ring.closed == _NEVER:
+        if ring.closed == _NEVER or ring.resumed != _NEVER:
+            ring.resumed = _NEVER
             ring.cover(first, first)
             ring.settle(first)
             rows, seconds = ring.cells_between(ring.own.base, first)             # heard before anything closed, and late already
@@ -1143,9 +1162,9 @@ class Windows:
         if through < resume:
             self.resume_input += 1
         sources = {
-            name: Source(ring.closed, ring.counted, ring.stored, ring.begun, ring.touched) for name, ring in self._rings.items() if ring.closed != _NEVER
+            name: Source(ring.known_closed, ring.counted, ring.stored, ring.begun, ring.touched) for name, ring in self._rings.items() if ring.closed != _NEVER
         }
-        needed = self.index.needed({name: ring.closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
+        needed = self.index.needed({name: ring.known_closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
         self.index.written(newest)
         self._head_slot = 1 - self._head_slot
         head = Head(

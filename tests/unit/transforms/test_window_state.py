@@ -303,3 +303,53 @@ def test_rubbish_is_told_from_records_and_never_raises_anything_else() -> None:
             except StateError:
                 continue
     assert Windows.readable(b"\xc1", next(iter(good.values()))) != ""
+
+
+@pytest.mark.parametrize("late", [(), (1,), (5, 1)], ids=["in order", "a second late", "seconds late"])
+@pytest.mark.parametrize("after", [1, 2], ids=["closed before", "closed two before"])
+def test_a_source_that_is_heard_again_after_days_needs_no_room_for_the_days_between(late: tuple[int, ...], after: int) -> None:
+    """Its first ticks may come in a frame of their own, before its first closing: a thin feed on a Monday morning."""
+    monday = START + 3 * DAY_S
+    names = [f"S{number:03d}" for number in range(300)]
+
+    def told(cut: bool) -> list[dict[str, Any]]:
+        feed, core = Feed(), Windows(0, revise_s=30)
+        frames = [feed.frame([("a", name, START, 10.0) for name in names], {"a": START})]
+        feed.again("a")
+        feed.closed["a"] = monday - after
+        ticks = [("a", "S000", monday, 11.0), *(("a", "S001", monday - back, 11.5) for back in late)]
+        if cut:
+            frames += [feed.frame([tick], {}) for tick in ticks] + [feed.frame([("a", "S002", monday + 1, 12.0)], {"a": monday + 1})]
+        else:
+            frames += [feed.frame([*ticks, ("a", "S002", monday + 1, 12.0)], {"a": monday + 1})]
+        rows = [row for part in rows_of(core, frames, state=cut) for row in part]
+        (ring,) = core._rings.values()
+        assert ring.own.width < 1_000 and ring.past.width < 1_000
+        return [{name: value for name, value in row.items() if name != "offset"} for row in rows]
+
+    assert told(cut=True) == told(cut=False)
+    assert len(told(cut=True)) == len(names) + 2 + len(late)
+
+
+def test_a_restart_between_the_first_tick_after_days_and_its_closing_loses_no_row() -> None:
+    monday = START + 3 * DAY_S
+    feed, log, core = Feed(), Changelog(random.Random(1)), Windows(0, revise_s=30)
+    frames = [feed.frame([("a", "X", START, 10.0), ("b", "Y", START, 10.0)], {"a": START, "b": START})]
+    feed.again("a")
+    feed.closed["a"] = monday - 1
+    frames.append(feed.frame([("a", "X", monday, 11.0)], {}))
+    frames.append(feed.frame([("b", "Y", START + 1, 10.0)], {"b": START + 1}))           # its checkpoint is written while X waits
+    frames.append(feed.frame([("a", "X", monday + 1, 12.0)], {"a": monday + 1}))
+    told: list[tuple[str, int]] = []
+    for number, frame in enumerate(frames):
+        rows = core.frame(frame, number)
+        assert rows is not None
+        told += [(row["symbol"], row["second"]) for row in rows.batch(0).to_pylist()]
+        log.write(core.records(0), core.index)
+        if number == 2:
+            stored = log.read(Windows.needs)
+            core = Windows.restore(0, stored.records, stored.offsets, revise_s=30)
+            for again, earlier in enumerate(frames[:3]):
+                if again >= core.resume_input:
+                    core.frame(earlier, again)
+    assert told == [("X", START), ("Y", START), ("Y", START + 1), ("X", monday), ("X", monday + 1)]
