@@ -421,7 +421,7 @@ class _Ring:
             self.closed = second
 
     def resume_far(self, second: int) -> None:
-        """A source that `clean` had forgotten is heard again, first at `second`, and its first closing is still to come: room for what lies between is not needed.
+        """A source that `clean` had forgotten is heard again, first at `second`, before its first closing: no room is needed for what lies between.
 
         That closing will say after which second the series begins: one of the two before `second`, as the milliseconds have it.
         """
