@@ -141,14 +141,16 @@ class Line:
         wait_until(told, timeout_s, f"windows of the raw offsets {marks}; see {self.folder}", 0.3)
 
     def finish(
-        self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True, view_partitions: Collection[int] | None = None
+        self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True, view_partitions: Collection[int] | None = None,
+        same_snapshots: bool = True,
     ) -> Verdict:
         """Stops the producer, lets the line come to rest, and judges."""
         self.producer.stop()
         begun = time.monotonic()
         alive = [worker for worker in self.workers if worker.alive]
         verdict = self.observer.verdict(
-            workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states, view_partitions=view_partitions
+            workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states, view_partitions=view_partitions,
+            same_snapshots=same_snapshots,
         )
         self._judge_producer(verdict)
         for worker in self.workers:

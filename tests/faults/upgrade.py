@@ -49,7 +49,7 @@ def upgrade(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         for worker in old:
             _replace(line, worker, scale)
             time.sleep(scale(4, 60))
-        return line.check(line.finish(timeout_s=60))
+        return line.check(line.finish(timeout_s=60, same_snapshots=False))
 
 
 def _replace(line: Line, worker: Worker, scale: Scale) -> None:

@@ -284,7 +284,7 @@ class Observer:
 
     def verdict(
         self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True,
-        view_partitions: Collection[int] | None = None,
+        same_snapshots: bool = True, view_partitions: Collection[int] | None = None,
     ) -> Verdict:  # fmt: skip
         """Waits for the line to come to rest, then judges everything; the workers' views of these partitions only, where they are given."""
         out = Verdict()
@@ -315,7 +315,7 @@ class Observer:
         newest = {life.partition: life for life in lives}
         if states:
             for partition, life in newest.items():
-                for fault in state_faults(life, {table: self.stored[table][partition] for table in STATE_TABLES}, self.settings, self.model):
+                for fault in state_faults(life, {table: self.stored[table][partition] for table in STATE_TABLES}, self.settings, self.model, same_snapshots):
                     out.fault(fault)
         if archive is not None:
             self._judge_archive(lives, archive, out, timeout_s)
