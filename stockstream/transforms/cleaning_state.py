@@ -74,6 +74,10 @@ class Held:
     ts: int
 
 
+MAX_OFFSET = 1 << 62
+"""Beyond any log's offsets, and far enough below int64 to count on."""
+
+
 class State(Stored):
     """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
 
@@ -130,7 +134,9 @@ class State(Stored):
         self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
 
     def require_fitting(self) -> None:
-        """Raises `ValueError` where `sources` or `held` would fail; it takes a quarter of their time."""
+        """Raises `ValueError` where `sources` or `held` would fail, or no log has such an offset; it takes a quarter of their time."""
+        if not -1 <= self.expect <= MAX_OFFSET:
+            raise ValueError(f"no log goes on from offset {self.expect}")
         sources = (self.source_clocks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest, self.source_unsent)
         feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
         held = (self.held_owners, self.held_newest, self.held_ts)

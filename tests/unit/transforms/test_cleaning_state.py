@@ -208,3 +208,11 @@ def test_what_fits_together_can_be_restored_and_what_does_not_is_passed_over_in_
         pieces = [(b"snapshot/1/0/%d" % number, piece) for number, piece in enumerate(stored.split(value, VERSION, 100))]
         assert Cleaner.complete(dict(pieces)) == (not fault)
     assert 50 < broken < 400
+
+
+@pytest.mark.parametrize("expect", [-2, 1 << 63, 1 << 64, -(1 << 63)])
+def test_a_snapshot_of_an_offset_that_no_log_has_is_passed_over(expect: int) -> None:
+    with pytest.raises(ValueError, match=f"no log goes on from offset {expect}"):
+        cleaning_state.State(
+            v=cleaning_state.VERSION, expect=expect, log="log", lateness_ms=200, revise_s=30, partitions=1, last_record=(0, 0),
+        ).require_fitting()  # fmt: skip
