@@ -8,14 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from stockstream.skipped import shortened
+from stockstream.skipped import LOG_EVERY_S, TALLIES, shortened
 
 logger = logging.getLogger(__name__)
 
 KEPT = 100
-LOG_EVERY_S = 60.0
-"""A line an agent, topic and reason: the first at once, then at most one in this time, which says how many it stands for."""
-TALLIES = 1_024
 
 
 class Aside(NamedTuple):
