@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
+from stockstream import transport
 from stockstream.embedded import CLUSTER_ID_PREFIX, EmbeddedBroker
 from stockstream.errors import BrokerError
 from tests.kafka import KAFKA_FOLDER, Cluster, require_kafka
@@ -73,6 +75,28 @@ async def test_kafka_takes_every_codec(kafka: Cluster, prefix: str, codec: str |
     await create(kafka.bootstrap_servers, NewTopic(f"{prefix}t", 2, 1))
     await produce(kafka.bootstrap_servers, f"{prefix}t", idempotent=True, codec=codec)
     assert await consume(kafka.bootstrap_servers, f"{prefix}t", RECORDS) == list(range(RECORDS))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_kafka_takes_large_messages_in_every_codec_as_a_worker_compresses(
+    kafka: Cluster, prefix: str, codec: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones have several blocks: Kafka refuses an lz4 frame whose blocks are linked, again at every try."""
+    for name in ("zstd_encode", "lz4_encode"):
+        monkeypatch.setattr(transport.aiokafka_batches, name, getattr(transport.aiokafka_batches, name))     # restored at the end
+    transport.compress_quickly()
+    await create(kafka.bootstrap_servers, NewTopic(f"{prefix}t", 1, 1, topic_configs={"message.timestamp.type": "LogAppendTime"}))
+    value = msgspec.json.encode([{"symbol": f"S{number:05d}", "price": number / 8} for number in range(8_000)])
+    assert len(value) > 200_000
+    producer = AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, acks="all", enable_idempotence=True, compression_type=codec, max_batch_size=1_000_000,
+        request_timeout_ms=10_000,
+    )  # fmt: skip
+    await producer.start()
+    try:
+        await asyncio.wait_for(producer.send_and_wait(f"{prefix}t", value), PATIENCE_S)
+    finally:
+        await producer.stop()
 
 
 @pytest.mark.parametrize("codec", CODECS)
