@@ -35,7 +35,9 @@ class Aggregation(FrameStage[Windows]):
     """The cores of `aggregate`, and when `latest` was told of each symbol."""
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), Windows.readable)
+        super().__init__(
+            app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), Windows.readable, Windows.takes_long
+        )
         self.told: dict[str, tuple[str, int]] = {}
         self._told_before: dict[str, tuple[str, int]] = {}
 
@@ -52,7 +54,7 @@ class Aggregation(FrameStage[Windows]):
         messages: list[Message] = []
         latest: list[Message] = []
         for frame, offset, record in self.reader.frames(chunk):
-            rows = self.reader.feed(core, core.frame, chunk, frame, offset)
+            rows = await self.feed(core, core.frame, chunk, frame, offset)
             if rows is None or not rows.closings:
                 continue
             batch = rows.batch(partition)

@@ -29,7 +29,10 @@ class Detection(FrameStage[Detector]):
     turns_before = SEND_TURNS                                            # `score` reads the same frames, and there is more to wait for behind it
 
     def __init__(self) -> None:
-        super().__init__(app, table, settings.topic("windows"), Detector.restore, Detector.needs, FrameReader("detect", WINDOWS_SCHEMA), Detector.readable)
+        super().__init__(
+            app, table, settings.topic("windows"), Detector.restore, Detector.needs, FrameReader("detect", WINDOWS_SCHEMA), Detector.readable,
+            Detector.takes_long,
+        )  # fmt: skip
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
@@ -39,7 +42,7 @@ class Detection(FrameStage[Detector]):
         alerts: list[Message] = []
         market: list[Message] = []
         for frame, offset, _ in self.reader.frames(chunk):
-            found = self.reader.feed(core, core.feed, chunk, frame, offset)
+            found = await self.feed(core, core.feed, chunk, frame, offset)
             if found is None:
                 continue
             for first in range(0, len(found.alerts), AT_ONCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -113,6 +114,12 @@ class FrameReader:
                 self.current[chunk.partition] = first, record.offset
                 yield whole, first, record
                 self.current.pop(chunk.partition, None)
+
+    def parts(self, chunk: Chunk) -> Iterator[Frame]:
+        """What can be decoded of a chunk, without putting parts together."""
+        for number in range(len(chunk.records)):
+            with contextlib.suppress(FrameError):                        # `frames` says so
+                yield frame_of(chunk, number, self._schema)
 
     def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
         """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it or the frame was set aside."""

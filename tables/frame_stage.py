@@ -4,6 +4,8 @@ The core may be half changed then, and what it made of the frames before in the 
 what is under way is confirmed, the state is read from the changelog, and the input from where the state says. The frame is tried once more, for the
 reason may have been the moment (memory, say); if it fails again it is set aside, visibly, and the core goes on behind it. Chunks of that partition wait
 meanwhile; those of other partitions do not.
+
+Neither do they wait for a frame that takes long, as when thousands of symbols appear or alert at once: its core takes it in a thread.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, TypeVar
 
 import aiokafka
+import pyarrow as pa
 from aiokafka.errors import KafkaError
 
 from stockstream.app import App
 from stockstream.broker import MAX_BATCH_BYTES, client_options
 from stockstream.errors import BrokerError, FencedError, StateError, StockstreamError
+from stockstream.transforms.frames import Frame
 from stockstream.transport import FETCH_MAX_WAIT_MS, Chunk
-from stockstream.worker import FrameCore, FrameReader, resume_of
+from stockstream.worker import FrameCore, FrameReader, Taken, resume_of
 from tables.state import Needs, Readable, Stage, StateTable, anything
 
 logger = logging.getLogger(__name__)
@@ -36,34 +40,47 @@ FAILURES_KEPT = 10_000
 STALL_S = 30.0
 
 
+def never(core: Any, rows: pa.RecordBatch) -> bool:
+    """Of cores whose frames never take long."""
+    return False
+
+
 class FrameStage(Stage[Core]):
     """The cores and pipes of an agent that reads frames.
 
     Args:
         reader: of the agent's topic.
         restore, needs, readable: as those of `Stage`.
+        takes_long: whether a core may work on these rows for more than some 50 ms.
     """
 
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core], needs: Needs,
-        reader: FrameReader, readable: Readable = anything,
+        reader: FrameReader, readable: Readable = anything, takes_long: Callable[[Core, pa.RecordBatch], bool] = never,
     ) -> None:  # fmt: skip
         super().__init__(app, table, topic, restore, resume_of, needs, readable)
-        self.reader = reader
+        self.reader, self._takes_long = reader, takes_long
         self._waiting: dict[int, deque[Chunk]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._taking: dict[int, Chunk] = {}
+        self._rebuilding: set[int] = set()
         self._failures: dict[int, dict[int, int]] = {}
         """By partition and offset of a frame's first part: how often it has failed."""
 
     @property
     def rebuilding(self) -> list[int]:
         """Partitions whose cores are being built anew."""
+        return sorted(self._rebuilding)
+
+    @property
+    def apart(self) -> list[int]:
+        """Partitions whose chunks are worked on beside the others', for whatever reason."""
         return sorted(self._waiting)
 
     async def release(self, timeout_s: float) -> None:
         tasks, self._tasks = list(self._tasks.values()), {}
         self._waiting.clear()
+        self._rebuilding.clear()
         self._failures.clear()
         for task in tasks:
             task.cancel()
@@ -78,6 +95,9 @@ class FrameStage(Stage[Core]):
             if len(waiting) > MOST_WAITING:
                 await asyncio.wait({self._tasks[chunk.partition]})
             return
+        if self._is_long(chunk):
+            self._begin(chunk)
+            return
         try:
             await self._chunk(chunk)
         except Exception as error:
@@ -85,22 +105,38 @@ class FrameStage(Stage[Core]):
                 raise
             if chunk.epoch != self.app.reader.epoch:
                 return                                                   # assigned anew meanwhile: the new core reads the frame itself
-            waiting = self._waiting[chunk.partition] = deque([chunk])
-            self._tasks[chunk.partition] = asyncio.create_task(self._isolate(waiting, error), name=f"{self.table.name}[{chunk.partition}] rebuild")
+            self._begin(chunk, error)
+
+    def _is_long(self, chunk: Chunk) -> bool:
+        core = self.core_of(chunk)
+        return core is not None and any(self._takes_long(core, part.rows) for part in self.reader.parts(chunk))
+
+    async def feed(self, core: Core, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
+        """What `core` makes of a frame by its method `take`, as `FrameReader.feed` has it; in a thread where that takes long."""
+        if self._takes_long(core, frame.rows):
+            return await asyncio.to_thread(self.reader.feed, core, take, chunk, frame, offset)
+        return self.reader.feed(core, take, chunk, frame, offset)
+
+    def _begin(self, chunk: Chunk, error: Exception | None = None) -> None:
+        """Works on a chunk, and on those that come for its partition meanwhile, beside other partitions."""
+        waiting = self._waiting[chunk.partition] = deque([chunk])
+        self._tasks[chunk.partition] = asyncio.create_task(self._work_apart(waiting, error), name=f"{self.table.name}[{chunk.partition}] apart")
 
     async def _chunk(self, chunk: Chunk) -> None:
         self._taking[chunk.partition] = chunk
         await self.chunk(chunk)
 
-    async def _isolate(self, waiting: deque[Chunk], error: Exception) -> None:
-        """Builds the core anew, as often as it takes, and goes through what waits."""
-        partition = waiting[0].partition
+    async def _work_apart(self, waiting: deque[Chunk], error: Exception | None) -> None:
+        """Goes through what waits. After an error it builds the core anew first, as often as it takes."""
+        partition, epoch = waiting[0].partition, waiting[0].epoch
         try:
             while True:
                 try:
-                    self._judge(waiting, error)
-                    if not await self._rebuild(waiting[0]):
-                        return                                           # assigned anew: whoever has the partition now begins where its state says
+                    if error is not None:
+                        self._rebuilding.add(partition)
+                        self._judge(waiting, error)
+                        if not await self._rebuild(waiting[0]):
+                            return                                       # assigned anew: whoever has the partition now begins where its state says
                     while waiting:
                         await self._chunk(waiting[0])
                         waiting.popleft()
@@ -108,11 +144,13 @@ class FrameStage(Stage[Core]):
                 except Exception as again:
                     if not _stays_here(again):
                         raise
+                    if epoch != self.app.reader.epoch:
+                        return
                     error = again
         except FencedError:
             return
         except Exception as last:
-            logger.exception("%s: the core of %s[%d] cannot be built anew", self.table.name, self.topic, partition)
+            logger.exception("%s: %s[%d] cannot go on", self.table.name, self.topic, partition)
             why = str(last) if isinstance(last, _Unhandled) else f"{type(last).__name__}: {last}"
             with contextlib.suppress(FencedError):
                 self.app.fence.leave(f"{self.table.name}: {self.topic}[{partition}]: {why}")
@@ -120,6 +158,7 @@ class FrameStage(Stage[Core]):
             if self._waiting.get(partition) is waiting:
                 del self._waiting[partition]
                 self._tasks.pop(partition, None)
+                self._rebuilding.discard(partition)
 
     def _judge(self, waiting: deque[Chunk], error: Exception) -> None:
         """Decides what becomes of the frame that failed: tried again, or set aside. Raises `_Unhandled` where that did not help either."""

@@ -38,7 +38,7 @@ SETTLE_S = 0.05
 """The watchlist comes message by message: so much of it is gathered into one change of subscription."""
 CHECK_S = 1.0
 MAX_WATCHED = 50_000
-"""Symbols a worker: beyond, entries of the watchlist are passed over. The views show 20,000."""
+"""Symbols a worker: beyond, entries of the watchlist are passed over. The views show as many."""
 MAX_TICK_BYTES = 100_000
 """A tick with all its texts at their limits has a quarter of it. A longer one from a source is left out, since it could never be delivered."""
 DESCRIBED_AT_ONCE = 500

@@ -45,6 +45,8 @@ QUIET_S = 60
 FORGET_MS = 24 * 3_600_000
 """Of the log's time without a closing: then a source has ended. `clean` has forgotten it by then, and whatever is heard of it later is another series."""
 
+LONG_ALERTS = 1_000
+"""That a frame may open, or that are open and may close with it: it takes some 30 us each."""
 RULES = (PRICE_DROP, VOLUME_SPIKE)
 """Every rule by its name, in the order of their alerts in the topic."""
 _SECOND, _CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
@@ -154,6 +156,12 @@ class Detector:
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
         self.expect = max(self.expect, start)
+
+    def takes_long(self, rows: pa.RecordBatch) -> bool:
+        """Whether these rows may open, update or close a thousand alerts."""
+        if sum(len(source.alerts) for source in self._sources.values()) >= LONG_ALERTS or self._ahead:
+            return True
+        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or(*_conditions(rows)))) >= LONG_ALERTS // len(RULES)
 
     # -- state --------------------------------------------------------------
 
@@ -401,6 +409,14 @@ def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, .
     return list(zip(*out, strict=True))
 
 
+def _conditions(rows: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """By row, whether the condition of each of RULES holds; also for rows that are `revised`."""
+    volume, volume_5m, seconds_5m = numbers(rows, "volume"), numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
+    usual = volume_5m / np.maximum(seconds_5m, 1)
+    drop = numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")
+    return drop, (volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+
+
 class _Columns:
     """A frame's rows as numpy columns; rows of one closing are neighbours, and `spans` says where."""
 
@@ -414,11 +430,8 @@ class _Columns:
         self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         bounds = bounds_of_runs(self._offset, self._source)
         self.spans = {self._place(low): slice(low, high) for low, high in pairwise(bounds)}
-        volume_5m, seconds_5m = numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
-        usual = volume_5m / np.maximum(seconds_5m, 1)
-        spike = (self._volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (self._volume >= VOLUME_MULTIPLE * usual) & self._fresh
-        drop = (numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")) & self._fresh
-        self._hit_rows, self._hits = self._find(rows, spike, drop)
+        drop, spike = _conditions(rows)
+        self._hit_rows, self._hits = self._find(rows, spike & self._fresh, drop & self._fresh)
 
     def _find(self, rows: pa.RecordBatch, spike: NDArray[np.bool_], drop: NDArray[np.bool_]) -> tuple[list[int], list[_Hit]]:
         """The rows with a condition and what hits them, a row with both conditions twice."""

@@ -55,6 +55,8 @@ SPARE_S = 8
 as many again then, up to FAR_S."""
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
+LONG_SYMBOLS = 3_000
+"""Of a source: room for more takes longer to lay out than other partitions should wait."""
 MANY_SYMBOLS = 150
 """Where one numpy call for each second begins to be cheaper than `accumulate`, which strides through memory (measured: 2.3 to 7 ns a cell against 1)."""
 ROWS_AT_ONCE = 128
@@ -867,6 +869,12 @@ class Windows:
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
         self.expect = max(self.expect, start)
+
+    def takes_long(self, rows: pa.RecordBatch) -> bool:
+        """Whether new room for symbols or seconds may be needed that takes long to lay out: 0.4 to 1 s for 20,000 symbols."""
+        if max((len(ring.symbols) for ring in self._rings.values()), default=0) >= LONG_SYMBOLS:
+            return True
+        return rows.num_rows >= LONG_SYMBOLS and len(rows.column("symbol").unique()) >= LONG_SYMBOLS
 
     def _ring(self, name: str, begun: int) -> _Ring:
         """The ring of a source, awake; a new one tells of raw offsets from `begun` on."""

@@ -41,7 +41,7 @@ WINDOW_S = 300
 """Bars are kept for as long as the rolling windows look back."""
 
 BLOCK = 1_024
-MAX_SYMBOLS = 20_000
+MAX_SYMBOLS = 50_000
 """Beyond this a new symbol is counted and not shown, so that a producer gone wild cannot fill the memory (18 KB a symbol)."""
 
 MAX_ALERTS = 100_000

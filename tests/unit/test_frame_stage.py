@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +67,7 @@ class Summing(FrameStage[Any]):
             return
         sends = []
         for some, offset, _ in self.reader.frames(chunk):
-            found = self.reader.feed(core, core.feed, chunk, some, offset)
+            found = await self.feed(core, core.feed, chunk, some, offset)
             if found:
                 sends.append(Outgoing("out", chunk.partition, [Message(None, found.encode())]))
             await asyncio.sleep(0)
@@ -84,6 +85,8 @@ class Line:
 
     def __init__(self) -> None:
         self.left: list[str] = []
+        self.long: set[int] = set()
+        """Partitions whose frames take long."""
         self.failures: dict[tuple[int, int], list[Exception]] = {}
         self.log: dict[int, list[bytes]] = {partition: [frame(number) for number in range(12)] for partition in range(2)}
         self.stored: dict[int, dict[bytes, bytes]] = {}
@@ -96,7 +99,7 @@ class Line:
         )  # fmt: skip
         self.stage = Summing(
             self.app, self, TOPIC, lambda partition, records, _: Core(self, partition, records),  # type: ignore[arg-type]
-            lambda _: None, FrameReader("summing", WINDOWS_SCHEMA),
+            lambda _: None, FrameReader("summing", WINDOWS_SCHEMA), takes_long=lambda core, rows: core.partition in self.long,
         )  # fmt: skip
         self.stage.line = self
 
@@ -143,7 +146,7 @@ class Line:
         await self.stage.assign({TOPIC: [0, 1]})
         await self.stage.work(self.stream())
         async with asyncio.timeout(PATIENCE_S):
-            while self.stage.rebuilding:
+            while self.stage.apart:
                 await asyncio.sleep(0.001)
             for pipe in list(self.stage.pipes.values()):
                 await pipe.drain()
@@ -238,6 +241,56 @@ async def test_the_other_partition_goes_on_while_a_core_is_built_anew(line: Line
     held.set()
     await running
     assert line.out[0] == brought()
+
+
+async def test_the_other_partition_goes_on_while_a_frame_takes_long(line: Line) -> None:
+    go_on = threading.Event()
+    threads: set[bool] = set()
+    line.long = {0}
+    fail = line.fail
+
+    def slow(partition: int, offset: int) -> None:
+        if partition == 0 and offset >= 0:
+            threads.add(threading.current_thread() is threading.main_thread())
+            assert go_on.wait(PATIENCE_S)
+        fail(partition, offset)
+
+    line.fail = slow  # type: ignore[method-assign]
+    running = asyncio.create_task(line.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while line.out[1] != brought():
+            await asyncio.sleep(0.001)
+    assert line.stage.apart == [0] and not line.stage.rebuilding and line.out[0] == []
+    go_on.set()
+    await running
+    assert line.out[0] == brought() and threads == {False} and not line.stage.apart
+
+
+@pytest.mark.parametrize("number", [0, 5, 11])
+async def test_a_frame_that_takes_long_and_fails_is_tried_again_or_set_aside(line: Line, number: int) -> None:
+    line.long = {0, 1}
+    line.failures = {(0, number): errors(9), (1, number): errors(1)}
+    await line.run()
+    assert line.out == {0: brought(number), 1: brought()} and line.aside() == [(0, number)] and not line.left
+
+
+async def test_an_assignment_while_a_frame_takes_long_leaves_nothing_behind(line: Line) -> None:
+    go_on = threading.Event()
+    line.long = {0}
+    line.fail = lambda partition, offset: (go_on.wait(PATIENCE_S), None)[1]  # type: ignore[method-assign]
+    await line.stage.assign({TOPIC: [0]})
+    await line.stage.take(line.chunk(0, 0, 8))
+    assert line.stage.apart == [0]
+    line.app.reader.epoch += 1
+    await line.stage.assign({TOPIC: [0]})
+    assert not line.stage.apart
+    go_on.set()
+    await line.stage.take(line.chunk(0, 0, 12))
+    async with asyncio.timeout(PATIENCE_S):
+        while line.stage.apart:
+            await asyncio.sleep(0.001)
+    await line.stage.pipes[0].drain()
+    assert line.out[0] == brought() and not line.left
 
 
 async def test_what_fails_although_it_is_passed_over_ends_the_worker_with_its_place(line: Line) -> None:

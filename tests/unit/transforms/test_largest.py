@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -17,10 +17,10 @@ from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Rejection
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import Assembler, Frame, decode, encode_within
 from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT
-from stockstream.transforms.rules import Detector
+from stockstream.transforms.rules import Detected, Detector
 from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.windows import Rows, Windows
 from tests.fixtures.make import Model
 
 LIMIT = MAX_BATCH_BYTES - 2_000
@@ -118,6 +118,16 @@ class Pipeline:
         return again
 
 
+class Noted(Windows):
+    """Windows that note for each frame whether they said that it takes long."""
+
+    long: ClassVar[list[bool]] = []
+
+    def frame(self, frame: Frame, input_offset: int = 0) -> Rows | None:
+        self.long.append(self.takes_long(frame.rows))
+        return super().frame(frame, input_offset)
+
+
 def arrays(ticks: Sequence[Tick]) -> list[list[Tick]]:
     return [list(ticks[at : at + OF_A_RECORD]) for at in range(0, len(ticks), OF_A_RECORD)]
 
@@ -157,6 +167,36 @@ def test_a_partition_of_20000_symbols_that_all_alert_and_are_restored_in_the_mid
     price, volume = 96.0, 20_000
     told = goes_on_alike(pipeline, [(ticks(270), BEGIN_S + 270), ([{"punctuate": BEGIN_S + 270}], BEGIN_S + 272)])
     assert len(told["alerts"]) == 4 * SYMBOLS, "all closed, all opened again"
+
+
+def test_frames_that_hold_others_up_are_known_before_they_are_taken() -> None:
+    """Thousands of symbols that are new or known, alerts that open, stay open or close; not a plain second, however many ticks it has."""
+    pipeline = Pipeline()
+    pipeline.windows = Noted(0, revise_s=30)
+    many = 4_000
+    said: list[bool] = []
+    feed = pipeline.detector.feed
+
+    def noted(frame: Frame) -> Detected | None:
+        said.append(pipeline.detector.takes_long(frame.rows))
+        return feed(frame)
+
+    pipeline.detector.feed = noted  # type: ignore[method-assign, assignment]
+
+    def second(number: int, count: int, price: float, size: int) -> tuple[bool, bool]:
+        Noted.long.clear()
+        said.clear()
+        at = (BEGIN_S + number) * 1000
+        ticks = [{"symbol": f"S{n % count:06d}", "event_time": at, "price": price, "size": size} for n in range(many)]
+        pipeline.feed(arrays(ticks), BEGIN_S + number)
+        pipeline.feed([{"punctuate": BEGIN_S + number}], BEGIN_S + number + 1)
+        return any(Noted.long), any(said)
+
+    assert second(0, 100, 100.0, 10) == (False, False)
+    assert second(70, many, 100.0, 10) == (True, False)
+    assert second(130, many, 100.0, 10) == (True, False)
+    assert second(135, many, 98.0, 10_000) == (True, True), "all open two alerts"
+    assert second(136, 1, 98.0, 10) == (True, True), "so many that may close"
 
 
 @pytest.mark.slow
