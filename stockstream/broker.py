@@ -237,6 +237,7 @@ async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[Topic
         try:
             async with asyncio.timeout(NEW_TOPICS_S):
                 partitions = [TopicPartition(spec.name, number) for spec in specs for number in range(spec.partitions)]
+                consumer.assign(partitions)                                  # asks for all topics at once: `beginning_offsets` asks for one after the other
                 await consumer.beginning_offsets(partitions)                 # asks again while one has no leader
                 while not await _coordinated(admin, settings.group):
                     await asyncio.sleep(NEW_TOPICS_PAUSE_S)
