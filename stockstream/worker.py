@@ -16,9 +16,9 @@ from faust.types import TP
 from stockstream.app import App, app
 from stockstream.errors import FrameError
 from stockstream.metrics import Metrics
-from stockstream.transforms.frames import Assembler, Frame, received
+from stockstream.transforms.frames import Assembler, Frame, decode_own, received
 from stockstream.transforms.ranges import MAX_TIME
-from stockstream.transport import Chunk
+from stockstream.transport import Chunk, OwnRecord
 from stockstream.versions import NewerMessages
 from stockstream.wording import counted
 
@@ -73,10 +73,12 @@ def resume_of(core: FrameCore) -> int | None:
 
 
 def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
-    """The frame in a record of a chunk, decoded and validated once for all agents. Raises `FrameError`."""
+    """The frame in a record of a chunk, decoded once for all agents, and validated unless this worker has written it. Raises `FrameError`."""
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
-        frame = chunk.read[number] = received(chunk.records[number].value or b"", schema, chunk.records[number].timestamp)
+        record = chunk.records[number]
+        own = isinstance(record, OwnRecord)
+        frame = chunk.read[number] = decode_own(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
     return frame
 
 

@@ -16,8 +16,9 @@ from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
+from stockstream.transforms import frames
 from stockstream.transforms.frames import Frame, empty, encode
-from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
+from stockstream.transport import Chunk, Fence, Message, Outgoing, OwnRecord, Pace
 from stockstream.worker import FrameReader
 from tables import frame_stage
 from tables.frame_stage import FrameStage
@@ -380,6 +381,21 @@ def test_it_logs_one_line_a_minute_of_a_kind_and_keeps_the_newest(caplog: pytest
     assert told[1].endswith("(249 more of them since the last such line)") and told[2] == f"detect: {TOPIC}[3] set aside, too large: 1,200,000 bytes"
     assert [one.offset for one in aside.newest] == [*range(152, 251), -1] and aside.total == len(counted) == 252
     assert set(counted) == {("windows", "score"), ("windows", "detect")}
+
+
+def test_only_what_this_worker_has_written_itself_is_not_validated(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[int] = []
+    of = frames.received
+
+    def noted(data: bytes, schema: Any, timestamp: int) -> Frame:
+        validated.append(timestamp)
+        return of(data, schema, timestamp)
+
+    monkeypatch.setattr(worker, "received", noted)
+    own = OwnRecord(0, 77, 0, None, line.log[0][0], ())
+    fetched = SimpleNamespace(offset=1, timestamp=0, value=line.log[0][1])
+    assert [offset for _, offset, _ in line.stage.reader.frames(Chunk(TOPIC, 0, [own, fetched]))] == [0, 1]
+    assert validated == [0]
 
 
 def test_frames_that_cannot_be_read_are_set_aside_with_their_place(line: Line) -> None:
