@@ -11,7 +11,7 @@ ARGS ?=
 
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
-COMPILED := $(wildcard stockstream/*.pyx stockstream/*.pxd stockstream/transforms/*.pyx)
+COMPILED := $(wildcard stockstream/accelerated/*.pyx stockstream/accelerated/*.pxd)
 
 # The first Python that is recent enough; a command may be there and be old, or be a stub that cannot run.
 FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -80,5 +80,5 @@ lock: $(STAMP) ## Renew constraints.txt within what pyproject.toml allows; one v
 
 clean: ## Delete .venv, caches and builds; ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f stockstream/*.so stockstream/*.c stockstream/transforms/*.so stockstream/transforms/*.c
+	rm -f stockstream/accelerated/*.so stockstream/accelerated/*.c
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

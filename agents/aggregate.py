@@ -11,14 +11,16 @@ import msgspec
 import pyarrow as pa
 
 from stockstream import topics
-from stockstream.app import app
+from stockstream.instance import app
 from stockstream.records import TICKS_SCHEMA
+from stockstream.state.frame_reader import FrameReader
+from stockstream.state.frame_stage import FrameStage
+from stockstream.status import metrics
 from stockstream.transforms.frames import Frame, encode_within
-from stockstream.transforms.windows import Rows, Windows
-from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_header, hops_of, metrics, now_ms
-from tables import aggregate as table
-from tables.frame_stage import FrameStage
+from stockstream.transforms.windows.windows import Rows, Windows
+from stockstream.transport.hops import hops_header, hops_of, now_ms
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from tables.aggregate import table
 
 LATEST_S = 60
 TOLD_MOST = 500_000

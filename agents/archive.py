@@ -12,14 +12,17 @@ from typing import Any
 from faust.types import TP
 
 from stockstream import topics
-from stockstream.app import app
 from stockstream.errors import FrameError
+from stockstream.instance import app
 from stockstream.locks import holder_of
 from stockstream.records import TICKS_SCHEMA
-from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
+from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
+from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.stores import open_store
-from stockstream.transport import SEND_TURNS, Chunk, joined
-from stockstream.worker import frame_of, metrics, status
+from stockstream.state.frame_reader import frame_of
+from stockstream.status import metrics, status
+from stockstream.transport.messages import Chunk, joined
+from stockstream.transport.pacing import SEND_TURNS
 
 logger = logging.getLogger(__name__)
 

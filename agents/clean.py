@@ -15,17 +15,18 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.types import TP
 
 from stockstream import topics
-from stockstream.app import app
-from stockstream.broker import client_options, end_offsets
 from stockstream.errors import StateError
+from stockstream.instance import app
+from stockstream.kafka.client import client_options, end_offsets
 from stockstream.records import Punctuation, Rejection
-from stockstream.transforms.changelog import Range
+from stockstream.state.stage import Stage
+from stockstream.status import metrics
+from stockstream.transforms.changelog_index import Range
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import encode_within
-from stockstream.transforms.validation import Cleaner
-from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import hops_header, metrics, now_ms
-from tables import clean as table
-from tables.state import Stage
+from stockstream.transport.hops import hops_header, now_ms
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from tables.clean import table
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 
 from stockstream import topics
-from stockstream.app import app
+from stockstream.instance import app
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.transforms.rules import Detector
-from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, metrics
-from tables import detect as table
-from tables.frame_stage import FrameStage
+from stockstream.state.frame_reader import FrameReader
+from stockstream.state.frame_stage import FrameStage
+from stockstream.status import metrics
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from stockstream.transport.pacing import SEND_TURNS
+from tables.detect import table
 
 AT_ONCE = 500
 """Alerts that are encoded before others get their turn."""

@@ -10,14 +10,14 @@ from typing import Any
 from faust.types import TP
 
 from stockstream import topics
-from stockstream.app import app
-from stockstream.compacted import read_compacted
 from stockstream.errors import FencedError
+from stockstream.instance import app
+from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.skipped import Fault, SkippedRecords
 from stockstream.sources.health import LAST_RETRY_S, reason_of
 from stockstream.sources.ingestion import Ingest, Messages
-from stockstream.transport import Chunk, Message, Outgoing
-from stockstream.worker import metrics, status
+from stockstream.status import metrics, status
+from stockstream.transport.messages import Chunk, Message, Outgoing
 
 logger = logging.getLogger(__name__)
 skipped = SkippedRecords(metrics, app.settings.topic_prefix)

@@ -11,18 +11,21 @@ from typing import Any
 
 from models import ScoringModel
 from stockstream import topics
-from stockstream.app import app
-from stockstream.broker import topic_ends
 from stockstream.champions import Champions, Loaded, in_one_line
 from stockstream.errors import ModelError
+from stockstream.instance import app
+from stockstream.kafka.client import topic_ends
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.transforms.roster import Key, Member
-from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
+from stockstream.state.frame_reader import FrameReader
+from stockstream.state.frame_stage import FrameStage
+from stockstream.status import metrics, status
+from stockstream.transforms.scoring.roster import Key, Member
+from stockstream.transforms.scoring.scorer import Scored, Scorer, encode_outcomes, encode_predictions
 from stockstream.transforms.warmup import warm_up
-from stockstream.transport import SEND_TURNS, Chunk, Message, Outgoing
-from stockstream.worker import FrameReader, hops_of, metrics, now_ms, status
-from tables import score as table
-from tables.frame_stage import FrameStage
+from stockstream.transport.hops import hops_of, now_ms
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from stockstream.transport.pacing import SEND_TURNS
+from tables.score import table
 
 logger = logging.getLogger(__name__)
 

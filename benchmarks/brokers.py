@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
 from benchmarks.environments import ROOT, BenchmarkError
-from stockstream.embedded import EmbeddedBroker
+from stockstream.kafka.embedded import EmbeddedBroker
 
 T = TypeVar("T")
 KAFKA_FOLDER = ROOT / "deploy" / "kafka"

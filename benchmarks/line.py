@@ -18,9 +18,8 @@ def main() -> None:
     from faust.cli.faust import cli
 
     gc.disable()
-    module: Any = importlib.import_module("stockstream.app")
-    module.MODULES = tuple(sys.argv[1].split(","))
-    vars(sys.modules["stockstream"]).pop("app", None)                   # the submodule's import has put itself where the lazy app is to be
+    loading: Any = importlib.import_module("stockstream.loading")
+    loading.load.__defaults__ = (tuple(sys.argv[1].split(",")),)
     sys.argv = ["faust", "-A", "stockstream", *sys.argv[2:]]
     cli()
 

@@ -107,7 +107,7 @@ class Archive:
         self.size = 0
 
     def add(self, records: Sequence[Record], rows: pa.RecordBatch) -> None:
-        from stockstream.sinks.archive import encode
+        from stockstream.sinks.archive.raw_objects import encode
 
         self.rows.append(rows)
         for piece in encode(self.partition, records, records[0].offset):
@@ -120,7 +120,9 @@ class Archive:
 
     def write(self) -> None:
         from stockstream.records import TICKS_SCHEMA
-        from stockstream.sinks.archive import folder_of_hour, processed_objects, raw_name, raw_object
+        from stockstream.sinks.archive.layout import folder_of_hour, raw_name
+        from stockstream.sinks.archive.processed import processed_objects
+        from stockstream.sinks.archive.raw_objects import raw_object
 
         if not self.pieces:
             return
@@ -140,11 +142,11 @@ class Archive:
 def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes: int) -> None:
     """The whole line's work in one loop; without `models`, of clean and aggregate only."""
     from models.registry import Registry
+    from stockstream.transforms.cleaning.cleaner import Cleaner
     from stockstream.transforms.frames import Frame, encode_within
-    from stockstream.transforms.rules import Detector
-    from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
-    from stockstream.transforms.validation import Cleaner
-    from stockstream.transforms.windows import Windows
+    from stockstream.transforms.rules.detector import Detector
+    from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
+    from stockstream.transforms.windows.windows import Windows
 
     encode = msgspec.json.Encoder().encode
     log = "loop"

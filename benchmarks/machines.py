@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from benchmarks.load import AHEAD_MS, PARTITIONS, columns, log_of, text_of
 from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame, decode, encode_within
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.windows.windows import Windows
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from benchmarks.environments import BenchmarkError
 from benchmarks.load import Log, log_of, publish
 from benchmarks.outputs import Reader, Rows, differences
 from benchmarks.processes import Cost, Process, measure
-from stockstream.sinks.archive import read_extent
+from stockstream.sinks.archive.raw_objects import read_extent
 from stockstream.sinks.stores import open_store
 
 PREFIX = "bench."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from stockstream.broker import ensure_topics, topic_specs
 from stockstream.errors import StockstreamError
+from stockstream.kafka.admin import ensure_topics, topic_specs
 from stockstream.settings import load_settings
 
 

@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
         from stockstream.packages import require_installation
 
         require_installation()                                           # before an import of ours fails for it
-        from stockstream.app import load
+        from stockstream.loading import load
 
         app = globals()["app"] = load()
     finally:

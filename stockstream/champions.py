@@ -10,8 +10,8 @@ from models import ScoringModel
 from models.registry import Registry
 from stockstream.errors import ModelError
 from stockstream.skipped import shortened
-from stockstream.transforms.asking import require_usable
-from stockstream.transforms.roster import Key
+from stockstream.transforms.scoring.asking import require_usable
+from stockstream.transforms.scoring.roster import Key
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from stockstream.broker import TopicSpec, topic_specs
+from stockstream.kafka.admin import TopicSpec, topic_specs
 from stockstream.records import SCHEMA_VERSION, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
-from stockstream.transforms.ranges import (
+from stockstream.transforms.cleaning.limits import (
     MAX_DAY_VOLUME,
     MAX_INT,
     MAX_PRICE,

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
-from stockstream.transforms.ranges import symbol_fault
+from stockstream.transforms.cleaning.limits import symbol_fault
 
 SOURCES = ("none", "simulated")
 PREFIX = "STOCKSTREAM_"

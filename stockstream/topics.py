@@ -4,13 +4,13 @@
                               |            \\-> ticks.rejected     |                \\--> [score]  -> predictions, outcomes
                               \\--> [archive] <-- ticks.clean       \\-> latest
 
-What the broker is told of each (partitions, retention, compaction) is in `stockstream.broker.topic_specs`.
+What the broker is told of each (partitions, retention, compaction) is in `stockstream.kafka.admin.topic_specs`.
 """
 
 from typing import Any
 
-from stockstream.app import app
-from stockstream.transport import ChunkSchema
+from stockstream.instance import app
+from stockstream.transport.messages import ChunkSchema
 
 
 def _input(name: str) -> Any:

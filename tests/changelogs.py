@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from stockstream.transforms.changelog import ChangelogIndex
-from tables.state import Needs, Reading, Stored
+from stockstream.state.changelog_table import Needs, Reading, Stored
+from stockstream.transforms.changelog_index import ChangelogIndex
 
 
 class Changelog:

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from stockstream import compiled
+from stockstream import accelerated
 
 
 def need_compiled() -> None:
     """Skips the test without it; with STOCKSTREAM_REQUIRE_COMPILED set, as in CI, the test fails."""
-    if compiled.missing:
+    if accelerated.missing:
         if os.environ.get("STOCKSTREAM_REQUIRE_COMPILED"):
-            pytest.fail(f"what is compiled is not there: {compiled.missing}")
-        pytest.skip(f"not compiled: {compiled.missing}")
+            pytest.fail(f"what is compiled is not there: {accelerated.missing}")
+        pytest.skip(f"not compiled: {accelerated.missing}")

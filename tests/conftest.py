@@ -10,13 +10,20 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from stockstream import compiled
-from stockstream.embedded import EmbeddedBroker
+from stockstream import accelerated
+from stockstream.kafka.embedded import EmbeddedBroker
+from stockstream.loading import make
+from stockstream.settings import Settings
 from tests.compilation import need_compiled
 from tests.kafka import Brokers, Cluster
 
 hypothesis.settings.register_profile("stockstream", deadline=None, print_blob=True)     # no timed assertions: the machine may be busy
 hypothesis.settings.load_profile("stockstream")
+
+
+def pytest_configure() -> None:
+    """The app that agents' modules need when they are imported."""
+    make(Settings())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +54,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     name: str = request.param
     if name == "plain":
         for part in ("batches", "ring", "ticks"):
-            monkeypatch.setattr(compiled, part, None)
+            monkeypatch.setattr(accelerated, part, None)
     else:
         need_compiled()
     return name

@@ -18,8 +18,8 @@ from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
 from stockstream.transforms import batch
 from stockstream.transforms.frames import Frame, decode, encode
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.windows.windows import Windows
 from stockstream.web.live import Live
 
 EXTREMES = (0, 1, 7, 0x7F, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 311 << 40)

@@ -16,7 +16,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from stockstream.embedded import EmbeddedBroker
+from stockstream.kafka.embedded import EmbeddedBroker
 
 KAFKA_FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
 if str(KAFKA_FOLDER) not in sys.path:

@@ -54,7 +54,7 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_topic_is_documented() -> None:
-    from stockstream.broker import topic_specs
+    from stockstream.kafka.admin import topic_specs
 
     text = documentation("topics.md")
     names = [spec.name.removeprefix("stockstream.") for spec in topic_specs(Settings())]

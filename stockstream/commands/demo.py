@@ -25,17 +25,17 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from models.registry import Registry, RegistryError
-from stockstream.broker import connect, ensure_topics, producer_options
 from stockstream.children import Child
 from stockstream.commands.train import train_first_model
 from stockstream.commands.worker import worker_command
-from stockstream.compacted import read_compacted
-from stockstream.embedded import EmbeddedBroker
 from stockstream.endings import DO_NOT_RESTART
 from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
 from stockstream.invocation import command_line
+from stockstream.kafka.admin import connect, ensure_topics, producer_options
+from stockstream.kafka.compacted_topic import read_compacted
+from stockstream.kafka.embedded import EmbeddedBroker
+from stockstream.kafka.quiet import quiet_clients
 from stockstream.locks import FolderLock
-from stockstream.quiet import quiet_clients
 from stockstream.records import SCHEMA_VERSION
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_store

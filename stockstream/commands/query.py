@@ -16,7 +16,7 @@ import duckdb
 
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.settings import load_settings
-from stockstream.sinks.archive import BARS_SQL, STORED_BARS, STORED_TICKS
+from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS
 from stockstream.sinks.stores import require_folder
 
 TABLE_ROWS = 100

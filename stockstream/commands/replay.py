@@ -16,10 +16,10 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from stockstream.broker import ensure_topics, producer_options
-from stockstream.compacted import read_compacted
 from stockstream.errors import BrokerError, DeliveryError, SourceError
-from stockstream.quiet import quiet_clients
+from stockstream.kafka.admin import ensure_topics, producer_options
+from stockstream.kafka.compacted_topic import read_compacted
+from stockstream.kafka.quiet import quiet_clients
 from stockstream.records import SCHEMA_VERSION, Punctuation
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.base import Batch, Clock, SystemClock

@@ -20,7 +20,7 @@ from stockstream.errors import ModelError
 from stockstream.history import read_ticks, window_rows
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.simulated import SimulatedMarket
-from stockstream.transforms.asking import RING_S
+from stockstream.transforms.scoring.asking import RING_S
 from stockstream.wording import counted
 
 HORIZONS_S = (10, 60)

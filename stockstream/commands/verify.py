@@ -12,20 +12,10 @@ import click
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.settings import load_settings
-from stockstream.sinks.archive import (
-    HOUR_MS,
-    Extent,
-    Made,
-    Name,
-    chain_begins,
-    chains,
-    folder_of_hour,
-    parse_name,
-    processed_name,
-    read_extent,
-    read_made,
-    read_raw_object,
-)  # fmt: skip
+from stockstream.sinks.archive.chain import chain_begins, chains
+from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour, parse_name, processed_name
+from stockstream.sinks.archive.processed import Made, read_made
+from stockstream.sinks.archive.raw_objects import Extent, read_extent, read_raw_object
 from stockstream.sinks.stores import Store, open_store, require_folder
 from stockstream.wording import counted
 

@@ -23,8 +23,8 @@ from stockstream.skipped import Fault, shortened
 from stockstream.sources.base import Batch, Clock, Source, SourceUnavailable, SymbolInfo, SystemClock
 from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, SourceHealth, SourceState, reason_of
 from stockstream.sources.simulated import SimulatedSource, default_symbols
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, symbol_fault
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT, symbol_fault
 
 logger = logging.getLogger(__name__)
 

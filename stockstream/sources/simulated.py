@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from stockstream.errors import SourceError
 from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
 from stockstream.sources.event_log import EventLog
-from stockstream.transforms.ranges import symbol_fault
+from stockstream.transforms.cleaning.limits import symbol_fault
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from models import ScoringModel
 from stockstream.records import WINDOWS_SCHEMA, Alert, Rejection
-from stockstream.transforms.columns import Record
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import Scored, Scorer
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import Scored, Scorer
+from stockstream.transforms.windows.windows import Windows
 
 CHUNK = 5_000
 

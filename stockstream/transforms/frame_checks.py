@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
-from stockstream.transforms.ranges import MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
+from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
 
 MAX_PARTS = 512
 """A closing's rows at the most: 20,000 symbols in each of 60 seconds (the longest lateness) are some 400 messages."""

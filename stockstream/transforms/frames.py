@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream import compiled
+from stockstream import accelerated
 from stockstream.errors import FrameError
 from stockstream.records import Closing
+from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frame_checks import MAX_LOG, MAX_OFFSET, MAX_PARTS, check, check_closings, check_log, layout_of, number_of, read_batch
-from stockstream.transforms.ranges import MAX_TIME
 
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
@@ -239,14 +239,14 @@ def bounds_of_runs(*columns: NDArray[Any]) -> list[int]:
 
 def coded(column: pa.StringArray) -> tuple[list[str], NDArray[np.int64]]:
     """The different texts of a column without nulls, in the order of their first appearance, and which of them each row has."""
-    if compiled.ticks is None:
+    if accelerated.ticks is None:
         encoded = column.dictionary_encode()
         return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
     if not len(column):
         return [], np.zeros(0, np.int64)
     _, offsets, data = column.buffers()
     begin = column.offset
-    found: tuple[list[str], NDArray[np.int64]] = compiled.ticks.coded(
+    found: tuple[list[str], NDArray[np.int64]] = accelerated.ticks.coded(
         np.frombuffer(offsets, np.int32)[begin : begin + len(column) + 1], np.frombuffer(data or b"", np.uint8)
     )
     return found
@@ -254,9 +254,9 @@ def coded(column: pa.StringArray) -> tuple[list[str], NDArray[np.int64]]:
 
 def spread(texts: list[str], which: NDArray[np.int64]) -> pa.StringArray:
     """A column that has in each row the text of this number."""
-    if compiled.ticks is None:
+    if accelerated.ticks is None:
         return pa.array(texts, pa.string()).take(pa.array(which))
-    return pa.StringArray.from_buffers(len(which), *map(pa.py_buffer, compiled.ticks.spread(texts, which)))
+    return pa.StringArray.from_buffers(len(which), *map(pa.py_buffer, accelerated.ticks.spread(texts, which)))
 
 
 def plain(array: NDArray[Any]) -> pa.Array:
@@ -281,12 +281,12 @@ def nulls(count: int, kind: pa.DataType) -> pa.Array:
 def nullable(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, pa.Array]:
     """As Arrow arrays of one length, NaN as null."""
     arrays, count = list(columns.values()), len(next(iter(columns.values())))
-    if compiled.ring is None:
+    if accelerated.ring is None:
         known = ~np.isnan(np.array(arrays))
         bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
     else:
         bits = np.zeros((len(arrays), -(-count // 8)), np.uint8)
-        found = [compiled.ring.known(array, row) for array, row in zip(arrays, bits, strict=True)]
+        found = [accelerated.ring.known(array, row) for array, row in zip(arrays, bits, strict=True)]
     return {
         name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
         if some else nulls(count, pa.float64())

@@ -7,7 +7,7 @@ import msgspec
 from models import ScoringModel
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.transforms import batch, frames
-from stockstream.transforms.scoring import encode_outcomes, encode_predictions
+from stockstream.transforms.scoring.scorer import encode_outcomes, encode_predictions
 
 SECONDS = (0, 1, 2, 11, 12, 61, 62, 63, 74)
 """Of the ticks: few, and outcomes of 10 and 60 s come due."""

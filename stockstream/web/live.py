@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Alert, Horizon, Outcome, Prediction
+from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.ranges import MAX_TIME, symbol_fault
 from stockstream.web.alert_index import AlertIndex
 from stockstream.web.message_checks import (
     MAX_ALERT_BYTES,

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Outcome
-from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT, MAX_TIME, symbol_fault
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, MAX_TIME, symbol_fault
 
 MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
 """Of one message: ours have some hundred. Anybody may write to these topics, and the views keep one of each symbol, or of each alert."""

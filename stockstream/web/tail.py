@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stockstream.broker import client_options
 from stockstream.errors import BrokerError, FrameError, StockstreamError, TopicError
+from stockstream.kafka.client import client_options
 from stockstream.metrics import Metrics
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import Settings

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
-from stockstream.transforms.rules import RULES
+from stockstream.transforms.rules.detector import RULES
 from stockstream.web import events, openapi
 from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, SymbolSummary
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline

@@ -15,7 +15,7 @@ from typing import Any
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from stockstream.broker import STATE_TABLES, changelog, topic_specs
+from stockstream.kafka.admin import STATE_TABLES, changelog, topic_specs
 from tests.faults.expected import model_faults
 from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line

@@ -14,13 +14,14 @@ import msgspec
 from models import ScoringModel
 from stockstream.records import Closing
 from stockstream.settings import Settings
-from stockstream.transforms import batch, cleaning_state
+from stockstream.transforms import batch
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning import state as cleaning_state
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import Scored, Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import Scored, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.windows.windows import Windows
 from tests.model import windows_model
 
 TIMES = ("made_at", "judged_at", "latency_ms")

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stockstream.broker import STATE_TABLES, changelog, client_options
 from stockstream.errors import FrameError, StateError
+from stockstream.kafka.admin import STATE_TABLES, changelog
+from stockstream.kafka.client import client_options
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.transforms.frames import decode

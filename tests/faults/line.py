@@ -24,7 +24,8 @@ from aiokafka.errors import KafkaError
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
-from stockstream.broker import client_options, ensure_topics
+from stockstream.kafka.admin import ensure_topics
+from stockstream.kafka.client import client_options
 from stockstream.settings import Settings
 from stockstream.transforms.batch import RawRecord
 from tests.faults.market import Market, Producer

@@ -14,7 +14,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from stockstream.broker import client_options
+from stockstream.kafka.client import client_options
 from stockstream.settings import Settings
 from stockstream.transforms.partitioning import home_partition
 from tests.faults.workers import Failed

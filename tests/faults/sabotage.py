@@ -28,9 +28,9 @@ def mode() -> str:
 
 def skip_offsets() -> None:
     """Once for each partition of `ticks.raw`, and for each of our topics, drops one record, before the transport sees it."""
-    from stockstream import transport
+    from stockstream.transport.consumer import Consumer
 
-    inner = transport.Consumer._admit
+    inner = Consumer._admit
     dropped: set[Any] = set()
     seen: dict[Any, int] = {}
 
@@ -49,12 +49,12 @@ def skip_offsets() -> None:
                 return []
         return await inner(self, tp, records, before)
 
-    transport.Consumer._admit = admit  # type: ignore[method-assign]
+    Consumer._admit = admit  # type: ignore[method-assign]
 
 
 def uncompiled() -> None:
     """What is compiled cannot be imported, as where there was no C compiler."""
-    for name in ("stockstream._batches", "stockstream.transforms._ring", "stockstream.transforms._ticks"):
+    for name in ("stockstream.accelerated._batches", "stockstream.accelerated._ring", "stockstream.accelerated._ticks"):
         sys.modules[name] = None  # type: ignore[assignment]
 
 
@@ -111,7 +111,7 @@ def archive_faults() -> None:
 
 def poisoned() -> None:
     """`aggregate` cannot take a frame with a tick of POISON: it fails half changed, each time."""
-    from stockstream.transforms.windows import Windows
+    from stockstream.transforms.windows.windows import Windows
 
     inner = Windows.frame
 

@@ -18,8 +18,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from models import ScoringModel
-from stockstream.broker import STATE_TABLES, changelog, client_options
 from stockstream.commands.verify import check
+from stockstream.kafka.admin import STATE_TABLES, changelog
+from stockstream.kafka.client import client_options
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.stores import FileStore

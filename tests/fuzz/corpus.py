@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from stockstream.broker import STATE_TABLES
+from stockstream.kafka.admin import STATE_TABLES
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame, encode
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.windows.windows import Windows
 from tests.fixtures.make import BEGIN_S, HISTORY_S, LATENESS_MS, LOG, PARTITION, PARTITIONS, REVISE_S, Model, log_of
 
 FIRST_S, CUT_S, LAST_S = HISTORY_S - 70, HISTORY_S, HISTORY_S + 20

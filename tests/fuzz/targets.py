@@ -22,11 +22,11 @@ from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sources.ingestion import Ingest
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Assembler, Frame, decode, encode_within, received
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.windows.windows import Windows
 from stockstream.web.live import Live
 from tests.fixtures.make import BEGIN_S, LATENESS_MS, PARTITION, PARTITIONS, REVISE_S, Model
 from tests.fuzz.corpus import CUT_S, Corpus, Machines, clean_records, corpus

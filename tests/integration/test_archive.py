@@ -13,11 +13,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from stockstream.commands.verify import check
-from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError
+from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
-from stockstream.sinks.archiving import Archive, KafkaClean, KafkaRaw
+from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
+from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.frames import Frame, encode
 from tests.kafka import Cluster
@@ -95,7 +96,7 @@ async def test_kafka(kafka: Cluster, prefix: str, tmp_path: Path) -> None:
 
 
 async def test_holes_of_every_kind(kafka: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stockstream.sinks.archiving.READ_STALL_S", 1.0)
+    monkeypatch.setattr("stockstream.sinks.archive.kafka_readers.READ_STALL_S", 1.0)
     settings = Settings(broker=kafka.bootstrap, topic_prefix=prefix)
     await create(settings)
     topic = settings.topic("ticks.raw")

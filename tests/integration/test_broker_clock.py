@@ -11,8 +11,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from stockstream.broker import client_options, ensure_topics
-from stockstream.embedded import EmbeddedBroker
+from stockstream.kafka.admin import ensure_topics
+from stockstream.kafka.client import client_options
+from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
 from tests.kafka import Cluster
 from tests.patience import PATIENCE_S
@@ -90,7 +91,7 @@ async def test_topics_of_an_earlier_release_are_changed_with_a_word_and_nothing_
     finally:
         await admin.close()
     old = int(time.time() * 1000) - AHEAD_MS
-    with caplog.at_level(logging.INFO, "stockstream.topic_configs"):
+    with caplog.at_level(logging.INFO, "stockstream.kafka.topic_configs"):
         await ensure_topics(settings)
         raw = settings.topic("ticks.raw")
         assert caplog.messages == [
@@ -125,7 +126,7 @@ async def test_records_that_are_in_the_log_keep_their_times(kafka: Cluster, pref
 async def test_the_embedded_broker_keeps_what_producers_set_without_a_word(embedded: EmbeddedBroker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     """docs/topics.md says so; when this fails, it stamps records itself now, and the page is to be changed."""
     settings = settings_of(embedded, prefix)
-    with caplog.at_level(logging.INFO, "stockstream.topic_configs"):
+    with caplog.at_level(logging.INFO, "stockstream.kafka.topic_configs"):
         assert await ensure_topics(settings) and await ensure_topics(settings)
     assert caplog.messages == []
     old = int(time.time() * 1000) - 3_600_000

@@ -18,9 +18,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from stockstream import transport
-from stockstream.embedded import CLUSTER_ID_PREFIX, EmbeddedBroker
 from stockstream.errors import BrokerError
+from stockstream.kafka.embedded import CLUSTER_ID_PREFIX, EmbeddedBroker
+from stockstream.transport import patches
 from tests.kafka import KAFKA_FOLDER, Cluster, require_kafka
 from tests.patience import PATIENCE_S
 
@@ -83,8 +83,8 @@ async def test_kafka_takes_large_messages_in_every_codec_as_a_worker_compresses(
 ) -> None:
     """Large ones have several blocks: Kafka refuses an lz4 frame whose blocks are linked, again at every try."""
     for name in ("zstd_encode", "lz4_encode"):
-        monkeypatch.setattr(transport.aiokafka_batches, name, getattr(transport.aiokafka_batches, name))     # restored at the end
-    transport.compress_quickly()
+        monkeypatch.setattr(patches.aiokafka_batches, name, getattr(patches.aiokafka_batches, name))     # restored at the end
+    patches.compress_quickly()
     await create(kafka.bootstrap_servers, NewTopic(f"{prefix}t", 1, 1, topic_configs={"message.timestamp.type": "LogAppendTime"}))
     value = msgspec.json.encode([{"symbol": f"S{number:05d}", "price": number / 8} for number in range(8_000)])
     assert len(value) > 200_000

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from stockstream import broker
+from stockstream.kafka.admin import producer_options
+from stockstream.kafka.client import client_options
 from stockstream.records import WINDOWS_SCHEMA, Prediction
 from stockstream.settings import Settings, load_settings
 from stockstream.transforms import frames
@@ -80,7 +81,7 @@ class Line:
         return asyncio.run(self._read(topic))
 
     async def _read(self, topic: str) -> list[Any]:
-        consumer = AIOKafkaConsumer(self.settings.topic(topic), **broker.client_options(self.settings), auto_offset_reset="earliest")
+        consumer = AIOKafkaConsumer(self.settings.topic(topic), **client_options(self.settings), auto_offset_reset="earliest")
         await consumer.start()
         try:
             out: list[Any] = []
@@ -109,7 +110,7 @@ class Line:
         """Publishes values to partitions of ticks.raw; returns (partition, offset) of each."""
 
         async def publish() -> list[tuple[int, int]]:
-            producer = AIOKafkaProducer(**await broker.producer_options(self.settings))
+            producer = AIOKafkaProducer(**await producer_options(self.settings))
             await producer.start()
             try:
                 places = []

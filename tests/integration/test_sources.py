@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from stockstream import broker
+from stockstream.kafka.admin import producer_options
 from stockstream.settings import load_settings
 from stockstream.sources.simulated import default_symbols
 from stockstream.transforms.partitioning import home_partition
@@ -62,7 +62,7 @@ class Line:
         """(key, value, partition) each, in order."""
 
         async def send() -> None:
-            producer = AIOKafkaProducer(**await broker.producer_options(self.settings))
+            producer = AIOKafkaProducer(**await producer_options(self.settings))
             await producer.start()
             try:
                 for key, value, partition in messages:

@@ -17,10 +17,9 @@ def test_a_worker_loads_without_collections_and_threads_and_collects_afterwards(
 
 
 LINE = """
-import sys, stockstream.app
-stockstream.app.MODULES = ("agents.clean", "agents.aggregate")
-stockstream.app.load()
-print([name for name in ("pandas", "numpy.ma", "stockstream.web.worker", "pyarrow.parquet") if name in sys.modules])
+import sys, stockstream.loading
+stockstream.loading.load(("agents.clean", "agents.aggregate"))
+print([name for name in ("pandas", "numpy.ma", "stockstream.web.mounting", "pyarrow.parquet") if name in sys.modules])
 """
 
 
@@ -31,7 +30,7 @@ def test_what_a_line_without_views_has_no_use_for_is_not_loaded() -> None:
 ENDING = """
 import atexit, os, sys, threading, time
 import faust
-from stockstream.app import Worker
+from stockstream.application import Worker
 
 leave = os._exit
 os._exit = lambda status: (print("at once", flush=True), leave(status))

@@ -44,6 +44,6 @@ async def test_pauses_grow_and_begin_anew_after_a_success(monkeypatch: pytest.Mo
 def test_it_is_put_in_with_the_app() -> None:
     from aiokafka.client import AIOKafkaClient
 
-    import stockstream.app  # noqa: F401
+    import stockstream.application  # noqa: F401
 
     assert AIOKafkaClient._metadata_update is backoff.metadata_update

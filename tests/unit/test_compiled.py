@@ -19,10 +19,13 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockstream import compiled, transport
-from stockstream.transforms import columns
+from stockstream import accelerated
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning import columns
 from stockstream.transforms.frames import coded, nullable, spread
+from stockstream.transport.fetching import Batches
+from stockstream.transport.messages import joined
+from stockstream.transport.patches import builder_for
 from tests.compilation import need_compiled
 
 CODECS: dict[int, Callable[[bytes], bytes] | None] = {
@@ -43,8 +46,8 @@ def told(records: Any) -> list[tuple[Any, ...]]:
 
 
 def batches() -> Any:
-    assert compiled.batches is not None
-    return compiled.batches
+    assert accelerated.batches is not None
+    return accelerated.batches
 
 
 @pytest.mark.parametrize("kind", list(CODECS))
@@ -202,9 +205,9 @@ def test_records_are_a_sequence_that_keeps_its_batches() -> None:
         part = both[begin:end]
         assert told(part) == told(known[begin:end])
         assert told(batches().joined([part, part])) == told(known[begin:end] * 2)
-    assert not both[3:3] and told(transport.joined([both[:2], [], both[2:]])) == told(known)
-    assert transport.joined([[], both]) is both and list(transport.joined([])) == []
-    assert told(transport.joined([known[:1], both[1:]])) == told(known), "records of both kinds"
+    assert not both[3:3] and told(joined([both[:2], [], both[2:]])) == told(known)
+    assert joined([[], both]) is both and list(joined([])) == []
+    assert told(joined([known[:1], both[1:]])) == told(known), "records of both kinds"
     for wrong in (10, -11):
         with pytest.raises(IndexError):
             both[wrong]
@@ -213,9 +216,9 @@ def test_records_are_a_sequence_that_keeps_its_batches() -> None:
 
 
 def test_the_workers_producer_and_consumer_use_them() -> None:
-    assert fetcher.MemoryRecords is transport.Batches
+    assert fetcher.MemoryRecords is Batches
     accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()
-    builder = transport.builder_for(accumulator)
+    builder = builder_for(accumulator)
     assert type(builder) is batches().Builder
     builder.append(timestamp=None, key=b"k", value=b"v" * 500)
     (record,) = DefaultRecordBatch(bytes(builder._build()))
@@ -280,10 +283,10 @@ def in_a_batch(values: list[bytes], headers: list[tuple[str, bytes]]) -> list[An
 @given(st.lists(texts(), min_size=1, max_size=4), st.integers(0, 40))
 def test_ticks_are_read_as_they_are_decoded(values: list[bytes], headers: int) -> None:
     """As far as they are plain; the rest is left to the decoder. A value in its batch is followed by its headers, whose number may be any byte of JSON."""
-    assert compiled.ticks is not None
+    assert accelerated.ticks is not None
     records = [RawRecord(offset, 1_700_000_000_000 + offset, value) for offset, value in enumerate(values)]
-    found = compiled.ticks.read(records)
-    again = compiled.ticks.read(in_a_batch(values, [("", b"")] * headers))
+    found = accelerated.ticks.read(records)
+    again = accelerated.ticks.read(in_a_batch(values, [("", b"")] * headers))
     assert (found is None) == (again is None)
     read = 0
     if found is not None and again is not None:
@@ -294,25 +297,25 @@ def test_ticks_are_read_as_they_are_decoded(values: list[bytes], headers: int) -
         assert same(columns._of_compiled(*found), decoded)
         assert same(columns._of_compiled(*again), decoded)
     if read < len(records):
-        behind = compiled.ticks.read(records[read : read + 1])
+        behind = accelerated.ticks.read(records[read : read + 1])
         assert behind is None or (found is not None and (behind[8] is None) != (found[8] is None)), "it could have been read as well"
 
 
 def test_what_is_read_ends_before_the_first_odd_record() -> None:
     """And has nothing of it, were the ticks at the beginning of its frame read."""
-    assert compiled.ticks is not None
+    assert accelerated.ticks is not None
     plain = b'{"symbol":"A","event_time":1,"price":1,"size":0}'
     quote = b'{"symbol":"B","source":"b","event_time":1,"price":1,"size":0,"bid":1,"exchange":"N","condition":"@"}'
     for odd in (None, b"", b"[]", b"[" + quote + b",1]", b"[" + quote + b"x", quote + b" 1", b"[" + quote + b"]]", plain[:-1] + b',"seq":1}'):
-        found = compiled.ticks.read([RawRecord(5, 1, plain), RawRecord(7, 2, plain), RawRecord(8, 3, odd), RawRecord(9, 4, plain)])
+        found = accelerated.ticks.read([RawRecord(5, 1, plain), RawRecord(7, 2, plain), RawRecord(8, 3, odd), RawRecord(9, 4, plain)])
         assert found is not None
         decoded = columns._decoded([RawRecord(5, 1, plain), RawRecord(7, 2, plain)], trades_first=True)
         assert decoded is not None and same(columns._of_compiled(*found), decoded) and not found[11]
-        assert compiled.ticks.read([RawRecord(8, 3, odd), RawRecord(9, 4, plain)]) is None or b"seq" in (odd or b"")
+        assert accelerated.ticks.read([RawRecord(8, 3, odd), RawRecord(9, 4, plain)]) is None or b"seq" in (odd or b"")
 
 
 def test_what_most_producers_write_is_not_left_to_the_decoder() -> None:
-    assert compiled.ticks is not None
+    assert accelerated.ticks is not None
     ticks: list[dict[str, Any]] = [
         {"symbol": "AAPL", "event_time": 1_700_000_000_000, "price": 189.95, "size": 100},
         {"symbol": "AAPL", "event_time": 1_700_000_000_000, "price": 189.95, "size": 100, "source": "yahoo", "seq": None, "received_at": 1},
@@ -322,22 +325,22 @@ def test_what_most_producers_write_is_not_left_to_the_decoder() -> None:
     ]  # fmt: skip
     values = [*ticks, ticks]
     # laid out in any way; what is decoded together holds no line feeds
-    found = compiled.ticks.read([RawRecord(offset, 1, json.dumps(value, indent=offset or None).encode()) for offset, value in enumerate(values)])
+    found = accelerated.ticks.read([RawRecord(offset, 1, json.dumps(value, indent=offset or None).encode()) for offset, value in enumerate(values)])
     decoded = columns._decoded([RawRecord(offset, 1, json.dumps(value).encode()) for offset, value in enumerate(values)], trades_first=True)
     assert found is not None and decoded is not None
     assert same(columns._of_compiled(*found), decoded)
 
 
 def test_more_symbols_than_a_table_begins_with() -> None:
-    assert compiled.ticks is not None
+    assert accelerated.ticks is not None
     records = [RawRecord(n, 1, b'{"symbol":"S%d","event_time":1,"price":1,"size":0}' % (n % 5_000)) for n in range(11_000)]
-    found, decoded = compiled.ticks.read(records), columns._decoded(records, trades_first=True)
+    found, decoded = accelerated.ticks.read(records), columns._decoded(records, trades_first=True)
     assert found is not None and decoded is not None
     assert same(columns._of_compiled(*found), decoded)
 
 
 def test_numbers_are_the_nearest_floats() -> None:
-    assert compiled.ticks is not None
+    assert accelerated.ticks is not None
     rng = random.Random(2)
 
     def prices() -> Iterator[str]:
@@ -350,7 +353,7 @@ def test_numbers_are_the_nearest_floats() -> None:
 
     written = [text for text in prices() if 1e-9 <= float(text) <= 1e9]
     records = [RawRecord(n, 1, b'{"symbol":"A","event_time":1,"size":0,"price":%s}' % text.encode()) for n, text in enumerate(written)]
-    found = compiled.ticks.read(records)
+    found = accelerated.ticks.read(records)
     assert found is not None and len(written) > 30_000
     assert found[7].tolist() == list(map(float, written))
 

@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from stockstream.cli import COMMANDS, group
 from stockstream.settings import Settings
 from stockstream.sources.simulated import default_symbols
-from stockstream.transforms import rejections, validation
+from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import rejections
 
 ROOT = Path(__file__).parents[2]
 

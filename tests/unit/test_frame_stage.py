@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from stockstream import worker
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
+from stockstream.state import frame_stage
+from stockstream.state.changelog_table import Needs, Readable, Stored
+from stockstream.state.frame_reader import FrameReader
+from stockstream.state.frame_stage import FrameStage
 from stockstream.transforms import frames
 from stockstream.transforms.frames import Frame, empty, encode
-from stockstream.transport import Chunk, Fence, Message, Outgoing, OwnRecord, Pace
-from stockstream.worker import FrameReader
-from tables import frame_stage
-from tables.frame_stage import FrameStage
-from tables.state import Needs, Readable, Stored
+from stockstream.transport.fence import Fence
+from stockstream.transport.loopback import OwnRecord
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from stockstream.transport.pacing import Pace
 from tests.patience import PATIENCE_S
 
 TOPIC = "stockstream.windows"
@@ -160,8 +162,8 @@ class Line:
 async def line(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Line]:
     made = Line()
     monkeypatch.setattr(frame_stage, "records_between", made.records_between)
-    monkeypatch.setattr(worker, "app", made.app)
-    monkeypatch.setattr(worker, "metrics", SimpleNamespace(frame_dropped=lambda agent, why: None))
+    monkeypatch.setattr("stockstream.state.frame_reader.app", made.app)
+    monkeypatch.setattr("stockstream.state.frame_reader.metrics", SimpleNamespace(frame_dropped=lambda agent, why: None))
     yield made
     await made.stage.release(0)
 
@@ -391,7 +393,7 @@ def test_only_what_this_worker_has_written_itself_is_not_validated(line: Line, m
         validated.append(timestamp)
         return of(data, schema, timestamp)
 
-    monkeypatch.setattr(worker, "received", noted)
+    monkeypatch.setattr("stockstream.state.frame_reader.received", noted)
     own = OwnRecord(0, 77, 0, None, line.log[0][0], ())
     fetched = SimpleNamespace(offset=1, timestamp=0, value=line.log[0][1])
     assert [offset for _, offset, _ in line.stage.reader.frames(Chunk(TOPIC, 0, [own, fetched]))] == [0, 1]

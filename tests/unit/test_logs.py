@@ -6,9 +6,9 @@ import time
 import pytest
 
 from stockstream import clock
+from stockstream.kafka.outages import REMIND_S, Outage
 from stockstream.logs import FIRST_SUMMARY_S, QUIET_S, Repeats, last_fault
-from stockstream.outages import REMIND_S, Outage
-from stockstream.transport import Fence
+from stockstream.transport.fence import Fence
 
 
 class Clock:
@@ -69,7 +69,7 @@ def test_after_a_quiet_time_a_kind_is_new_again(told: tuple[Lines, Clock]) -> No
 def test_our_own_lines_pass_and_notices_of_libraries_do_not(told: tuple[Lines, Clock]) -> None:
     lines, _ = told
     for _ in range(3):
-        log(lines, "stockstream.broker", logging.INFO, "ours")
+        log(lines, "stockstream.kafka.client", logging.INFO, "ours")
         log(lines, "faust.tables.recovery", logging.INFO, "a table")
         log(lines, "stockstream.transport", logging.INFO, "[^--Producer]: Starting...")
     assert lines.lines == ["ours"] * 3

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 from stockstream.commands import query, verify
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.records import TICKS_SCHEMA
-from stockstream.sinks.archive import Chain, Piece, lines, processed_objects, read_extent
+from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.processed import processed_objects
+from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.stores import FileStore
 
 T0 = 1_760_000_000_000 // 3_600_000 * 3_600_000     # 2025-10-09 08:00

@@ -15,10 +15,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from stockstream import cli
-from stockstream.broker import client_options, ensure_topics
 from stockstream.commands.replay import HEADERS, Publisher, publish, read_latest
-from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import DeliveryError
+from stockstream.kafka.admin import ensure_topics
+from stockstream.kafka.client import client_options
+from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
 from stockstream.sources.base import Batch
 from stockstream.sources.replay import Recording, ReplaySource

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from models import features
 from stockstream import schema
-from stockstream.broker import topic_specs
+from stockstream.kafka.admin import topic_specs
 from stockstream.records import SCHEMA_VERSION, TICKS_SCHEMA, WINDOWS_SCHEMA, Punctuation
 from stockstream.settings import Settings
 from stockstream.sources.ingestion import Watch
 from stockstream.sources.simulated import SimulatedMarket
 from stockstream.transforms import batch, frames
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transport import VERSION_HEADER
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import encode_outcomes, encode_predictions
+from stockstream.transport.messages import VERSION_HEADER
 
 DOCS = Path(__file__).parents[2] / "docs"
 SYMBOLS = ["AAA", "BBB", "CCC"]

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stockstream import skipped
 from stockstream.metrics import Metrics
 from stockstream.skipped import DETAIL_LENGTH, LOG_EVERY_S, TALLIES, Fault, SkippedRecords
-from stockstream.transforms.ranges import MAX_SYMBOL, symbol_fault
+from stockstream.transforms.cleaning.limits import MAX_SYMBOL, symbol_fault
 
 
 def counted(metrics: Metrics) -> dict[tuple[str, str], float]:

@@ -15,8 +15,11 @@ from faust.types import TP
 from stockstream.errors import FencedError, StateError
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
-from stockstream.transport import Chunk, Fence, Message, Outgoing, Pace
-from tables.state import TAIL, Needs, Readable, Stage, StateTable, Stored, anything
+from stockstream.state.changelog_table import TAIL, Needs, Readable, StateTable, Stored, anything
+from stockstream.state.stage import Stage
+from stockstream.transport.fence import Fence
+from stockstream.transport.messages import Chunk, Message, Outgoing
+from stockstream.transport.pacing import Pace
 from tests.patience import PATIENCE_S
 
 TOPIC = "ticks.clean"
@@ -259,7 +262,7 @@ async def read(
     table: Any = StateTable.__new__(StateTable)
     table._app, table._passed, table.name = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside()), set(), "test"
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
-    monkeypatch.setattr("tables.state.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
+    monkeypatch.setattr("stockstream.state.changelog_table.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
     async with asyncio.timeout(PATIENCE_S):
         found: dict[int, Stored] = await table.read(partitions, needs, readable)
     assert not consumer.running

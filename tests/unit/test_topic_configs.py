@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiokafka.errors import IncompatibleBrokerVersion
 
-from stockstream.broker import LEAST_MESSAGE_BYTES, MAX_BATCH_BYTES, MESSAGE_BYTES, topic_specs
+from stockstream.kafka.admin import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, topic_specs
+from stockstream.kafka.client import MAX_BATCH_BYTES
+from stockstream.kafka.topic_configs import append_time, ensure_configs, message_bytes
 from stockstream.settings import Settings
-from stockstream.topic_configs import append_time, ensure_configs, message_bytes
 
 NOT_AUTHORIZED, POLICY_VIOLATION, UNKNOWN_TOPIC = 29, 44, 3
 DEFAULT, STATIC_BROKER, TOPIC = 5, 4, 1

@@ -22,31 +22,18 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockstream import transport
-from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import FencedError
+from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.set_aside import SetAside
-from stockstream.transport import (
-    HOLES_KEPT,
-    PIPE_DEPTH,
-    VERSION_HEADER,
-    Chunk,
-    ChunkSchema,
-    Consumer,
-    ConsumerThread,
-    Fence,
-    Guard,
-    Handed,
-    Hole,
-    Message,
-    Outgoing,
-    Own,
-    Pace,
-    Pipe,
-    Sender,
-    delivered,
-    watchdog,
-)
+from stockstream.transport.consumer import Consumer
+from stockstream.transport.fence import Fence
+from stockstream.transport.fetching import LOST_S, ConsumerThread, Passed
+from stockstream.transport.guard import HOLES_KEPT, Guard, Hole
+from stockstream.transport.loopback import Own
+from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Handed, Message, Outgoing, cut
+from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
+from stockstream.transport.sending import PIPE_DEPTH, Pipe, Sender, delivered
+from stockstream.transport.watching import watchdog
 from tests.patience import PATIENCE_S
 
 P = TP("ticks.raw", 3)
@@ -188,8 +175,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=made.monotonic, time=time.time))
-    monkeypatch.setattr(transport, "now_s", made.monotonic)
+    for module in ("consumer", "pacing", "sending"):
+        monkeypatch.setattr(f"stockstream.transport.{module}.time", SimpleNamespace(monotonic=made.monotonic, time=time.time))
+    for module in ("consumer", "fence", "fetching", "watching"):
+        monkeypatch.setattr(f"stockstream.transport.{module}.now_s", made.monotonic, raising=False)
     return made
 
 
@@ -805,15 +794,15 @@ async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pyt
     """Else a log that ends with a transaction's marker would never be read to its end, and a quiet source's last second never closed."""
     reading = Reading({P: records(5)}, {P: []})
     reading.app.should_stop = True
-    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), transport.Passed(8)])
+    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), Passed(8)])
     await reading.run()
     assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 6} and reading._through == {P: 8}
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, []), (1, [1]), (10, [10]), (14, [14]), (16, [8, 8]), (29, [10, 10, 9]), (41, [11, 11, 11, 8])])
 def test_a_fetch_is_cut_into_equal_chunks_without_a_small_rest(count: int, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CHUNK_RECORDS", 10)
-    chunks = list(transport.cut(range(count)))
+    monkeypatch.setattr("stockstream.transport.messages.CHUNK_RECORDS", 10)
+    chunks = list(cut(range(count)))
     assert [len(chunk) for chunk in chunks] == parts and [number for chunk in chunks for number in chunk] == list(range(count))
 
 
@@ -852,7 +841,7 @@ def test_a_partition_that_the_broker_was_never_asked_for_was_never_polled() -> N
 
 
 async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CHUNK_RECORDS", 2)
+    monkeypatch.setattr("stockstream.transport.messages.CHUNK_RECORDS", 2)
     read, delivered = consumer([]), []
     read.epoch = 1
 
@@ -912,8 +901,8 @@ async def pauses(pace: Pace, count: int = 3) -> bool:
 
 
 async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "PACE_S", 60)
-    monkeypatch.setattr(transport, "COMPANY_S", 0)
+    monkeypatch.setattr("stockstream.transport.pacing.PACE_S", 60)
+    monkeypatch.setattr("stockstream.transport.pacing.COMPANY_S", 0)
     at_ms(monkeypatch, 11_200)
     pace = Pace(200)
     assert await pauses(pace)
@@ -921,7 +910,7 @@ async def test_reading_pauses_until_frames_have_arrived(monkeypatch: pytest.Monk
     pace.fetching()
     assert await pauses(pace)
     pace.fetching()
-    assert not await pauses(pace, transport.SMALL_FETCH) and not await pauses(pace, 0)
+    assert not await pauses(pace, SMALL_FETCH) and not await pauses(pace, 0)
 
 
 async def test_frames_that_have_arrived_are_given_a_moment_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -934,10 +923,10 @@ async def test_frames_that_have_arrived_are_given_a_moment_for_others(monkeypatc
     pace.arrived()
     monkeypatch.setattr(asyncio, "sleep", sleep)
     await pace.after(3)
-    assert slept == [transport.COMPANY_S] and 0 < transport.COMPANY_S < transport.PACE_S
-    await pace.after(transport.SMALL_FETCH)
+    assert slept == [COMPANY_S] and 0 < COMPANY_S < PACE_S
+    await pace.after(SMALL_FETCH)
     await pace.after(3)
-    assert slept == [transport.COMPANY_S, 0], "in a backlog there is company enough"
+    assert slept == [COMPANY_S, 0], "in a backlog there is company enough"
 
 
 async def test_others_pass_only_where_nothing_is_to_be_caught_up() -> None:
@@ -953,7 +942,7 @@ async def test_others_pass_only_where_nothing_is_to_be_caught_up() -> None:
     await pace.let_pass(6)
     assert turns == 6
     await pace.let_pass(0)
-    await pace.after(transport.SMALL_FETCH)
+    await pace.after(SMALL_FETCH)
     before = turns
     await pace.let_pass(6)
     assert turns == before
@@ -967,7 +956,7 @@ async def test_a_pause_ends_where_a_second_is_due_and_is_short_until_all_partiti
     now: int, closed: tuple[int, ...], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(transport, "PACE_S", 60)
+    monkeypatch.setattr("stockstream.transport.pacing.PACE_S", 60)
 
     def timeout(pause: float) -> Any:
         waited.append(pause)
@@ -996,14 +985,14 @@ def confirmed(offset: int) -> asyncio.Future[Any]:
 
 def test_what_this_worker_has_written_is_taken_where_it_follows_upon_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Own()
-    monkeypatch.setattr(transport, "OWN_BYTES", 200)
+    monkeypatch.setattr("stockstream.transport.loopback.OWN_BYTES", 200)
     for expected, first in ((None, 0), (7, 6), (7, 8), (7, -1)):
         assert not own.add(CLEAN, expected, first, 5, 0, FRAMES), (expected, first)
     assert own.add(CLEAN, 7, 7, 5, 0, FRAMES) and own.add(CLEAN, 7, 9, 6, 0, FRAMES)
     assert not own.add(CLEAN, 7, 9, 6, 0, FRAMES) and not own.add(P, 1, 1, 5, 0, FRAMES), "told again; too much"
     taken = own.take()[CLEAN]
     assert [(r.offset, r.timestamp, r.key, r.value[:1]) for r in taken] == [(7, 5, None, b"a"), (8, 5, b"k", b"b"), (9, 6, None, b"a"), (10, 6, b"k", b"b")]
-    assert taken[1].headers == (transport.VERSION_HEADER, ("hops", b"[1]"))
+    assert taken[1].headers == (VERSION_HEADER, ("hops", b"[1]"))
     assert not own.take() and own.add(P, 1, 1, 5, 0, FRAMES), "there is room again"
 
 
@@ -1115,11 +1104,11 @@ def test_the_last_closings_say_when_the_next_are_due(monkeypatch: pytest.MonkeyP
     pace._backlog = time.monotonic()
     pace.closed(3)
     assert not pace.awaited(4, 12_250, 12_250), "what is caught up on closes at any time"
-    pace._backlog = -transport.BACKLOG_S
+    pace._backlog = -BACKLOG_S
     pace.closed(3)
     assert pace.awaited(4, 12_250, 12_250), "another source is prompt"
     at_ms(monkeypatch, 13_650)
-    for _ in range(transport.CLOSINGS_KEPT):
+    for _ in range(CLOSINGS_KEPT):
         pace.closed(3)
     assert pace.awaited(4, 13_650, 13_650), "it is gone"
 
@@ -1158,7 +1147,7 @@ async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> 
     assert await waiting is True and thread.sent == [1]
     assert thread.consumer.pace._arrived.is_set(), "what arrives while a fetch is under way is for the next"
     thread._asked.clear()
-    thread._brought = transport.SMALL_FETCH
+    thread._brought = SMALL_FETCH
     assert await thread._on_demand(thread.fetch, None, 2, REQUEST) is True
 
 
@@ -1170,7 +1159,7 @@ async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
     partitions = [(3, 8, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)]    # within; behind; before, as after a reset; none
     request = SimpleNamespace(topics=[("windows", [(3, 7, 100)]), ("ticks.clean", partitions)])
     assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: sought.append((tp, offset))))
-    thread._brought = transport.SMALL_FETCH
+    thread._brought = SMALL_FETCH
     await thread._on_demand(thread.fetch, assignment, 1, request)
     assert request.topics == [("windows", [(3, 7, 100)]), ("ticks.clean", [(3, 10, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)])]
     assert sought == [(TP("ticks.clean", 3), 10)] and list(own.passed) == [TP("ticks.clean", 6)], "each is passed once"
@@ -1181,7 +1170,7 @@ async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
 async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     """aiokafka begins anew a log that ends before the position; a worker that wrote what it read may have fetched nothing of it."""
     thread = Fetching()
-    thread._brought = transport.SMALL_FETCH
+    thread._brought = SMALL_FETCH
     assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: None))
 
     async def ask(offset: int) -> None:
@@ -1392,12 +1381,12 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 async def test_the_watchdog_says_when_the_broker_is_lost_and_back(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     def said() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "stockstream.transport"]
+        return [record.getMessage() for record in caplog.records if record.name == "stockstream.transport.watching"]
 
     with caplog.at_level(logging.WARNING, "stockstream.transport"):      # within that of `_quiet`, so that both are put back in order
         task = asyncio.create_task(watchdog(watched, 0.001))
         for outage in (1, 2):
-            watched.consumer.thread.silent_s = transport.LOST_S + 1
+            watched.consumer.thread.silent_s = LOST_S + 1
             await eventually(lambda: len(said()) == 2 * outage - 1)  # noqa: B023  awaited before the next turn
             watched.consumer.thread.silent_s = 0.0
             await eventually(lambda: len(said()) == 2 * outage)  # noqa: B023

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import Counter, defaultdict
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import aiokafka
 import faust
@@ -28,17 +28,14 @@ import pyarrow as pa
 import pytest
 import venusian
 from aiokafka import codec
-from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v4, FetchRequest_v11
-from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.protocol.produce import ProduceRequest, ProduceRequestStruct
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.agents.agent import Agent
@@ -53,13 +50,19 @@ from faust.types import TP
 from mode.services import ServiceTask
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
-from stockstream import compiled, transport
-from stockstream.app import App, Tables, Takeover, Worker, create_app
-from stockstream.broker import changelog, topic_specs
+from stockstream import accelerated
+from stockstream.application import App, Tables, Takeover, Worker, create_app
+from stockstream.kafka.admin import changelog, topic_specs
 from stockstream.settings import Settings
-from stockstream.transport import Fence
+from stockstream.state.changelog_table import StateTable
+from stockstream.transport.consumer import Consumer, Flow
+from stockstream.transport.fence import Fence
+from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, Run, _Fetched
+from stockstream.transport.messages import Chunk
+from stockstream.transport.patches import CODECS, ZSTD_LEVEL, ZSTD_LEVEL_NUMBERS, aiokafka_batches, compress_quickly
+from stockstream.transport.producer import Producer
+from stockstream.transport.sending import DELIVERY_S
 from stockstream.web.tail import _KafkaConsumer
-from tables.state import StateTable
 from tests.compilation import need_compiled
 from tests.patience import PATIENCE_S
 
@@ -93,14 +96,14 @@ async def app() -> App:
 
 
 def test_the_fetcher_reads_through_drain_messages_and_it_alone() -> None:
-    """`transport.Consumer._drain_messages` replaces it."""
+    """`transport.consumer.Consumer._drain_messages` replaces it."""
     assert "await consumer._drain_messages(self)" in source(faust_consumer.Fetcher._fetcher)
     assert list(inspect.signature(faust_consumer.Consumer._drain_messages).parameters) == ["self", "fetcher"]
     assert "await self.wait_first(" in source(faust_consumer.Consumer._drain_messages), "if a message costs no tasks any more, chunks are worth less"
 
 
 def test_the_loops_own_names_are_there() -> None:
-    """`transport.Consumer._drain_messages` uses them."""
+    """`transport.consumer.Consumer._drain_messages` uses them."""
     waiting = source(faust_consumer.Consumer._wait_next_records)
     assert "return records, active_partitions" in waiting and "await self.wait(self.can_resume_flow)" in waiting
     assert list(inspect.signature(faust_consumer.Consumer._wait_next_records).parameters) == ["self", "timeout"]
@@ -112,7 +115,7 @@ def test_the_loops_own_names_are_there() -> None:
 
 @pytest.mark.parametrize("room", [True, False])
 async def test_a_chunk_fits_into_a_message_of_faust(room: bool) -> None:
-    """`transport.Consumer._deliver` gives its arguments by position. Where there is room it goes without a watch over a suspension."""
+    """`transport.consumer.Consumer._deliver` gives its arguments by position. Where there is room it goes without a watch over a suspension."""
     got: list[Any] = []
 
     async def callback(message: Any) -> None:
@@ -130,40 +133,40 @@ async def test_a_chunk_fits_into_a_message_of_faust(room: bool) -> None:
         suspend_flow=asyncio.Event(), _room_for=lambda tp: room,
     )  # fmt: skip
     record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
-    await transport.Consumer._deliver_chunk(read, tp, [SimpleNamespace(offset=40), record])
+    await Consumer._deliver_chunk(read, tp, [SimpleNamespace(offset=40), record])
     [message] = got
     assert (message.topic, message.partition, message.offset, message.tp, message.generation_id) == ("ticks.raw", 3, 41, tp, 7)
-    assert message.timestamp == 1_700_000_000.123 and message.value == transport.Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4, 38)
+    assert message.timestamp == 1_700_000_000.123 and message.value == Chunk("ticks.raw", 3, [SimpleNamespace(offset=40), record], 4, 38)
     assert read._begins == {tp: 42} and len(watched) == (not room)
 
 
 async def test_there_is_room_where_nothing_would_wait() -> None:
-    """`transport.Consumer._room_for` asks for all that `Conductor.on_message` waits for; Faust's own producer buffer stays empty."""
+    """`transport.consumer.Consumer._room_for` asks for all that `Conductor.on_message` waits for; Faust's own producer buffer stays empty."""
     assert all(f"self.{name} = " in source(Conductor.__init__) for name in ("_tp_index", "_tp_to_callback_lock"))
     waits = re.findall(r"await ([\w.]+)\(", source(ConductorCompiler.build))
     assert waits[:5] == ["acquire_flow_control", "wait_until_producer_ebb", "chan.decode", "chan.decode", "asyncio.wait"]
-    tp, queue, flow = TP("ticks.raw", 3), asyncio.Queue[int](1), transport.Flow()
+    tp, queue, flow = TP("ticks.raw", 3), asyncio.Queue[int](1), Flow()
     topics = SimpleNamespace(_tp_to_callback_lock=asyncio.Lock(), _tp_index={tp: [SimpleNamespace(queue=queue)]})
     read: Any = SimpleNamespace(flow_active=True, app=SimpleNamespace(topics=topics, flow_control=flow))
     found = []
     flow.suspend()
-    found.append(transport.Consumer._room_for(read, tp))
+    found.append(Consumer._room_for(read, tp))
     flow.resume()
-    found.append(transport.Consumer._room_for(read, tp))
+    found.append(Consumer._room_for(read, tp))
     async with topics._tp_to_callback_lock:
-        found.append(transport.Consumer._room_for(read, tp))
+        found.append(Consumer._room_for(read, tp))
     queue.put_nowait(1)
-    found.append(transport.Consumer._room_for(read, tp))
+    found.append(Consumer._room_for(read, tp))
     queue.get_nowait()
     read.flow_active = False
-    found.append(transport.Consumer._room_for(read, tp))
+    found.append(Consumer._room_for(read, tp))
     read.flow_active = True
-    found += [transport.Consumer._room_for(read, of) for of in (tp, TP("ticks.raw", 4))]
+    found += [Consumer._room_for(read, of) for of in (tp, TP("ticks.raw", 4))]
     assert found == [False, True, False, False, False, True, False]
 
 
 def test_faust_skips_offsets_after_a_rebalance_without_a_word() -> None:
-    """faust-streaming/faust#216 and #221: it notes a gap for its commits and goes on; `transport.Guard` reads it again."""
+    """faust-streaming/faust#216 and #221: it notes a gap for its commits and goes on; `transport.guard.Guard` reads it again."""
     assert "await self._add_gap(tp, r_offset + 1, offset)" in source(faust_consumer.Consumer._drain_messages)
 
 
@@ -201,19 +204,19 @@ def fetched(begin: int, *batches: bytes, check_crcs: bool = False) -> tuple[Fetc
         P, fetcher.MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None,
         check_crcs=check_crcs, isolation_level=1,
     )  # fmt: skip
-    assigned, ours = Assigned(begin), transport._Fetched()
+    assigned, ours = Assigned(begin), _Fetched()
     result = ours[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
     assert ours[P] is result
     return result, assigned
 
 
-def parsed(runs: list[transport.Run]) -> list[Any]:
+def parsed(runs: list[Run]) -> list[Any]:
     return [record for run in runs for record in run.records()]
 
 
 @pytest.mark.usefixtures("engine")
 def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
-    """`transport._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
+    """`transport.fetching._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
     result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
     runs = result.getall(None)
     assert [(run.offset, run.count) for run in runs] == [(1, 2), (7, 1)]
@@ -256,24 +259,24 @@ def test_what_the_broker_passes_behind_the_last_record_is_told() -> None:
 
 def test_batches_of_the_old_formats_have_no_first_offset() -> None:
     batch: Any = SimpleNamespace(next_offset=7)
-    assert (transport.Run(batch, 4).offset, transport.Run(batch, 4).count) == (6, 3)
+    assert (Run(batch, 4).offset, Run(batch, 4).count) == (6, 3)
 
 
 def test_the_broker_is_asked_for_each_partition_also_where_it_has_nothing() -> None:
-    """`transport.Consumer.polled` is the time of the last answer."""
+    """`transport.consumer.Consumer.polled` is the time of the last answer."""
     answer = source(Fetcher._proc_fetch_request)
     assert in_order(answer, "tp_state.highwater = highwater", "tp_state.lso = ", "tp_state.timestamp = now_ms", "if records.has_next():")
 
 
 def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
-    """`transport.ConsumerThread._fetch_records` lifts that: aiokafka would count runs."""
+    """`transport.fetching.ConsumerThread._fetch_records` lifts that: aiokafka would count runs."""
     assert "max_records=_consumer._max_poll_records" in source(driver.AIOKafkaConsumerThread.getmany)
     assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
 
 
 @pytest.mark.usefixtures("engine")
 def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
-    """aiokafka asks the batch, which is ours: `transport._Batch.validate_crc`."""
+    """aiokafka asks the batch, which is ours: `transport.fetching._Batch.validate_crc`."""
     batch = batch_of(0, b"a", b"b")
     result, _ = fetched(0, batch, check_crcs=True)
     assert [record.value for record in parsed(result.getall(None))] == [b"a", b"b"]
@@ -286,7 +289,7 @@ def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
 def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CHUNK_RECORDS", most)
+    monkeypatch.setattr("stockstream.transport.fetching.CHUNK_RECORDS", most)
     batches = [batch_of(0, *(b"%d" % n for n in range(5))), batch_of(5, b"5"), batch_of(6, b"6", b"7", b"8")]
     begin, offsets = 2, []
     while begin < 9:
@@ -324,7 +327,7 @@ def test_a_fetcher_keeps_what_it_fetched_in_one_dictionary() -> None:
 
 
 def test_perform_seek_is_called_when_recovery_is_done_and_before_the_flow_resumes() -> None:
-    """`transport.Consumer.perform_seek` puts the partitions at their state's offset there."""
+    """`transport.consumer.Consumer.perform_seek` puts the partitions at their state's offset there."""
     done = source(Recovery.on_recovery_completed)
     assert in_order(done, "consumer.resume_partitions(", "consumer.perform_seek()", "self.completed.set()", "consumer.resume_flow()")
     assert "timeout=self.app.conf.broker_request_timeout" in done
@@ -337,7 +340,7 @@ def test_faust_by_itself_goes_on_from_the_groups_commit() -> None:
 
 
 async def test_what_takes_too_long_is_cancelled_and_no_error() -> None:
-    """`Recovery._wait` would go on without the seek; `transport.Consumer.perform_seek` leaves the process when it is cancelled for that."""
+    """`Recovery._wait` would go on without the seek; `transport.consumer.Consumer.perform_seek` leaves the process when it is cancelled for that."""
     cancelled = False
 
     async def seek() -> None:
@@ -369,7 +372,7 @@ class Changelogs:
 
 
 async def test_recovery_has_nothing_to_read_where_changelogs_end_where_they_begin() -> None:
-    """`transport.Consumer.highwaters`: `tables.state` reads them."""
+    """`transport.consumer.Consumer.highwaters`: `state.changelog_table` reads them."""
     tps = {TP("changelog", 0), TP("changelog", 3)}
     recovery: Any = Recovery.__new__(Recovery)
     recovery.log = mode.Service().log
@@ -392,7 +395,7 @@ def test_highwaters_are_asked_of_changelogs_only() -> None:
 
 
 def test_changelogs_are_resumed_before_the_seek_which_pauses_them() -> None:
-    """`transport.Consumer._seek_to_state` pauses them again; the loop drops what comes of them."""
+    """`transport.consumer.Consumer._seek_to_state` pauses them again; the loop drops what comes of them."""
     assert in_order(source(Recovery._restart_recovery), "recovery_buffer_size == 1", "consumer.resume_partitions)(tps_resuming)", "self.on_recovery_completed")
 
 
@@ -471,7 +474,7 @@ def test_a_worker_that_warns_makes_no_debug_records(app: App) -> None:
 
 
 def test_faust_commits_past_a_message_that_is_not_acknowledged() -> None:
-    """faust-streaming/faust#606; `transport.Consumer._new_offset` counts chunks."""
+    """faust-streaming/faust#606; `transport.consumer.Consumer._new_offset` counts chunks."""
     read: Any = driver.Consumer.__new__(driver.Consumer)
     tp = TP("ticks.raw", 3)
     read._acked, read._acked_index = {tp: [2_586, 2_587, 2_588]}, {tp: {2_586, 2_587, 2_588}}
@@ -504,13 +507,13 @@ class Committing:
 
 @pytest.mark.parametrize("error", [KafkaError("broken"), ValueError("not assigned")])
 async def test_an_error_in_a_commit_crashes_faust_and_not_us(error: Exception) -> None:
-    """faust-streaming/faust#94; `transport.ConsumerThread._commit`."""
+    """faust-streaming/faust#94; `transport.fetching.ConsumerThread._commit`."""
     offsets = {TP("ticks.raw", 3): 5}
     theirs: Any = Committing(error)
     assert await driver.AIOKafkaConsumerThread._commit(theirs, offsets) is False
     assert theirs.crashed == [error]
     ours: Any = Committing(error)
-    assert await transport.ConsumerThread._commit(ours, offsets) is False
+    assert await ConsumerThread._commit(ours, offsets) is False
     assert ours.crashed == []
 
 
@@ -518,10 +521,10 @@ async def test_an_error_in_a_commit_crashes_faust_and_not_us(error: Exception) -
 
 
 async def test_faust_hard_codes_how_long_a_fetch_waits_and_ours_waits_less(app: App) -> None:
-    """`transport.ConsumerThread._create_worker_consumer`; aiokafka reads both values at the start."""
+    """`transport.fetching.ConsumerThread._create_worker_consumer`; aiokafka reads both values at the start."""
     assert "fetch_max_wait_ms=1500" in source(driver.AIOKafkaConsumerThread._create_worker_consumer)
     consumer = app.reader.thread._create_worker_consumer(app.transport)
-    assert consumer._fetch_max_wait_ms == transport.FETCH_MAX_WAIT_MS < 1_500
+    assert consumer._fetch_max_wait_ms == FETCH_MAX_WAIT_MS < 1_500
     assert consumer._isolation_level == "read_committed"
     started = source(aiokafka.AIOKafkaConsumer.start)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in started and "isolation_level=self._isolation_level" in started
@@ -529,7 +532,10 @@ async def test_faust_hard_codes_how_long_a_fetch_waits_and_ours_waits_less(app: 
 
 
 def test_aiokafka_fetches_ahead_and_then_nothing_until_that_is_taken() -> None:
-    """`transport.ConsumerThread._on_demand` stands in for `_proc_fetch_request`, which each fetch goes through, and ends as that does when it is cancelled."""
+    """`transport.fetching.ConsumerThread._on_demand` stands in for `_proc_fetch_request`, which each fetch goes through.
+
+    It ends as that does when it is cancelled.
+    """
     routine = source(Fetcher._fetch_requests_routine)
     assert "self._proc_fetch_request(assignment, node_id, request)," in routine and "task.cancel()" in routine
     assert "any(fut.result() for fut in done_pending)" in routine
@@ -538,7 +544,7 @@ def test_aiokafka_fetches_ahead_and_then_nothing_until_that_is_taken() -> None:
 
 
 def test_a_request_to_fetch_is_asked_for_its_offsets_when_it_goes_and_when_it_is_answered() -> None:
-    """`transport.ConsumerThread._pass_own` moves both on: an answer whose offset is not the position is dropped."""
+    """`transport.fetching.ConsumerThread._pass_own` moves both on: an answer whose offset is not the position is dropped."""
     answered = source(Fetcher._proc_fetch_request)
     assert answered.index("self._client.send(node_id, request)") < answered.index("for topic, partitions in request.topics:")
     assert "tp_state.position != fetch_offset" in answered
@@ -550,7 +556,7 @@ def test_a_request_to_fetch_is_asked_for_its_offsets_when_it_goes_and_when_it_is
 
 
 def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`transport.compress_quickly`; aiokafka's producer has no setting for it."""
+    """`transport.patches.compress_quickly`; aiokafka's producer has no setting for it."""
     batches = sys.modules[DefaultRecordBatchBuilder.__module__]
     monkeypatch.setattr(batches, "zstd_encode", codec.zstd_encode)       # restored at the end
     values = [b'{"symbol":"S%05d","price":%d.5}' % (number, number * 7) for number in range(300)]
@@ -562,7 +568,7 @@ def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch)
         return bytes(builder.build())
 
     before = compressed()
-    transport.compress_quickly()
+    compress_quickly()
     quick = compressed()
     assert len(quick) != len(before)
     assert [record.value for record in MemoryRecords(quick).next_batch()] == values
@@ -570,10 +576,10 @@ def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch)
 
 def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[DefaultRecordBatchBuilder.__module__], "zstd_encode", codec.zstd_encode)
-    transport.compress_quickly()
+    compress_quickly()
     text, numbers = b'{"price":189.95}' * 100, np.linspace(1, 2, 4_000).tobytes()
-    for data, level in ((text, transport.ZSTD_LEVEL), (numbers, transport.ZSTD_LEVEL_NUMBERS), (b"", transport.ZSTD_LEVEL)):
-        encoded = transport.aiokafka_batches.zstd_encode(data)
+    for data, level in ((text, ZSTD_LEVEL), (numbers, ZSTD_LEVEL_NUMBERS), (b"", ZSTD_LEVEL)):
+        encoded = aiokafka_batches.zstd_encode(data)
         assert encoded == pa.Codec("zstd", level).compress(data, asbytes=True)
         assert codec.zstd_decode(encoded) == data
 
@@ -582,9 +588,9 @@ def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPat
 def test_what_aiokafka_reads_by_itself_is_decompressed_in_one_go(kind: int) -> None:
     """State and the views' tails are read so: `transport` puts `_batches.decompressed` in the place of its decoders."""
     need_compiled()
-    assert compiled.batches is not None
-    decode = getattr(transport.aiokafka_batches, f"{transport.CODECS[kind]}_decode")
-    assert decode.func is compiled.batches.decompressed and decode.args == (kind,)
+    assert accelerated.batches is not None
+    decode = getattr(aiokafka_batches, f"{CODECS[kind]}_decode")
+    assert decode.func is accelerated.batches.decompressed and decode.args == (kind,)
     builder = DefaultRecordBatchBuilder(2, kind, 0, -1, -1, -1, 1 << 20)
     values = [b"v" * size for size in (0, 1, 30_000)]
     for number, value in enumerate(values):
@@ -592,17 +598,6 @@ def test_what_aiokafka_reads_by_itself_is_decompressed_in_one_go(kind: int) -> N
     data = bytes(builder.build())
     assert len(data) < 10_000
     assert [record.value for record in DefaultRecordBatch(data)] == values
-
-
-@pytest.mark.parametrize("version", get_args(ProduceRequestStruct))
-def test_a_request_to_produce_is_encoded_as_aiokafka_does(version: Any) -> None:
-    """`transport.pieces_of` stands in for `Struct.encode`."""
-    topics = [("ticks", [(0, b"batch"), (7, bytearray(b"\x00" * 300))]), ("w\u00efndows", [(1, b"")])]
-    names = version.SCHEMA.names
-    assert names[-1] == "topics" and version.SCHEMA.fields[-1].array_of.names == ("topic", "partitions")
-    for many in (topics, topics[:1], []):
-        request = version(**{"required_acks": -1, "timeout": 5_000, "topics": many} | ({"transactional_id": None} if "transactional_id" in names else {}))
-        assert b"".join(transport.pieces_of(request)) == request.encode()
 
 
 class Wire:
@@ -618,39 +613,6 @@ class Wire:
 
     async def drain(self) -> None: ...
     def close(self) -> None: ...
-
-
-async def test_a_request_is_sent_as_aiokafka_does() -> None:
-    """`transport.send` stands in for `AIOKafkaConnection.send`."""
-    assert AIOKafkaConnection.send is transport.send
-    assert "message = header.encode() + request_struct.encode()" in source(transport._send) and "self._writer.write(size + message)" in source(transport._send)
-    batches = [("ticks", [(0, b"batch"), (7, b"\x00" * 300)])]
-    for request in (ProduceRequest(None, -1, 5_000, batches), ProduceRequest(None, 0, 5_000, batches), MetadataRequest(["ticks"], False)):
-        expect_response = not isinstance(request, ProduceRequest) or request.required_acks != 0
-        sent = []
-        for send in (transport.send, transport._send):
-            connection: Any = AIOKafkaConnection("localhost", 9092, request_timeout_ms=50)
-            connection._versions, connection._writer = {0: (0, 7), 3: (0, 4)}, Wire()
-            answer = send(connection, request, expect_response)
-            sent.append((connection._writer.written, [(number, type(struct)) for number, struct, _ in connection._requests]))
-            if expect_response:
-                with pytest.raises(asyncio.TimeoutError):
-                    await answer
-            else:
-                await answer
-        assert sent[0] == sent[1] and sent[0][0]
-        assert len(sent[0][1]) == expect_response
-
-
-async def test_what_cannot_be_sent_closes_the_connection() -> None:
-    connection: Any = AIOKafkaConnection("localhost", 9092)
-    request = ProduceRequest(None, -1, 5_000, [("ticks", [(0, b"batch")])])
-    with pytest.raises(KafkaConnectionError, match="No connection"):
-        connection.send(request)
-    connection._versions, connection._writer = {0: (0, 7)}, Wire(BrokenPipeError("gone"))
-    with pytest.raises(KafkaConnectionError, match="broken: gone"):
-        connection.send(request)
-    assert not connection.connected() and not connection._requests
 
 
 def test_faust_marks_what_it_could_discover_by_reading_sources() -> None:
@@ -675,8 +637,8 @@ def test_faust_makes_its_web_server_before_it_knows_whether_there_is_to_be_one()
 
 
 async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
-    assert type(app.consumer) is transport.Consumer and type(app.producer) is transport.Producer
-    assert type(app.reader.thread) is transport.ConsumerThread
+    assert type(app.consumer) is Consumer and type(app.producer) is Producer
+    assert type(app.reader.thread) is ConsumerThread
     assert app.reader._thread is app.reader.thread
 
 
@@ -684,7 +646,7 @@ async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
 
 
 def test_faust_reads_past_aiokafkas_own_check_of_the_coordinator() -> None:
-    """aio-libs/aiokafka#294 gave `getmany` the check; Faust asks the fetcher itself, so `transport.ConsumerThread.trouble` looks."""
+    """aio-libs/aiokafka#294 gave `getmany` the check; Faust asks the fetcher itself, so `transport.fetching.ConsumerThread.trouble` looks."""
     assert "self._coordinator.check_errors()" in source(aiokafka.AIOKafkaConsumer.getmany)
     assert "check_errors" not in source(driver.AIOKafkaConsumerThread._fetch_records)
     assert "fetcher.fetched_records(" in source(driver.AIOKafkaConsumerThread._fetch_records)
@@ -700,7 +662,7 @@ class Client:
 
 
 async def test_the_coordinators_own_names_mean_what_trouble_takes_them_for() -> None:
-    """`transport.ConsumerThread.trouble`."""
+    """`transport.fetching.ConsumerThread.trouble`."""
     subscriptions = SubscriptionState()
     subscriptions.register_fetch_waiters(set())
     coordinator = GroupCoordinator(Client(), subscriptions, group_id="g")
@@ -724,7 +686,7 @@ async def _pushed(coordinator: GroupCoordinator) -> None:
 
 
 def test_a_coordinator_beats_in_a_task_of_each_membership() -> None:
-    """`transport.ConsumerThread.on_start` replaces `_do_heartbeat`; `trouble` takes a new `_heartbeat_task` for a confirmed join."""
+    """`transport.fetching.ConsumerThread.on_start` replaces `_do_heartbeat`; `trouble` takes a new `_heartbeat_task` for a confirmed join."""
     routine = source(GroupCoordinator._heartbeat_routine)
     assert "success = await self._do_heartbeat()" in routine and "if success:" in routine
     assert list(inspect.signature(GroupCoordinator._do_heartbeat).parameters) == ["self"]
@@ -744,7 +706,7 @@ async def test_heartbeats_are_noted_when_the_group_confirms_them(monkeypatch: py
 
     coordinator._do_heartbeat = beat
     monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", start)
-    thread: Any = transport.ConsumerThread.__new__(transport.ConsumerThread)
+    thread: Any = ConsumerThread.__new__(ConsumerThread)
     thread._consumer = SimpleNamespace(_coordinator=coordinator, _fetcher=SimpleNamespace(_records={}, _proc_fetch_request=beat))
     await thread.on_start()
     begun = time.monotonic()
@@ -753,14 +715,14 @@ async def test_heartbeats_are_noted_when_the_group_confirms_them(monkeypatch: py
     assert noted >= begun
     assert await coordinator._do_heartbeat() is False
     assert thread.last_heartbeat == noted
-    assert isinstance(thread._consumer._fetcher._records, transport._Fetched)
+    assert isinstance(thread._consumer._fetcher._records, _Fetched)
 
 
 # -- the producer -----------------------------------------------------------
 
 
 async def test_faust_has_an_idempotent_producer_only_in_transactions_and_ours_is(app: App) -> None:
-    """`transport.Producer._settings_extra`; no setting of Faust reaches it."""
+    """`transport.producer.Producer._settings_extra`; no setting of Faust reaches it."""
     theirs: Any = SimpleNamespace(app=SimpleNamespace(in_transaction=False))
     assert driver.Producer._settings_extra(theirs) == {}
     producer: Any = app.producer
@@ -771,16 +733,16 @@ async def test_faust_has_an_idempotent_producer_only_in_transactions_and_ours_is
 
 
 async def test_a_batch_is_tried_for_longer_than_a_request(app: App) -> None:
-    """`transport.Producer._new_producer` sets `MessageAccumulator._batch_ttl`."""
+    """`transport.producer.Producer._new_producer` sets `MessageAccumulator._batch_ttl`."""
     producer: Any = app.producer
     made = producer._new_producer()
-    assert made._message_accumulator._batch_ttl == transport.DELIVERY_S
+    assert made._message_accumulator._batch_ttl == DELIVERY_S
     assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)
     made._closed = True
 
 
 async def test_a_producer_tells_by_its_senders_task_that_it_has_ended(app: App) -> None:
-    """`transport.Producer.trouble`."""
+    """`transport.producer.Producer.trouble`."""
     assert isinstance(Sender.sender_task, property)
     assert "self._sender = Sender(" in source(aiokafka.AIOKafkaProducer.__init__)
     producer: Any = app.producer
@@ -793,7 +755,7 @@ async def test_a_producer_tells_by_its_senders_task_that_it_has_ended(app: App) 
 
 
 def test_sending_through_a_topic_of_faust_does_not_wait_for_delivery() -> None:
-    """`transport.Sender` and `Pipe` use aiokafka's producer and wait."""
+    """`transport.sending.Sender` and `Pipe` use aiokafka's producer and wait."""
     published = inspect.signature(faust.Topic.publish_message).parameters["wait"]
     assert published.default is False
     assert "fut2 = cast(" in source(faust.Topic.publish_message)
@@ -809,7 +771,7 @@ def test_an_error_in_an_agent_is_told_to_a_supervisor_that_goes_on_with_the_next
 
 
 async def test_a_task_that_crashes_is_seen_at_the_app() -> None:
-    """`transport.watchdog` leaves then."""
+    """`transport.watching.watchdog` leaves then."""
 
     class Part(mode.Service):
         @mode.Service.task
@@ -862,7 +824,7 @@ async def test_a_broker_that_does_not_answer_holds_the_end_up_for_a_while_only(a
     assert "await self._producer_flush(self.log)" in source(faust.App.on_stop), "which waits for ever where the replicas are too few"
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(sys.modules["stockstream.app"], "STOP_S", 0.02)
+    monkeypatch.setattr(sys.modules["stockstream.application"], "STOP_S", 0.02)
     monkeypatch.setattr(os, "_exit", lambda status: loop.call_soon_threadsafe(ended.set))
     monkeypatch.setattr(faust.App, "_producer_flush", lambda *_: ended.wait())
     async with asyncio.timeout(PATIENCE_S):

@@ -10,10 +10,9 @@ import pytest
 from faust.types import TP
 from mode import Service
 
-from stockstream import worker
-from stockstream.app import app
-from stockstream.transport import Consumer
-from stockstream.worker import Status, metrics
+from stockstream.instance import app
+from stockstream.status import Status, _count_hole, metrics
+from stockstream.transport.consumer import Consumer
 
 
 def lags() -> dict[tuple[str, str], float]:
@@ -48,7 +47,7 @@ async def test_the_workers_consumer_counts_its_holes(monkeypatch: pytest.MonkeyP
     def holes() -> float:
         return metrics.registry.get_sample_value("stockstream_holes_total", {"kind": "passed"}) or 0.0
 
-    assert app.on_hole is worker._count_hole
+    assert app.on_hole is _count_hole
 
     async def nothing(*_: Any) -> None: ...
 

@@ -11,7 +11,7 @@ import pytest
 
 from agents.aggregate import LATEST_S, Aggregation, stage
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.transforms.windows import Part, Rows
+from stockstream.transforms.windows.windows import Part, Rows
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 
 import agents.archive
 from agents.archive import TOGETHER, stage
-from stockstream.app import app
+from stockstream.instance import app
 from stockstream.locks import FolderLock
 from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.frames import Assembler, Frame, empty, encode
-from stockstream.transport import Chunk
+from stockstream.transport.messages import Chunk
 
 RAW = app.settings.topic("ticks.raw")
 

@@ -13,10 +13,10 @@ from faust.types import TP
 
 import agents.clean
 from agents.clean import stage
-from stockstream.app import app
 from stockstream.errors import StateError
-from stockstream.transforms.validation import Idle
-from stockstream.transport import Chunk
+from stockstream.instance import app
+from stockstream.transforms.cleaning.cleaner import Idle
+from stockstream.transport.messages import Chunk
 
 
 class Record(NamedTuple):

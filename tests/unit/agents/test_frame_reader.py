@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from stockstream import worker
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
+from stockstream.state.frame_reader import FrameReader
 from stockstream.transforms.frames import Frame, empty, encode, received
-from stockstream.transport import Chunk, Hole
-from stockstream.worker import FrameReader
+from stockstream.transport.guard import Hole
+from stockstream.transport.hops import hops_of
+from stockstream.transport.messages import Chunk
 
 
 class Core:
@@ -38,9 +39,10 @@ class Core:
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     counted: list[tuple[str, str]] = []
-    monkeypatch.setattr(worker, "metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
+    monkeypatch.setattr("stockstream.state.frame_reader.metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
     holes = [Hole("ticks.clean", 3, 5, 7), Hole("ticks.clean", 4, 5, 8)]
-    monkeypatch.setattr(worker, "app", SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings()))
+    app = SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings())
+    monkeypatch.setattr("stockstream.state.frame_reader.app", app)
     return counted
 
 
@@ -56,7 +58,7 @@ def test_a_frame_is_decoded_once_for_all_agents_of_a_worker(dropped: list[tuple[
         decoded.append(data)
         return received(data, schema, timestamp)
 
-    monkeypatch.setattr(worker, "received", counted)
+    monkeypatch.setattr("stockstream.state.frame_reader.received", counted)
     values = [encode(Frame("018bcfe5687-0123abcd", start, start + 9, (), empty(WINDOWS_SCHEMA))) for start in (0, 10)]
     chunk = Chunk("windows", 3, [SimpleNamespace(offset=offset, value=value, timestamp=0) for offset, value in enumerate([values[0], b"no", values[1]])])
     found = [[(frame.start, offset) for frame, offset, _ in FrameReader(agent, WINDOWS_SCHEMA).frames(chunk)] for agent in ("score", "detect")]
@@ -99,4 +101,4 @@ def test_behind_what_the_input_has_lost_the_log_goes_on(dropped: list[tuple[str,
     ],
 )  # fmt: skip
 def test_a_header_of_times_is_read_or_left_out_whatever_it_holds(value: bytes | None, times: list[int]) -> None:
-    assert worker.hops_of(SimpleNamespace(headers=[("schema_version", b"1"), ("hops", value)])) == times
+    assert hops_of(SimpleNamespace(headers=[("schema_version", b"1"), ("hops", value)])) == times

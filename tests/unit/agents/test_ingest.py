@@ -12,13 +12,13 @@ import pytest
 
 import agents.ingest
 from agents.ingest import stage
-from stockstream.app import app
 from stockstream.errors import FencedError
+from stockstream.instance import app
 from stockstream.skipped import SkippedRecords
 from stockstream.sources.health import SourceState
 from stockstream.sources.ingestion import Ingest
-from stockstream.transport import Chunk
-from stockstream.worker import metrics, status
+from stockstream.status import metrics, status
+from stockstream.transport.messages import Chunk
 from tests.patience import PATIENCE_S
 from tests.unit.sources.source_contract import FakeClock
 from tests.unit.sources.test_ingestion import Feed, Wire

@@ -22,9 +22,9 @@ from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
 from stockstream import topics
 from stockstream.champions import Champions
-from stockstream.transforms.scoring import Scorer
+from stockstream.status import metrics, status
+from stockstream.transforms.scoring.scorer import Scorer
 from stockstream.transforms.warmup import warm_up
-from stockstream.worker import metrics, status
 from tests.unit.transforms.test_scoring_state import frame_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -16,7 +16,7 @@ from benchmarks.loop import Bars, Tick
 from benchmarks.machines import OneByOne, once, records_of
 from benchmarks.outputs import FIGURES, Rows, differences
 from benchmarks.processes import Host, Process, measure
-from stockstream.transforms.validation import Cleaner
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from tests.patience import PATIENCE_S
 
 SECONDS, SYMBOLS = 340, 4

@@ -16,12 +16,12 @@ import pytest
 
 from models.registry import Registry
 from stockstream import cli
-from stockstream.broker import ensure_topics
 from stockstream.commands import demo as module
 from stockstream.commands.demo import Demo, Figures, LiveLine, ensure_model, last_lines, require_free_port, worker_environment, write_watchlist
-from stockstream.compacted import read_compacted
-from stockstream.embedded import EmbeddedBroker
 from stockstream.errors import BrokerError, StockstreamError
+from stockstream.kafka.admin import ensure_topics
+from stockstream.kafka.compacted_topic import read_compacted
+from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
 from tests.patience import PATIENCE_S
 

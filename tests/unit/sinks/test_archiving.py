@@ -19,8 +19,9 @@ from stockstream.commands.verify import check
 from stockstream.errors import BrokerError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
-from stockstream.sinks.archive import RawRecord, key_and_value, parse_name, read_raw_object
-from stockstream.sinks.archiving import Archive
+from stockstream.sinks.archive.layout import parse_name
+from stockstream.sinks.archive.raw_objects import RawRecord, key_and_value, read_raw_object
+from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.memory import MemoryStore
 from stockstream.transforms.frames import Frame
 from tests.patience import PATIENCE_S
@@ -390,7 +391,7 @@ async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCa
     one.assign(0)
     await feed(kafka, [one], 100)
     await until(lambda: is_whole(kafka, store))
-    with caplog.at_level(logging.INFO, "stockstream.sinks.archiving"):
+    with caplog.at_level(logging.INFO, "stockstream.sinks.archive.writer"):
         store.down = True
         most = 0
         for _ in range(60):

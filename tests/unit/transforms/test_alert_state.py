@@ -12,11 +12,11 @@ import pytest
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
-from stockstream.transforms import alert_state
-from stockstream.transforms.alert_state import MAX_LASTS, OpenAlert, bucket_of
 from stockstream.transforms.frames import Frame, empty
-from stockstream.transforms.rules import FORGET_MS, Detected, Detector
-from stockstream.transforms.stored import MAX_VALUE_BYTES, pack
+from stockstream.transforms.rules import state as alert_state
+from stockstream.transforms.rules.detector import FORGET_MS, Detected, Detector
+from stockstream.transforms.rules.state import MAX_LASTS, OpenAlert, bucket_of
+from stockstream.transforms.versioned import MAX_VALUE_BYTES, pack
 from tests.changelogs import Changelog
 from tests.unit.transforms.test_rules import START, Log, frame, plain, quiet, row, run, states
 
@@ -72,8 +72,8 @@ def test_one_alert_of_many_rewrites_only_its_bucket() -> None:
 
 def test_symbols_that_share_a_bucket_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever chooses names can put them all into one bucket. Pieces of a write that was cut off never replace those of the write before."""
-    monkeypatch.setattr("stockstream.transforms.rules.bucket_of", lambda symbol: 5)
-    monkeypatch.setattr("stockstream.transforms.alert_state.bucket_of", lambda symbol: 5)
+    monkeypatch.setattr("stockstream.transforms.rules.detector.bucket_of", lambda symbol: 5)
+    monkeypatch.setattr("stockstream.transforms.rules.state.bucket_of", lambda symbol: 5)
     detector, symbols = Detector(3), [f"S{number:05d}" for number in range(9_000)]
     detector.feed(storm(symbols, "s", 0, START, 98.0, 0))
     first = detector.records()
@@ -90,7 +90,7 @@ def test_symbols_that_share_a_bucket_are_split(monkeypatch: pytest.MonkeyPatch) 
 
 def test_lasts_that_a_head_cannot_hold_are_written_with_their_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_LASTS * 5 + 256 * 40 < MAX_VALUE_BYTES
-    monkeypatch.setattr("stockstream.transforms.rules.MAX_LASTS", 100)
+    monkeypatch.setattr("stockstream.transforms.rules.detector.MAX_LASTS", 100)
     detector, stored, symbols = Detector(3), dict[bytes, bytes](), [f"S{number}" for number in range(1_000)]
     for at in range(4):
         detector.feed(storm(symbols, "s", at, START + at, 98.0, 0))

@@ -10,13 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import StateError
-from stockstream.transforms import cleaning_state, stored, validation
+from stockstream.kafka.client import MAX_BATCH_BYTES
+from stockstream.transforms import versioned as stored
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning_state import VERSION, State
-from stockstream.transforms.ranges import MAX_SOURCE, MAX_SYMBOL, MAX_TEXT
-from stockstream.transforms.validation import Cleaner
+from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import state as cleaning_state
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_SYMBOL, MAX_TEXT
+from stockstream.transforms.cleaning.state import VERSION, State
 
 NOW = 1_700_000_000_000
 

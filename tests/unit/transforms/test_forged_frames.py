@@ -9,12 +9,12 @@ import pytest
 
 from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, Closing
-from stockstream.transforms import alert_state
 from stockstream.transforms.frame_checks import LOG_AHEAD_MS
 from stockstream.transforms.frames import Assembler, Frame, empty, encode, received
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.stored import pack
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules import state as alert_state
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.versioned import pack
+from stockstream.transforms.windows.windows import Windows
 from tests.forged import good_frames
 
 TIME = 0x18BCFE56800

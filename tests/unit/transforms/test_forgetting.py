@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockstream.records import TICKS_SCHEMA
-from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning_state import FORGET_MS
+from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import columns
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.cleaning.limits import MAX_TIME
+from stockstream.transforms.cleaning.state import FORGET_MS
 from stockstream.transforms.frames import decode, encode
-from stockstream.transforms.ranges import MAX_TIME
-from stockstream.transforms.validation import Cleaner
 from tests.model import windows_model
 from tests.model.clean_model import CleanModel
 

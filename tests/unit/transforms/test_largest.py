@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from stockstream.broker import MAX_BATCH_BYTES
+from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Rejection
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT
 from stockstream.transforms.frames import Assembler, Frame, decode, encode_within
-from stockstream.transforms.ranges import MAX_SOURCE, MAX_TEXT
-from stockstream.transforms.rules import Detected, Detector
-from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Rows, Windows
+from stockstream.transforms.rules.detector import Detected, Detector
+from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.windows.windows import Rows, Windows
 from tests.fixtures.make import Model
 
 LIMIT = MAX_BATCH_BYTES - 2_000

@@ -19,11 +19,11 @@ import pytest
 
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Assembler, Frame, decode
-from stockstream.transforms.rules import Detector
-from stockstream.transforms.scoring import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows
+from stockstream.transforms.rules.detector import Detector
+from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.windows.windows import Windows
 from tests.fixtures.make import BEGIN_S, MANY_SYMBOLS, Model
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
-from stockstream.transforms.alert_state import Head, bucket_of
 from stockstream.transforms.frames import Frame, empty
-from stockstream.transforms.rules import Detected, Detector
-from stockstream.transforms.stored import pack
+from stockstream.transforms.rules.detector import Detected, Detector
+from stockstream.transforms.rules.state import Head, bucket_of
+from stockstream.transforms.versioned import pack
 
 Row = dict[str, Any]
 Log = list[tuple[Closing, list[Row]]]

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from models import features
 from stockstream.errors import ModelError, StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing, Horizon, Outcome, Prediction, Role
-from stockstream.transforms import scored as scored_columns
-from stockstream.transforms import scoring
 from stockstream.transforms.frames import Frame, decode, encode
-from stockstream.transforms.scoring import Contender, Member, Outcomes, Predictions, Scored, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring import scored as scored_columns
+from stockstream.transforms.scoring import scorer as scoring
+from stockstream.transforms.scoring.scorer import Contender, Member, Outcomes, Predictions, Scored, Scorer, encode_outcomes, encode_predictions
 from tests.changelogs import Changelog
 
 Row = dict[str, Any]

@@ -14,11 +14,11 @@ import pytest
 
 from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
-from stockstream.transforms import scoring_state as state
-from stockstream.transforms import stored
-from stockstream.transforms.asking import RING_S
+from stockstream.transforms import versioned as stored
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.scoring import FORGET_MS, NAMES_KEPT, Contender, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring import state as state
+from stockstream.transforms.scoring.asking import RING_S
+from stockstream.transforms.scoring.scorer import FORGET_MS, NAMES_KEPT, Contender, Scorer, encode_outcomes, encode_predictions
 from tests.changelogs import Changelog
 from tests.unit.transforms.test_scoring import Fake
 

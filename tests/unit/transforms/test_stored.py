@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from stockstream.errors import StateError
-from stockstream.transforms import stored
+from stockstream.transforms import versioned as stored
 
 
 class Old(stored.Stored):

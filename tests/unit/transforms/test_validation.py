@@ -10,17 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from stockstream.broker import MAX_BATCH_BYTES
 from stockstream.errors import StateError
+from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.records import TICKS_SCHEMA, Tick
-from stockstream.transforms import columns, validation
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning_state import FORGET_MS
-from stockstream.transforms.columns import MANY
+from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import columns
+from stockstream.transforms.cleaning.cleaner import Cleaner
+from stockstream.transforms.cleaning.columns import MANY
+from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
+from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
+from stockstream.transforms.cleaning.state import FORGET_MS
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.ranges import MAX_INT, MAX_TIME
-from stockstream.transforms.rejections import MAX_REJECTED_BYTES
-from stockstream.transforms.validation import Cleaner
 from tests.logs import cuts, records_of
 from tests.model import recovery_model, windows_model
 

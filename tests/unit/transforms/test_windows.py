@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stockstream import compiled
-from stockstream.transforms import batch, validation, windows
+from stockstream import accelerated
+from stockstream.transforms import batch
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.validation import Cleaner
-from stockstream.transforms.windows import Windows, _Cells
+from stockstream.transforms.windows import windows as windows
+from stockstream.transforms.windows.windows import Windows, _Cells
 from tests import oracle
 from tests.changelogs import Changelog
 from tests.compilation import need_compiled
@@ -160,7 +162,7 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
     if way == "compiled":
         need_compiled()
     else:
-        monkeypatch.setattr(compiled, "ring", None)
+        monkeypatch.setattr(accelerated, "ring", None)
         monkeypatch.setattr(windows, "MANY_SYMBOLS", way)
     parts = batch.run(records, partition=0, partitions=1, chunk=37)
     assert whole.rejections == parts.rejections == []

@@ -1,0 +1,344 @@
+"""The Faust app: its class, and how it is made from the settings with our transport in it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol
+
+import aiokafka
+import faust
+from faust.tables import TableManager
+from faust.tables.recovery import Recovery, ServiceStopped
+from faust.types import TP
+from faust.web.base import BlueprintManager
+
+from stockstream import accelerated, logs
+from stockstream.endings import exit_now, stop_start
+from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
+from stockstream.kafka.admin import STATE_TABLES, changelog, ensure_topics
+from stockstream.kafka.client import MAX_BATCH_BYTES, tls_context
+from stockstream.locations import in_url, require_readable, require_writable
+from stockstream.set_aside import SetAside
+from stockstream.settings import Settings
+from stockstream.transport import patches
+from stockstream.transport.consumer import Consumer, Flow
+from stockstream.transport.fence import Fence
+from stockstream.transport.messages import Handed, Outgoing
+from stockstream.transport.producer import Producer, Transport
+from stockstream.transport.sending import Sender
+from stockstream.transport.watching import watchdog
+
+logger = logging.getLogger(__name__)
+
+
+
+SETTLE_S = 2.0
+STOP_S = 8.0
+
+
+class Part(Protocol):
+    """What takes part in assignments: a stage of the pipeline."""
+
+    async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
+        """Takes over the partitions (numbers by topic); answers where it must read on, None for the beginning."""
+        ...
+
+    async def release(self, timeout_s: float) -> None:
+        """Settles what is under way and lets go of all partitions."""
+        ...
+
+
+class Takeover(Recovery):
+    """Leaves where a step of taking over partitions takes too long: Faust takes that for its own end (tables/recovery.py:561) and would wait for ever."""
+
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        try:
+            await super()._wait(coro, timeout)
+        except ServiceStopped:
+            if not (self.should_stop or self.app.should_stop):
+                owner: App = self.app  # type: ignore[assignment]
+                with contextlib.suppress(FencedError):
+                    owner.fence.leave(f"a step of taking over partitions took more than {timeout} s")
+            raise
+
+
+class Tables(TableManager):
+    """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table of ours is made later."""
+
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = Takeover(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
+class Worker(faust.Worker):
+    """Starts without Faust's spinner, which has every debug record of every library made to turn it (worker.py:390): a tenth of a quiet worker's CPU.
+
+    Ends without taking apart what the system takes back anyway, module by module, which costs as much as importing pyarrow and numpy.
+    """
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Runs to the end. The process ends here, once what is registered for its exit was done, unless a thread is still at work."""
+        try:
+            super().execute_from_commandline()
+        except SystemExit as ended:
+            if not isinstance(ended.code, int) or any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+                raise
+            atexit._run_exitfuncs()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):           # nobody reads there any more
+                    stream.flush()
+            os._exit(ended.code)
+
+    def on_setup_root_logger(self, logger: logging.Logger, level: int) -> None:
+        """Leaves the root logger at the level that was asked for."""
+        self.spinner = None                                              # signs in log files
+        logs.install(level)
+
+    async def on_startup_finished(self) -> None:
+        """Says where everything is, in one line, once the first partitions are processed."""
+        logger.info("%s", self.app.ready_line())  # type: ignore[attr-defined]
+        await self.maybe_start_blockdetection()
+
+    def _on_sigint(self) -> None:
+        self._flag_as_shutdown_by_signal()
+        self._schedule_shutdown(signal.SIGINT)                           # Faust prints first, which fails where nobody reads any more
+
+    def _say(self, msg: str, file: IO[str] | None = None, end: str = "\n", **kwargs: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super()._say(msg, file, end, **kwargs)
+
+
+class App(faust.App):
+    """The app with what its parts share: settings, fence, sender, and who takes part in assignments."""
+
+    settings: Settings
+    embedded: bool = False
+    """Whether the broker is the demo's embedded one; known from the start of the app."""
+    fence: Fence
+    sender: Sender
+    set_aside: SetAside
+    parts: list[Part]
+    on_hole: Callable[[str, int], None] | None = None
+    """Told of offsets that were expected and did not come: what became of them, and how many."""
+    mount_views: Callable[[Any], Callable[[], Awaitable[None]]]
+    """Puts the views on a web server; returns what begins to read the topics."""
+    ready_line: Callable[[], str]
+    """The one line that says what this worker has started with."""
+    waiting_for: str = "the start"
+    """What the start waits for, in words; empty once it waits for nothing."""
+
+    @property
+    def reader(self) -> Consumer:
+        """The consumer, by its own type."""
+        consumer: Consumer = self.consumer  # type: ignore[assignment]
+        return consumer
+
+    @property
+    def term(self) -> int:
+        """The group's generation: who writes state now."""
+        return int(self.consumer_generation_id)
+
+    async def on_start(self) -> None:
+        """Makes sure of folders, port, broker and topics before anything joins. The web serves before the broker is there."""
+        read_topics = None
+        try:
+            require_folders(self.settings)
+            if self.conf.web_enabled:
+                _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
+                read_topics = self.mount_views(self.web)
+                await self.web.maybe_start()                             # Faust would start it after the producer; ours are before Faust's own pages
+            self.embedded = await ensure_topics(self.settings, timeout_s=None, waiting=self._wait_for)
+        except StockstreamError as error:
+            stop_start(error)
+        self._wait_for("")
+        if read_topics is not None:
+            await read_topics()
+        if self.embedded:
+            logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
+        if accelerated.missing:
+            logger.warning("the inner loops are not compiled (%s): the same results, at up to twice the CPU; a C compiler builds them", accelerated.missing)
+        await super().on_start()
+        self.add_future(watchdog(self))
+
+    def _wait_for(self, what: str) -> None:
+        self.waiting_for = what
+
+    def _new_web(self) -> Any:
+        web = super()._new_web()
+        if not self.settings.faust_pages:
+            web.blueprints = BlueprintManager()                          # its pages tell what one asks, and route requests on
+        return web
+
+    async def on_stop(self) -> None:
+        """Settles what is under way while the producer still runs; a broker that does not answer holds the process up for STOP_S, not longer."""
+        why = f"not settled {STOP_S:g} s after it was asked to stop, the broker may not answer: ending; the state says where to go on"
+        hanging = threading.Timer(STOP_S, exit_now, (1, why))
+        hanging.daemon = True
+        hanging.start()
+        try:
+            await self.release()
+            await super().on_stop()
+        finally:
+            hanging.cancel()
+
+    @functools.cached_property
+    def flow_control(self) -> Flow:
+        """See `transport.consumer.Flow`."""
+        return Flow()
+
+    async def positions(self, assigned: set[TP]) -> Mapping[TP, int | None]:
+        """Where reading goes on, from the state of every part; where several read one topic, the earliest."""
+        by_topic: dict[str, list[int]] = {}
+        for tp in sorted(assigned):
+            by_topic.setdefault(tp.topic, []).append(tp.partition)
+        found: dict[TP, int | None] = {}
+        try:
+            for positions in await asyncio.gather(*(part.assign(by_topic) for part in self.parts)):
+                for tp, offset in positions.items():
+                    known = found.get(tp, offset)
+                    found[tp] = None if offset is None or known is None else min(offset, known)
+        except (StateError, ModelError) as error:
+            stop_start(error)
+        return found
+
+    async def release(self, *_: Any, **__: Any) -> None:
+        """Lets all parts settle, side by side."""
+        if self._consumer is not None:
+            self.reader.let_go()
+        await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
+
+    async def let_go(self, *sent: Any, **_: Any) -> None:
+        """Who is left with no partition lets go of all: Faust asks for positions only where something is assigned. `sent`: the app, what is assigned."""
+        if not sent[-1]:
+            self.reader.let_go()
+            await self.positions(set())
+
+    def worker_init_post_autodiscover(self) -> None:
+        """Leaves the web server to `on_start`: whether there is to be one is not known yet."""
+        self.on_worker_init.send()
+
+    @property
+    def web_server_driver_version(self) -> str:
+        """For Faust's banner, which asks in any case."""
+        return super().web_server_driver_version if self.conf.web_enabled else "off"
+
+    def _create_directories(self) -> None:
+        """Nothing is kept on disk: the memory store needs no folder."""
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raises `SettingsError` where the web views could not bind there."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            socket.create_server(address[:2], family=family, reuse_port=False).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"the web views cannot use {in_url(host)}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {reason}") from error
+
+
+def require_folders(settings: Settings) -> None:
+    """Raises `SettingsError` where a folder of the settings can never be used; what may pass, a full disk, is a warning."""
+    places = [(settings.state_dir, "STOCKSTREAM_STATE_DIR")]
+    if settings.archive != "none":
+        places.append((Path(settings.archive), "STOCKSTREAM_ARCHIVE"))
+    for path, name in places:
+        if trouble := require_writable(path, name):
+            logger.warning("%s", trouble)
+    require_readable(Path(settings.models), "STOCKSTREAM_MODELS")
+
+
+def _faust_broker(settings: Settings) -> str:
+    first, *more = settings.bootstrap_servers
+    return ";".join([f"kafka://{first}", *more])
+
+
+def _credentials(settings: Settings) -> Any:
+    context = tls_context(settings)
+    if settings.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.sasl_username, password=settings.sasl_password.get_secret_value(), mechanism=settings.sasl_mechanism, ssl_context=context
+        )
+    return faust.SSLCredentials(context=context) if context else None
+
+
+def create_app(settings: Settings) -> App:
+    """The app without its agents. The figures are those measured in the design for takeovers of a few seconds."""
+    patches.install()
+    session = settings.session_timeout_s
+    app = App(
+        settings.group,
+        broker=_faust_broker(settings),
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=session,
+        broker_heartbeat_interval=min(0.5, session / 6),
+        broker_rebalance_timeout=session + 2,
+        broker_request_timeout=session + 3,
+        broker_commit_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=262_144,        # of a partition: what a backlog's chunk becomes is a hundred times as much (performance.md, memory)
+        consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
+        producer_acks=-1,
+        producer_linger=0.0,                    # a frame is a message, and somebody waits for it: 1 ms is as long as the work that comes between
+        producer_max_batch_size=MAX_BATCH_BYTES,
+        producer_max_request_size=MAX_BATCH_BYTES + 65_536,
+        producer_compression_type=None if settings.compression == "none" else settings.compression,
+        producer_request_timeout=max(5.0, session - 1),  # of one request; how long a batch is tried is `transport.sending.DELIVERY_S`
+        stream_buffer_maxsize=8,
+        stream_wait_empty=False,
+        stream_recovery_delay=0.0,
+        recovery_consistency_check=False,       # faust-streaming/faust#158; state.changelog_table reads the changelogs
+        table_standby_replicas=0,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_allow_declare=True,
+        topic_disable_leader=True,
+        reply_create_topic=False,
+        store="memory://",
+        TableManager=Tables,
+        Worker=Worker,
+        autodiscover=False,
+        web_host=in_url(settings.web_host),
+        web_bind=settings.web_host,
+        web_port=settings.web_port,
+        datadir=str(settings.state_dir),
+    )
+    app.settings = settings
+    app.parts = []
+    app.set_aside = SetAside(settings.topic_prefix)
+    app.fence = Fence(session)
+    app.transport = Transport(app.conf.broker_consumer, app)
+
+    def producer() -> aiokafka.AIOKafkaProducer:
+        mine: Producer = app.producer  # type: ignore[assignment]
+        return mine.client
+
+    def sent(out: Outgoing, handed: Handed) -> None:
+        """Frames of this worker are read by this worker."""
+        if out.topic == clean:
+            app.reader.pace.closed(out.partition)
+        if out.topic in (clean, windows):
+            app.reader.sent(TP(out.topic, out.partition), handed)
+
+    clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
+    app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in STATE_TABLES))
+    app.on_partitions_revoked.connect(app.release)
+    app.on_partitions_assigned.connect(app.let_go)
+    return app

@@ -1,0 +1,268 @@
+"""The topics that must be there: waiting for a broker, creating them, checking what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from stockstream.errors import BrokerError, TopicError
+from stockstream.kafka.client import MAX_BATCH_BYTES, client_options, producer_settings
+from stockstream.kafka.embedded import CLUSTER_ID_PREFIX
+from stockstream.kafka.outages import Outage
+from stockstream.kafka.topic_configs import append_time, ensure_configs, message_bytes
+from stockstream.settings import Settings
+from stockstream.wording import counted
+
+logger = logging.getLogger(__name__)
+
+
+DAY_MS = 86_400_000
+STATE_TABLES = ("clean", "aggregate", "detect", "score")
+SEGMENT_BYTES = 16 * 1024 * 1024
+NEW_TOPICS_S = 15.0
+NEW_TOPICS_PAUSE_S = 0.05
+MESSAGE_BYTES = 1_048_588
+"""`max.message.bytes` of our topics: Kafka's default, whatever the broker's own is."""
+LEAST_MESSAGE_BYTES = MAX_BATCH_BYTES + 4_096
+"""A batch, its header, and what a codec adds to bytes that it cannot compress."""
+RETRY_S = (0.5, 1.0, 2.0, 5.0)
+"""Pauses between attempts to reach a broker; the last one repeats."""
+PROBE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as we create it."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def changelog(settings: Settings, table: str) -> str:
+    """Name of a table's changelog topic."""
+    return f"{settings.group}-{table}-changelog"
+
+
+def topic_specs(settings: Settings) -> list[TopicSpec]:
+    """Every topic in pipeline order, then the changelogs of the tables."""
+    compacted = {"cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1"}
+    kept = {"retention.ms": str(settings.retention_raw_days * DAY_MS)}
+    raw = kept | {append_time().name: append_time().value}
+    derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
+    state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
+    kinds = {
+        "watchlist": compacted, "symbols": compacted, "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
+        "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
+    }  # fmt: skip
+    shared = {"min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES)}
+    specs = [
+        TopicSpec(settings.topic(name), 1 if name == "market" else settings.partitions, settings.replication, config | shared) for name, config in kinds.items()
+    ]
+    return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in STATE_TABLES]
+
+
+async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminClient:
+    admin = AIOKafkaAdminClient(**client_options(settings), request_timeout_ms=request_timeout_ms)
+    try:
+        await admin.start()
+    except BaseException:
+        await admin.close()
+        raise
+    return admin
+
+
+@contextlib.contextmanager
+def _unheard(name: str = "aiokafka") -> Iterator[None]:
+    """Keeps a library from logging what the caller says in a line of its own."""
+    found = logging.getLogger(name)
+    before = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
+
+
+async def why_not_reached(settings: Settings) -> str:
+    """Why no broker of the settings can be talked to, in words: each host with the reason of its connection, TLS and log-in."""
+    options = client_options(settings)
+    found: dict[str, str] = {}
+    for server in options.pop("bootstrap_servers"):
+        host, _, port = server.rpartition(":")
+        try:
+            with _unheard():
+                connection = await asyncio.wait_for(create_conn(host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options), PROBE_S + 1)
+            connection.close()
+            found[server] = "it answered just now"
+        except ssl.SSLError as error:
+            found[server] = f"TLS failed ({getattr(error, 'verify_message', '') or error.reason or error})"
+        except TimeoutError:
+            found[server] = f"no answer within {PROBE_S:g} s"
+        except (KafkaError, OSError) as error:
+            found[server] = _words(error, settings)
+    reasons = set(found.values())
+    return reasons.pop() if len(reasons) == 1 else "; ".join(f"{server}: {reason}" for server, reason in found.items())
+
+
+def _words(error: Exception, settings: Settings) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)                                  # asyncio's own words name the address, which stands beside
+    if "Connection at" in text and "closed" in text:
+        return f"it closes the connection: does it speak {settings.security_protocol} (STOCKSTREAM_SECURITY_PROTOCOL)?"
+    if "Connect call failed" in text:
+        return "Connection refused"
+    return text
+
+
+async def connect(settings: Settings, *, timeout_s: float | None = 30.0, waiting: Callable[[str], None] = lambda what: None) -> AIOKafkaAdminClient:
+    """An admin client, tried again with growing pauses until `timeout_s` (None: for ever), with a line where the reason changes and when it is reached.
+
+    `waiting` is told what is waited for, in words. Raises `BrokerError`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    outage = Outage(f"waiting for a broker at {settings.broker}", "the broker answers, after", logger.warning)
+    attempt = 0
+    while True:
+        try:
+            with _unheard():
+                admin = await _admin(settings, 10_000)
+            outage.back()
+            return admin
+        except (KafkaError, OSError, TimeoutError) as error:
+            reason = await why_not_reached(settings)
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                raise BrokerError(f"no broker answers at {settings.broker} (STOCKSTREAM_BROKER): {reason}") from error
+            waiting(outage.away(reason))
+            pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
+            attempt += 1
+            await asyncio.sleep(pause if left is None else min(pause, left))
+
+
+async def is_embedded(settings: Settings, *, timeout_s: float = 30.0) -> bool:
+    """Whether the broker is the demo's embedded one. Raises `BrokerError`."""
+    admin = await connect(settings, timeout_s=timeout_s)
+    try:
+        return _embedded(await admin.describe_cluster())
+    finally:
+        await admin.close()
+
+
+def _embedded(cluster: dict[str, Any]) -> bool:
+    return str(cluster.get("cluster_id") or "").startswith(CLUSTER_ID_PREFIX)
+
+
+async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, waiting: Callable[[str], None] = lambda what: None) -> bool:
+    """Creates the topics that are missing, checks the partitions of those that are there and mends their configuration.
+
+    Returns whether the broker is the embedded one, which keeps the record times that producers set, whatever the configuration says.
+
+    Tries again while brokers are away or too few for the replicas, for ever where `timeout_s` is None; `waiting` is told what is waited for, in words.
+    Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    outage = Outage("waiting to make our topics", "our topics are made, after", logger.warning)
+    attempt = 0
+    while True:
+        admin = await connect(settings, timeout_s=None if deadline is None else max(0.5, deadline - loop.time()), waiting=waiting)
+        try:
+            embedded = _embedded(await admin.describe_cluster())
+            specs = topic_specs(settings)
+            found = set(await admin.list_topics())
+            missing = [spec for spec in specs if spec.name not in found]
+            fault = await _create(admin, missing)
+            if not fault:
+                await _check(admin, [spec for spec in specs if spec.name in found])
+                if missing and not embedded:
+                    await _led(settings, admin, missing)
+                if not embedded:
+                    size, raw = message_bytes(LEAST_MESSAGE_BYTES, MESSAGE_BYTES), settings.topic("ticks.raw")
+                    # of all: one that was not listed may have been there, made by somebody else a moment ago
+                    wanted = {spec.name: [size, append_time()] if spec.name == raw else [size] for spec in specs}
+                    await ensure_configs(admin, wanted, ",".join(settings.bootstrap_servers))
+                outage.back()
+                return embedded
+        except (KafkaError, OSError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        finally:
+            await admin.close()
+        if deadline is not None and loop.time() >= deadline:
+            raise BrokerError(f"cannot make our topics at {settings.broker}: {fault}")
+        waiting(outage.away(fault))
+        await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+        attempt += 1
+
+
+async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+    """Waits until the brokers that lead new partitions, and the one that coordinates our group, know of it: until then they answer with errors."""
+    with _unheard():
+        consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, request_timeout_ms=10_000)
+        await consumer.start()
+        try:
+            async with asyncio.timeout(NEW_TOPICS_S):
+                partitions = [TopicPartition(spec.name, number) for spec in specs for number in range(spec.partitions)]
+                consumer.assign(partitions)                                  # asks for all topics at once: `beginning_offsets` asks for one after the other
+                await consumer.beginning_offsets(partitions)                 # asks again while one has no leader
+                while not await _coordinated(admin, settings.group):
+                    await asyncio.sleep(NEW_TOPICS_PAUSE_S)
+        except TimeoutError:
+            logger.info("the new topics are not led yet, after %g s", NEW_TOPICS_S)
+        finally:
+            await consumer.stop()
+
+
+async def _coordinated(admin: AIOKafkaAdminClient, group: str) -> bool:
+    try:
+        return bool(await admin.find_coordinator(group) >= 0)
+    except KafkaError:
+        return False
+
+
+async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
+    """Creates topics; returns what went wrong and may go right later, empty where all are there."""
+    if not specs:
+        return ""
+    new = [NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config) for spec in specs]
+    response = await admin.create_topics(new, timeout_ms=10_000)
+    for name, code, *message in response.topic_errors:
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            return f"{name}: {for_code(code).__name__} {message[0] if message else ''}".strip()
+    made = [name for name, code, *_ in response.topic_errors if not code]
+    if made:
+        logger.info("%d topics created: %s", len(made), ", ".join(made))
+    return ""
+
+
+async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+    if not specs:
+        return
+    wanted = {spec.name: spec.partitions for spec in specs}
+    for topic in await admin.describe_topics(list(wanted)):
+        there = len(topic["partitions"])
+        if topic["error_code"] == 0 and there != wanted[topic["topic"]]:
+            raise TopicError(
+                f"topic {topic['topic']} has {counted(there, 'partition')}, STOCKSTREAM_PARTITIONS says {wanted[topic['topic']]}: "
+                "set it to what is there, or use another STOCKSTREAM_TOPIC_PREFIX"
+            )
+
+
+async def producer_options(settings: Settings, *, timeout_s: float = 30.0) -> dict[str, Any]:
+    """All options of an `AIOKafkaProducer` outside Faust. Raises `BrokerError`."""
+    embedded = await is_embedded(settings, timeout_s=timeout_s)
+    return client_options(settings) | producer_settings(settings, embedded=embedded) | {"request_timeout_ms": 30_000}

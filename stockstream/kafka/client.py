@@ -1,0 +1,75 @@
+"""How clients reach the brokers, and which guarantees our producers ask for."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from stockstream.settings import Settings
+
+MAX_BATCH_BYTES = 1_000_000
+PRODUCER_LINGER_MS = 1
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """For connections to the brokers; None where there is no TLS."""
+    if "SSL" not in settings.security_protocol:
+        return None
+    return ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """How an aiokafka client reaches the brokers."""
+    options: dict[str, Any] = {"bootstrap_servers": settings.bootstrap_servers, "security_protocol": settings.security_protocol}
+    if "SSL" in settings.security_protocol:
+        options["ssl_context"] = tls_context(settings)
+    if settings.security_protocol.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }  # fmt: skip
+    return options
+
+
+def producer_settings(settings: Settings, *, embedded: bool) -> dict[str, Any]:
+    """Guarantees and batching of every producer of ours: idempotent, so that retries neither duplicate nor reorder; the embedded broker has none of it."""
+    options: dict[str, Any] = {
+        "acks": "all", "enable_idempotence": not embedded, "linger_ms": PRODUCER_LINGER_MS, "max_batch_size": MAX_BATCH_BYTES,
+        "compression_type": None if settings.compression == "none" else settings.compression,
+    }  # fmt: skip
+    return options
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], *, embedded: bool) -> dict[TopicPartition, int]:
+    """Offset after the last record of each partition. `consumer` has no group; its assignment and positions are used up.
+
+    The embedded broker answers the last batch's first offset plus one: there the batch is read to its end.
+    """
+    ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(list(partitions)))
+    if embedded:
+        started = [tp for tp, end in ends.items() if end > 0]
+        consumer.assign(started)
+        for tp in started:
+            consumer.seek(tp, ends[tp] - 1)
+        missing = set(started)
+        while missing:
+            for tp, records in (await consumer.getmany(*missing, timeout_ms=1_000)).items():
+                ends[tp] = max(ends[tp], records[-1].offset + 1)
+                missing.discard(tp)
+    return ends
+
+
+async def topic_ends(settings: Settings, topic: str, partitions: Sequence[int], *, embedded: bool) -> dict[int, int]:
+    """Offset after the last record of these partitions of a topic."""
+    if not partitions:
+        return {}
+    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, fetch_max_wait_ms=200)
+    await consumer.start()
+    try:
+        ends = await end_offsets(consumer, [TopicPartition(topic, partition) for partition in partitions], embedded=embedded)
+    finally:
+        await consumer.stop()
+    return {tp.partition: end for tp, end in ends.items()}

@@ -1,0 +1,63 @@
+"""Names of the archive's objects, and the records in its chains."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+HOUR_MS = 3_600_000
+MAX_EPOCH_HOUR = 253_402_300_799_999 // HOUR_MS
+"""The last hour of the year 9999."""
+_NAME = re.compile(r"(?P<area>raw|processed/ticks|processed/bars_1m)/(?P<folder>date=\d{4}-\d\d-\d\d(?:/hour=\d\d)?)/"
+                   r"(?P<log>[A-Za-z0-9._-]+)-(?P<partition>\d{5})-(?P<first>\d{20})\.(?:jsonl\.zst|parquet)")  # fmt: skip
+CHAIN_FOLDER = re.compile(r"[A-Za-z0-9._-]+-\d{5}")
+LOG_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class Turn(msgspec.Struct, tag_field="kind", tag="turn", frozen=True):
+    """From `first` on the chain's objects are in `folder`."""
+
+    first: int
+    folder: str
+
+
+class Lost(msgspec.Struct, tag_field="kind", tag="lost", frozen=True):
+    """`first` to `through` had been deleted from Kafka before this writer archived them."""
+
+    first: int
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The parts of an object's name."""
+
+    area: str
+    folder: str
+    log: str
+    partition: int
+    first: int
+
+
+def folder_of_hour(hour: int) -> str:
+    """`date=YYYY-MM-DD/hour=HH` of an epoch hour; hours outside of the years 1970 to 9999 count as the nearest inside."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=min(max(hour, 0), MAX_EPOCH_HOUR))
+    return f"date={moment:%Y-%m-%d}/hour={moment:%H}"
+
+
+def raw_name(folder: str, log: str, partition: int, first: int) -> str:
+    return f"raw/{folder}/{log}-{partition:05d}-{first:020d}.jsonl.zst"
+
+
+def processed_name(raw: str) -> str:
+    """The ticks object that says that the raw object's offsets are processed."""
+    return raw.replace("raw/", "processed/ticks/", 1).replace(".jsonl.zst", ".parquet")
+
+
+def parse_name(name: str) -> Name | None:
+    """The name's parts; None where it is not one of ours."""
+    match = _NAME.fullmatch(name)
+    return Name(match["area"], match["folder"], match["log"], int(match["partition"]), int(match["first"])) if match else None

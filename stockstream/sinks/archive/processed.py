@@ -1,0 +1,149 @@
+"""Processed objects: accepted ticks and one-minute bars as Parquet, made of a raw object and its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stockstream.errors import ArchiveError
+from stockstream.records import TICKS_SCHEMA
+from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, processed_name
+from stockstream.sinks.archive.raw_objects import Extent, encode_json
+from stockstream.sinks.stores import Store
+from stockstream.wording import counted
+
+ROW_GROUP = 120_000
+
+
+class Made(msgspec.Struct, frozen=True):
+    """In a processed object's footer, under `stockstream`: which raw offsets its rows come from.
+
+    `objects` (in the ticks object beside the raw one): every object made of these offsets, with its rows. `missing`: offsets whose verdict by `clean` was
+    no longer to be had.
+    """
+
+    log: str
+    partition: int
+    first: int
+    last: int
+    rows: int
+    objects: dict[str, int] = {}
+    missing: tuple[tuple[int, int], ...] = ()
+    version: int = 1
+
+
+_decode_made = msgspec.json.Decoder(Made).decode
+STORED_TICKS = pa.schema([
+    field.with_type(pa.timestamp("ms")) if field.name == "event_time" else field for field in TICKS_SCHEMA
+] + [pa.field("partition", pa.int32()), pa.field("log", pa.string())])  # fmt: skip
+"""Columns of `processed/ticks`: those of `ticks.clean`, `event_time` as a timestamp in UTC, and where the tick is in the raw log."""
+STORED_BARS = pa.schema([
+    ("symbol", pa.string()), ("source", pa.string()), ("minute", pa.timestamp("ms")),
+    ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
+    ("volume", pa.int64()), ("notional", pa.float64()), ("ticks", pa.int64()),
+    ("first_second", pa.int64()), ("first_offset", pa.int64()), ("first_index", pa.int32()),
+    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()),
+    ("partition", pa.int32()), ("log", pa.string()),
+])  # fmt: skip
+"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. A minute's bar is made of all its parts: see `BARS_SQL`."""
+BARS_SQL = """
+SELECT symbol, source, minute,
+       min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
+       max_by(close, row(last_second, log, last_offset, last_index)) AS close,
+       CAST(sum(volume) AS BIGINT) AS volume, CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
+       CAST(sum(ticks) AS BIGINT) AS ticks, "date"
+FROM bar_parts GROUP BY symbol, source, minute, "date"
+"""
+"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it."""
+
+
+def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:
+    """Name and bytes of the objects made of one raw object, in the order of writing: the last one, beside the raw object, says that all are there.
+
+    `rows`: the accepted ticks (`TICKS_SCHEMA`) of the extent's offsets, in any order. The same rows give the same objects, whoever makes them.
+    """
+    raw_folder = raw.removeprefix("raw/").rpartition("/")[0]
+    stem = raw.rpartition("/")[2].removesuffix(".jsonl.zst") + ".parquet"
+    rows = rows.sort_by([(name, "ascending") for name in ("symbol", "event_time", "offset", "index")])
+    parts: list[tuple[str, pa.Table, pa.Schema]] = []
+    for hour, table in _by(rows, HOUR_MS):
+        parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _stored_ticks(table, extent), STORED_TICKS))
+    bars = _bars(rows, extent)
+    for day, table in _by(bars, 24 * HOUR_MS, "minute"):
+        parts.append((f"processed/bars_1m/{folder_of_hour(day * 24).partition('/')[0]}/{stem}", table, STORED_BARS))
+    main = f"processed/ticks/{raw_folder}/{stem}"
+    if all(name != main for name, _, _ in parts):
+        parts.append((main, _stored_ticks(rows.slice(0, 0), extent), STORED_TICKS))
+    parts.sort(key=lambda part: part[0] == main)
+    objects = {name: table.num_rows for name, table, _ in parts}
+    made = Made(extent.log, extent.partition, extent.first, extent.last, 0)
+    return [
+        (name, _parquet(table.cast(schema), msgspec.structs.replace(made, rows=table.num_rows, objects=objects, missing=tuple(missing)) if name == main
+                        else msgspec.structs.replace(made, rows=table.num_rows)))
+        for name, table, schema in parts
+    ]  # fmt: skip
+
+
+def _by(rows: pa.Table, span: int, column: str = "event_time") -> Iterator[tuple[int, pa.Table]]:
+    if not rows.num_rows:
+        return
+    of = rows.column(column).to_numpy() // span
+    for value in np.unique(of):
+        yield int(value), rows.filter(pa.array(of == value))
+
+
+def _stored_ticks(rows: pa.Table, extent: Extent) -> pa.Table:
+    return rows.append_column("partition", pa.repeat(pa.scalar(extent.partition, pa.int32()), rows.num_rows)).append_column(
+        "log", pa.repeat(pa.scalar(extent.log, pa.string()), rows.num_rows)
+    )
+
+
+def _bars(rows: pa.Table, extent: Extent) -> pa.Table:
+    event_time = rows.column("event_time").to_numpy()
+    size = rows.column("size").fill_null(0).to_numpy()
+    price = rows.column("price").to_numpy()
+    rows = rows.append_column("second", pa.array(event_time // 1000)).append_column("minute", pa.array(event_time // 60_000 * 60_000))
+    rows = rows.append_column("notional", pa.array(np.nan_to_num(price) * size)).filter(pc.is_valid(rows.column("price")))
+    rows = rows.sort_by([(name, "ascending") for name in ("symbol", "source", "second", "offset", "index")])
+    first_and_last = [(name, which) for which in ("first", "last") for name in ("second", "offset", "index")]
+    bars = rows.group_by(["symbol", "source", "minute"], use_threads=False).aggregate(
+        [("price", "first"), ("price", "max"), ("price", "min"), ("price", "last"), ("size", "sum"), ("notional", "sum"), ("price", "count"), *first_and_last]
+    )
+    columns = ["symbol", "source", "minute", "price_first", "price_max", "price_min", "price_last", "size_sum", "notional_sum", "price_count"]
+    bars = bars.select(columns + [f"{name}_{which}" for name, which in first_and_last])
+    return _stored_ticks(bars, extent).rename_columns(STORED_BARS.names)
+
+
+def _parquet(table: pa.Table, made: Made) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({b"stockstream": encode_json(made)})
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
+    return bytes(sink.getvalue())
+
+
+def read_made(store: Store, name: str) -> Made:
+    """A processed object's footer. Raises `ArchiveError` where it is none of ours, or does not hold the rows that it says."""
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(store.read(name)))
+        made = _decode_made((metadata.metadata or {})[b"stockstream"])
+    except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
+        raise ArchiveError(f"{name} is not a processed object of ours: {error}") from error
+    if metadata.num_rows != made.rows:
+        raise ArchiveError(f"{name} holds {counted(metadata.num_rows, 'row')}, and its footer says {made.rows}")
+    return made
+
+
+def unprocessed(chain: Chain) -> list[str]:
+    """Names of the newest raw objects that have no processed object yet, the oldest first."""
+    found: list[str] = []
+    for name in chain.backwards():
+        if chain.store.size(processed_name(name)) is not None:
+            break
+        found.append(name)
+    return found[::-1]

@@ -1,0 +1,123 @@
+"""Whole frames of the chunks of one topic, and the machines that take them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from stockstream.errors import FrameError
+from stockstream.instance import app
+from stockstream.status import metrics, newer_messages
+from stockstream.transforms.frames import Assembler, Frame, decode_own, received
+from stockstream.transport.loopback import OwnRecord
+from stockstream.transport.messages import Chunk
+
+logger = logging.getLogger(__name__)
+
+
+Taken = TypeVar("Taken")
+
+
+class FrameCore(Protocol):
+    """A machine that takes frames: of which log, and how it goes on where frames are missing for good."""
+
+    log: str
+    expect: int
+    resume_input: int
+
+    def skip_to(self, start: int) -> None: ...
+
+
+def resume_of(core: FrameCore) -> int | None:
+    """The offset in its input at which a machine goes on after a restart; None for the beginning."""
+    return core.resume_input if core.expect >= 0 else None
+
+
+def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
+    """The frame in a record of a chunk, decoded once for all agents, and validated unless this worker has written it. Raises `FrameError`."""
+    frame: Frame | None = chunk.read.get(number)
+    if frame is None:
+        record = chunk.records[number]
+        own = isinstance(record, OwnRecord)
+        frame = chunk.read[number] = decode_own(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
+    return frame
+
+
+class FrameReader:
+    """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record.
+
+    Args:
+        agent: who reads, for metrics and the log.
+        schema: of the topic's rows, TICKS_SCHEMA or WINDOWS_SCHEMA.
+    """
+
+    def __init__(self, agent: str, schema: pa.Schema) -> None:
+        self._agent, self._schema = agent, schema
+        self._parts: dict[int, Assembler] = {}
+        self._missed: dict[int, int] = {}
+        """By partition: the raw offset that was last said to be missing."""
+        self.current: dict[int, tuple[int, int]] = {}
+        """By partition: offsets of the first and last part of the frame that is being worked on."""
+        self.aside: dict[int, set[int]] = {}
+        """By partition: offsets of frames that were set aside."""
+
+    def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
+        """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
+        for number, record in enumerate(chunk.records):
+            newer_messages.look(chunk.topic.removeprefix(app.settings.topic_prefix), record)
+            assembler = self._parts.setdefault(chunk.partition, Assembler())
+            try:
+                whole = assembler.feed(frame_of(chunk, number, self._schema), record.offset)
+            except FrameError as error:
+                metrics.frame_dropped(self._agent, "unreadable")
+                app.set_aside.add(chunk.topic, chunk.partition, record.offset, self._agent, "unreadable", str(error))
+                continue
+            if whole is not None:
+                first = assembler.first
+                self.current[chunk.partition] = first, record.offset
+                yield whole, first, record
+                self.current.pop(chunk.partition, None)
+
+    def parts(self, chunk: Chunk) -> Iterator[Frame]:
+        """What can be decoded of a chunk, without putting parts together."""
+        for number in range(len(chunk.records)):
+            with contextlib.suppress(FrameError):                        # `frames` says so
+                yield frame_of(chunk, number, self._schema)
+
+    def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
+        """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it or the frame was set aside."""
+        if offset in self.aside.get(chunk.partition, ()):
+            metrics.frame_dropped(self._agent, "set_aside")
+            if frame.log == core.log and 0 <= core.expect <= frame.through:
+                core.skip_to(frame.through + 1)
+            return None
+        taken = take(frame, offset)
+        if taken is None and frame.log >= core.log and _truncated(chunk, offset):
+            core.skip_to(frame.start)
+            taken = take(frame, offset)
+        if taken is None and frame.log < core.log:
+            metrics.frame_dropped(self._agent, "older_log")
+        elif taken is None:
+            metrics.frame_dropped(self._agent, "beyond")
+            if self._missed.get(chunk.partition) != core.expect:
+                self._missed[chunk.partition] = core.expect
+                logger.warning("%s[%d]: raw offsets %d to %d are missing: waiting for them", chunk.topic, chunk.partition, core.expect, frame.start - 1)
+        return taken
+
+    def reset(self, partition: int) -> None:
+        """The partition is read again from an earlier place."""
+        for of in (self._parts, self._missed, self.current):
+            of.pop(partition, None)
+
+    def forget(self) -> None:
+        for of in (self._parts, self._missed, self.current, self.aside):
+            of.clear()
+
+
+def _truncated(chunk: Chunk, offset: int) -> bool:
+    """Whether the input's own log has lost what was before `offset`: then a frame that starts too late is all there will be."""
+    return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.reader.guard.holes)

@@ -1,0 +1,252 @@
+"""A stage that reads frames, and what it does with one that its core cannot take.
+
+The core may be half changed then, and what it made of the frames before in the same chunk is not sent. So it is built anew in place, as after a restart:
+what is under way is confirmed, the state is read from the changelog, and the input from where the state says. The frame is tried once more, for the
+reason may have been the moment (memory, say); if it fails again it is set aside, visibly, and the core goes on behind it. Chunks of that partition wait
+meanwhile; those of other partitions do not.
+
+Neither do they wait for a frame that takes long, as when thousands of symbols appear or alert at once: its core takes it in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeVar
+
+import aiokafka
+import pyarrow as pa
+from aiokafka.errors import KafkaError
+
+from stockstream.application import App
+from stockstream.errors import BrokerError, FencedError, StateError, StockstreamError
+from stockstream.kafka.client import MAX_BATCH_BYTES, client_options
+from stockstream.state.changelog_table import Needs, Readable, StateTable, anything
+from stockstream.state.frame_reader import FrameCore, FrameReader, Taken, resume_of
+from stockstream.state.stage import Stage
+from stockstream.transforms.frames import Frame
+from stockstream.transport.fetching import FETCH_MAX_WAIT_MS
+from stockstream.transport.messages import Chunk
+
+logger = logging.getLogger(__name__)
+
+Core = TypeVar("Core", bound=FrameCore)
+
+MOST_WAITING = 64
+"""Chunks of a partition that wait for its core; then the agent waits too."""
+FAILURES_KEPT = 10_000
+STALL_S = 30.0
+
+
+def never(core: Any, rows: pa.RecordBatch) -> bool:
+    """Of cores whose frames never take long."""
+    return False
+
+
+class FrameStage(Stage[Core]):
+    """The cores and pipes of an agent that reads frames.
+
+    Args:
+        reader: of the agent's topic.
+        restore, needs, readable: as those of `Stage`.
+        takes_long: whether a core may work on these rows for more than some 50 ms.
+    """
+
+    def __init__(
+        self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core], needs: Needs,
+        reader: FrameReader, readable: Readable = anything, takes_long: Callable[[Core, pa.RecordBatch], bool] = never,
+    ) -> None:  # fmt: skip
+        super().__init__(app, table, topic, restore, resume_of, needs, readable)
+        self.reader, self._takes_long = reader, takes_long
+        self._waiting: dict[int, deque[Chunk]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._taking: dict[int, Chunk] = {}
+        self._rebuilding: set[int] = set()
+        self._failures: dict[int, dict[int, int]] = {}
+        """By partition and offset of a frame's first part: how often it has failed."""
+
+    @property
+    def rebuilding(self) -> list[int]:
+        """Partitions whose cores are being built anew."""
+        return sorted(self._rebuilding)
+
+    @property
+    def apart(self) -> list[int]:
+        """Partitions whose chunks are worked on beside the others', for whatever reason."""
+        return sorted(self._waiting)
+
+    async def release(self, timeout_s: float) -> None:
+        tasks, self._tasks = list(self._tasks.values()), {}
+        self._waiting.clear()
+        self._rebuilding.clear()
+        self._failures.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().release(timeout_s)
+        self.reader.forget()
+
+    async def take(self, chunk: Chunk) -> None:
+        waiting = self._waiting.get(chunk.partition)
+        if waiting is not None:
+            waiting.append(chunk)
+            if len(waiting) > MOST_WAITING:
+                await asyncio.wait({self._tasks[chunk.partition]})
+            return
+        if self._is_long(chunk):
+            self._begin(chunk)
+            return
+        try:
+            await self._chunk(chunk)
+        except Exception as error:
+            if not _stays_here(error):
+                raise
+            if chunk.epoch != self.app.reader.epoch:
+                return                                                   # assigned anew meanwhile: the new core reads the frame itself
+            self._begin(chunk, error)
+
+    def _is_long(self, chunk: Chunk) -> bool:
+        core = self.core_of(chunk)
+        return core is not None and any(self._takes_long(core, part.rows) for part in self.reader.parts(chunk))
+
+    async def feed(self, core: Core, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
+        """What `core` makes of a frame by its method `take`, as `FrameReader.feed` has it; in a thread where that takes long."""
+        if self._takes_long(core, frame.rows):
+            return await asyncio.to_thread(self.reader.feed, core, take, chunk, frame, offset)
+        return self.reader.feed(core, take, chunk, frame, offset)
+
+    def _begin(self, chunk: Chunk, error: Exception | None = None) -> None:
+        """Works on a chunk, and on those that come for its partition meanwhile, beside other partitions."""
+        waiting = self._waiting[chunk.partition] = deque([chunk])
+        self._tasks[chunk.partition] = asyncio.create_task(self._work_apart(waiting, error), name=f"{self.table.name}[{chunk.partition}] apart")
+
+    async def _chunk(self, chunk: Chunk) -> None:
+        self._taking[chunk.partition] = chunk
+        await self.chunk(chunk)
+
+    async def _work_apart(self, waiting: deque[Chunk], error: Exception | None) -> None:
+        """Goes through what waits. After an error it builds the core anew first, as often as it takes."""
+        partition, epoch = waiting[0].partition, waiting[0].epoch
+        try:
+            while True:
+                try:
+                    if error is not None:
+                        self._rebuilding.add(partition)
+                        self._judge(waiting, error)
+                        if not await self._rebuild(waiting[0]):
+                            return                                       # assigned anew: whoever has the partition now begins where its state says
+                    while waiting:
+                        await self._chunk(waiting[0])
+                        waiting.popleft()
+                    return
+                except Exception as again:
+                    if not _stays_here(again):
+                        raise
+                    if epoch != self.app.reader.epoch:
+                        return
+                    error = again
+        except FencedError:
+            return
+        except Exception as last:
+            logger.exception("%s: %s[%d] cannot go on", self.table.name, self.topic, partition)
+            why = str(last) if isinstance(last, _Unhandled) else f"{type(last).__name__}: {last}"
+            with contextlib.suppress(FencedError):
+                self.app.fence.leave(f"{self.table.name}: {self.topic}[{partition}]: {why}")
+        finally:
+            if self._waiting.get(partition) is waiting:
+                del self._waiting[partition]
+                self._tasks.pop(partition, None)
+                self._rebuilding.discard(partition)
+
+    def _judge(self, waiting: deque[Chunk], error: Exception) -> None:
+        """Decides what becomes of the frame that failed: tried again, or set aside. Raises `_Unhandled` where that did not help either."""
+        taking = self._taking[waiting[0].partition]
+        place = self.reader.current.get(taking.partition)
+        if place is None and len(taking.records) > 1:
+            # not while a frame was fed: one by one it shows which it is
+            logger.error("%s[%d] from offset %d: building the core anew", taking.topic, taking.partition, taking.first, exc_info=error)
+            singles = [Chunk(taking.topic, taking.partition, [record], taking.epoch) for record in taking.records]
+            if taking is waiting[0]:
+                waiting.popleft()
+                waiting.extendleft(reversed(singles))
+            return
+        first, last = place or (taking.first, taking.last)
+        failures = self._failures.setdefault(taking.partition, {})
+        while len(failures) > FAILURES_KEPT:
+            del failures[next(iter(failures))]
+        count = failures[first] = failures.get(first, 0) + 1
+        what = f"{type(error).__name__}: {error}"
+        if count > 2:
+            raise _Unhandled(f"offset {first}: {what}, also when it is passed over") from error
+        if count == 1:
+            logger.error("%s[%d] offset %d: building the core anew and trying again", taking.topic, taking.partition, first, exc_info=error)
+            return
+        self.reader.aside.setdefault(taking.partition, set()).update({first, last})
+        self.app.set_aside.add(taking.topic, taking.partition, first, self.table.name, type(error).__name__, str(error))
+
+    async def _rebuild(self, chunk: Chunk) -> bool:
+        """Builds the partition's core anew and feeds it what was read before `chunk`; False where the partition was assigned anew meanwhile."""
+        partition, pipe = chunk.partition, self.pipes.get(chunk.partition)
+        if pipe is not None:
+            await pipe.drain()
+            if chunk.epoch != self.app.reader.epoch or self.pipes.get(partition) is not pipe:
+                return False
+            del self.pipes[partition]
+            await pipe.close(0.0)
+        if chunk.epoch != self.app.reader.epoch:
+            return False
+        self.cores.pop(partition, None)
+        self.reader.reset(partition)
+        stored = await self.table.read([partition], self._needs, self._readable)
+        if chunk.epoch != self.app.reader.epoch:
+            return False
+        begin = self.build(partition, stored[partition])
+        core = self.cores[partition]
+        async with contextlib.aclosing(records_between(self.app, self.topic, partition, begin, chunk.first)) as records:
+            async for record in records:
+                if self.cores.get(partition) is not core:
+                    return False
+                await self._chunk(Chunk(self.topic, partition, [record], chunk.epoch))
+        return self.cores.get(partition) is core
+
+
+class _Unhandled(StockstreamError):
+    """A frame that ends the worker: setting it aside did not help."""
+
+
+def _stays_here(error: Exception) -> bool:
+    """Whether an error concerns this record alone: the broker, the fence and state of a newer format concern the worker."""
+    return not isinstance(error, (FencedError, StateError, KafkaError, _Unhandled)) and not getattr(error, "retriable", False)
+
+
+async def records_between(app: App, topic: str, partition: int, begin: int | None, end: int) -> AsyncGenerator[Any, None]:
+    """The records of a partition from offset `begin` (None: the first there is) up to and without `end`. Raises `BrokerError` where none come."""
+    if begin is not None and begin >= end:
+        return
+    place = aiokafka.TopicPartition(topic, partition)
+    consumer = aiokafka.AIOKafkaConsumer(
+        **client_options(app.settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS, max_partition_fetch_bytes=4 * MAX_BATCH_BYTES,
+    )  # fmt: skip
+    try:
+        await consumer.start()
+        consumer.assign([place])
+        position = begin if begin is not None else (await consumer.beginning_offsets([place]))[place]
+        consumer.seek(place, position)
+        moved = time.monotonic()
+        while position < end:
+            for record in (await consumer.getmany(place, timeout_ms=FETCH_MAX_WAIT_MS)).get(place, ()):
+                if record.offset >= end:
+                    return
+                yield record
+            now = await consumer.position(place)
+            if now != position:
+                position, moved = now, time.monotonic()
+            elif time.monotonic() - moved > STALL_S:
+                raise BrokerError(f"{topic}[{partition}]: nothing comes at offset {position}")
+    finally:
+        await consumer.stop()

@@ -1,0 +1,107 @@
+"""What a worker says of itself, and its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from faust.types import TP
+
+from stockstream.application import App
+from stockstream.instance import app
+from stockstream.metrics import Metrics
+from stockstream.versions import NewerMessages
+from stockstream.wording import counted
+
+metrics = Metrics()
+app.set_aside.count = metrics.record_set_aside
+newer_messages = NewerMessages(metrics.newer_message)
+
+
+class Status:
+    """What the worker tells of itself; see `stockstream.web.views.Status`."""
+
+    def __init__(self, worker: App) -> None:
+        self._app = worker
+        self.archive_positions: Any = None
+        self.model_list: Any = None
+        self.model_note: Callable[[], str] = lambda: ""
+        """Why rows are not predicted, or not by the registry's champion; empty where they are."""
+        self.sources: Callable[[], list[dict[str, Any]]] = list
+        self._exported: set[tuple[str, int]] = set()
+        """Topic and partition of each series of the gauge `lag`."""
+
+    def _assigned(self) -> list[TP]:
+        tables = self._app.tables.changelog_topics
+        return sorted(tp for tp in (self._app.reader.assignment() if self._app.consumer is not None else ()) if tp.topic not in tables)
+
+    def ready(self) -> tuple[bool, str]:
+        """Ready once the group has settled and recovery is done."""
+        if self._app.fence.left:
+            return False, "fenced"
+        if self._app.waiting_for:
+            return False, self._app.waiting_for
+        if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
+            return False, "waiting for the group, or recovering state"
+        assigned = self._assigned()
+        raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)
+        words, note = f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all", self.model_note()
+        return True, f"{words}; {note}" if note else words
+
+    def started(self) -> str:
+        """Where everything is, in one line."""
+        settings, conf = self._app.settings, self._app.conf
+        raw = sum(tp.topic == settings.topic("ticks.raw") for tp in self._assigned())
+        champions = [f"{model.get('name')} {model.get('version')}" for model in self.models() if model.get("state", model.get("role")) == "champion"]
+        parts = {
+            "web": f"http://{conf.web_host}:{conf.web_port}/" if conf.web_enabled else "off",
+            "broker": settings.broker,
+            "topics": f"{settings.topic_prefix}*, {raw} of {counted(settings.partitions, 'partition')}",
+            "model": ", ".join(champions) or f"none in {settings.models} yet",
+            "archive": settings.archive,
+        }
+        return "ready: " + "; ".join(f"{name} {value}" for name, value in parts.items())
+
+    def healthy(self) -> tuple[bool, str]:
+        return (False, "fenced") if self._app.fence.left else (True, "alive")
+
+    def pipeline(self) -> dict[str, Any]:
+        if self._app.waiting_for:                                        # Faust has no consumer before
+            return {"app_id": self._app.settings.group}
+        reader, lags = self._app.reader, []
+        exported: set[tuple[str, int]] = set()
+        for tp in self._assigned():
+            lag = reader.lag(tp)
+            lags.append({"topic": tp.topic, "partition": tp.partition, "lag": lag})
+            name = tp.topic.removeprefix(self._app.settings.topic_prefix)
+            metrics.lag(name, tp.partition, lag)
+            exported.add((name, tp.partition))
+        for topic, partition in self._exported - exported:
+            metrics.forget_lag(topic, partition)
+        self._exported = exported
+        guard = reader.guard
+        return {
+            "app_id": self._app.settings.group,
+            "generation": self._app.term,
+            "lag": lags,
+            "holes": [hole._asdict() for hole in list(guard.holes)[-100:]],
+            "rereads": guard.rereads,
+            "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
+            "archive": self.archive_positions() if self.archive_positions else [],
+            "models_note": self.model_note(),
+            "sources": self.sources(),
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.model_list() if self.model_list else []
+        return found
+
+
+status = Status(app)
+
+
+def _count_hole(kind: str, offsets: int) -> None:
+    metrics.hole(kind, offsets)
+
+
+app.on_hole = _count_hole

@@ -1,0 +1,1 @@
+"""Decides about every tick: valid, duplicate, late, whose, and what closes."""

@@ -1,0 +1,125 @@
+"""Why a tick cannot be used, in words, and the rejection that says so: bounded, whatever the original was."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+from msgspec import UNSET
+
+from stockstream.records import Rejection, Tick
+from stockstream.transforms.cleaning.limits import (
+    MAX_DAY_VOLUME,
+    MAX_INT,
+    MAX_PRICE,
+    MAX_QUOTE_SIZE,
+    MAX_SIZE,
+    MAX_SOURCE,
+    MAX_TEXT,
+    MAX_TIME,
+    MIN_PRICE,
+    symbol_fault,
+)  # fmt: skip
+
+MAX_REJECTED_BYTES = 100_000
+"""Of an original in its rejection: even where each byte becomes six characters of JSON, it fits into a message."""
+MAX_DETAIL = 500
+"""Characters of a detail: the decoder's repeats names of fields."""
+
+Fault = tuple[str, str]
+"""Reason and detail."""
+
+
+def range_fault(tick: Tick) -> Fault | None:
+    """Why a well-formed tick cannot be used."""
+    price, size = tick.price, tick.size
+    if (fault := symbol_fault(tick.symbol)) is not None:
+        return "out_of_range", fault
+    if not 0 < len(tick.source) <= MAX_SOURCE:
+        return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
+    for name in ("exchange", "condition", "currency", "session"):
+        value = getattr(tick, name)
+        if value is not None and len(value) > MAX_TEXT:
+            return "out_of_range", f"{name} must have at most {MAX_TEXT} characters, has {len(value)}: shorten it or leave it out"
+    if not 0 < tick.event_time < MAX_TIME:
+        return "out_of_range", f"event_time must be epoch milliseconds, is {tick.event_time}"
+    if price is not None and not MIN_PRICE <= price <= MAX_PRICE:
+        return "out_of_range", f"price must be above 0 and at most {MAX_PRICE:.0f}, is {price}"
+    if size is UNSET:
+        if tick.day_volume is None:
+            return "missing_field", "size may be missing only where day_volume is given"
+    else:
+        if isinstance(size, float) and not size.is_integer():
+            return "invalid_type", f"size must be a whole number of shares, is {size}"
+        if not 0 <= size <= MAX_SIZE:
+            return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
+        if price is None and size:
+            return "size_without_price", f"a quote (price null) has size 0, this has {size}"
+    for name in ("bid", "ask"):
+        value = getattr(tick, name)
+        if value is not None and not MIN_PRICE <= value <= MAX_PRICE:
+            return "out_of_range", f"{name} must be above 0 and at most {MAX_PRICE:.0f} (null where there is none), is {value}"
+    for name in ("bid_size", "ask_size"):
+        value = getattr(tick, name)
+        if value is not None and not 0 <= value <= MAX_QUOTE_SIZE:
+            return "out_of_range", f"{name} must be 0 to {MAX_QUOTE_SIZE:.0f}, is {value}"
+    if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
+        return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
+    if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
+        return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
+    return None
+
+
+def extras_fit(tick: Tick) -> bool:
+    """Whether `range_fault` finds nothing in the tick's quote and texts."""
+    bid, ask, bid_size, ask_size = tick.bid, tick.ask, tick.bid_size, tick.ask_size
+    return (
+        (bid is None or MIN_PRICE <= bid <= MAX_PRICE)
+        and (ask is None or MIN_PRICE <= ask <= MAX_PRICE)
+        and (bid_size is None or 0 <= bid_size <= MAX_QUOTE_SIZE)
+        and (ask_size is None or 0 <= ask_size <= MAX_QUOTE_SIZE)
+        and (tick.exchange is None or len(tick.exchange) <= MAX_TEXT)
+        and (tick.condition is None or len(tick.condition) <= MAX_TEXT)
+        and (tick.currency is None or len(tick.currency) <= MAX_TEXT)
+        and (tick.session is None or len(tick.session) <= MAX_TEXT)
+    )
+
+
+def decoding_fault(error: Exception) -> Fault:
+    """What the decoder said as reason and detail."""
+    text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return "invalid_json", text
+    at = text.partition(" - at `$")[2].rstrip("`")
+    if text.startswith("Expected `object") and "." not in at:
+        return "invalid_shape", text
+    if text.startswith("Object missing required field") or ", got `null`" in text:
+        return "missing_field", text
+    if "out of range" in text:
+        return "out_of_range", text
+    return "invalid_type", text
+
+
+def rejection(fault: Fault, partition: int, offset: int, index: int, value: bytes | None) -> Rejection:
+    """The rejection of an original, which is cut where it is long: as JSON it has less than 610,000 bytes."""
+    text, coded = None, None
+    reason, detail = fault
+    if len(detail) > MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}... ({len(detail)} characters)"
+    if value is not None:
+        kept = value[:MAX_REJECTED_BYTES]
+        if len(value) > len(kept):
+            detail = f"{detail} (the first {MAX_REJECTED_BYTES} of {len(value)} bytes follow)"
+        try:
+            text = value.decode() if kept is value else kept.decode(errors="ignore" if _is_text(value) else "strict")
+        except UnicodeDecodeError:
+            coded = base64.b64encode(kept).decode()
+    return Rejection(reason=reason, detail=detail, partition=partition, offset=offset, index=index, value=text, value_base64=coded)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

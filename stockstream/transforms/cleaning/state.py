@@ -1,0 +1,304 @@
+"""What `clean` remembers of one partition, and how it is stored: a versioned snapshot, in pieces where one message cannot hold it.
+
+Keys in the changelog are `snapshot/<term>` for a whole snapshot and `snapshot/<term>/<slot>/<part>` for a piece of one. Pieces of successive snapshots
+alternate between two slots: a writer that dies halfway leaves the snapshot before it whole. `<term>` tells writers apart (modulo `TERMS`).
+"""
+
+# ruff: noqa: RUF012 (msgspec gives each record its own copy of an empty list)
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from stockstream.errors import StateError
+from stockstream.transforms import versioned as stored
+from stockstream.transforms.versioned import Stored
+
+FORGET_MS = 24 * 3600 * 1000
+VERSION = 2
+TERMS = 8
+SLOTS = 2
+COMPRESSED_FROM = 400_000
+"""Bytes of a snapshot from which on it is compressed (to about a fifth): about 4,000 symbols."""
+_WHOLE = re.compile(rb"snapshot/\d{1,9}")
+_PIECE = re.compile(rb"(snapshot/\d{1,9}/\d)/\d{1,5}")
+
+
+@dataclass(slots=True)
+class Feed:
+    """What one source said last of one symbol, kept where numbering, cumulative volume or snapshots need it. `snapshot` is a digest."""
+
+    seq: int = -1
+    day_volume: int = -1
+    day_time: int = 0
+    session: str | None = None
+    snapshot: bytes = b""
+    ts: int = 0
+
+
+@dataclass(slots=True)
+class Source:
+    """A source's clock in this partition. Where nothing is closed yet, `closed` is None.
+
+    `ts` is the log's clock when a tick or punctuation of it was accepted last, `heard` the Kafka time of that record.
+    """
+
+    clock: int = 0
+    closed: int | None = None
+    closes_at: int = 0
+    late_before: int = 0
+    ts: int = 0
+    newest: int = -1
+    unsent: bool = False
+    feeds: dict[str, Feed] = field(default_factory=dict)
+    heard: int = 0
+
+    def forgotten(self, now: int) -> bool:
+        """Whether nothing of it was accepted for a day of the log's clock; what is still to be closed keeps it."""
+        return now - self.ts > FORGET_MS and not self.unsent
+
+
+@dataclass(slots=True)
+class Held:
+    """The living series of a symbol: its source, newest second, and the log's clock at the last accepted tick."""
+
+    source: str
+    newest: int
+    ts: int
+
+
+MAX_OFFSET = 1 << 62
+"""Beyond any log's offsets, and far enough below int64 to count on."""
+
+
+class State(Stored):
+    """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
+
+    `held_owners` are places in `owners`, `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
+    """
+
+    expect: int = -1
+    log: str = ""
+    lateness_ms: int = 0
+    revise_s: int = 0
+    partitions: int = 0
+    last_record: tuple[int, int] = (0, 0)
+    accepted: int = 0
+    rejected: int = 0
+    clock: int = 0
+    source_names: list[str] = []
+    source_clocks: list[int] = []
+    source_closed: list[int | None] = []
+    source_ts: list[int] = []
+    source_heard: list[int] = []
+    source_newest: list[int] = []
+    source_unsent: list[bool] = []
+    feed_counts: list[int] = []
+    feed_symbols: list[str] = []
+    feed_seq: list[int] = []
+    feed_day_volume: list[int] = []
+    feed_day_time: list[int] = []
+    feed_sessions: list[int] = []
+    feed_snapshots: list[bytes] = []
+    feed_ts: list[int] = []
+    sessions: list[str | None] = []
+    owners: list[str] = []
+    held_symbols: list[str] = []
+    held_owners: list[int] = []
+    held_newest: list[int] = []
+    held_ts: list[int] = []
+    compressed: bytes = b""
+
+    def put(self, sources: Mapping[str, Source], held: Mapping[str, Held]) -> None:
+        """Takes these as its columns."""
+        of = sources.values()
+        feeds = [feed for source in of for feed in source.feeds.values()]
+        self.source_names = list(sources)
+        self.source_clocks, self.source_closed = [s.clock for s in of], [s.closed for s in of]
+        self.source_ts, self.source_heard = [s.ts for s in of], [s.heard for s in of]
+        self.source_newest, self.source_unsent = [s.newest for s in of], [s.unsent for s in of]
+        self.feed_counts = [len(s.feeds) for s in of]
+        self.feed_symbols = [symbol for source in of for symbol in source.feeds]
+        self.feed_seq, self.feed_ts = [f.seq for f in feeds], [f.ts for f in feeds]
+        self.feed_day_volume, self.feed_day_time = [f.day_volume for f in feeds], [f.day_time for f in feeds]
+        self.feed_snapshots = [f.snapshot for f in feeds]
+        self.sessions, self.feed_sessions = _numbered(f.session for f in feeds)
+        self.owners, self.held_owners = _numbered(h.source for h in held.values())
+        self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
+
+    def require_fitting(self) -> None:
+        """Raises `ValueError` where `sources` or `held` would fail, or no log has such an offset; it takes a quarter of their time."""
+        if not -1 <= self.expect <= MAX_OFFSET:
+            raise ValueError(f"no log goes on from offset {self.expect}")
+        sources = (self.source_clocks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest, self.source_unsent)
+        feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
+        held = (self.held_owners, self.held_newest, self.held_ts)
+        for first, others in ((self.source_names, (*sources, self.feed_counts)), (self.feed_symbols, feeds), (self.held_symbols, held)):
+            if any(len(other) != len(first) for other in others):
+                raise ValueError("columns of different lengths")
+        if sum(self.feed_counts) != len(self.feed_symbols) or min(self.feed_counts, default=0) < 0:
+            raise ValueError(f"{len(self.feed_symbols)} feeds where the sources have {sum(self.feed_counts)}")
+        for places, of in ((self.feed_sessions, self.sessions), (self.held_owners, self.owners)):
+            if places and not 0 <= min(places) <= max(places) < len(of):
+                raise ValueError("a place that is none of its list")
+
+    def sources(self) -> dict[str, Source]:
+        """The sources, without what follows from the settings. Raises `ValueError` or `IndexError` where columns do not fit together."""
+        feeds = [
+            Feed(seq, volume, time, self.sessions[session], snapshot, ts)
+            for seq, volume, time, session, snapshot, ts in zip(
+                self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts, strict=True
+            )
+        ]
+        found: dict[str, Source] = {}
+        at = 0
+        columns = zip(
+            self.source_names, self.source_clocks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest,
+            self.source_unsent, self.feed_counts, strict=True,
+        )  # fmt: skip
+        for name, clock, closed, ts, heard, newest, unsent, count in columns:
+            mine = dict(zip(self.feed_symbols[at : at + count], feeds[at : at + count], strict=True))
+            found[name] = Source(clock, closed, 0, 0, ts, newest, unsent, mine, heard)
+            at += count
+        if at != len(feeds):
+            raise ValueError(f"{len(feeds)} feeds where the sources have {at}")
+        return found
+
+    def held(self) -> dict[str, Held]:
+        """The symbols. Raises `ValueError` or `IndexError` where columns do not fit together."""
+        return {
+            symbol: Held(self.owners[owner], newest, ts)
+            for symbol, owner, newest, ts in zip(self.held_symbols, self.held_owners, self.held_newest, self.held_ts, strict=True)
+        }
+
+
+def _numbered(values: Iterable[Any]) -> tuple[list[Any], list[int]]:
+    """The different values in the order of their first appearance, and for each value its place among them."""
+    places: dict[Any, int] = {}
+    which = [places.setdefault(value, len(places)) for value in values]
+    return list(places), which
+
+
+def digest(snapshot: bytes) -> bytes:
+    """What is kept of a snapshot tick, to know it again."""
+    return hashlib.blake2b(snapshot, digest_size=16).digest()
+
+
+# -- reading ----------------------------------------------------------------
+
+
+def upgrade(value: bytes) -> State:
+    """The state in a value of version 1: a packed array, compressed by zlib where it was large. Raises `msgspec.MsgspecError`, `ValueError`, `zlib.error`."""
+    data = zlib.decompress(value) if value[:1] == b"\x78" else value
+    expect, log, lateness, revise, of, last_record, accepted, rejected, packed, symbols, owners, newest, seen = msgspec.msgpack.decode(data)
+    sources: dict[str, Source] = {}
+    for name, clock, closed, ts, newest_second, unsent, feed_symbols, feeds in packed:
+        mine = {
+            symbol: Feed(seq, volume, time, session, digest(snapshot) if snapshot else b"", heard)
+            for symbol, (seq, volume, time, session, snapshot, heard) in zip(feed_symbols, feeds, strict=True)
+        }
+        sources[name] = Source(clock, closed, 0, 0, ts, newest_second, unsent, mine, ts)
+    names = list(sources)
+    held = {
+        symbol: Held(owner if isinstance(owner, str) else names[owner], second, ts)
+        for symbol, owner, second, ts in zip(symbols, owners, newest, seen, strict=True)
+    }
+    for holder in held.values():
+        if (source := sources.get(holder.source)) is not None:
+            source.ts = max(source.ts, holder.ts)                        # it was the last record's time, which may have gone back
+    state = State(
+        v=VERSION, expect=expect, log=log, lateness_ms=lateness, revise_s=revise, partitions=of, last_record=(last_record[0], last_record[1]),
+        accepted=accepted, rejected=rejected, clock=max((*(source.ts for source in sources.values()), *(holder.ts for holder in held.values())), default=0),
+    )  # fmt: skip
+    state.put(sources, held)
+    return msgspec.msgpack.decode(stored.pack(state), type=State)         # checks the types of what was an untyped array
+
+
+_BROKEN = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, OverflowError, zlib.error)
+
+
+def decoded(value: bytes) -> State:
+    """The state in a whole value of any version. Raises `StateError` where a newer stockstream wrote it, else one of `_BROKEN`."""
+    if stored.version_of(value) == 1:
+        return upgrade(value)
+    state = stored.unpack(State, value, VERSION)
+    if state.compressed:
+        state = stored.unpack(State, zlib.decompress(state.compressed), VERSION)
+    return state
+
+
+def encoded(state: State) -> bytes:
+    """The state as a whole value."""
+    data = stored.pack(state)
+    return data if len(data) < COMPRESSED_FROM else stored.pack(State(v=VERSION, compressed=zlib.compress(data, 1)))
+
+
+def readable(key: bytes, value: bytes) -> str:
+    """Empty where this is a record of `clean`'s changelog, else why it is not. Raises `StateError` where a newer stockstream wrote it."""
+    piece, whole = _PIECE.fullmatch(key), _WHOLE.fullmatch(key)
+    if not piece and not whole:
+        return "the key is none of clean's"
+    try:
+        if piece:
+            stored.unpack(stored.Part, value, VERSION)
+        else:
+            decoded(value).require_fitting()
+    except _BROKEN as error:
+        return f"not a {'piece of a snapshot' if piece else 'snapshot'}: {type(error).__name__}: {error}"[:300]
+    return ""
+
+
+def furthest(records: Mapping[bytes, bytes]) -> tuple[State, int] | None:
+    """The complete snapshot of the newest log that counts the furthest, and the slot of its pieces (-1: it is whole); None where there is none.
+
+    What cannot be read is passed over. Raises `StateError` where a newer stockstream wrote one.
+    """
+    wholes: list[tuple[bytes, int]] = []
+    pieces: dict[bytes, list[bytes]] = {}
+    for key, value in records.items():
+        piece = _PIECE.fullmatch(key)
+        if piece:
+            pieces.setdefault(piece[1], []).append(value)
+        elif _WHOLE.fullmatch(key):
+            wholes.append((value, -1))
+    for key, values in pieces.items():
+        try:
+            for value in values:
+                stored.require_known(stored.version_of(value), VERSION)
+            whole = stored.joined(values)
+        except _BROKEN:
+            continue
+        if whole is not None:
+            wholes.append((whole, int(key.rpartition(b"/")[2])))
+    best: tuple[State, int] | None = None
+    for value, slot in wholes:
+        try:
+            state = decoded(value)
+            state.require_fitting()
+        except _BROKEN:
+            continue
+        if best is None or (state.log, state.expect) > (best[0].log, best[0].expect):
+            best = state, slot
+    return best
+
+
+def records(value: bytes, term: int, slot: int) -> list[tuple[bytes, bytes]]:
+    """The records that hold a whole value: one, or pieces in this slot."""
+    parts = stored.split(value, VERSION)
+    key = b"snapshot/%d" % (term % TERMS)
+    return [(key, value)] if len(parts) == 1 else [(b"%s/%d/%d" % (key, slot, number), part) for number, part in enumerate(parts)]
+
+
+def require_settings(state: State, **settings: int) -> None:
+    """Raises `StateError` where the state was made with other settings (`lateness_ms`, `revise_s`, `partitions`)."""
+    for name, now in settings.items():
+        then = getattr(state, name)
+        if then != now:
+            raise StateError(f"STOCKSTREAM_{name.upper()} is {now} but this log was begun with {then}: use another STOCKSTREAM_TOPIC_PREFIX")

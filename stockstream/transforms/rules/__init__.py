@@ -1,0 +1,1 @@
+"""The rules: rows of closed seconds in, alerts and market summaries out."""

@@ -1,0 +1,1 @@
+"""Scoring: predictions for closed seconds, and their judgement at their horizon."""

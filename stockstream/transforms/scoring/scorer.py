@@ -1,0 +1,638 @@
+"""Scoring of one partition: rows of closed seconds in, predictions and outcomes out, as a pure function of the raw log and of who was champion when.
+
+Every row that is not `revised` and has a price is scored at its closing. A prediction made for second s is judged over a horizon h by the first closing of
+its source that reaches s + h, at the price of the symbol's last such row with a second <= s + h, whatever else that closing brings.
+
+A model that gives no usable answer, or cannot be loaded, is suspended from the next raw offset on; its rows from the first faulty one on are not predicted
+by it. It never raises here.
+
+What is kept (`records`, in the order of writing; `transforms.scoring_state` has their form): for each source and second with predictions to judge, one or
+more **slots** (symbols, prices and what each model said), written once, in a ring of seconds; the **roster**, which says from which raw offset on which models
+score; and at the end the **head**: how far the log is counted and up to which second each source is closed. The last prices follow from the slots, as every
+prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest offset of any record are counted again but
+not told again. A ring of more seconds than the longest horizon never loses a prediction that is still to be judged, even where only a part of the records got
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models import ScoringModel, features
+from stockstream.errors import ModelError, StateError
+from stockstream.records import Role
+from stockstream.transforms import versioned as stored
+from stockstream.transforms.changelog_index import ChangelogIndex, Range
+from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
+from stockstream.transforms.scoring import state as state
+from stockstream.transforms.scoring.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, ModelFault, Units, ask, require_usable
+from stockstream.transforms.scoring.roster import Entry, Key, Member, Roster
+from stockstream.transforms.scoring.scored import Floats, Ints, Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
+
+__all__ = ["Contender", "Entry", "Member", "Missed", "Outcomes", "Predictions", "Scored", "Scorer", "encode_outcomes", "encode_predictions"]
+
+TERMS: Final = 8
+ROWS_OF_A_SLOT: Final = 8_000
+"""At the most; `scoring_state.cut_rows` has fewer where names are long or models many."""
+FORGET_MS: Final = 86_400_000
+"""Of the frames' clock: a source that was not heard for longer is forgotten."""
+NAMES_KEPT: Final = 1_024
+"""Symbols of a source before those without a prediction to judge are looked for."""
+_REALISED_DIGITS: Final = 12
+
+Load = Callable[[str, str], ScoringModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A model and what it is here for: the champion's predictions are published, a shadow's are only judged."""
+
+    model: ScoringModel
+    role: Role = "champion"
+
+
+@dataclass(slots=True)
+class _Said:
+    """What one model said for the rows of one second; units (n, h)."""
+
+    role: Role
+    name: str
+    version: str
+    horizons_s: tuple[int, ...]
+    returns: Units
+    p_up: Units
+
+    def part(self, low: int, high: int) -> _Said:
+        """What it said of some of the rows."""
+        return _Said(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The scored rows of one source and second; `index` are numbers of the source's symbols."""
+
+    second: int
+    index: Ints
+    price: Floats
+    said: list[_Said]
+
+    @property
+    def horizons(self) -> set[int]:
+        return {horizon for said in self.said for horizon in said.horizons_s}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
+
+    names: list[str]
+    slot: _Slot
+    said: _Said
+    column: int
+    price_then: Floats
+
+
+class _Source:
+    """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
+
+    def __init__(self, closed: int, begun: int = -1, heard: int = 0) -> None:
+        self.closed = closed
+        self.begun = begun
+        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        self.heard = heard
+        """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
+        self._compact_at = NAMES_KEPT
+        self.names: list[str] = []
+        self.last = np.full(64, np.nan)
+        self.slots: dict[int, _Slot] = {}
+        self.due: dict[int, list[int]] = {}
+        self._number: dict[str, int] = {}
+
+    def know(self, symbols: Sequence[str]) -> Ints:
+        number, names = self._number, self.names
+        for symbol in symbols:
+            if symbol not in number:
+                number[symbol] = len(names)
+                names.append(symbol)
+        if len(names) > len(self.last):
+            self.last = np.concatenate([self.last, np.full(len(names), np.nan)])
+        return np.fromiter(map(number.__getitem__, symbols), np.int64, len(symbols))
+
+    def compact(self) -> None:
+        """Forgets symbols without a prediction to judge, once they may be half of all."""
+        if len(self.names) <= self._compact_at:
+            return
+        none = np.zeros(0, np.int64)
+        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.slots.values())]))
+        place = np.full(len(self.names), -1)
+        place[kept] = np.arange(len(kept))
+        for slot in self.slots.values():
+            slot.index = place[slot.index]
+        self.last = self.last[kept]
+        self.names = [self.names[number] for number in kept.tolist()]
+        self._number = {name: number for number, name in enumerate(self.names)}
+        self._compact_at = max(NAMES_KEPT, 2 * len(kept))
+
+    def add(self, slot: _Slot) -> None:
+        """Takes the slot's prices as the last ones, and waits for what it said."""
+        self.last[slot.index] = slot.price
+        self.slots[slot.second] = slot
+        for horizon in slot.horizons:
+            if slot.second + horizon > self.closed:
+                self.due.setdefault(slot.second + horizon, []).append(slot.second)
+
+    def advance(self, second: int) -> None:
+        """Closes through `second` and forgets what no horizon reaches."""
+        self.closed = max(self.closed, second)
+        while self.slots and (oldest := next(iter(self.slots))) <= self.closed - RING_S:
+            del self.slots[oldest]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows to score, in log order; `spans` says where each closing's are, second by second."""
+
+    batch: pa.RecordBatch
+    symbol: list[str]
+    second: Ints
+    price: Floats
+    offset: Ints
+    spans: dict[tuple[int, str], dict[int, slice]]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, expect: int) -> _Rows:
+        """Of `windows` rows those at or beyond `expect` that are not `revised` and have a price."""
+        price = numbers(batch, "price")
+        wanted = (price > 0) & ~numbers(batch, "revised") & (numbers(batch, "offset") >= expect)
+        if not wanted.all():
+            batch = batch.filter(pa.array(wanted))
+        offset, second = numbers(batch, "offset"), numbers(batch, "second")
+        names = batch.column("source").dictionary_encode()
+        code, table = names.indices.to_numpy(), names.dictionary.to_pylist()
+        spans: dict[tuple[int, str], dict[int, slice]] = {}
+        for low, high in pairwise(bounds_of_runs(offset, code, second)):
+            spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
+        return cls(batch, batch.column("symbol").to_pylist(), second, numbers(batch, "price"), offset, spans)
+
+    def features(self, run: slice) -> NDArray[np.float32]:
+        batch = self.batch.slice(run.start, run.stop - run.start)
+        return features.matrix({name: numbers(batch, name) for name in features.COLUMNS})
+
+
+class Scorer:
+    """Predictions and their judgement for one partition.
+
+    `log` is the raw log's id, `expect` the next raw offset (-1: accepts any first frame), `sent` the offset through which a restored scorer had told all,
+    `resume_input` the offset in `windows` to go on from after a restart.
+
+    Args:
+        partition: number of this partition.
+        contenders: models that score from the first frame on; at most one champion.
+    """
+
+    def __init__(self, partition: int, contenders: Sequence[Contender] = ()) -> None:
+        self.partition = partition
+        self.log = ""
+        self.expect = -1
+        self.sent = -1
+        self.resume_input = 0
+        self._sources: dict[str, _Source] = {}
+        self._models: dict[Key, ScoringModel] = {}
+        self._missing: dict[Key, str] = {}
+        """Why a model of the roster could not be loaded."""
+        self.roster = Roster()
+        self._unsaved: dict[tuple[str, int], _Slot] = {}
+        self._closed_since = False
+        self._undated: set[str] = set()
+        """Sources that were heard since the frames' clock was last known."""
+        self._oldest = 0
+        """No source was last heard before this."""
+        self._generation = 0
+        self._saved_expect = -1
+        self.index = ChangelogIndex()
+        if contenders:
+            self._change([Member(c.role, c.model.name, c.model.version) for c in contenders], [c.model for c in contenders], 0)
+
+    # -- models -------------------------------------------------------------
+
+    @property
+    def champion(self) -> Key | None:
+        """Name and version of the champion in the newest entry of the roster; None where there is none, or it is suspended."""
+        champion = self.roster.champion
+        return champion.key if champion else None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The newest entry of the roster."""
+        return self.roster.members
+
+    @property
+    def models(self) -> set[Key]:
+        """The models that this scorer holds."""
+        return set(self._models)
+
+    def set_champion(self, model: ScoringModel, from_offset: int, stamp: str = "") -> None:
+        """Makes `model` the champion for closings from a raw offset on; write `records` before the next frame.
+
+        `from_offset` must be beyond whatever was told: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` says which
+        artefact was loaded: a suspended model that was mended, or promoted again, has another. Raises `ModelError` where the model cannot score.
+        """
+        shadows = [m for m in self.members if m.role == "shadow" and not m.suspended and m.key != (model.name, model.version)]
+        self._change([Member("champion", model.name, model.version, stamp), *shadows], [model], from_offset)
+
+    def set_shadows(self, models: Iterable[ScoringModel], from_offset: int) -> None:
+        """Makes `models` the shadows, as `set_champion` does."""
+        kept = [m for m in self.members if m.role == "champion" and not m.suspended]
+        models = list(models)
+        self._change([*kept, *(Member("shadow", model.name, model.version) for model in models)], models, from_offset)
+
+    def _change(self, members: Sequence[Member], models: Iterable[ScoringModel], from_offset: int) -> None:
+        models = list(models)
+        if from_offset < self.expect:
+            raise ModelError(f"partition {self.partition}: models cannot change at offset {from_offset}, which is behind {self.expect}")
+        if sum(member.role == "champion" for member in members) > 1:
+            raise ModelError("there can be one champion only")
+        for model in models:
+            require_usable(model)
+        if not members:
+            raise ModelError("what scores cannot stop scoring: give another model")
+        if len({member.key for member in members}) < len(members):
+            raise ModelError("a model can have one role only")
+        self.roster.change(members, from_offset)
+        self._models |= {(model.name, model.version): model for model in models}
+        for model in models:
+            self._missing.pop((model.name, model.version), None)
+        self._drop_models()
+
+    def _drop_models(self) -> None:
+        """Forgets models that no entry of the roster lets score."""
+        keys = self.roster.keys
+        self._models = {key: model for key, model in self._models.items() if key in keys}
+        self._missing = {key: why for key, why in self._missing.items() if key in keys}
+
+    # -- frames -------------------------------------------------------------
+
+    def frame(self, frame: Frame, input_offset: int = 0) -> Scored | None:
+        """Takes a whole `windows` frame; returns what is to be told, or None where the frame is of no use now.
+
+        A frame that starts beyond `expect` is somebody else's future, one of an older log is past: dropped. What was counted before changes nothing.
+        `input_offset` is the frame's own offset in its topic. A model that fails is suspended in the roster, whose record `records` brings first.
+        """
+        if self.log and frame.log < self.log:
+            return None
+        if frame.log != self.log:
+            self._begin(frame.log)
+        if self.expect >= 0:
+            if frame.start > self.expect:
+                return None
+            if frame.through < self.expect:
+                return Scored(self.partition, self.expect - 1)
+        closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
+        rows = _Rows.of(frame.rows, self.expect)
+        said, predictions, missed, faults = self._score(rows)
+        judged: list[_Judged] = []
+        for closing in closings:
+            source = self._sources.get(closing.source)
+            if source is None:
+                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
+            elif closing.after < source.closed:                          # heard again after clean forgot the source: another series
+                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
+                self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
+                self.index.forget(closing.source)
+            due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
+            if closing.offset > self.sent:
+                judged += due
+            source.heard = frame.clock
+            if not frame.clock:
+                self._undated.add(closing.source)
+        outcomes = _outcomes(judged)
+        for name in {closing.source for closing in closings}:
+            self._sources[name].compact()
+        self._forget(frame.clock)
+        self.expect = frame.through + 1
+        self.resume_input = input_offset + 1
+        self._closed_since |= bool(closings)
+        suspended = tuple(self.roster.suspend(member, fault.reason, fault.detail, self.expect) for member, fault in faults.items())
+        if faults:
+            self._drop_models()
+        return Scored(self.partition, frame.through, predictions, outcomes, missed, suspended)
+
+    def _forget(self, clock: int) -> None:
+        """Drops sources that were not heard for `FORGET_MS` of the frames' clock (0: not known)."""
+        if clock <= 0:
+            return
+        for name in self._undated:
+            if name in self._sources:
+                self._sources[name].heard = clock
+        self._undated.clear()
+        self._oldest = min(self._oldest, clock)
+        if clock - self._oldest <= FORGET_MS:
+            return
+        gone = {name for name, source in self._sources.items() if clock - source.heard > FORGET_MS}
+        for name in gone:
+            del self._sources[name]
+            self.index.forget(name)
+        self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] not in gone}
+        self._oldest = min((source.heard for source in self._sources.values()), default=clock)
+
+    def skip_to(self, start: int) -> None:
+        """The input has lost what was before: goes on from a frame that starts there."""
+        self.expect = start
+
+    def _begin(self, log: str) -> None:
+        """A newer log: what was is of another world, but the models stay."""
+        if self.log:
+            self.roster.begin()
+        self.log, self.expect, self.sent, self._saved_expect = log, -1, -1, -1
+        self._sources, self._unsaved, self._undated, self._oldest = {}, {}, set(), 0
+        self.index.clear()
+        self.roster.saved, self._closed_since = not self.roster.entries, False
+
+    def _score(
+        self, rows: _Rows
+    ) -> tuple[list[tuple[slice, list[_Said]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
+        """What each model says, for runs of rows with the same voices, the champions' predictions that are to be told, who missed rows, and who failed."""
+        said: list[tuple[slice, list[_Said]]] = []
+        predictions: list[Predictions] = []
+        missed: dict[tuple[str, str, str], int] = {}
+        faults: dict[Member, ModelFault] = {}
+        starts = [entry.start for entry in self.roster.entries[1:]]
+        edges = sorted({0, len(rows.offset), *(int(rows.offset.searchsorted(start)) for start in starts)})
+        told = int(rows.offset.searchsorted(self.sent, "right"))
+
+        def miss(name: str, version: str, reason: str, low: int, high: int) -> None:
+            if high > max(low, told):
+                missed[name, version, reason] = missed.get((name, version, reason), 0) + high - max(low, told)
+
+        for low, high in pairwise(edges):
+            voices: list[tuple[int, _Said]] = []
+            members = self.roster.at(int(rows.offset[low]))
+            active = [member for member in members if not member.suspended]
+            matrix = rows.features(slice(low, high)) if active else np.empty((0, 0), np.float32)
+            for member in active:
+                fault = faults.get(member)
+                if fault is None:
+                    voice, feature_hash, fault = self._ask(member, matrix)
+                    end = high
+                    if fault is not None:
+                        faults[member] = fault
+                        # a closing's rows are predicted together or not at all
+                        end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
+                    if voice is not None and end > low:
+                        voice = voice if fault is None else voice.part(0, end - low)
+                        voices.append((end, voice))
+                        first = max(low, told)
+                        if member.role == "champion" and first < end:
+                            predictions.append(_told(rows, slice(first, end), voice, first - low, feature_hash))
+                else:
+                    end = low
+                if fault is not None:
+                    miss(member.name, member.version, fault.reason, end, high)
+            if not any(member.role == "champion" for member in active):
+                out = next((member for member in members if member.role == "champion"), None)
+                miss(*((out.name, out.version, out.suspended) if out else ("", "", "no_model")), low, high)
+            cuts = sorted({low, high, *(end for end, _ in voices)})
+            if len(cuts) == 2:
+                said.append((slice(low, high), [voice for end, voice in voices if end == high]))
+            else:
+                said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
+        return said, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
+
+    def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[_Said | None, str, ModelFault | None]:
+        model = self._models.get(member.key)
+        if model is None:
+            return None, "", ModelFault("missing", self._missing.get(member.key, "it is not loaded"))
+        answer = ask(model, matrix)
+        if answer.returns is None or answer.p_up is None:
+            return None, "", answer.fault
+        return _Said(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
+
+    def _close(
+        self, name: str, source: _Source, second: int, rows: _Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[_Said]]]
+    ) -> list[_Judged]:
+        """One closing: takes each second's rows, then judges what is due at that second, second by second."""
+        start, voices = 0, list[_Said]()
+        if fresh:
+            first = next(iter(fresh.values())).start
+            start, voices = next((run.start, voices) for run, voices in said if run.start <= first < run.stop)
+        horizons = {horizon for voice in voices for horizon in voice.horizons_s}
+        due = [due for due in source.due if due <= second]
+        judged: list[_Judged] = []
+        for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
+            # prices count, whoever predicts, as long as a prediction is to be judged by them
+            if moment in fresh and (voices or source.due):
+                slot = _slot(source, moment, rows, fresh[moment], voices, start)
+                source.add(slot)
+                self._unsaved[name, moment] = slot
+            for made in sorted(source.due.pop(moment, ())):
+                judged += _judge(source, source.slots[made], moment)
+        source.advance(second)
+        return judged
+
+    # -- state --------------------------------------------------------------
+
+    def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
+        """Keys and values to write, in this order, once what the frames so far brought is delivered.
+
+        None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value says
+        through which raw offset it counts; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
+        worker can only replace what it wrote itself, and an older log's record can never win. Where they have come to lie is told to `index.confirmed`.
+        """
+        out: list[tuple[bytes, bytes]] = []
+        newest: dict[str, int] = {}
+        named: list[str] = []
+        through = self.expect - 1
+        if everything or not self.roster.saved:
+            out.append((self._key("roster", term), stored.pack(state.RosterState.of(self.roster, self.log))))
+            self.roster.saved = True
+            named.append("roster")
+        if self._closed_since or (everything and self.expect >= 0):
+            slots = self._unsaved
+            if everything:
+                slots = {(name, second): slot for name, source in self._sources.items() for second, slot in source.slots.items()}
+            for (name, second), slot in slots.items():
+                if second > self._sources[name].closed - RING_S:
+                    out += self._slot_records(term, name, slot, through)
+                    newest[name] = max(second, newest.get(name, second))
+            sources = {name: state.SourceState(source.closed, source.begun, source.heard) for name, source in self._sources.items()}
+            needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
+            self._generation = 1 - self._generation
+            head = state.Head(
+                v=state.VERSION, through=through, log=self.log, expect=self.expect, resume_input=self.resume_input, sources=sources, needed=needed
+            )
+            out += state.head_records(self.partition, term % TERMS, self._generation, head)
+            self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
+            # an entry may go from the next record once no reader of the head already written needs it
+            self.roster.prune(self._saved_expect)
+            self._drop_models()
+        if out:
+            self.index.written(newest, named)
+        return out
+
+    def _key(self, kind: str, term: int, *place: str | int) -> bytes:
+        return state.key_of(self.partition, self.log, kind, term % TERMS, *place)
+
+    def _slot_records(self, term: int, name: str, slot: _Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
+        names = self._sources[name].names
+        symbols = [names[number] for number in slot.index.tolist()]
+        records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
+        if len(symbols) > ROWS_OF_A_SLOT or len(records[0]) > stored.MAX_VALUE_BYTES:
+            runs = list(state.cut_rows(symbols, 8 * sum(len(voice.horizons_s) for voice in slot.said), ROWS_OF_A_SLOT))
+            records = [self._slot_record(name, slot, symbols, run, (part, len(runs)), through) for part, run in enumerate(runs)]
+        for part, record in enumerate(records):
+            yield self._key("slot", term, name, slot.second % RING_S, part), record
+
+    def _slot_record(self, name: str, slot: _Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
+        said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
+        return stored.pack(state.Slot(
+            v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
+            price=_bytes(slot.price[run]), said=said,
+        ))  # fmt: skip
+
+    @staticmethod
+    def readable(key: bytes, value: bytes) -> str:
+        """Why a record of the changelog cannot be read, in words; empty where it can. Raises `StateError` where a newer stockstream wrote it."""
+        return state.readable(key, value)
+
+    @staticmethod
+    def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
+        """The ranges of the changelog that the best checkpoint among these records names; None where there is no whole one. Raises `StateError`."""
+        heads = [head for _, head in state.whole_heads(records)]
+        return max(heads, key=lambda head: (head.log, head.through, head.expect)).needed if heads else None
+
+    @classmethod
+    def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load, offsets: Mapping[bytes, int] | None = None) -> Scorer:
+        """The scorer that the records describe; those of other partitions and older logs are ignored, none make a new scorer.
+
+        `load(name, version)` brings the models that still score; one for which it raises `ModelError` is suspended at the first row that it should score.
+        `offsets` in the changelog, by key. Raises `StateError`.
+        """
+        scorer = cls(partition)
+        try:
+            keyed = [(state.read_key(key), key, value) for key, value in records.items()]
+            own = [item for item in keyed if item[0].partition == partition]
+            scorer.log = max((key.log for key, _, _ in own), default="")
+            rosters: list[tuple[int, state.RosterState]] = []
+            slots: list[tuple[int, state.Slot]] = []
+            for key, raw, value in own:
+                if key.kind != "head" and (key.log == scorer.log or (key.kind == "roster" and not key.log)):
+                    record, offset = state.read(key, value), offsets[raw] if offsets else 0
+                    if isinstance(record, state.RosterState):
+                        rosters.append((offset, record))
+                    elif isinstance(record, state.Slot):
+                        slots.append((offset, record))
+                elif key.kind == "head":
+                    state.read(key, value)
+            heads = [head for key, head in state.whole_heads(records) if (key.partition, key.log) == (partition, scorer.log)]
+            scorer._restore(rosters, slots, heads)
+        except state.UNREADABLE as error:
+            raise StateError(f"partition {partition}: a record of score cannot be read: {error}") from error
+        for name, version in sorted(scorer.roster.keys):
+            try:
+                scorer._models[name, version] = load(name, version)
+            except ModelError as error:
+                scorer._missing[name, version] = str(error)
+        return scorer
+
+    def _restore(self, rosters: list[tuple[int, state.RosterState]], slots: list[tuple[int, state.Slot]], heads: list[state.Head]) -> None:
+        if rosters:
+            offset, roster = max(rosters, key=lambda item: (item[1].log, item[1].begins, item[1].change))
+            self.index.restored(offset, {}, ["roster"])
+            self.roster = roster.restored()
+        self.sent = max([-1, *(slot.through for _, slot in slots), *(head.through for head in heads)])
+        if not heads:
+            return
+        head = max(heads, key=lambda one: one.through)
+        self.expect, self.resume_input = head.expect, head.resume_input
+        sources = head.sources
+        slots = [(offset, slot) for offset, slot in slots if slot.source not in sources or slot.through >= sources[slot.source].begun]
+        for offset, slot in sorted(slots, key=lambda item: item[0]):
+            self.index.restored(offset, {slot.source: slot.second})
+        self._saved_expect = self.expect
+        self.roster.prune(self.expect)
+        self._sources = {name: _Source(source.closed, source.begun, source.heard) for name, source in sources.items()}
+        self._undated = {name for name, source in sources.items() if not source.heard}
+        best: dict[tuple[str, int], dict[int, dict[int, state.Slot]]] = {}
+        for _, slot in slots:
+            # a slot beyond the head was written by one that died before its head: its rows come again
+            if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
+                best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.part] = slot
+        for name, second in sorted(best, key=lambda place: place[1]):
+            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)].parts]
+            if not whole:
+                raise ValueError(f"parts of second {second} of {name} are missing")
+            parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
+            source = self._sources[name]
+            said = [
+                _Said(
+                    first.role, first.name, first.version, tuple(first.horizons_s),
+                    np.concatenate([np.frombuffer(part.said[voice].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.said[voice].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                )
+                for voice, first in enumerate(parts[0].said)
+            ]  # fmt: skip
+            symbols = [symbol for part in parts for symbol in part.symbols]
+            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
+
+
+def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str) -> Predictions:
+    return Predictions(
+        voice.name, voice.version, feature_hash, voice.horizons_s, rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
+        _as_return(voice.returns[skip:]), _as_p(voice.p_up[skip:]),
+    )  # fmt: skip
+
+
+def _slot(source: _Source, second: int, rows: _Rows, span: slice, voices: Sequence[_Said], start: int) -> _Slot:
+    """Of the rows in `span` and of what was said for the run of rows from `start` on."""
+    own = slice(span.start - start, span.stop - start)
+    # copies: a view would keep the whole frame in memory
+    mine = [_Said(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
+    return _Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
+
+
+def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[_Judged]:
+    price_then = source.last[slot.index]
+    for said in slot.said:
+        for column, horizon in enumerate(said.horizons_s):
+            if slot.second + horizon == moment:
+                yield _Judged(source.names, slot, said, column, price_then)
+
+
+def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
+    """Computed for a frame at once, as it may bring hundreds of seconds of a few rows each."""
+    if not judged:
+        return None
+    sizes = [len(one.price_then) for one in judged]
+    price_then = np.concatenate([one.price_then for one in judged])
+    realised = np.round(np.log(price_then / np.concatenate([one.slot.price for one in judged])), _REALISED_DIGITS) + 0.0
+    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
+    return Outcomes(
+        [(Member(*who), sum(size for _, size in run)) for who, run in by],
+        [one.names[number] for one in judged for number in one.slot.index.tolist()],
+        np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
+        np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
+        _as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
+        _as_p(np.concatenate([one.said.p_up[:, one.column] for one in judged])),
+        realised,
+        price_then,
+    )
+
+
+def _bytes(values: NDArray[Any]) -> bytes:
+    little: NDArray[Any] = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    return bytes(little.tobytes())
+
+
+def _as_return(units: Units) -> Floats:
+    return np.asarray(units / UNITS_OF_RETURN, np.float64)
+
+
+def _as_p(units: Units) -> Floats:
+    return np.asarray(units / UNITS_OF_P_UP, np.float64)

@@ -1,0 +1,1 @@
+"""One-second bars and the rolling 5-minute windows."""

@@ -1,0 +1,218 @@
+"""The state records of `aggregate`: buckets of closed seconds, and a head.
+
+A bucket record holds one or several seconds of one source, counted through the closing at raw offset `through`. The head says how far the log is counted, where
+reading goes on, and what of each source is closed. It may be too large for one message (1,000 sources with names of 384 bytes): it is split then, and two
+slots take turns, so that pieces of one head never replace those of the one before.
+
+Keys are msgpack arrays: `[source, "one" or "run", slot of its first second, part, term]` and `["head", term, slot, piece]`; version 1 had `["head", term]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from stockstream.errors import StateError
+from stockstream.transforms.changelog_index import Range
+from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
+from stockstream.transforms.versioned import Stored, joined, pack, require_known, split, unpack, version_of
+
+FORMAT = 2
+STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
+"""What ticks say of a second: the fields of a bucket, in this order."""
+
+_Second = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TIME // 1000)]
+_Offset = Annotated[int, msgspec.Meta(ge=-1, le=MAX_INT - 1)]
+
+
+class Second(msgspec.Struct, array_like=True, gc=False):
+    """A second's symbols, and its fields one after the other, 8 bytes each."""
+
+    second: _Second
+    symbols: list[str]
+    data: bytes
+
+
+class Bucket(Stored):
+    """Some seconds of a source."""
+
+    through: _Offset
+    log: str
+    source: str
+    seconds: list[Second]
+    fields: tuple[str, ...] = STORED
+    """What `data` holds."""
+
+
+class Source(msgspec.Struct, array_like=True, gc=False):
+    """What a head says of a source."""
+
+    closed: _Second = -1
+    """The last closed second."""
+    counted: _Offset = -1
+    """Offset of the last closing."""
+    stored: _Second = -1
+    """The newest second that has a bucket."""
+    begun: _Offset = -1
+    """Raw offset from which on the source tells of this series."""
+    touched: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)] = 0
+    """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
+
+
+class Head(Stored):
+    """How far a partition is counted."""
+
+    last: _Offset
+    """Offset of the last closing."""
+    log: str
+    resume: _Offset
+    """First raw offset whose effect is not stored."""
+    resume_input: _Offset = 0
+    """Offset in `ticks.clean` of the frame that first brought it."""
+    sent_from: _Offset = -1
+    sources: dict[str, Source] = msgspec.field(default_factory=dict)
+    ranges: list[Range] = msgspec.field(default_factory=list)
+    slot: int = 0
+
+
+class _Bucket1(msgspec.Struct, array_like=True):
+    through: _Offset
+    log: str
+    source: str
+    seconds: list[Second]
+
+
+class _Head1(msgspec.Struct, array_like=True):
+    last: _Offset
+    log: str
+    resume: _Offset
+    resume_input: _Offset
+    sent_from: _Offset
+    sources: dict[str, Source]
+    ranges: list[Range]
+
+
+class Restored(NamedTuple):
+    """What a restart uses of a partition's records: those of the newest log."""
+
+    log: str
+    head: Head | None
+    buckets: list[tuple[Bucket, int]]
+    """With their offsets in the changelog."""
+
+
+_FAULTS = (msgspec.MsgspecError, ValueError, IndexError, TypeError, RecursionError)
+_pack = msgspec.msgpack.Encoder().encode
+_key = msgspec.msgpack.Decoder(list[str | int]).decode
+_bucket = msgspec.msgpack.Decoder(Bucket).decode
+_bucket_1 = msgspec.msgpack.Decoder(_Bucket1).decode
+
+
+def bucket_record(key: list[str | int], term: int, bucket: Bucket) -> tuple[bytes, bytes]:
+    return _pack([*key, term]), pack(bucket)
+
+
+def head_records(head: Head, term: int) -> Iterator[tuple[bytes, bytes]]:
+    """The head in as many records as it needs."""
+    for number, piece in enumerate(split(pack(head), FORMAT)):
+        yield _pack(["head", term, head.slot, number]), piece
+
+
+def bucket_of(value: bytes) -> Bucket:
+    """The bucket in a record of any known version, its `data` as STORED has it. Raises `StateError` for newer ones, one of _FAULTS where it is none."""
+    if version_of(value) < 2:
+        first = _bucket_1(value)
+        bucket = Bucket(v=FORMAT, through=first.through, log=first.log, source=first.source, seconds=first.seconds)
+    else:
+        require_known(version_of(value), FORMAT)
+        bucket = _bucket(value)
+    if not bucket.seconds:
+        raise ValueError("a bucket without seconds")
+    size = 8 * len(bucket.fields)
+    if any(len(one.data) != size * len(one.symbols) for one in bucket.seconds):
+        raise ValueError("a bucket whose fields have not as many values as it has symbols")
+    return bucket if bucket.fields == STORED else _with_our_fields(bucket)
+
+
+def _with_our_fields(bucket: Bucket) -> Bucket:
+    """Fields that another version left out are those of nothing heard: zeros."""
+    places = {name: number for number, name in enumerate(bucket.fields)}
+    for one in bucket.seconds:
+        width = 8 * len(one.symbols)
+        one.data = b"".join(one.data[places[name] * width : (places[name] + 1) * width] if name in places else bytes(width) for name in STORED)
+    return msgspec.structs.replace(bucket, fields=STORED)
+
+
+def head_of(value: bytes) -> Head:
+    """The head in a whole value of any known version."""
+    if version_of(value) >= 2:
+        return unpack(Head, value, FORMAT)
+    first = msgspec.msgpack.decode(value, type=_Head1)
+    return Head(
+        v=FORMAT, last=first.last, log=first.log, resume=first.resume, resume_input=first.resume_input, sent_from=first.sent_from, sources=first.sources,
+        ranges=first.ranges,
+    )  # fmt: skip
+
+
+def is_head(key: bytes) -> bool:
+    """Whether a key is one of a head, or of its piece."""
+    try:
+        kind, *place = _key(key)
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return kind == "head" and len(place) in (1, 3) and all(isinstance(part, int) for part in place)
+
+
+def furthest(head: Head) -> tuple[str, int, int]:
+    """What the head of a state that counts further has more of."""
+    return head.log, head.last, head.resume
+
+
+def heads_in(records: Iterable[tuple[bytes, bytes]]) -> list[Head]:
+    """The heads that are whole among these records of heads."""
+    pieces: dict[tuple[Any, ...], list[bytes]] = {}
+    for key, value in records:
+        pieces.setdefault(tuple(_key(key)[:3]), []).append(value)
+    whole = (joined(some) for some in pieces.values())
+    return [head_of(value) for value in whole if value is not None]
+
+
+def readable(key: bytes, value: bytes) -> str:
+    """Why a record is of no use; empty where it can be read. Raises `StateError` where a newer stockstream wrote it."""
+    try:
+        if not is_head(key):
+            source, kind, *place = _key(key)
+            if kind not in ("one", "run") or len(place) != 3 or not all(isinstance(part, int) for part in place):
+                return "no key of a record of aggregate"
+            bucket = bucket_of(value)
+            return "" if bucket.source == source else "a bucket of another source than its key"
+        require_known(version_of(value), FORMAT)
+        whole = joined([value])
+        if whole is not None:
+            head_of(whole)
+    except _FAULTS as error:
+        return f"no record of aggregate: {error}"
+    return ""
+
+
+def restored(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None) -> Restored:
+    """Raises `StateError` where a record cannot be read."""
+    try:
+        heads = heads_in((key, value) for key, value in records.items() if is_head(key))
+        buckets = [(bucket_of(value), offsets[key] if offsets else 0) for key, value in records.items() if not is_head(key)]
+    except _FAULTS as error:
+        raise StateError(f"partition {partition}: a record of aggregate cannot be read: {error}") from error
+    log = max([*(head.log for head in heads), *(bucket.log for bucket, _ in buckets)], default="")
+    head = max((head for head in heads if head.log == log), key=furthest, default=None)
+    return Restored(log, head, [(bucket, offset) for bucket, offset in buckets if bucket.log == log and _counts(bucket, head)])
+
+
+def _counts(bucket: Bucket, head: Head | None) -> bool:
+    """Whether a bucket is one of the series that its source tells of now. Buckets of a source that the head does not know are of one that has been dropped,
+    unless they count further than the head."""
+    if head is None:
+        return True
+    source = head.sources.get(bucket.source)
+    return bucket.through > head.last if source is None else bucket.through >= source.begun

@@ -1,0 +1,330 @@
+"""The consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from aiokafka import TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+from mode.utils.queues import FlowControlEvent
+
+from stockstream.clock import now_s
+from stockstream.errors import FencedError
+from stockstream.transport.fetching import ConsumerThread
+from stockstream.transport.guard import Guard
+from stockstream.transport.loopback import Own
+from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Handed, Message, cut, joined
+from stockstream.transport.pacing import SEND_TURNS, SMALL_FETCH, Pace, turns
+
+logger = logging.getLogger(__name__)
+
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Flow(FlowControlEvent):
+    """Goes on without emptying the agents' queues, as mode does (utils/queues.py, `resume`): a chunk that was read right after the seek may lie in them.
+
+    What lies there of an assignment before bears its epoch.
+    """
+
+    def resume(self) -> None:
+        self._suspend.clear()
+        self._resume.set()
+
+
+class Consumer(driver.Consumer):
+    """Reads chunks; see the module's docstring."""
+
+    app: Any
+    _thread: ConsumerThread
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.guard = Guard()
+        self.own = Own()
+        self._held: dict[TP, Sequence[Any]] = {}
+        self._held_since: dict[TP, float] = {}
+        self._delivered: dict[TP, list[int]] = defaultdict(list)
+        self._begins: dict[TP, int] = {}
+        self._through: dict[TP, int] = {}
+        """The offset that follows all that was fetched, what is no record included; before anything was, where reading began."""
+        self.epoch = 0
+        """Counts the assignments, for chunks of an earlier one that are still under way."""
+        self._seeking = False
+        super().__init__(*args, **kwargs)
+        self.guard.on_hole = getattr(self.app, "on_hole", None)
+        self.pace = Pace(self.app.settings.lateness_ms)
+
+    def _new_consumer_thread(self) -> Any:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def thread(self) -> ConsumerThread:
+        return self._thread
+
+    # -- where to read ------------------------------------------------------
+
+    def let_go(self) -> None:
+        """The assignment is over: what of it is still under way, a chunk or a takeover, is of no use any more."""
+        self.epoch += 1
+        self.own.forget()
+
+    async def perform_seek(self) -> None:
+        """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
+
+        Faust calls this when recovery is done and before the flow resumes. Where it takes too long Faust drops it and would go on from anywhere: we leave.
+        """
+        begun = now_s()
+        try:
+            await self._seek_to_state()
+        except asyncio.CancelledError:
+            if now_s() - begun >= 0.95 * self.app.conf.broker_request_timeout:
+                with contextlib.suppress(FencedError):
+                    self.app.fence.leave(f"taking over the partitions took {now_s() - begun:.1f} s, too long for the group")
+            raise
+
+    async def _seek_to_state(self) -> None:
+        self.epoch = epoch = self.epoch + 1
+        self._seeking = True
+        assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
+        self.own.forget()
+        self._held.clear()
+        self._held_since.clear()
+        self._through.clear()
+        self._delivered.clear()
+        self._acked.clear()
+        self._acked_index.clear()
+        positions: Mapping[TP, int | None] = await self.app.positions(assigned)
+        if epoch != self.epoch:
+            return                                                       # cancelled for a newer assignment, which something awaited has swallowed
+        known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
+        unknown = [tp for tp in assigned if tp not in known]
+        if unknown:
+            # a number, not just "the beginning": what was fetched before the seek is then known to come too early
+            known |= {tp: offset or 0 for tp, offset in (await self.earliest_offsets(*unknown)).items()}
+        await self._thread.call_thread(self._thread.seek_all, known)
+        if epoch != self.epoch:
+            return
+        self.guard.expected = {tp: known[tp] for tp in assigned}
+        self._begins = {tp: known[tp] for tp in assigned}
+        self._through = {tp: known[tp] for tp in assigned}
+        self.pace.partitions = {tp.partition for tp in assigned if tp.topic == self.app.settings.topic("ticks.raw")}
+        self.guard.probed.clear()
+        self.pause_partitions({tp for tp in self.assignment() if self._is_changelog_tp(tp)})
+        self._seeking = False
+
+    async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
+        """Asked by Faust's recovery alone, of changelogs: where they begin, so that it finds nothing to read. `state.changelog_table` reads them."""
+        return await self.earliest_offsets(*partitions)
+
+    def at_end(self, tp: TP) -> bool:
+        """Whether all that the log held of this partition when it was last asked (`polled`) was delivered."""
+        expected = max(self.guard.expected.get(tp) or 0, self._through.get(tp, 0))
+        if self._held.get(tp) or not self.flow_active:
+            return False
+        try:
+            consumer = self._thread._ensure_consumer()
+            partition = TopicPartition(tp.topic, tp.partition)
+            stable, high = consumer.last_stable_offset(partition), consumer.highwater(partition)
+        except Exception:  # noqa: BLE001  whatever aiokafka says of a partition that is not assigned just now
+            return False
+        end = stable if stable is not None and stable >= 0 else high
+        return end is not None and expected >= end
+
+    def polled(self, tp: TP) -> int:
+        """When the broker last answered what it has of this partition (epoch ms, by the worker's clock); 0 where it never has."""
+        with contextlib.suppress(Exception):
+            return self._thread._ensure_consumer().last_poll_timestamp(TopicPartition(tp.topic, tp.partition)) or 0
+        return 0
+
+    def lag(self, tp: TP) -> int:
+        """Records not delivered yet; 0 where the end is not known."""
+        with contextlib.suppress(Exception):
+            high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+            return max(0, (high or 0) - (self.guard.expected.get(tp) or 0))
+        return 0
+
+    # -- commits, for lag monitors only -------------------------------------
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """Through the last chunk of the contiguous acknowledged prefix.
+
+        Faust's own takes chunks for messages and commits past what is not acknowledged (faust-streaming/faust#606; consumer.py:1140).
+        """
+        delivered, acked = self._delivered[tp], set(self._acked[tp])
+        done = None
+        while delivered and delivered[0] in acked:
+            done = delivered.pop(0)
+        if done is None:
+            return None
+        self._acked[tp] = [offset for offset in acked if offset > done]
+        self._acked_index[tp] = set(self._acked[tp])
+        return done + 1
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        assignment = self.assignment()
+        return bool(await self._commit({tp: offset for tp, offset in offsets.items() if tp in assignment}))
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's check counts messages (and is wrong at times, faust-streaming/faust#175); ours are the guard and the watchdog."""
+
+    # -- the loop -----------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        gather_s = self.app.settings.gather_ms / 1000
+        raw = self.app.settings.topic("ticks.raw")
+        unguarded = {self.app.settings.topic("watchlist")}
+        held, since = self._held, self._held_since
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                now = time.monotonic()
+                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s and self.flow_active]:
+                    since.pop(tp, None)
+                    if tp in held:                                       # a seek meanwhile has dropped it
+                        await self._deliver(tp, held.pop(tp))
+                due = min(since.values(), default=None)
+                timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
+                fetched, _ = await self._meanwhile(self._wait_next_records(timeout))
+                if not self.flow_active:
+                    await self.sleep(0)
+                    continue
+                count, epoch = 0, self.epoch
+                for tp, runs in self._furthest_first(fetched or {}):
+                    count += sum(run.count for run in runs)
+                    tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
+                    if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
+                        continue                                         # read for the assignment before: the seek brings it again
+                    before, self._through[tp] = self._through.get(tp, 0), runs[-1].offset + 1
+                    expected = self.guard.expected.get(tp)
+                    if expected is not None and runs[-1].offset < expected:
+                        self._require_end(tp, before)
+                        continue                                         # our own, which we have, unparsed
+                    got = joined(run.records() for run in runs)
+                    if not got:
+                        continue                                         # markers, or what compaction has emptied
+                    if tp.topic in unguarded:
+                        self.guard.expected[tp] = got[-1].offset + 1
+                    else:
+                        got = await self._admit(tp, got, before)
+                    if epoch != self.epoch:
+                        continue
+                    if not got:
+                        continue
+                    if tp.topic == raw and gather_s:
+                        got = joined((held.pop(tp, []), got))
+                        begun = since.pop(tp, time.monotonic())
+                        awaited = self.pace.awaited(tp.partition, got[0].timestamp, got[-1].timestamp)
+                        if len(got) < CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s and not awaited:
+                            held[tp], since[tp] = got, begun
+                            continue
+                    await self._deliver(tp, got)
+                await self._meanwhile(self.pace.after(count))
+        except BaseException as error:
+            if not self.transport.app.should_stop:
+                # Faust takes a cancellation for a wish (transport/consumer.py:178), also one that comes out of aiokafka, and would read no more without a word
+                with contextlib.suppress(FencedError):
+                    self.app.fence.leave(f"reading ended: {type(error).__name__}: {error}")
+                raise
+            if not isinstance(error, (asyncio.CancelledError, *self.consumer_stopped_errors)):
+                raise
+
+    async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
+        admitted, back = self.guard.admit(tp, records)
+        if back is not None:
+            logger.warning("%s[%d]: %d came where %d must: reading again", tp.topic, tp.partition, records[-1].offset, back)
+            self._through[tp] = back
+            await self._thread.call_thread(self._thread.seek_all, {tp: back})
+        elif not admitted:
+            self._require_end(tp, before)
+        return admitted
+
+    def _require_end(self, tp: TP, fetched: int) -> None:
+        """Leaves where all that came was known, and the topic ends before what was fetched or asked for already."""
+        high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
+        read = max(fetched, self._thread.furthest[tp] if tp in self._thread.begun_anew else 0)
+        if high is not None and high < read and not self.app.embedded:
+            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
+
+    # -- what this worker has written itself ----------------------------------
+
+    def sent(self, tp: TP, handed: Handed) -> None:
+        """Told of what was handed to the producer for a partition that agents here may read."""
+        for confirmed, messages in handed:
+            confirmed.add_done_callback(partial(self._confirmed, tp, self.epoch, messages))
+
+    def _confirmed(self, tp: TP, epoch: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
+        taken = False
+        if epoch == self.epoch and not (self._seeking or self.app.embedded or confirmed.cancelled() or confirmed.exception()):
+            told = confirmed.result()
+            taken = self.own.add(tp, self.guard.expected.get(tp), told.offset, told.timestamp, told.timestamp_type, messages)
+        if not taken:
+            self.pace.arrived()                                          # a fetch brings it
+
+    async def _meanwhile(self, awaited: Awaitable[T]) -> T:
+        """Waits, and delivers what comes of our own meanwhile."""
+        task = asyncio.ensure_future(awaited)
+        try:
+            while True:
+                await asyncio.wait((task, self.own.arrival()), return_when=asyncio.FIRST_COMPLETED)
+                await self._deliver_own()
+                if task.done():
+                    return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _furthest_first(self, found: Mapping[Any, S]) -> list[tuple[Any, S]]:
+        """By partition, in the order in which somebody waits for it."""
+        last = {self.app.settings.topic("ticks.clean"): 1, self.app.settings.topic("ticks.raw"): 2}
+        return sorted(found.items(), key=lambda item: last.get(item[0].topic, 0))
+
+    async def _deliver_own(self) -> None:
+        epoch = self.epoch
+        for tp, records in self._furthest_first(self.own.take()):
+            expected = self.guard.expected.get(tp)
+            if epoch == self.epoch and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
+                got = await self._admit(tp, records, 0)
+                if got and epoch == self.epoch:
+                    self.own.delivered(tp, got)
+                    await self._deliver(tp, got)
+
+    async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
+        epoch = self.epoch
+        for some in cut(records):
+            if epoch == self.epoch:
+                await self._deliver_chunk(tp, some)
+
+    async def _deliver_chunk(self, tp: TP, records: Sequence[Any]) -> None:
+        last = records[-1]
+        self._delivered[tp].append(last.offset)
+        begin, self._begins[tp] = self._begins.get(tp, -1), last.offset + 1
+        message = ConsumerMessage(
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
+            Chunk(tp.topic, tp.partition, records, self.epoch, begin), None, None, None, tp,  # type: ignore[arg-type]
+            generation_id=self.app.consumer_generation_id,
+        )  # fmt: skip
+        if self._room_for(tp):
+            await self.callback(message)                                 # at once: two tasks to watch over it would cost more than all else here
+            if len(records) >= SMALL_FETCH:
+                await turns(SEND_TURNS)                                  # worked on while it is near the processor, before the next is parsed
+        else:
+            await self.wait_first(self.callback(message), self.suspend_flow.wait())
+
+    def _room_for(self, tp: TP) -> bool:
+        """Whether nothing that Faust does on the way to the agents' queues would wait (transport/conductor.py)."""
+        conductor = self.app.topics
+        channels = conductor._tp_index.get(tp)
+        return (
+            bool(channels) and self.flow_active and self.app.flow_control.is_active() and not conductor._tp_to_callback_lock.locked()
+            and not any(channel.queue.full() for channel in channels)
+        )  # fmt: skip

@@ -1,0 +1,281 @@
+"""The thread that fetches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import aiokafka
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError
+from aiokafka.record.memory_records import MemoryRecords
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from stockstream import accelerated
+from stockstream.clock import now_s
+from stockstream.transport.messages import CHUNK_RECORDS
+from stockstream.transport.pacing import SMALL_FETCH
+
+logger = logging.getLogger(__name__)
+
+
+FETCH_MAX_WAIT_MS = 200
+LOST_S = 1.5
+"""A broker that has answered no heartbeat for so long, three of them at least, counts as lost."""
+FORMAT = 2
+"""Of record batches, since Kafka 0.11."""
+BATCH_PREFIX = struct.Struct(">qi")
+"""Base offset, and the length of what follows."""
+
+
+class Run:
+    """The records of one batch, without those before the offset that was asked for, parsed where they are worked on.
+
+    aiokafka takes it for a record with the offset of the last, and spends its time a batch, not a record. Parsed by the thread that fetches, every record
+    would go from one processor's cache to another's: a sixth of all that catching up costs.
+
+    Args:
+        batch: aiokafka's.
+        begin: the offset that was asked for.
+        data: the bytes of the batch, where they are known.
+    """
+
+    def __init__(self, batch: Any, begin: int, data: memoryview | None = None) -> None:
+        self._batch, self._begin, self._data = batch, begin, data
+        self.offset: int = batch.next_offset - 1
+        self.count = max(1, self.offset + 1 - max(begin, getattr(batch, "base_offset", begin)))       # batches of the old formats have none
+        """Records at most."""
+
+    def records(self) -> Sequence[Any]:
+        """Decompressed and parsed, once."""
+        if accelerated.batches is not None and self._data is not None and self._batch.magic == FORMAT:
+            found: Sequence[Any] = accelerated.batches.records(self._data, self._begin)
+            return found
+        records = list(self._batch)
+        return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
+
+
+class Passed:
+    """What the broker has passed behind the last record: markers of transactions, and what it has taken out."""
+
+    count = 0
+
+    def __init__(self, end: int) -> None:
+        self.offset = end - 1
+
+    def records(self) -> Sequence[Any]:
+        return []
+
+
+class _Batch:
+    """A batch that iterates as one run."""
+
+    def __init__(self, batch: Any, parsed: PartitionRecords, data: memoryview) -> None:
+        self._batch, self._parsed, self._data = batch, parsed, data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def validate_crc(self) -> bool:
+        """Whether its checksum is right; aiokafka asks before it asks anything else."""
+        if accelerated.batches is not None and self._batch.magic == FORMAT:
+            return bool(accelerated.batches.is_whole(self._data))
+        return bool(self._batch.validate_crc())
+
+    def __iter__(self) -> Iterator[Run]:
+        yield Run(self._batch, self._parsed.next_fetch_offset, self._data)
+
+
+class Batches:
+    """What a fetch brought of one partition, in the place of aiokafka's `MemoryRecords`: as runs, once `parsed` says of which `PartitionRecords`."""
+
+    def __init__(self, data: bytes) -> None:
+        self._records, self._rest = MemoryRecords(data), memoryview(data)
+        self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
+        self.parsed: PartitionRecords | None = None
+
+    def next_batch(self) -> Any:
+        batch = self._records.next_batch()
+        size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return batch if self.parsed is None else _Batch(batch, self.parsed, data)
+
+
+class _Fetched(dict[Any, Any]):
+    """What aiokafka's fetcher has fetched, by partition: it comes as runs, not copied into `ConsumerRecord`s one by one."""
+
+    def __setitem__(self, partition: Any, result: Any) -> None:
+        parsed = getattr(result, "_partition_records", None)
+        if parsed is not None:
+            # weak references: circles would leave 3,000 objects a second to the garbage collector
+            parsed._records.parsed = weakref.proxy(parsed)
+            parsed._consumer_record = _as_it_is
+            result.getall = partial(_take, weakref.proxy(result))
+        super().__setitem__(partition, result)
+
+
+def _as_it_is(_: Any, run: Run) -> Run:
+    return run
+
+
+def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
+    """`FetchResult.getall` of runs: whole batches, until they hold CHUNK_RECORDS."""
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    parsed = result._partition_records
+    taken: list[Run | Passed] = []
+    count, through = 0, parsed.next_fetch_offset
+    while count < CHUNK_RECORDS:
+        run = next(parsed, None)
+        if run is None:
+            result._partition_records = None
+            break
+        taken.append(run)
+        count += run.count
+        through = run.offset + 1
+    if parsed.next_fetch_offset > through:
+        taken.append(Passed(parsed.next_fetch_offset))
+    result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
+    return taken
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """The thread that fetches."""
+
+    last_heartbeat = 0.0
+    silent_s = 0.0
+    """How long the group has not answered a heartbeat; 0 where none is due."""
+    _beating: tuple[Any, float] = (None, 0.0)
+    """The task that beats, and since when: who has just been taken in was confirmed by that, however long the join took."""
+
+    _brought = 0
+    """Records of the last fetch that was asked for."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # Hard-coded 1500 in Faust (drivers/aiokafka.py:615); ListOffsets and seeks queue behind a waiting fetch.
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    async def on_start(self) -> None:
+        self._asked = asyncio.Event()
+        self.furthest: dict[Any, int] = {}
+        """By partition: the furthest offset that was asked for since the last seek."""
+        self.begun_anew: set[Any] = set()
+        """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
+        await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        fetcher._records = _Fetched(fetcher._records)
+        fetcher._proc_fetch_request = partial(self._on_demand, fetcher._proc_fetch_request)
+        coordinator = self._ensure_consumer()._coordinator
+        if isinstance(coordinator, GroupCoordinator):
+            beat = coordinator._do_heartbeat
+
+            async def heartbeat() -> Any:
+                begun = now_s()
+                success = await beat()
+                if success:
+                    self.last_heartbeat = begun
+                return success
+
+            coordinator._do_heartbeat = heartbeat
+
+    async def _on_demand(self, fetch: Callable[..., Awaitable[bool]], *request: Any) -> bool:
+        """Fetches when it is asked for, but in a backlog, where the next fetch is under way while one is worked on.
+
+        aiokafka fetches ahead, and then nothing until that is taken: what came first, one tick, would keep what comes meanwhile waiting.
+        """
+        if self._brought < SMALL_FETCH:
+            try:
+                await self._asked.wait()
+            except asyncio.CancelledError:
+                return False                                             # as aiokafka's own does: it asks for the result
+        self.consumer.pace.fetching()  # type: ignore[attr-defined]
+        self._pass_own(*request)
+        return await fetch(*request)
+
+    def _pass_own(self, assignment: Any, _: int, request: Any) -> None:
+        """Moves a request on, and the positions with it, to behind what was delivered without a fetch; notices where it asks for less than the last did."""
+        passed = self.consumer.own.passed  # type: ignore[attr-defined]
+        for topic, partitions in request.topics:
+            for place, (partition, offset, size) in enumerate(partitions):
+                tp = TopicPartition(topic, partition)
+                first, end = passed.pop(tp, (0, 0))
+                if first <= offset < end:
+                    assignment.state_value(tp).seek(end)
+                    partitions[place] = partition, end, size
+                    offset = end
+                if offset < self.furthest.get(tp, 0):
+                    self.begun_anew.add(tp)
+                else:
+                    self.furthest[tp] = offset
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
+        self._asked.set()
+        try:
+            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_take` has one of each
+        finally:
+            self._asked.clear()
+        self._brought = sum(run.count for runs in fetched.values() for run in runs)
+        return fetched
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        # faust-streaming/faust#94: Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
+        assignment = self.assignment()
+        positions = {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items() if tp in assignment}
+        try:
+            if positions:
+                await self._ensure_consumer().commit(positions)
+        except (KafkaError, ValueError) as error:
+            logger.info("offsets for lag monitors not committed: %s", error)
+            return False
+        return True
+
+    async def seek_all(self, offsets: Mapping[TP, int]) -> None:
+        consumer = self._ensure_consumer()
+        for tp, offset in offsets.items():
+            self.furthest.pop(tp, None)
+            self.begun_anew.discard(tp)
+            if tp in self.assignment():
+                consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
+
+    def trouble(self, limit_s: float) -> str:
+        """Why the group membership is gone or in doubt; empty where all is well.
+
+        Faust reads the fetcher past aiokafka's own error check (drivers/aiokafka.py:1088; the check is aio-libs/aiokafka#294), so a fatal coordinator error
+        would hang the worker silently.
+        """
+        consumer = self._consumer
+        coordinator = getattr(consumer, "_coordinator", None)
+        if not isinstance(coordinator, GroupCoordinator):
+            return ""
+        pending = getattr(coordinator, "_pending_exception", None)
+        if pending is not None:
+            return f"the group coordinator failed: {pending!r}"
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done() and not coordinator._closing.done():
+            return "the group coordination ended"
+        if coordinator._heartbeat_task is not self._beating[0]:
+            self._beating = coordinator._heartbeat_task, now_s()
+        beating = coordinator._heartbeat_task is not None and not coordinator.need_rejoin(self._subscription(consumer))
+        silent = now_s() - max(self.last_heartbeat, self._beating[1])
+        self.silent_s = silent if beating else 0.0
+        if beating and silent > limit_s:
+            return f"no heartbeat for {silent:.1f} s, half the session is {limit_s:.1f} s"
+        return ""
+
+    @staticmethod
+    def _subscription(consumer: Any) -> Any:
+        return consumer._subscription.subscription

@@ -1,0 +1,37 @@
+"""The header that says when each agent sent a frame."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import msgspec
+
+from stockstream.transforms.cleaning.limits import MAX_TIME
+
+HOPS_HEADER = "hops"
+MAX_HOPS = 3
+_decode_hops = msgspec.json.Decoder(
+    Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]], msgspec.Meta(max_length=MAX_HOPS)]
+).decode  # fmt: skip
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def hops_header(*times_ms: int) -> tuple[tuple[str, bytes], ...]:
+    """Header that tells when the raw record arrived and each agent sent (epoch ms): not content, so a resent frame stays the same."""
+    return ((HOPS_HEADER, json.dumps(times_ms).encode()),)
+
+
+def hops_of(record: Any) -> list[int]:
+    """The times in a record's header (epoch ms, at most `MAX_HOPS`); empty where there are none, or somebody else's."""
+    for name, value in record.headers:
+        if name == HOPS_HEADER:
+            try:
+                return list(_decode_hops(value or b""))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return []
+    return []

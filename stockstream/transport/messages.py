@@ -1,0 +1,87 @@
+"""What the agents receive and send: chunks of records, and messages for one partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import faust
+
+from stockstream import accelerated, versions
+
+CHUNK_RECORDS = 8_000
+"""Of a backlog: what a fetch brings of one partition, in small records, is about as many, and goes in one. A chunk costs some 2 ms whatever it holds."""
+VERSION_HEADER = (versions.NAME, versions.VALUE)
+Headers = list[tuple[str, bytes]]
+
+
+class Message(NamedTuple):
+    """One message to send; the schema version is added to its headers."""
+
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Outgoing(NamedTuple):
+    """Messages for one partition of one topic, in order."""
+
+    topic: str
+    partition: int
+    messages: Sequence[Message]
+
+
+Handed = list[tuple[asyncio.Future[Any], Sequence[Message]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Records of one partition, in offset order, as one fetch brought them: the value of every event that an agent gets."""
+
+    topic: str
+    partition: int
+    records: Sequence[Any]
+    epoch: int = 0
+    """`Consumer.epoch` when it was read: one of an earlier assignment is of no use to the state that was built anew."""
+    begin: int = -1
+    """The offset that follows the chunk before, or where reading began: from there on the broker holds nothing but these records. -1: nobody knows."""
+    read: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What agents have read of records, by their number, for the others that get the same chunk."""
+
+    @property
+    def first(self) -> int:
+        return int(self.records[0].offset)
+
+    @property
+    def last(self) -> int:
+        return int(self.records[-1].offset)
+
+
+class ChunkSchema(faust.Schema[Any, Any]):
+    """Hands a chunk on as it is."""
+
+    def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
+        return None
+
+    def loads_value(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
+        return message.value
+
+
+def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
+    """The records of all parts, one after the other."""
+    some = [part for part in parts if part]
+    if len(some) == 1:
+        return some[0]
+    if some and accelerated.batches is not None and all(isinstance(part, accelerated.batches.Records) for part in some):
+        whole: Sequence[Any] = accelerated.batches.joined(some)
+        return whole
+    return [record for part in some for record in part]
+
+
+def cut(records: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The records in equal parts, whose size is as near to CHUNK_RECORDS as can be: no small rest is left over, which would cost as much as a large part."""
+    size = -(-len(records) // (round(len(records) / CHUNK_RECORDS) or 1)) or 1
+    for at in range(0, len(records), size):
+        yield records[at : at + size]

@@ -1,0 +1,243 @@
+"""Sending: one producer for the worker, and one ordered pipe for each agent and partition."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import aiokafka
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+
+from stockstream.errors import FencedError, StateError
+from stockstream.kafka.client import MAX_BATCH_BYTES
+from stockstream.set_aside import SetAside
+from stockstream.skipped import shortened
+from stockstream.transport.fence import Fence
+from stockstream.transport.messages import VERSION_HEADER, Handed, Message, Outgoing
+
+PIPE_DEPTH = 4
+DELIVERY_S = 30.0
+"""How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
+MESSAGE_BYTES = 100
+"""Of a batch's and a record's heads, and our version header."""
+REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
+
+
+class Sender:
+    """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for.
+
+    `sent` is told of what was handed over: the futures, each with its messages. A message that no broker would take is set aside, and the others go;
+    agents bound and split what they send, so that this is the last line. State that does not fit is an error: nothing may be counted without it.
+    """
+
+    def __init__(
+        self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Handed], None] | None = None,
+        aside: SetAside | None = None, state_topics: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self._producer, self._fence, self._sent = producer, fence, sent
+        self._aside, self._state_topics = aside or SetAside(), state_topics
+        self._turns: dict[tuple[str, int], asyncio.Lock] = {}
+
+    async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
+        """Hands the messages to the producer in order; many go as ready-made batches."""
+        producer = self._producer()
+        if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
+            out = self._fitting(out)
+        # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
+        async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
+            handed = await self._hand_over(producer, out)
+        for confirmed, messages in handed:
+            confirmed.add_done_callback(partial(self._refused, out, messages))
+        if self._sent is not None and handed:
+            self._sent(out, handed)
+        return [confirmed for confirmed, _ in handed]
+
+    def _fitting(self, out: Outgoing) -> Outgoing:
+        """Without the messages that are too large. Raises `StateError` where they are state."""
+        for message in out.messages:
+            if _size(message) > MAX_BATCH_BYTES:
+                self._set_aside(out, message, f"a message may have {MAX_BATCH_BYTES} bytes")
+        return out._replace(messages=[message for message in out.messages if _size(message) <= MAX_BATCH_BYTES])
+
+    def _refused(self, out: Outgoing, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
+        """Sets aside what the broker refuses for its size, for good: the topic's limit is lower than ours."""
+        error = None if confirmed.cancelled() else confirmed.exception()
+        if isinstance(error, REFUSED) and out.topic not in self._state_topics:
+            if len(messages) > 1:
+                error.again = asyncio.get_running_loop().create_task(self._by_halves(out, messages))
+                return
+            for message in messages:
+                self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): does the topic's max.message.bytes allow {MAX_BATCH_BYTES}?")
+            error.again = asyncio.get_running_loop().create_future()
+            error.again.set_result(None)
+
+    async def _by_halves(self, out: Outgoing, messages: Sequence[Message]) -> None:
+        """Sends what the broker has refused as one batch again in smaller ones, down to single messages: only those that are too large are set aside."""
+        size = len(messages) // 2 if len(messages) > 4 else 1            # one at a time: the producer makes one batch of two
+        for begin in range(0, len(messages), size):
+            await delivered(await self.send(out._replace(messages=messages[begin : begin + size])))
+
+    def _set_aside(self, out: Outgoing, message: Message, why: str) -> None:
+        what = f"{_size(message)} bytes, key {shortened(repr(message.key), 80)}: {why}"
+        if out.topic in self._state_topics:
+            raise StateError(f"a state record for {out.topic}[{out.partition}] is too large: {what}")
+        self._aside.add(out.topic, out.partition, -1, "send", "too large", what)
+
+    async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
+        """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
+        deadline = time.monotonic() + DELIVERY_S
+        while True:
+            self._fence.check()
+            try:
+                return await hand()
+            except KafkaTimeoutError:
+                if time.monotonic() >= deadline:
+                    raise
+
+    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> Handed:
+        if len(out.messages) <= 2:
+            return [
+                (await self._room(partial(
+                    producer.send, out.topic, message.value, key=message.key, partition=out.partition, headers=[VERSION_HEADER, *message.headers]
+                )), [message])
+                for message in out.messages
+            ]  # fmt: skip
+        handed: Handed = []
+        batch, first = producer.create_batch(), 0
+        now = int(time.time() * 1000)
+        for number, message in enumerate(out.messages):
+            headers = [VERSION_HEADER, *message.headers]
+            while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
+                if not batch.record_count():
+                    raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
+                handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:number]))
+                batch, first = producer.create_batch(), number
+        batch.close()
+        handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
+        return handed
+
+
+def _size(message: Message) -> int:
+    """Bytes that a message takes of a batch, at the most."""
+    size = len(message.value) + len(message.key or b"") + MESSAGE_BYTES
+    for name, value in message.headers:
+        size += len(name) + len(value) + 10
+    return size
+
+
+async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Waits until the broker has confirmed all, but what it has refused and `Sender` has sent again or set aside."""
+    try:
+        await asyncio.gather(*futures)
+    except REFUSED:
+        for future in futures:
+            try:
+                await future
+            except REFUSED as error:
+                again = getattr(error, "again", None)
+                if again is None:
+                    raise
+                await again
+
+
+@dataclass(slots=True)
+class _Job:
+    sends: Sequence[Outgoing]
+    records: Outgoing | None
+    stored: Callable[[int, int], None] | None
+    delivered: Callable[[], None] | None
+
+
+class Pipe:
+    """One partition's way out of one agent: what was computed is sent in order; once it is confirmed the state records that count it are written.
+
+    `submit` waits only where PIPE_DEPTH jobs are under way. A send that fails ends the worker: its state tells the next one where to go on.
+    """
+
+    def __init__(self, sender: Sender, fence: Fence, name: str) -> None:
+        self._sender, self._fence, self.name = sender, fence, name
+        self._closed = False
+        self._gone = asyncio.Event()
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
+        self._turn = asyncio.Lock()                                      # `Queue.put` lets a newcomer pass who was woken and has not run yet
+        self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
+        self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
+
+    async def submit(
+        self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None,
+        stored: Callable[[int, int], None] | None = None, delivered: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Queues one step: `sends`, then, confirmed, `records` (state), then the calls of `stored` and `delivered`. A closed pipe takes nothing.
+
+        Steps are taken in the order of the calls, also where several callers wait.
+        `stored` is told between which offsets the records lie, -1 where the broker did not say.
+        """
+        async with self._turn:
+            if not self._closed:
+                await self._jobs.put(_Job(sends, records, stored, delivered))
+
+    async def drain(self) -> None:
+        """Waits until all that was submitted is confirmed and its state written, or the pipe is closed."""
+        gone = asyncio.create_task(self._gone.wait())
+        settled = asyncio.create_task(self._settled())
+        try:
+            await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            settled.cancel()
+
+    async def _settled(self) -> None:
+        await self._jobs.join()
+        await self._sent.join()
+
+    async def close(self, timeout_s: float) -> None:
+        """Drains for at most `timeout_s`, then drops the rest: the state says where to go on."""
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled()
+        self._gone.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._jobs.empty():
+            self._jobs.get_nowait()                                      # lets go whoever waits in `submit`
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except FencedError:
+            return
+        except Exception as error:  # noqa: BLE001  whatever it is, the process leaves and tells it
+            with contextlib.suppress(FencedError):
+                self._fence.leave(f"{self.name}: {type(error).__name__}: {error}")
+        finally:
+            self._gone.set()                                             # lets go whoever waits in `drain`
+
+    async def _send(self) -> None:
+        while True:
+            job = await self._jobs.get()
+            futures: list[asyncio.Future[Any]] = []
+            for out in job.sends:
+                futures += await self._sender.send(out)
+            await self._sent.put((job, futures))
+            self._jobs.task_done()
+
+    async def _settle(self) -> None:
+        while True:
+            job, futures = await self._sent.get()
+            if futures:
+                await delivered(futures)
+            if job.records is not None and job.records.messages:
+                written = await asyncio.gather(*await self._sender.send(job.records))
+                if job.stored is not None:
+                    offsets = [metadata.offset for metadata in written]
+                    job.stored(min(offsets), max(offsets) + len(job.records.messages) - 1)
+            if job.delivered is not None:
+                job.delivered()
+            self._sent.task_done()
