@@ -74,3 +74,34 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     links = [page.parent / link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     files = [ROOT / name for name in re.findall(r"`((?:stockstream|tests|agents|tables|models|deploy|benchmarks)/[\w/.]+\.\w+)`", text)]
     assert [str(path) for path in links + files if not path.exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_are_not_broken(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
+def prose(text: str) -> list[str]:
+    """The lines of a page outside tables, headings and code (fenced, or indented after a blank line)."""
+    lines: list[str] = []
+    fenced, indented, before = False, False, ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        indented = (line.startswith("    ") and (indented or not before.strip())) or (indented and not line.strip())
+        if not fenced and not indented and not line.startswith(("|", "#")):
+            lines.append(line)
+        before = line
+    return lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_wraps_at_100_characters(page: Path) -> None:
+    assert [line for line in prose(page.read_text()) if len(line) > 100] == []
