@@ -19,6 +19,7 @@ from tests.kafka import Brokers, Cluster
 
 hypothesis.settings.register_profile("stockstream", deadline=None, print_blob=True)     # no timed assertions: the machine may be busy
 hypothesis.settings.load_profile("stockstream")
+pytest.register_assert_rewrite("tests.contracts")       # else a failing assertion there shows no values
 
 
 def pytest_configure() -> None:

@@ -19,8 +19,8 @@ from stockstream.sources.health import SourceState
 from stockstream.sources.ingestion import Ingest
 from stockstream.status import metrics, status
 from stockstream.transport.messages import Chunk
+from tests.contracts.source import FakeClock
 from tests.patience import PATIENCE_S
-from tests.unit.sources.source_contract import FakeClock
 from tests.unit.sources.test_ingestion import Feed, Wire
 
 

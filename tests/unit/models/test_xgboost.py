@@ -6,59 +6,53 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models import features, xgboost
+from models import ScoringModel, features, xgboost
 from models.xgboost import Head, XGBoostModel, calibrated, platt, train_head
+from tests.contracts.model import ModelContract, feature_rows
 
 
 def sample(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    rng = np.random.default_rng(seed)
-    matrix = rng.normal(size=(n, len(features.FEATURES))).astype(np.float32)
-    matrix[rng.random(matrix.shape) < 0.1] = np.nan
-    return matrix, 1e-4 * (np.nan_to_num(matrix[:, 3]) + rng.normal(size=n))
+    matrix = feature_rows(n, seed)
+    return matrix, 1e-4 * (np.nan_to_num(matrix[:, 3]) + np.random.default_rng(seed + 1_000).normal(size=n))
 
 
 @pytest.fixture(scope="module")
-def model() -> XGBoostModel:
+def trained() -> XGBoostModel:
     matrix, returns = sample(2_000)
     heads = [calibrated(train_head(h, matrix, returns, rounds=30), matrix, returns, base=0.5, independent=2_000) for h in (10, 60)]
     return XGBoostModel("m", "v", features.feature_hash(), tuple(heads))
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 64, 125])
-def test_a_prediction_depends_on_its_row_alone(model: XGBoostModel, size: int) -> None:
-    matrix, _ = sample(1_000, seed=5)
-    parts = [model.predict(matrix[i : i + size]) for i in range(0, 1_000, size)]
-    for column in (0, 1):
-        assert np.concatenate([part[column] for part in parts]).tobytes() == model.predict(matrix)[column].tobytes()
+class TestXGBoostModel(ModelContract):
+    kind = "xgboost"
+
+    @pytest.fixture
+    def model(self, trained: XGBoostModel) -> ScoringModel:
+        return trained
+
+    def files(self, model: ScoringModel) -> dict[str, bytes]:
+        assert isinstance(model, XGBoostModel)
+        return model.files()
 
 
-def test_shapes_and_ranges(model: XGBoostModel) -> None:
+def test_it_learns_what_there_is_to_learn(trained: XGBoostModel) -> None:
     matrix, returns = sample(500, seed=6)
-    predicted, p_up = model.predict(matrix)
-    assert predicted.shape == p_up.shape == (500, 2) and predicted.dtype == p_up.dtype == np.float64
+    predicted, p_up = trained.predict(matrix)
     assert (p_up > 0).all() and (p_up < 1).all() and np.abs(predicted).max() < 0.01
     assert np.corrcoef(predicted[:, 0], returns)[0, 1] > 0.3
-    assert model.horizons_s == (10, 60)
-    assert model.predict(matrix[:0])[0].shape == (0, 2)
+    assert trained.horizons_s == (10, 60)
 
 
-def test_the_forest_says_what_each_booster_says(model: XGBoostModel) -> None:
+def test_the_forest_says_what_each_booster_says(trained: XGBoostModel) -> None:
     matrix, returns = sample(1_000, seed=8)
-    several = XGBoostModel("m", "v", "", (model.heads[0], train_head(60, matrix, 3e-5 - returns, rounds=20)))
+    several = XGBoostModel("m", "v", "", (trained.heads[0], train_head(60, matrix, 3e-5 - returns, rounds=20)))
     apart = [b.inplace_predict(matrix, predict_type="margin", validate_features=False) for head in several.heads for b in (head.returns, head.up)]
     np.testing.assert_allclose(several.forest.margins(matrix), np.column_stack(apart), rtol=0, atol=2e-6)
     assert all(np.abs(np.corrcoef(apart[0], other)[0, 1]) < 0.999 for other in apart[1:])
 
 
-def test_files_bring_the_same_model_back(model: XGBoostModel) -> None:
-    matrix, _ = sample(300, seed=7)
-    again = xgboost.load("m", "v", features.feature_hash(), model.files())
-    for mine, theirs in zip(model.predict(matrix), again.predict(matrix), strict=True):
-        assert mine.tobytes() == theirs.tobytes()
-
-
-def test_files_of_something_else_are_refused(model: XGBoostModel) -> None:
-    files = model.files()
+def test_files_of_something_else_are_refused(trained: XGBoostModel) -> None:
+    files = trained.files()
     with pytest.raises(ValueError, match="not a booster"):
         xgboost.load("m", "v", "h", files | {"up_10s.ubj": b"{garbage"})
     with pytest.raises(KeyError):

@@ -1,71 +1,29 @@
-"""What every store must do, written once."""
+"""The stores: what each does beyond the contract of them all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
+from stockstream.errors import ArchiveUnavailable, SettingsError
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import STALE_S, TEMPORARY, FileStore, Store, open_store
-
-
-class StoreContract:
-    """Inherit, and give `store`."""
-
-    @pytest.fixture
-    def store(self, tmp_path: Path) -> Store:
-        raise NotImplementedError
-
-    def test_creates_once_and_keeps_the_first(self, store: Store) -> None:
-        assert store.create("raw/a/1", b"one")
-        assert not store.create("raw/a/1", b"another")
-        assert store.read("raw/a/1") == b"one"
-
-    def test_reads_the_tail(self, store: Store) -> None:
-        store.create("x", b"0123456789")
-        assert store.read("x", 3) == b"789" and store.read("x", 99) == b"0123456789"
-
-    def test_knows_what_is_not_there(self, store: Store) -> None:
-        store.create("there/is", b"")
-        assert store.size("there/is") == 0 and store.size("there/is not") is None
-        with pytest.raises(ArchiveError, match="there is no"):
-            store.read("there/is not")
-
-    def test_lists_in_the_order_of_bytes(self, store: Store) -> None:
-        names = ["a/b/1", "a/b/2", "a/b-c/1", "a/b.d", "a/c", "ab", "b/x/y/z", "a/b/10"]
-        for name in names:
-            store.create(name, b"")
-        assert list(store.list("")) == sorted(names)
-        for prefix in ("a/", "a/b", "a/b/", "a/b/1", "b/x", "nothing/"):
-            found = sorted(name for name in names if name.startswith(prefix))
-            assert list(store.list(prefix)) == found
-            for start in [*names, "a/b", "zzz"]:
-                assert list(store.list(prefix, start)) == [name for name in found if name > start]
-
-    def test_one_of_many_wins(self, store: Store) -> None:
-        won: list[int] = []
-
-        def race(number: int) -> None:
-            if store.create("raw/contested", bytes([number]) * 1000):
-                won.append(number)
-
-        threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1 and store.read("raw/contested") == bytes([won[0]]) * 1000
+from tests.contracts.store import StoreContract
 
 
 class TestMemoryStore(StoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
         return MemoryStore()
+
+    @pytest.fixture
+    def unavailable(self, tmp_path: Path) -> Store:
+        store = MemoryStore()
+        store.down = True
+        return store
 
     def test_fails_on_purpose(self) -> None:
         store = MemoryStore(seed=3)
@@ -85,6 +43,11 @@ class TestFileStore(StoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
         return FileStore(tmp_path / "archive")
+
+    @pytest.fixture
+    def unavailable(self, tmp_path: Path) -> Store:
+        (tmp_path / "file").write_text("")
+        return FileStore(tmp_path / "file")
 
     def test_leaves_no_temporary_file(self, tmp_path: Path) -> None:
         store = FileStore(tmp_path)

@@ -20,8 +20,8 @@ from stockstream.sources.health import REMIND_MS, SILENT_MS, STEADY_MS, UNWATCHE
 from stockstream.sources.ingestion import Ingest, Messages, open_sources
 from stockstream.sources.simulated import default_symbols
 from stockstream.transforms.partitioning import home_partition
+from tests.contracts.source import FakeClock
 from tests.patience import PATIENCE_S
-from tests.unit.sources.source_contract import FakeClock
 
 NAMES = default_symbols(40)
 ALL = range(8)

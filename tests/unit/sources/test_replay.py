@@ -16,7 +16,7 @@ from stockstream.errors import SourceError
 from stockstream.sources.base import Source
 from stockstream.sources.replay import CHUNK_ROWS, BadRow, Recording, ReplaySource, obstacle, source_name
 from stockstream.transforms.partitioning import home_partition
-from tests.unit.sources.source_contract import FakeClock, SourceContract, decode, gather
+from tests.contracts.source import DeterministicSourceContract, FakeClock, decode, gather
 
 START = 1_381_132_800_000
 Rows = Sequence[dict[str, Any]]
@@ -48,7 +48,7 @@ def ticks(path: Path, **options: Any) -> list[dict[str, Any]]:
     return [msgspec.json.decode(value) for batch in batches for value in batch.values]
 
 
-class TestReplaySource(SourceContract):
+class TestReplaySource(DeterministicSourceContract):
     @pytest.fixture(autouse=True)
     def _file(self, tmp_path: Path) -> None:
         self.path = parquet(tmp_path, [trade(symbol, ms) for ms in range(0, 4000, 100) for symbol in ("B", "A")])

@@ -16,13 +16,13 @@ from stockstream.errors import SourceError
 from stockstream.records import Tick
 from stockstream.sources.base import Source
 from stockstream.sources.simulated import BLOCK_S, CATCH_UP_S, DAY_S, SimulatedMarket, SimulatedSource, default_symbols
-from tests.unit.sources.source_contract import FakeClock, SourceContract, decode, gather
+from tests.contracts.source import DeterministicSourceContract, FakeClock, decode, gather
 
 DAY = 1_750_000_000 // DAY_S * DAY_S
 NAMES = default_symbols(40)
 
 
-class TestSimulatedSource(SourceContract):
+class TestSimulatedSource(DeterministicSourceContract):
     def source(self, clock: FakeClock) -> Source:
         return SimulatedSource(7, clock=clock)
 
