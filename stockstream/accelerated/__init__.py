@@ -1,7 +1,7 @@
 """What is compiled, each None where it was not built: then Python and numpy do the same, more slowly.
 
 `batches` gives the records of Kafka's record batches, `ticks` reads plain ticks for `columns`, `ring` does for `windows` what is done to each cell. They are
-built with the package where there is a C compiler (docs/decisions/0012-compiled-inner-loops.md).
+built with the package where there is a C compiler (docs/decisions/performance-log.md, 0012).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What our workarounds rely on in Faust, mode and aiokafka: a test fails here when an upgrade changes it.
 
 A failing test says: look at the workaround that its name or docstring names; it is either not needed any more or does nothing any more.
-The table of docs/architecture.md ("What Faust gets wrong") is the list. Behaviour is tried where it can be without a broker; else the source is asked.
+The table of docs/architecture.md ("Faults of Faust") is the list. Behaviour is tried where it can be without a broker; else the source is asked.
 """
 
 from __future__ import annotations
