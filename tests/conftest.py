@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
@@ -16,6 +16,7 @@ from stockstream.loading import make
 from stockstream.settings import Settings
 from tests.compilation import need_compiled
 from tests.kafka import Brokers, Cluster
+from tests.requirements import REQUIRE_ALL, fail_if_required
 
 hypothesis.settings.register_profile("stockstream", deadline=None, print_blob=True)     # no timed assertions: the machine may be busy
 hypothesis.settings.load_profile("stockstream")
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "kafka3"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE_ALL:
+        fail_if_required(report)
+    return report
 
 
 @pytest.fixture(autouse=True)

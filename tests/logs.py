@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from stockstream.transforms.batch import RawRecord
+from tests.requirements import NO_REAL_TRADES
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 KAFKA_MS = 1 << 41
@@ -54,7 +55,7 @@ def real_day() -> tuple[Path, pd.DataFrame]:
     """The file of the real trades and its ticks (symbol, event_time in epoch ms, price, size); the test is skipped where it is not there."""
     path = SHARED / "data" / "trades_2013-10-07.parquet"
     if not path.exists():
-        pytest.skip(f"the real trades {path} are not there")
+        pytest.skip(NO_REAL_TRADES)
     trades = pd.read_parquet(path)
     event_time = trades.event_time.astype("datetime64[ms, UTC]").astype("int64")
     return path, pd.DataFrame({"symbol": trades.symbol.astype(str), "event_time": event_time, "price": trades.price, "size": trades["size"]})

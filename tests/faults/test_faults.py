@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.faults.cases import CASES, Scale
@@ -20,6 +18,4 @@ def test_exact_under(name: str, kafka3: Cluster) -> None:
     try:
         CASES[name](kafka3, SEEDS[name], Scale())
     except NotPossible as error:
-        if os.environ.get("STOCKSTREAM_REQUIRE_ALL") == "1":
-            pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))

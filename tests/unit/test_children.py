@@ -12,6 +12,7 @@ import pytest
 
 from stockstream.children import Child
 from tests.patience import PATIENCE_S
+from tests.requirements import NO_WATCHDOG
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -60,7 +61,7 @@ def test_output_and_environment(tmp_path: Path) -> None:
     assert log.read_text() == "told\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no watchdog")
+@pytest.mark.skipif(sys.platform == "win32", reason=NO_WATCHDOG)
 def test_it_dies_with_a_parent_that_is_killed() -> None:
     code = f"from stockstream.children import Child; import time; print(Child({SLEEP!r}).pid, flush=True); time.sleep(600)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -10,6 +10,9 @@ from stockstream.errors import SettingsError
 from stockstream.locations import folder, in_url, require_readable, require_writable
 from stockstream.settings import Settings, load_settings
 
+AUTHORITY = Path(__file__).parent.parent / "fixtures" / "authority.pem"
+"""A certificate that nothing trusts; its key was thrown away."""
+
 WRONG = [
     ({"SSL_CAFILE": "/nope", "SECURITY_PROTOCOL": "SSL"}, "STOCKSTREAM_SSL_CAFILE: /nope cannot be read: No such file"),
     ({"SSL_CAFILE": "/dev", "SECURITY_PROTOCOL": "SSL"}, "STOCKSTREAM_SSL_CAFILE: /dev cannot be read"),
@@ -63,11 +66,7 @@ def test_a_password_is_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_certificate_needs_tls(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ssl
-
-    place = ssl.get_default_verify_paths().cafile
-    if place is None:
-        pytest.skip("this system has no file of certificate authorities")
+    place = str(AUTHORITY)
     environment(monkeypatch, {"SSL_CAFILE": place})
     with pytest.raises(SettingsError, match="which is no TLS"):
         load_settings()

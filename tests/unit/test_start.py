@@ -21,6 +21,7 @@ from faust.web.base import DEBUG_BLUEPRINTS, DEFAULT_BLUEPRINTS, OPTIONAL_BLUEPR
 from mode.utils.imports import symbol_by_name
 
 from tests.patience import PATIENCE_S
+from tests.requirements import NO_IPV6
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = 78
@@ -124,7 +125,7 @@ def has_ipv6() -> bool:
         return False
 
 
-@pytest.mark.parametrize("host", [pytest.param(host, marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")) for host in ("::1", "[::1]", "::")])
+@pytest.mark.parametrize("host", [pytest.param(host, marks=pytest.mark.skipif(not has_ipv6(), reason=NO_IPV6)) for host in ("::1", "[::1]", "::")])
 def test_ipv6_hosts_and_brokers_work(tmp_path: Path, host: str) -> None:
     port = free_port("::1")
     with running(tmp_path, subprocess.DEVNULL, WEB_HOST=host, BROKER=f"kafka://[::1]:{port}") as (process, web):

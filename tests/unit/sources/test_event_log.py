@@ -11,6 +11,7 @@ import pytest
 
 from stockstream.sources import event_log
 from stockstream.sources.event_log import RETRY_S, EventLog
+from tests.requirements import NO_DEV_FULL
 
 
 class Clock:
@@ -38,7 +39,7 @@ def test_a_folder_that_is_a_file_is_said_once_and_what_waited_is_written_when_it
 @pytest.mark.parametrize("place", ["a folder", "/dev/full"])
 def test_a_path_that_is_a_folder_and_a_device_that_is_full_do_not_raise(place: str, tmp_path: Path) -> None:
     if place == "/dev/full" and not Path(place).exists():
-        pytest.skip("this system has no /dev/full")
+        pytest.skip(NO_DEV_FULL)
     log = EventLog(tmp_path if place == "a folder" else Path(place), Clock())
     log.append([b"x\n"])
     assert "cannot be written: " in log.trouble
