@@ -18,13 +18,13 @@ from benchmarks.outputs import Reader
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
+from stockstream.commands.train import HORIZONS_S
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import load_settings
 from stockstream.transforms.frames import decode
 
 PEERS = Path(__file__).with_name("peers")
 ARCHIVE_MAX_BYTES = 8_000_000
-HORIZONS_S = (10, 60)
 
 
 @dataclass(slots=True)

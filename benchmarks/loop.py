@@ -21,13 +21,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream import GC_THRESHOLDS
+from benchmarks.load import PARTITIONS
+from stockstream import GC_THRESHOLDS, versions
+from stockstream.transforms.timing import LATENESS_MS, REVISE_S, WINDOW_S
 
 BATCH = 20_000
-HEADERS = [("schema_version", b"1")]
-WINDOW_S = 300
-LATENESS_MS = 200
-PARTITIONS = 8
+HEADERS = [(versions.NAME, versions.VALUE)]
 
 
 class Kafka:
@@ -150,8 +149,8 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
 
     encode = msgspec.json.Encoder().encode
     log = "loop"
-    cleaners = {p: Cleaner(p, PARTITIONS, lateness_ms=LATENESS_MS, revise_s=30, log=log) for p in kafka.ends}
-    windows = {p: Windows(p, revise_s=30) for p in kafka.ends}
+    cleaners = {p: Cleaner(p, PARTITIONS, lateness_ms=LATENESS_MS, revise_s=REVISE_S, log=log) for p in kafka.ends}
+    windows = {p: Windows(p, revise_s=REVISE_S) for p in kafka.ends}
     detectors, scorers = {p: Detector(p) for p in kafka.ends}, {p: Scorer(p) for p in kafka.ends}
     model = Registry(models).load("xgboost") if models else None
     archives = {p: Archive(archive, log, p, max_bytes) for p in kafka.ends} if archive else {}

@@ -13,6 +13,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame, decode, encode_within
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 from stockstream.transforms.windows.windows import Windows
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def records_of(symbols: int, ticks: int) -> list[RawRecord]:
 
 def once(records: Sequence[RawRecord], kind: type[Cleaner], chunk: int) -> dict[str, float]:
     """CPU of each step in us a tick, over the whole log in chunks of so many records."""
-    steps, cleaner, windows = Steps(), kind(0, PARTITIONS, lateness_ms=200, revise_s=30, log="x"), Windows(0, revise_s=30)
+    steps, cleaner, windows = Steps(), kind(0, PARTITIONS, lateness_ms=LATENESS_MS, revise_s=REVISE_S, log="x"), Windows(0, revise_s=REVISE_S)
     for at in range(0, len(records), chunk):
         some = records[at : at + chunk]
         steps.time("judge", lambda: cleaner.chunk(some))  # noqa: B023

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models import features, xgboost
 from models.evaluation import evaluate
 
-SERIES_GAP_S = 300
+SERIES_GAP_S = features.WINDOW_S
 MIN_ROWS = 200
 """Below this many labelled rows in a part there is nothing to learn or to measure."""
 

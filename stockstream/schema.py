@@ -31,6 +31,7 @@ from stockstream.transforms.cleaning.limits import (
     MAX_TIME,
     MIN_PRICE,
 )
+from stockstream.transforms.timing import WINDOW_S
 
 Json = dict[str, Any]
 
@@ -90,8 +91,8 @@ WINDOWS_COLUMNS = {
     "low_5m": "lowest price of a tick in the window",
     "return_std_5m": "sample standard deviation of the one-second log returns in the window; null below two returns",
     "ticks_5m": "ticks with a price in the window",
-    "seconds_5m": "seconds of the window since the series began, at most 300",
-    "quality": "flags by comma, sorted, empty when all is well; `partial`: seconds_5m is below 300",
+    "seconds_5m": f"seconds of the window since the series began, at most {WINDOW_S}",
+    "quality": f"flags by comma, sorted, empty when all is well; `partial`: seconds_5m is below {WINDOW_S}",
     "revised": "whether late ticks made this row be sent again",
     "partition": "partition of the raw log",
     "offset": "raw offset of the closing that the row was sent at; of one symbol and second the row with the highest counts",
@@ -106,7 +107,7 @@ WINDOWS_COLUMNS = {
     "volume_60s": "shares traded in the 60 s up to and including the second",
     "ticks_10s": "ticks with a price in the 10 s up to and including the second",
 }
-"""The window is the 300 s up to and including the second."""
+"""The window is the WINDOW_S seconds up to and including the second."""
 
 
 class MarketSummary(msgspec.Struct, kw_only=True):

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import symbol_fault
+from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 
 SOURCES = ("none", "simulated")
 PREFIX = "STOCKSTREAM_"
@@ -52,8 +53,8 @@ class Settings(BaseSettings):
     symbols: Annotated[tuple[str, ...], NoDecode] = Field((), description="symbols that the source brings, by comma, added to the watchlist at start")
     seed: int = Field(1, ge=0, description="seed of the simulated market")
 
-    lateness_ms: int = Field(200, ge=0, le=60_000, description="how far the clock must pass a second's end before it closes; belongs to the log")
-    revise_s: int = Field(30, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
+    lateness_ms: int = Field(LATENESS_MS, ge=0, le=60_000, description="how far the clock must pass a second's end before it closes; belongs to the log")
+    revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 

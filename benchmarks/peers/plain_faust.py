@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import faust
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from rolling import WINDOW_S
 
 SERVERS, INPUT, OUTPUT, APPLICATION, FOLDER = sys.argv[1:6]
-WINDOW_S = 300
 
 app = faust.App(
     APPLICATION, broker=f"kafka://{SERVERS}", store="memory://", topic_partitions=8, datadir=f"{FOLDER}/faust", consumer_auto_offset_reset="earliest",

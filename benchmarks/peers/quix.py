@@ -7,9 +7,9 @@ import sys
 
 from quixstreams import Application
 from quixstreams.models import TopicConfig
+from rolling import WINDOW_S
 
 SERVERS, INPUT, OUTPUT, APPLICATION, FOLDER = sys.argv[1:6]
-WINDOW_S = 300
 
 app = Application(
     broker_address=SERVERS, consumer_group=APPLICATION, auto_offset_reset="earliest", state_dir=f"{FOLDER}/state", commit_interval=5.0, loglevel="WARNING",

@@ -10,8 +10,9 @@ from libc.stdint cimport INT64_MIN, int64_t, uint8_t
 
 import numpy as np
 
-cdef enum:
-    WINDOW_S = 300
+from stockstream.transforms import timing
+
+cdef int64_t WINDOW_S = timing.WINDOW_S
 
 # places of the fields, told by `fields`
 cdef Py_ssize_t OPEN, CLOSE, BID, ASK, BID_SIZE, ASK_SIZE, QUOTES, VOLUME, TICKS, BEGUN, LAST
@@ -187,7 +188,7 @@ FLOATS = (
     "price_60s", "return_1s", "return_5s", "return_10s", "return_30s", "return_60s",
 )
 INTS = ("second", "volume", "ticks", "quotes", "seconds_5m", "volume_10s", "volume_60s", "volume_5m", "ticks_10s", "ticks_5m")
-cdef int64_t[5] LAGS_S = [1, 5, 10, 30, 60]
+cdef int64_t[5] LAGS_S = timing.LAGS_S
 
 
 def statistics(own_cells, past_cells, const int64_t[::1] rows, const int64_t[::1] seconds):

@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from models.registry import Registry, RegistryError
+from stockstream import versions
 from stockstream.children import Child
 from stockstream.commands.train import train_first_model
 from stockstream.commands.worker import worker_command
@@ -36,7 +37,6 @@ from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.kafka.quiet import quiet_clients
 from stockstream.locks import FolderLock
-from stockstream.records import SCHEMA_VERSION
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_store
 from stockstream.sources.ingestion import Watch
@@ -358,7 +358,7 @@ async def write_watchlist(settings: Settings, symbols: Sequence[str]) -> None:
     producer = AIOKafkaProducer(**await producer_options(settings))
     await producer.start()
     try:
-        headers = [("schema_version", str(SCHEMA_VERSION).encode())]
+        headers = [(versions.NAME, versions.VALUE)]
         topic = settings.topic("watchlist")
         deliveries = [
             await producer.send(topic, encode(watch), key=key, partition=home_partition(key.decode(), settings.partitions), headers=headers)

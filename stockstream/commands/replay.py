@@ -16,18 +16,20 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from stockstream import versions
 from stockstream.errors import BrokerError, DeliveryError, SourceError
 from stockstream.kafka.admin import ensure_topics, producer_options
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.quiet import quiet_clients
-from stockstream.records import SCHEMA_VERSION, Punctuation
+from stockstream.records import Punctuation
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.base import Batch, Clock, SystemClock
-from stockstream.sources.replay import LISTED_BAD_ROWS, MAX_SOURCE, Recording, ReplaySource, Survey, obstacle, source_name
+from stockstream.sources.replay import LISTED_BAD_ROWS, Recording, ReplaySource, Survey, obstacle, source_name
+from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.transforms.partitioning import home_partition
 from stockstream.wording import counted
 
-HEADERS = [("schema_version", str(SCHEMA_VERSION).encode())]
+HEADERS = [(versions.NAME, versions.VALUE)]
 MOST_IN_A_FRAME = 4_000
 OUTSTANDING_BATCHES = 64
 BROKER_TIMEOUT_S = 10.0

@@ -21,10 +21,11 @@ from stockstream.history import read_ticks, window_rows
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.simulated import SimulatedMarket
 from stockstream.transforms.scoring.asking import RING_S
+from stockstream.transforms.timing import WINDOW_S
 from stockstream.wording import counted
 
 HORIZONS_S = (10, 60)
-WARM_UP_S = 300
+WARM_UP_S = WINDOW_S
 """Rows of the first five minutes of a simulation have no full window; they are left out, real recordings keep theirs."""
 FIRST_MODEL_SYMBOLS = 20
 FIRST_MODEL_MINUTES = 50

@@ -27,15 +27,14 @@ from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
 from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
+from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.timing import WINDOW_S
 
 CHUNK_ROWS = 16_384
 CSV_BLOCK_BYTES = 4 * 1024 * 1024
 SLICE_MS = 50
 """Paced ticks are sent in slices of this much wall time."""
-WINDOW_S = 300
-"""A symbol belongs to its source until another's tick is later than this after its newest second."""
-MAX_SOURCE = 128
 LISTED_BAD_ROWS = 10
 
 Kind = Literal["trades", "bars"]

@@ -16,6 +16,7 @@ from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules.detector import Detector
 from stockstream.transforms.scoring.scorer import Scored, Scorer
+from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 from stockstream.transforms.windows.windows import Windows
 
 CHUNK = 5_000
@@ -49,8 +50,8 @@ def run(
     *,
     partition: int,
     partitions: int,
-    lateness_ms: int = 200,
-    revise_s: int = 30,
+    lateness_ms: int = LATENESS_MS,
+    revise_s: int = REVISE_S,
     log: str = "batch",
     model: ScoringModel | None = None,
     chunk: int = CHUNK,
@@ -99,7 +100,7 @@ def _chunks(records: Iterable[Record], size: int) -> Iterator[Sequence[Record]]:
         yield some
 
 
-def windows_of(ticks: pa.Table, *, lateness_ms: int = 200, revise_s: int = 30) -> pa.Table:
+def windows_of(ticks: pa.Table, *, lateness_ms: int = LATENESS_MS, revise_s: int = REVISE_S) -> pa.Table:
     """Rows of `windows` for a table of ticks in the order of arrival, as one log of one partition that is closed at its end.
 
     `ticks` has the columns symbol, source, event_time (epoch ms), price, size and, where known, bid, ask, bid_size, ask_size. Ticks that `clean` would

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
-from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
+from stockstream.transforms.cleaning.limits import MAX_OFFSET, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
 
 MAX_PARTS = 512
 """A closing's rows at the most: 20,000 symbols in each of 60 seconds (the longest lateness) are some 400 messages."""
-MAX_OFFSET = 1 << 62
-"""Offsets are counted on from here by one, in int64."""
 MAX_LOG = 64
 _LOG = re.compile("[0-9a-f]{11}-[0-9a-f]{8}")
 LOG_AHEAD_MS = 24 * 3_600_000

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from stockstream import accelerated
 from stockstream.errors import FrameError
 from stockstream.records import Closing
-from stockstream.transforms.cleaning.limits import MAX_TIME
-from stockstream.transforms.frame_checks import MAX_LOG, MAX_OFFSET, MAX_PARTS, check, check_closings, check_log, layout_of, number_of, read_batch
+from stockstream.transforms.cleaning.limits import MAX_OFFSET, MAX_TIME
+from stockstream.transforms.frame_checks import MAX_LOG, MAX_PARTS, check, check_closings, check_log, layout_of, number_of, read_batch
 
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""

@@ -16,6 +16,8 @@ import msgspec
 
 from stockstream.errors import StateError
 
+TERMS = 8
+"""A record's key names the generation of its writer modulo this: a worker that wakes after a rebalance replaces only its own records."""
 MAX_VALUE_BYTES = 500_000
 """Of one state record: a message holds 1 MiB, and records of one batch share a request."""
 

@@ -23,6 +23,7 @@ from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
+from stockstream.transforms.timing import WINDOW_S
 from stockstream.web.alert_index import AlertIndex
 from stockstream.web.message_checks import (
     MAX_ALERT_BYTES,
@@ -36,9 +37,6 @@ from stockstream.web.message_checks import (
     within,
 )
 from stockstream.web.symbol_list import SymbolList
-
-WINDOW_S = 300
-"""Bars are kept for as long as the rolling windows look back."""
 
 BLOCK = 1_024
 MAX_SYMBOLS = 50_000

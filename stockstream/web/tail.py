@@ -24,8 +24,9 @@ from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.skipped import shortened
 from stockstream.transforms.frames import Assembler, received
+from stockstream.transforms.timing import WINDOW_S
 from stockstream.versions import NewerMessages
-from stockstream.web.live import WINDOW_S, Live
+from stockstream.web.live import Live
 from stockstream.wording import counted
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,11 @@ from aiohttp import web
 
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
+from stockstream.transforms.cleaning.limits import MAX_SYMBOL
 from stockstream.transforms.rules.detector import RULES
+from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
-from stockstream.web.live import WINDOW_S, Bar, Live, Page, SymbolDetail, SymbolSummary
+from stockstream.web.live import Bar, Live, Page, SymbolDetail, SymbolSummary
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ _STATES = ("open", "opened", "updated", "closed")
 
 _LIMIT = Parameter("limit", "how many items at most", "integer", default=100, minimum=1, maximum=1_000)
 _NEXT = Parameter("next", "the `next` of the part before", maximum=200)
-_SYMBOL = Parameter("symbol", "only of this symbol; it must be known", maximum=32)
-_SYMBOL_PATH = Parameter("symbol", "the symbol, percent-encoded", place="path", maximum=32)
+_SYMBOL = Parameter("symbol", "only of this symbol; it must be known", maximum=MAX_SYMBOL)
+_SYMBOL_PATH = Parameter("symbol", "the symbol, percent-encoded", place="path", maximum=MAX_SYMBOL)
 _UNKNOWN = {404: "The symbol is unknown."}
 
 OPERATIONS = (
@@ -58,7 +60,7 @@ OPERATIONS = (
         parameters=(_SYMBOL_PATH,), errors=_UNKNOWN,
     ),
     Operation(
-        "/api/symbols/{symbol}/bars", "bars", "The newest bars of the last 300 s, oldest first; `next` brings those before them.", Page[Bar],
+        "/api/symbols/{symbol}/bars", "bars", f"The newest bars of the last {WINDOW_S} s, oldest first; `next` brings those before them.", Page[Bar],
         parameters=(
             _SYMBOL_PATH, Parameter("interval", "length of a bar", default="1s", choices=tuple(_INTERVALS)),
             Parameter("limit", "how many bars at most", "integer", default=WINDOW_S, minimum=1, maximum=WINDOW_S),

@@ -29,14 +29,13 @@ from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import MANY, Columns, Ints, Record, read
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE
 from stockstream.transforms.cleaning.rejections import Fault, decoding_fault, extras_fit, range_fault, rejection
-from stockstream.transforms.cleaning.state import FORGET_MS, SLOTS, VERSION, Feed, Held, Source, State, digest
+from stockstream.transforms.cleaning.state import SLOTS, VERSION, Feed, Held, Source, State, digest
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
 
 logger = logging.getLogger(__name__)
 
-WINDOW_S = 300
-FUTURE_MS = 2_000
 MAX_SOURCES = 1_000
 """Living sources of a partition: the closings of one raw offset, one for each source, fit into a message. A feed is a source, not a connection or a run."""
 MAX_SYMBOLS = 100_000

@@ -12,6 +12,8 @@ MAX_DAY_VOLUME = 10**15
 MAX_TIME = 1 << 42
 """The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
 MAX_INT = (1 << 63) - 1
+MAX_OFFSET = 1 << 62
+"""Offsets are counted on from here by one, in int64."""
 
 
 def symbol_fault(symbol: str) -> str | None:

@@ -19,11 +19,11 @@ import msgspec
 
 from stockstream.errors import StateError
 from stockstream.transforms import versioned as stored
-from stockstream.transforms.versioned import Stored
+from stockstream.transforms.cleaning.limits import MAX_OFFSET
+from stockstream.transforms.timing import FORGET_MS
+from stockstream.transforms.versioned import TERMS, Stored
 
-FORGET_MS = 24 * 3600 * 1000
 VERSION = 2
-TERMS = 8
 SLOTS = 2
 COMPRESSED_FROM = 400_000
 """Bytes of a snapshot from which on it is compressed (to about a fifth): about 4,000 symbols."""
@@ -72,10 +72,6 @@ class Held:
     source: str
     newest: int
     ts: int
-
-
-MAX_OFFSET = 1 << 62
-"""Beyond any log's offsets, and far enough below int64 to count on."""
 
 
 class State(Stored):

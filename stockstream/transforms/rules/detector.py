@@ -30,8 +30,9 @@ from stockstream.records import Alert, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
 from stockstream.transforms.rules import state as alert_state
-from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, TERMS, WINDOW_COLUMNS, Head, Kept, OpenAlert, Severity, bucket_of, source_id
-from stockstream.transforms.versioned import pack
+from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, WINDOW_COLUMNS, Head, Kept, OpenAlert, Severity, bucket_of, source_id
+from stockstream.transforms.timing import FORGET_MS
+from stockstream.transforms.versioned import TERMS, pack
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
@@ -41,9 +42,6 @@ VOLUME_MIN_SECONDS = 120
 PRICE_FACTOR = 0.99
 PRICE_CRITICAL_FACTOR = 0.97
 QUIET_S = 60
-
-FORGET_MS = 24 * 3_600_000
-"""Of the log's time without a closing: then a source has ended. `clean` has forgotten it by then, and whatever is heard of it later is another series."""
 
 LONG_ALERTS = 1_000
 """That a frame may open, or that are open and may close with it: it takes some 30 us each."""

@@ -28,7 +28,6 @@ from stockstream.transforms.versioned import Stored, joined, pack, require_known
 
 FORMAT = 2
 BUCKETS = 256
-TERMS = 8
 MAX_LASTS = 50_000
 """Of one head; each takes at most five bytes. Buckets beyond that are written again."""
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockstream.records import Horizon, Outcome, Prediction
+from stockstream.transforms.frames import MAX_FRAME_BYTES
 from stockstream.transforms.scoring.roster import Member
 
 OUTCOMES_OF_A_MESSAGE: Final = 2_000
-MAX_MESSAGE_BYTES: Final = 900_000
 """Kafka's default message limit is 1 MiB."""
 
 Floats = NDArray[np.float64]
@@ -101,7 +101,7 @@ def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, in
 
 
 def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
-    """The outcomes as JSON arrays of `records.Outcome`, each within `MAX_MESSAGE_BYTES`; none where there are none. `judged_at` in epoch ms."""
+    """The outcomes as JSON arrays of `records.Outcome`, each within `MAX_FRAME_BYTES`; none where there are none. `judged_at` in epoch ms."""
     of = scored.outcomes
     if of is None:
         return []
@@ -123,7 +123,7 @@ def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
 def _within(items: list[Outcome]) -> Iterator[bytes]:
     """The items as one array, or as several where long names make it too large for a message."""
     data = _json(items)
-    if len(data) <= MAX_MESSAGE_BYTES or len(items) == 1:
+    if len(data) <= MAX_FRAME_BYTES or len(items) == 1:
         yield data
         return
     middle = len(items) // 2

@@ -35,14 +35,13 @@ from stockstream.transforms.scoring import state as state
 from stockstream.transforms.scoring.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, ModelFault, Units, ask, require_usable
 from stockstream.transforms.scoring.roster import Entry, Key, Member, Roster
 from stockstream.transforms.scoring.scored import Floats, Ints, Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
+from stockstream.transforms.timing import FORGET_MS
+from stockstream.transforms.versioned import TERMS
 
 __all__ = ["Contender", "Entry", "Member", "Missed", "Outcomes", "Predictions", "Scored", "Scorer", "encode_outcomes", "encode_predictions"]
 
-TERMS: Final = 8
 ROWS_OF_A_SLOT: Final = 8_000
 """At the most; `scoring_state.cut_rows` has fewer where names are long or models many."""
-FORGET_MS: Final = 86_400_000
-"""Of the frames' clock: a source that was not heard for longer is forgotten."""
 NAMES_KEPT: Final = 1_024
 """Symbols of a source before those without a prediction to judge are looked for."""
 _REALISED_DIGITS: Final = 12

@@ -28,25 +28,21 @@ from stockstream.errors import FrameError, StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, plain, spread
+from stockstream.transforms.timing import FORGET_MS, LAGS_S, WINDOW_S
+from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.state import FORMAT, STORED, Bucket, Head, Second, Source
 
-WINDOW_S = 300
-RESTORE_S = 601
+RESTORE_S = 2 * WINDOW_S + 1
 """Seconds of buckets that a restart needs besides REVISE_S: two windows, to know where each living series began."""
 SLOTS = 2 * RESTORE_S + 121
 """Ring of record keys: a record of up to SPAN_S seconds goes when its first second's slot comes round, and none of them is needed by then."""
 SPAN_S = 480
-TERMS = 8
-FORGET_MS = 24 * 3_600_000
-"""Of the log's time in which a source was in no frame: then it is dropped. `clean` has forgotten it by then."""
 REST_MS = 5 * 60_000
 REST_FRAMES = 2_000
 """Of the log's time, or frames where that is not known, in which a source was in no frame: then its arrays are packed."""
 SILENT_S = 2 * WINDOW_S + 60
 """Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its row."""
-MAX_RECORD_BYTES = 500_000
-LAGS_S = (1, 5, 10, 30, 60)
 FAR_S = 60
 MOST_SECONDS, MOST_BYTES = 1_024, 1 << 28
 """Laid out at once. What `clean` sends closes seconds as it goes; a frame that does not is somebody else's."""
@@ -689,8 +685,8 @@ class _Ring:
         begin = 0
         for number, end in zip(seconds, ends, strict=True):
             size, cuts = int(sizes[end] - sizes[begin]), [begin, end]
-            if size > MAX_RECORD_BYTES:
-                numbers_of = (sizes[begin:end] - sizes[begin]) // MAX_RECORD_BYTES
+            if size > MAX_VALUE_BYTES:
+                numbers_of = (sizes[begin:end] - sizes[begin]) // MAX_VALUE_BYTES
                 cuts[1:1] = (begin + 1 + np.flatnonzero(np.diff(numbers_of))).tolist()
             parts = [slice(*pair) for pair in pairwise(cuts)] if end > begin else []
             yield [Second(number, names[part], told[:, part].tobytes()) for part in parts], size
@@ -1129,7 +1125,7 @@ class Windows:
                     self._record(name, "one", second, number, offset, [part])
                 continue
             size += more
-            if run and (size > MAX_RECORD_BYTES or second - run[0].second >= SPAN_S):
+            if run and (size > MAX_VALUE_BYTES or second - run[0].second >= SPAN_S):
                 self._record(name, "run", run[0].second, 0, offset, run)
                 run, size = [], more
             run += parts

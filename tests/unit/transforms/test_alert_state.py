@@ -14,8 +14,9 @@ from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.rules import state as alert_state
-from stockstream.transforms.rules.detector import FORGET_MS, Detected, Detector
+from stockstream.transforms.rules.detector import Detected, Detector
 from stockstream.transforms.rules.state import MAX_LASTS, OpenAlert, bucket_of
+from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import MAX_VALUE_BYTES, pack
 from tests.changelogs import Changelog
 from tests.unit.transforms.test_rules import START, Log, frame, plain, quiet, row, run, states

@@ -17,8 +17,8 @@ from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
-from stockstream.transforms.cleaning.state import FORGET_MS
 from stockstream.transforms.frames import decode, encode
+from stockstream.transforms.timing import FORGET_MS
 from tests.model import windows_model
 from tests.model.clean_model import CleanModel
 

@@ -20,8 +20,8 @@ from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.columns import MANY
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
 from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
-from stockstream.transforms.cleaning.state import FORGET_MS
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.timing import FORGET_MS
 from tests.logs import cuts, records_of
 from tests.model import recovery_model, windows_model
 

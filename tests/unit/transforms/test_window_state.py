@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame
+from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows import windows as windows
-from stockstream.transforms.windows.windows import FORGET_MS, REST_MS, Windows, _Ring
+from stockstream.transforms.windows.windows import REST_MS, Windows, _Ring
 from tests.changelogs import Changelog
 
 START = 1_700_000_100

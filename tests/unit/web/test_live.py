@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame
-from stockstream.web.live import WINDOW_S, Live, WindowRow
+from stockstream.transforms.timing import WINDOW_S
+from stockstream.web.live import Live, WindowRow
 
 
 def answered(value: Any) -> Any:
