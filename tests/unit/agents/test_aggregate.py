@@ -1,7 +1,8 @@
-"""When `aggregate` tells of a symbol in `latest`."""
+"""The agent that adds up windows, without Kafka: what it sends for its frames, and when it sends a symbol's row to `latest`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -10,8 +11,14 @@ import pyarrow as pa
 import pytest
 
 from agents.aggregate import LATEST_S, Aggregation, stage
+from stockstream import topics
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.transforms.windows.windows import Part, Rows
+from stockstream.state.frame_reader import resume_of
+from stockstream.transforms.frames import Frame, decode
+from stockstream.transforms.windows.windows import Part, Rows, Windows
+from stockstream.transport.hops import hops_of
+from tests.unit.agents.bench import LOG, PARTITION, Bench
+from tests.unit.transforms.test_window_state import START, Feed
 
 
 @pytest.fixture
@@ -57,3 +64,66 @@ async def test_what_a_rebalance_may_have_dropped_is_told_again(aggregation: Aggr
     assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
     await aggregation.release(0)
     assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
+
+
+@pytest.fixture
+async def bench(aggregation: Aggregation, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(aggregation, Windows(PARTITION, revise_s=30), monkeypatch)
+
+
+def ticking(seconds: range, symbols: str = "A") -> list[Frame]:
+    """A frame for each second, with a tick of each symbol, that closes the second before."""
+    feed = Feed()
+    return [
+        dataclasses.replace(feed.frame([("s", symbol, START + at, 100.0 + at) for symbol in symbols], {"s": START + at - 1}), log=LOG) for at in seconds
+    ]
+
+
+def rows(bench: Bench) -> list[tuple[str, int, float]]:
+    """(symbol, second, close) of what was sent to `windows`."""
+    frames = [decode(message.value, WINDOWS_SCHEMA) for message in bench.messages(bench.stage.app.settings.topic("windows"))]
+    return [(row["symbol"], row["second"] - START, row["close"]) for frame in frames for row in frame.rows.to_pylist()]
+
+
+async def test_closed_seconds_go_to_windows_and_the_open_one_does_not(bench: Bench) -> None:
+    await bench.stage.chunk(bench.chunk(*ticking(range(4))))
+    assert rows(bench) == [("A", at, 100.0 + at) for at in range(3)]
+    assert bench.partitions(bench.stage.app.settings.topic("windows")) == {PARTITION} and bench.submissions == 1
+
+
+async def test_a_frame_that_closes_nothing_sends_nothing(bench: Bench) -> None:
+    await bench.stage.chunk(bench.chunk(dataclasses.replace(Feed().frame([("s", "A", START, 100.0)], {}), log=LOG)))
+    assert bench.sends == []
+
+
+async def test_the_latest_row_goes_to_its_symbol(bench: Bench) -> None:
+    await bench.stage.chunk(bench.chunk(*ticking(range(4), "AB")))
+    assert [(message.key, msgspec.json.decode(message.value)["second"] - START) for message in bench.messages(topics.latest)] == [(b"A", 0), (b"B", 0)]
+
+
+async def test_the_times_of_the_hops_before_travel_on_with_the_frame(bench: Bench) -> None:
+    first, second = ticking(range(2))
+    await bench.stage.chunk(bench.chunk(first, second, hops=[1_000, 2_000]))
+    raw, clean, sent = hops_of(bench.messages(bench.stage.app.settings.topic("windows"))[-1])
+    assert (raw, clean) == (1_000, 2_000) and sent > 2_000
+
+
+async def test_a_restart_after_each_frame_changes_no_frame(bench: Bench) -> None:
+    frames, windows = ticking(range(8), "AB"), bench.stage.app.settings.topic("windows")
+    for frame in frames:
+        await bench.stage.chunk(bench.chunk(frame))
+    whole = [message.value for message in bench.messages(windows)]
+    bench.sends.clear()
+    bench.stored.clear()
+    for number in range(len(frames)):
+        core = Windows.restore(PARTITION, bench.stored, revise_s=30)
+        bench.place(core)
+        bench.offset = resume_of(core) or 0
+        await bench.stage.chunk(bench.chunk(*frames[bench.offset : number + 1]))
+    again = [message.value for message in bench.messages(windows)]
+    assert list(dict.fromkeys(again)) == whole and len(whole) == len(frames)
+
+
+async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:
+    await bench.stage.chunk(bench.chunk(*ticking(range(4)), epoch=bench.epoch - 1))
+    assert (bench.submissions, bench.sends, bench.stored) == (0, [], {})

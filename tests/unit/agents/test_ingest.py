@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from faust.types import TP
 
 import agents.ingest
 from agents.ingest import stage
@@ -18,10 +20,11 @@ from stockstream.skipped import SkippedRecords
 from stockstream.sources.health import SourceState
 from stockstream.sources.ingestion import Ingest
 from stockstream.status import metrics, status
-from stockstream.transport.messages import Chunk
+from stockstream.transforms.partitioning import home_partition
+from stockstream.transport.messages import Chunk, Message, Outgoing
 from tests.contracts.source import FakeClock
 from tests.patience import PATIENCE_S
-from tests.unit.sources.test_ingestion import Feed, Wire
+from tests.unit.sources.test_ingestion import Feed, Wire, stop, until
 
 
 class Record(NamedTuple):
@@ -103,3 +106,45 @@ async def test_the_runner_is_started_again_whatever_ends_it_and_never_touches_th
     with pytest.raises(FencedError):
         await asyncio.wait_for(agents.ingest.feed(), PATIENCE_S)
     assert runs == [0, 1, 2, 3] and left == []
+
+
+async def test_a_partition_that_comes_is_read_from_its_beginning_and_one_that_goes_is_forgotten(ingest: Ingest) -> None:
+    watchlist = app.settings.topic("watchlist")
+    stage.take(chunk(good("A"), good("B")))
+    homes = {symbol: home_partition(symbol, app.settings.partitions) for symbol in ("A", "B")}
+    assert homes["A"] != homes["B"]
+    found = await stage.assign({watchlist: [homes["A"]], app.settings.topic("ticks.raw"): [0, 1]})
+    assert found == {TP(watchlist, homes["A"]): None}, "None: from the beginning"
+    assert set(ingest._watched) == {"A"}
+    assert await stage.assign({}) == {} and ingest._watched == {}
+
+
+async def test_what_is_released_brings_nothing_more(ingest: Ingest) -> None:
+    running = asyncio.create_task(ingest.run())
+    stage.take(chunk(good("A")))
+    await until(lambda: ingest.live["feed"] == frozenset({"A"}), running)
+    await stage.release(0.0)
+    assert ingest.live["feed"] == frozenset()
+    await stop(running)
+
+
+async def test_the_agent_takes_the_chunks_of_its_stream_one_after_the_other(ingest: Ingest) -> None:
+    async def stream() -> Any:
+        yield chunk(good("A"), good("B"))
+        yield chunk((b"A", None), good("C"))
+
+    agent: Any = agents.ingest.ingest
+    await agent.fun(stream())
+    assert set(ingest._watched) == {"B", "C"}
+
+
+async def test_ticks_are_sent_through_the_workers_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Outgoing] = []
+
+    async def send(out: Outgoing) -> list[Any]:
+        sent.append(out)
+        return []
+
+    monkeypatch.setattr(app, "sender", SimpleNamespace(send=send))
+    assert await agents.ingest._send("ticks.raw", 5, [(b"A", b"1"), (None, b"2")]) == []
+    assert sent == [Outgoing("ticks.raw", 5, [Message(b"A", b"1"), Message(None, b"2")])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -22,9 +23,11 @@ from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
 from stockstream import topics
 from stockstream.champions import Champions
+from stockstream.instance import app
 from stockstream.status import metrics, status
 from stockstream.transforms.scoring.scorer import Scorer
 from stockstream.transforms.warmup import warm_up
+from tests.patience import PATIENCE_S
 from tests.unit.transforms.test_scoring_state import frame_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -326,6 +329,114 @@ async def test_whatever_lies_in_the_registry_stops_nobody(agent: Agent, registry
         (registry.root / "xgboost" / bad / where).write_bytes(content)
     await agent.stage.refresh()
     assert await agent.feed() == good and "cannot be loaded" in agent.stage.note()
+
+
+class Reloading:
+    """`reload_models` in a task. It sleeps until `turn` lets it look at the registry once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._asleep, self._wake, self.pauses = asyncio.Event(), asyncio.Event(), list[float]()
+        self._sleep = asyncio.sleep
+        self._stop = False
+        monkeypatch.setattr(asyncio, "sleep", self._until_woken)
+        monkeypatch.setattr(type(app), "should_stop", property(lambda _: self._stop))
+        self.task = asyncio.create_task(agents.score.reload_models())
+
+    async def _until_woken(self, seconds: float) -> None:
+        if asyncio.current_task() is not self.task:
+            return await self._sleep(seconds)
+        self.pauses.append(seconds)
+        self._asleep.set()
+        await self._wake.wait()
+        self._wake.clear()
+        return None
+
+    async def turn(self) -> None:
+        """Lets it go on until it sleeps again."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self._asleep.wait()
+            self._asleep.clear()
+            self._wake.set()
+            await self._asleep.wait()
+
+    async def stop(self) -> None:
+        """Ends the worker: the task ends by itself after its next turn."""
+        self._stop = True
+        self._wake.set()
+        await asyncio.wait_for(self.task, PATIENCE_S)
+
+
+@pytest.fixture
+async def reloading(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reloading]:
+    running = Reloading(monkeypatch)
+    yield running
+    if not running.task.done():
+        await running.stop()
+
+
+async def test_a_model_that_is_promoted_is_taken_into_use_without_a_restart(
+    agent: Agent, reloading: Reloading, registry: Registry, files: dict[str, bytes]
+) -> None:
+    one = store(registry, files)
+    assert await agent.feed() == ""
+    await reloading.turn()
+    assert await agent.feed() == one
+    two = store(registry, files, days=1)
+    assert await agent.feed() == one, "not before the next look at the registry"
+    await reloading.turn()
+    assert await agent.feed() == two and agent.stage.note() == ""
+    registry.promote("xgboost", one)
+    await reloading.turn()
+    assert await agent.feed() == one
+    assert set(reloading.pauses) == {agents.score.RELOAD_S}
+
+
+async def test_a_registry_that_fails_leaves_the_model_in_use_and_the_task_running(
+    agent: Agent, reloading: Reloading, registry: Registry, files: dict[str, bytes]
+) -> None:
+    one = store(registry, files)
+    await reloading.turn()
+    assert await agent.feed() == one
+    two = store(registry, files, days=1)
+    heads = registry.root / "xgboost" / two / "heads.json"
+    good = heads.read_bytes()
+    heads.write_bytes(b"x")
+    await reloading.turn()
+    assert await agent.feed() == one and "heads.json is not what was stored" in agent.stage.note()
+    heads.write_bytes(good)
+    await reloading.turn()
+    assert await agent.feed() == two and agent.stage.note() == ""
+
+
+async def test_models_that_nobody_scores_with_any_more_are_let_go(
+    agent: Agent, reloading: Reloading, registry: Registry, files: dict[str, bytes]
+) -> None:
+    versions = []
+    for days in range(3):
+        versions.append(store(registry, files, days=days))
+        await reloading.turn()
+        assert await agent.feed() == versions[-1]
+    await reloading.turn()
+    assert {version for _, version in agent.stage.known._loaded} == {version for _, version in agent.core.models}
+
+
+async def test_the_reloading_task_ends_with_the_worker(agent: Agent, reloading: Reloading) -> None:
+    await reloading.turn()
+    await reloading.stop()
+    assert reloading.task.done() and reloading.task.exception() is None
+
+
+async def test_a_warm_up_that_failed_is_logged_once_reloading_begins(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agents.score, "warm_up_problem", "odd")
+    with caplog.at_level(logging.WARNING):
+        running = Reloading(monkeypatch)
+        await running.turn()
+        await running.stop()
+    assert [record.getMessage() for record in caplog.records if "warmed up" in record.getMessage()] == [
+        "the state machines could not be warmed up, the first frames take longer: odd"
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ class Feed:
         start, columns = self.offset, dict[str, list[Any]]()
         for source, symbol, second, price in ticks:
             values = {
-                "symbol": symbol, "source": source, "event_time": second * 1_000, "price": price, "size": 3 if price else 0, "offset": self.offset,
+                "symbol": symbol, "source": source, "event_time": second * 1_000, "price": price, "size": 3 if price else 0, "offset": self.offset, "index": 0,
                 "bid": None if price else 99.5,
             }  # fmt: skip
             for field in TICKS_SCHEMA:
