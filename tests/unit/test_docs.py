@@ -44,14 +44,14 @@ def test_every_option_is_documented_and_no_other(name: str) -> None:
 def test_every_default_is_documented() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     for name, setting in Settings.model_fields.items():
-        (told,) = re.findall(rf"^\| `STOCKSTREAM_{name.upper()}` \| (.*?) \|", text, re.MULTILINE)
+        (documented,) = re.findall(rf"^\| `STOCKSTREAM_{name.upper()}` \| (.*?) \|", text, re.MULTILINE)
         default = setting.default
         if isinstance(default, SecretStr) or default in (None, "", ()):
-            assert told.strip() == "", name
+            assert documented.strip() == "", name
             continue
         default = ",".join(default) if isinstance(default, tuple) else default
-        told = told.strip().strip("`").removeprefix("./" if isinstance(default, Path) else "")
-        assert told == (f"{default:g}" if isinstance(default, float) else str(default)), name
+        documented = documented.strip().strip("`").removeprefix("./" if isinstance(default, Path) else "")
+        assert documented == (f"{default:g}" if isinstance(default, float) else str(default)), name
 
 
 def test_symbols_of_the_http_examples_are_in_the_demos_market() -> None:
@@ -105,3 +105,10 @@ def prose(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_prose_wraps_at_100_characters(page: Path) -> None:
     assert [line for line in prose(page.read_text()) if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
+def test_programs_neither_tell_nor_say(page: Path) -> None:
+    """The glossary's last table has what to write instead."""
+    found = re.findall(r"\b(?:told|tells?|said|says?)\b.*", "\n".join(prose(page.read_text())))
+    assert found == []
