@@ -281,7 +281,7 @@ def _credentials(settings: Settings) -> Any:
 
 def create_app(settings: Settings) -> App:
     """The app without its agents. The figures are those measured in the design for takeovers of a few seconds."""
-    patches.install()
+    patches.install(plain=settings.plain_transport)
     session = settings.session_timeout_s
     app = App(
         settings.group,

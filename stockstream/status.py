@@ -60,6 +60,8 @@ class Status:
             "model": ", ".join(champions) or f"none in {settings.models} yet",
             "archive": settings.archive,
         }
+        if settings.plain_transport:
+            parts["transport"] = "plain"
         return "ready: " + "; ".join(f"{name} {value}" for name, value in parts.items())
 
     def healthy(self) -> tuple[bool, str]:

@@ -47,6 +47,8 @@ class Consumer(driver.Consumer):
 
     app: Any
     _thread: ConsumerThread
+    plain = False
+    """Whether all is fetched, also what this worker has written itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
@@ -65,7 +67,9 @@ class Consumer(driver.Consumer):
         self.pace = Pace(self.app.settings.lateness_ms)
 
     def _new_consumer_thread(self) -> Any:
-        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+        thread = ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+        thread.plain = self.plain = self.app.settings.plain_transport
+        return thread
 
     @property
     def thread(self) -> ConsumerThread:
@@ -263,7 +267,8 @@ class Consumer(driver.Consumer):
 
     def _confirmed(self, tp: TP, epoch: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
         taken = False
-        if epoch == self.epoch and not (self._seeking or self.app.embedded or confirmed.cancelled() or confirmed.exception()):
+        fetch = self._seeking or self.app.embedded or self.plain
+        if epoch == self.epoch and not (fetch or confirmed.cancelled() or confirmed.exception()):
             told = confirmed.result()
             taken = self.own.add(tp, self.guard.expected.get(tp), told.offset, told.timestamp, told.timestamp_type, messages)
         if not taken:

@@ -75,6 +75,18 @@ class Passed:
         return []
 
 
+class Fetched:
+    """Records as aiokafka has parsed them, in the place of runs."""
+
+    def __init__(self, records: Sequence[Any]) -> None:
+        self._records = records
+        self.offset: int = records[-1].offset
+        self.count = len(records)
+
+    def records(self) -> Sequence[Any]:
+        return self._records
+
+
 class _Batch:
     """A batch that iterates as one run."""
 
@@ -153,6 +165,8 @@ def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
+    plain = False
+    """Whether aiokafka fetches ahead and parses, as it does by itself."""
     last_heartbeat = 0.0
     silent_s = 0.0
     """How long the group has not answered a heartbeat; 0 where none is due."""
@@ -175,9 +189,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """By partition: the furthest offset that was asked for since the last seek."""
         self.begun_anew: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
+        self._positions: dict[Any, int] = {}
+        """By partition, where aiokafka parses: the offset behind what the last fetch has brought."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
-        fetcher._records = _Fetched(fetcher._records)
+        if not self.plain:
+            fetcher._records = _Fetched(fetcher._records)
         fetcher._proc_fetch_request = partial(self._on_demand, fetcher._proc_fetch_request)
         coordinator = self._ensure_consumer()._coordinator
         if isinstance(coordinator, GroupCoordinator):
@@ -197,7 +214,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
         aiokafka fetches ahead, and then nothing until that is taken: what came first, one tick, would keep what comes meanwhile waiting.
         """
-        if self._brought < SMALL_FETCH:
+        if self._brought < SMALL_FETCH and not self.plain:
             try:
                 await self._asked.wait()
             except asyncio.CancelledError:
@@ -228,8 +245,23 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_take` has one of each
         finally:
             self._asked.clear()
+        if self.plain:
+            fetched = self._with_passed(fetched)
         self._brought = sum(run.count for runs in fetched.values() for run in runs)
         return fetched
+
+    def _with_passed(self, fetched: Mapping[Any, Sequence[Any]]) -> dict[Any, list[Fetched | Passed]]:
+        """What aiokafka has fetched in the form of runs, and where it has passed markers of transactions behind them."""
+        out: dict[Any, list[Fetched | Passed]] = {tp: [Fetched(records)] for tp, records in fetched.items() if records}
+        assignment = self._ensure_consumer()._subscription.subscription.assignment
+        for tp in assignment.tps if assignment is not None else ():
+            state = assignment.state_value(tp)
+            if state.has_valid_position:
+                before, self._positions[tp] = self._positions.get(tp), state.position
+                through = out[tp][-1].offset + 1 if tp in out else before
+                if through is not None and state.position > through:
+                    out.setdefault(tp, []).append(Passed(state.position))
+        return out
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         # faust-streaming/faust#94: Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
@@ -248,6 +280,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for tp, offset in offsets.items():
             self.furthest.pop(tp, None)
             self.begun_anew.discard(tp)
+            if self.plain:
+                self._positions[tp] = offset
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 

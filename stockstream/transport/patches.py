@@ -7,30 +7,36 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
+from aiokafka.producer import sender as producer_sender
 from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stockstream import accelerated
 from stockstream.backoff import pause_failed_updates
 from stockstream.transport.fetching import Batches
+from stockstream.transport.sending import REFUSED
 
 ZSTD_LEVEL = -1
 """Takes 0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes: measured on a log's frames, predictions and outcomes."""
-ZSTD_LEVEL_NUMBERS = -7
-"""For what is no text. Below 0, zstd tries one place in as many bytes as the level says and one more: eight are a number of a frame's column. Takes 0.78 of
-the time of -1 over frames of `windows`, for a twentieth more bytes."""
-SAMPLE_BYTES = 256
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 """By their numbers in a batch's attributes."""
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
 """The compiled module, or its twin in Python."""
 
 
-def install() -> None:
-    """Puts everything in, once for the process: called by whoever makes the app, never at import."""
-    fetcher.MemoryRecords = Batches
+def install(*, plain: bool = False) -> None:
+    """Puts everything in, once for the process: called by whoever makes the app, never at import.
+
+    Where `plain`, only what correctness asks for: sequence numbers of refused batches, and no busy loop while a broker is away.
+    """
     pause_failed_updates()
+    producer_sender.SendProduceReqHandler = Produce
+    if plain:
+        return
+    fetcher.MemoryRecords = Batches
     if accelerated.batches is not None:                                  # readers of state and the views read as aiokafka does
         aiokafka_batches.lz4_decode, aiokafka_batches.zstd_decode = (
             partial(accelerated.batches.decompressed, CODECS.index(name)) for name in ("lz4", "zstd")
@@ -43,15 +49,7 @@ def compress_quickly() -> None:
     It takes a message in one go: 0.6 of the time of aiokafka's over a frame of 600 kB. lz4 stays aiokafka's: Arrow links the blocks of a frame, and Kafka
     refuses that (KIP-57), for good.
     """
-    text, numbers = pa.Codec("zstd", ZSTD_LEVEL), pa.Codec("zstd", ZSTD_LEVEL_NUMBERS)
-
-    def zstd(data: bytes) -> bytes:
-        middle = len(data) // 2
-        codec = text if data[middle : middle + SAMPLE_BYTES].isascii() else numbers
-        found: bytes = codec.compress(data, asbytes=True)
-        return found
-
-    aiokafka_batches.zstd_encode = zstd
+    aiokafka_batches.zstd_encode = partial(pa.Codec("zstd", ZSTD_LEVEL).compress, asbytes=True)
 
 
 def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, value_serializer: None = None) -> Any:
@@ -60,3 +58,18 @@ def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, va
     kind = accumulator._compression_type
     encode = getattr(aiokafka_batches, f"{CODECS[kind]}_encode") if kind else None
     return accelerated.batches.Builder(accumulator._batch_size, kind, encode)
+
+
+class Produce(SendProduceReqHandler):
+    """aiokafka's handler of what the broker answers. Sequence numbers that it has refused count again: the next batch would come out of order else."""
+
+    def handle_response(self, response: Any) -> None:
+        """As aiokafka's."""
+        manager = self._sender._txn_manager
+        refused = {error.errno for error in REFUSED}
+        for topic, partitions in response.topics if manager is not None else ():
+            for partition, code, *_ in partitions:
+                batch = self._batches.get(TopicPartition(topic, partition))
+                if code in refused and batch is not None:
+                    manager.increment_sequence_number(batch.tp, -batch.record_count)
+        super().handle_response(response)

@@ -125,13 +125,13 @@ class Line:
 
 
 @contextlib.contextmanager
-def running(where: str, folder: Path, fault: str = "") -> Iterator[Line]:
-    """One worker, with a model."""
+def running(where: str, folder: Path, fault: str = "", **more: str) -> Iterator[Line]:
+    """One worker, with a model; `more` are settings of its own."""
     own = {
         "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{fault}{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
         "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_ARCHIVE_FLUSH_S": "2",
         "STOCKSTREAM_SESSION_TIMEOUT_S": str(SESSION_S),
-    }  # fmt: skip
+    } | more  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_")} | own | {"PYTHONPATH": str(ROOT)}
     settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
     worker = Worker("worker", environment, folder, fault)
@@ -216,6 +216,12 @@ def test_a_worker_without_what_is_compiled_says_so_and_does_the_same(kafka: Clus
     with running(kafka.bootstrap, tmp_path, "uncompiled") as line:
         test_a_generated_day_replayed_equals_pandas(line, tmp_path)
         assert "the inner loops are not compiled" in line.worker.log.read_text()
+
+
+def test_a_worker_with_the_plain_transport_does_the_same(kafka: Cluster, tmp_path: Path) -> None:
+    with running(kafka.bootstrap, tmp_path, STOCKSTREAM_PLAIN_TRANSPORT="true", STOCKSTREAM_TOPIC_PREFIX=f"plain{os.getpid()}.") as line:
+        test_a_generated_day_replayed_equals_pandas(line, tmp_path)
+        assert "transport plain" in line.worker.log.read_text()
 
 
 def test_a_frame_that_aggregate_cannot_take_is_set_aside_and_its_neighbours_go_on(kafka: Cluster, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.producer import sender as producer_sender
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from hypothesis import given
@@ -32,6 +31,7 @@ from stockstream.transport.guard import HOLES_KEPT, Guard, Hole
 from stockstream.transport.loopback import Own
 from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Handed, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
+from stockstream.transport.patches import Produce
 from stockstream.transport.sending import PIPE_DEPTH, Pipe, Sender, delivered
 from stockstream.transport.watching import watchdog
 from tests.patience import PATIENCE_S
@@ -425,7 +425,7 @@ def test_sequence_numbers_that_the_broker_has_refused_count_again() -> None:
     failed: list[Any] = []
     batch = SimpleNamespace(tp=place, record_count=5, failure=lambda exception: failed.append(exception), expired=lambda: False)
     for code, expected in ((10, 12), (18, 7), (29, 7)):
-        handler = producer_sender.SendProduceReqHandler(SimpleNamespace(_txn_manager=manager, client=None, _retry_backoff=0.1), {place: batch})
+        handler = Produce(SimpleNamespace(_txn_manager=manager, client=None, _retry_backoff=0.1), {place: batch})
         handler.handle_response(SimpleNamespace(API_VERSION=7, topics=[("t", [(3, code, -1, -1, -1)])]))
         assert numbers[place] == expected
     assert [type(error).__name__ for error in failed] == ["MessageSizeTooLargeError", "RecordListTooLargeError", "TopicAuthorizationFailedError"]
@@ -744,6 +744,7 @@ class Reading:
         self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), furthest={}, begun_anew=set())
         self.delivered: list[tuple[TP, list[int]]] = []
 
+    plain = False
     sent: Any = Consumer.sent
     _confirmed: Any = Consumer._confirmed
     _deliver_own: Any = Consumer._deliver_own

@@ -23,8 +23,6 @@ from typing import Any
 import aiokafka
 import faust
 import mode
-import numpy as np
-import pyarrow as pa
 import pytest
 import venusian
 from aiokafka import codec
@@ -59,7 +57,7 @@ from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
 from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, Run, _Fetched
 from stockstream.transport.messages import Chunk
-from stockstream.transport.patches import CODECS, ZSTD_LEVEL, ZSTD_LEVEL_NUMBERS, aiokafka_batches, compress_quickly
+from stockstream.transport.patches import CODECS, aiokafka_batches, compress_quickly
 from stockstream.transport.producer import Producer
 from stockstream.transport.sending import DELIVERY_S
 from stockstream.web.tail import _KafkaConsumer
@@ -572,16 +570,6 @@ def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch)
     quick = compressed()
     assert len(quick) != len(before)
     assert [record.value for record in MemoryRecords(quick).next_batch()] == values
-
-
-def test_numbers_and_text_have_levels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[DefaultRecordBatchBuilder.__module__], "zstd_encode", codec.zstd_encode)
-    compress_quickly()
-    text, numbers = b'{"price":189.95}' * 100, np.linspace(1, 2, 4_000).tobytes()
-    for data, level in ((text, ZSTD_LEVEL), (numbers, ZSTD_LEVEL_NUMBERS), (b"", ZSTD_LEVEL)):
-        encoded = aiokafka_batches.zstd_encode(data)
-        assert encoded == pa.Codec("zstd", level).compress(data, asbytes=True)
-        assert codec.zstd_decode(encoded) == data
 
 
 @pytest.mark.parametrize("kind", [DefaultRecordBatch.CODEC_LZ4, DefaultRecordBatch.CODEC_ZSTD])
