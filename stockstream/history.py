@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from stockstream.errors import SourceError
+from stockstream.records import QUOTES
 from stockstream.sources.replay import Recording
 from stockstream.transforms.batch import windows_of
 
 SOURCE = "history"
-_QUOTES = ("bid", "ask", "bid_size", "ask_size")
 TICKS = pa.schema([
     ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.int64()),
-    *((name, pa.float64()) for name in _QUOTES),
+    *((name, pa.float64()) for name in QUOTES),
 ])  # fmt: skip
 """Ticks as `windows_of` takes them: times in epoch ms, prices null in a pure quote."""
 
@@ -36,7 +36,7 @@ def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[
             "price": pa.array(chunk.price, pa.float64(), from_pandas=True),
             "size": pa.array(np.rint(np.nan_to_num(chunk.size)).astype(np.int64)),
         }
-        for name in _QUOTES:
+        for name in QUOTES:
             known = chunk.quotes.get(name)
             columns[name] = pa.nulls(len(chunk), pa.float64()) if known is None else pa.array(known, pa.float64(), from_pandas=True)
         tables.append(pa.table(columns, schema=TICKS))

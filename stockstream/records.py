@@ -6,7 +6,7 @@ Times are integers, epoch milliseconds UTC, unless the name ends in `_s` or the 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -15,6 +15,47 @@ from msgspec import UNSET, UnsetType
 SCHEMA_VERSION = 1
 
 Role = Literal["champion", "shadow"]
+
+
+class TickField(NamedTuple):
+    """A field of a tick. `clean` carries a field on, to `ticks.clean` and the archive, or only reads it.
+
+    Kinds: `core` is in every accepted tick, `quote` an optional number, `text` an optional text of at most MAX_TEXT characters, `control` tells `clean`
+    something about the tick.
+    """
+
+    name: str
+    kind: Literal["core", "quote", "text", "control"]
+    type: pa.DataType
+    carried: bool
+    meaning: str
+
+
+TICK_FIELDS = (
+    TickField("symbol", "core", pa.string(), True, "the symbol"),
+    TickField("source", "core", pa.string(), True, "the feed"),
+    TickField("event_time", "core", pa.int64(), True, "the market's time, epoch ms UTC"),
+    TickField("price", "core", pa.float64(), True, "price of the trade, in the symbol's currency; null in a pure quote"),
+    TickField("size", "core", pa.int64(), True, "shares traded in this tick, derived from day_volume where the source tells no size"),
+    TickField("bid", "quote", pa.float64(), True, "best bid, in the symbol's currency"),
+    TickField("ask", "quote", pa.float64(), True, "best ask, in the symbol's currency"),
+    TickField("bid_size", "quote", pa.float64(), True, "shares at the best bid"),
+    TickField("ask_size", "quote", pa.float64(), True, "shares at the best ask"),
+    TickField("exchange", "text", pa.string(), True, "where it was traded, as the source names it"),
+    TickField("condition", "text", pa.string(), True, "the trade's condition, as the source names it"),
+    TickField("currency", "text", pa.string(), False, "the currency of its prices"),
+    TickField("session", "text", pa.string(), False, "the market's session, as the source names it: day_volume may restart in another one"),
+    TickField("seq", "control", pa.int64(), False, "rises in the order of sending, by source and symbol"),
+    TickField("day_volume", "control", pa.int64(), False, "shares traded this day so far"),
+    TickField("snapshot", "control", pa.bool_(), False, "says how things are, not what happened: equal to the one before, it is a duplicate"),
+    TickField("received_at", "control", pa.int64(), False, "epoch ms UTC at which the producer got it"),
+)
+"""All fields of a tick. The columns of `ticks.clean`, the limits of texts, the decoders, the compiled reader and the checks of frames follow from this table.
+A new optional text needs a line here, two in `Tick`, its lines in docs/topics.md and `make schema`: a test holds them to each other."""
+
+QUOTES = tuple(field.name for field in TICK_FIELDS if field.kind == "quote")
+TEXTS = tuple(field.name for field in TICK_FIELDS if field.kind == "text")
+CARRIED_TEXTS = tuple(field.name for field in TICK_FIELDS if field.kind == "text" and field.carried)
 
 
 class Tick(msgspec.Struct, kw_only=True, gc=False):
@@ -37,6 +78,13 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     session: str | None = None
     snapshot: bool = False
     received_at: int | None = None
+
+    def has_extras(self) -> bool:
+        """Whether the tick has any of QUOTES or TEXTS. Each is named here, for `clean` asks this of every tick that it judges by itself."""
+        return (
+            self.bid is not None or self.ask is not None or self.bid_size is not None or self.ask_size is not None
+            or self.exchange is not None or self.condition is not None or self.currency is not None or self.session is not None
+        )  # fmt: skip
 
 
 class Punctuation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -126,11 +174,7 @@ class Closing(msgspec.Struct, frozen=True, array_like=True):
     second: int
 
 
-TICKS_SCHEMA = pa.schema([
-    ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.int64()),
-    ("bid", pa.float64()), ("ask", pa.float64()), ("bid_size", pa.float64()), ("ask_size", pa.float64()),
-    ("exchange", pa.string()), ("condition", pa.string()), ("offset", pa.int64()), ("index", pa.int32()),
-])  # fmt: skip
+TICKS_SCHEMA = pa.schema([*((field.name, field.type) for field in TICK_FIELDS if field.carried), ("offset", pa.int64()), ("index", pa.int32())])
 """Columns of a `ticks.clean` frame, in log order."""
 
 WINDOWS_SCHEMA = pa.schema([

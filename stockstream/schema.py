@@ -1,7 +1,7 @@
 """The topics' contract as one AsyncAPI 3.0 document: JSON Schemas made from the records, Arrow frames described by their columns.
 
 `python -m stockstream.schema` prints it; docs/asyncapi.json is that output, and a test holds the one to the other. Limits of a tick that the types do
-not say are those that `transforms.validation` judges by.
+not say are those of `transforms/cleaning/limits.py`, which `clean` judges by.
 """
 
 from __future__ import annotations
@@ -15,22 +15,11 @@ import msgspec
 import pyarrow as pa
 
 from stockstream.kafka.admin import TopicSpec, topic_specs
-from stockstream.records import SCHEMA_VERSION, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
+from stockstream.records import SCHEMA_VERSION, TICK_FIELDS, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
-from stockstream.transforms.cleaning.limits import (
-    MAX_DAY_VOLUME,
-    MAX_INT,
-    MAX_PRICE,
-    MAX_QUOTE_SIZE,
-    MAX_SIZE,
-    MAX_SOURCE,
-    MAX_SYMBOL,
-    MAX_TEXT,
-    MAX_TIME,
-    MIN_PRICE,
-)
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, RANGES
 from stockstream.transforms.timing import WINDOW_S
 
 Json = dict[str, Any]
@@ -52,18 +41,7 @@ FRAME_METADATA = {
 }
 """What a frame's Arrow schema carries, all of it UTF-8."""
 
-TICKS_COLUMNS = {
-    "symbol": "the symbol",
-    "source": "the feed",
-    "event_time": "the market's time, epoch ms UTC",
-    "price": "price of the trade, in the symbol's currency; null in a pure quote",
-    "size": "shares traded in this tick, derived from day_volume where the source tells no size",
-    "bid": "best bid, in the symbol's currency",
-    "ask": "best ask, in the symbol's currency",
-    "bid_size": "shares at the best bid",
-    "ask_size": "shares at the best ask",
-    "exchange": "where it was traded, as the source names it",
-    "condition": "the trade's condition, as the source names it",
+TICKS_COLUMNS = {field.name: field.meaning for field in TICK_FIELDS if field.carried} | {
     "offset": "raw offset of the record that brought it",
     "index": "its place in that record's array, from 0",
 }
@@ -130,25 +108,32 @@ class MarketSummary(msgspec.Struct, kw_only=True):
 
 RECORDS = (Watch, SymbolInfo, Tick, Punctuation, Rejection, MarketSummary, Alert, Prediction, Outcome)
 
-_LIMITS: Mapping[str, Json] = {
-    "symbol": {"minLength": 1, "maxLength": MAX_SYMBOL, "description": "printable, without blanks around it"},
-    "source": {"minLength": 1, "maxLength": MAX_SOURCE, "description": "names one feed with one clock and one numbering"},
-    "event_time": {"exclusiveMinimum": 0, "exclusiveMaximum": MAX_TIME, "description": "epoch ms UTC"},
-    "price": {"minimum": MIN_PRICE, "maximum": MAX_PRICE, "description": "in `currency`; null in a pure quote"},
-    "size": {"type": "integer", "minimum": 0, "maximum": MAX_SIZE, "description": "shares traded in this tick; may be missing only where day_volume is given"},
-    "seq": {"minimum": 0, "maximum": MAX_INT, "description": "rises in the order of sending, by source and symbol"},
-    "bid": {"minimum": MIN_PRICE, "maximum": MAX_PRICE},
-    "ask": {"minimum": MIN_PRICE, "maximum": MAX_PRICE},
-    "bid_size": {"minimum": 0, "maximum": MAX_QUOTE_SIZE},
-    "ask_size": {"minimum": 0, "maximum": MAX_QUOTE_SIZE},
-    "day_volume": {"minimum": 0, "maximum": MAX_DAY_VOLUME, "description": "shares traded this day so far"},
-    "exchange": {"maxLength": MAX_TEXT},
-    "condition": {"maxLength": MAX_TEXT},
-    "currency": {"maxLength": MAX_TEXT},
-    "session": {"maxLength": MAX_TEXT},
-    "snapshot": {"description": "says how things are, not what happened: equal to the one before, it is a duplicate"},
-    "received_at": {"description": "epoch ms UTC at which the producer got it"},
-}
+_SAID = {
+    "symbol": "printable, without blanks around it",
+    "source": "names one feed with one clock and one numbering",
+    "event_time": "epoch ms UTC",
+    "price": "in `currency`; null in a pure quote",
+    "size": "shares traded in this tick; may be missing only where day_volume is given",
+} | {field.name: field.meaning for field in TICK_FIELDS if field.kind == "control"}  # fmt: skip
+"""What the JSON Schema says of a raw tick's field beside its limits."""
+
+
+def _limits(name: str) -> Json:
+    """Limits and description of a raw tick's field."""
+    limits: Json = {}
+    if name in LENGTHS:
+        least, most = LENGTHS[name]
+        limits = ({"minLength": least} if least else {}) | {"maxLength": most}
+    elif name == "event_time":
+        limits = {"exclusiveMinimum": 0, "exclusiveMaximum": MAX_TIME}
+    elif name in RANGES:
+        low, high = RANGES[name]
+        limits = {"minimum": low, "maximum": high}
+    if name == "size":
+        limits = {"type": "integer"} | limits
+    return limits | ({"description": _SAID[name]} if name in _SAID else {})
+
+
 _OF_A_TICK: tuple[Json, ...] = (
     {"anyOf": [{"required": ["size"]}, {"required": ["day_volume"], "properties": {"day_volume": {"type": "integer"}}}]},
     {"anyOf": [{"properties": {"price": {"type": "number"}}}, {"properties": {"size": {"maximum": 0}}}]},
@@ -168,8 +153,8 @@ def json_schemas() -> dict[str, Json]:
     _, components = msgspec.json.schema_components(RECORDS, ref_template="#/components/schemas/{name}")
     schemas: dict[str, Json] = dict(components)
     tick = schemas["Tick"]
-    for name, limits in _LIMITS.items():
-        tick["properties"][name] = _limited(tick["properties"][name], limits)
+    for field in TICK_FIELDS:
+        tick["properties"][field.name] = _limited(tick["properties"][field.name], _limits(field.name))
     tick["allOf"] = list(_OF_A_TICK)
     ref = {"$ref": "#/components/schemas/Tick"}
     schemas["TickFrame"] = {"title": "TickFrame", "description": "Ticks of symbols of one partition.", "type": "array", "items": ref, "minItems": 1}

@@ -16,6 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 import numpy as np
 
 from stockstream.accelerated._batches cimport Records, Spot
+from stockstream import records as tick_records
 from stockstream.transforms.cleaning import limits as ranges
 
 cdef extern from "Python.h":
@@ -44,12 +45,12 @@ cdef enum:
     ASK = 1 << 8
     BID_SIZE = 1 << 9
     ASK_SIZE = 1 << 10
-    EXCHANGE = 1 << 11
-    CONDITION = 1 << 12
-    CURRENCY = 1 << 13
-    SESSION = 1 << 14
-    SNAPSHOT = 1 << 15
-    DAY_VOLUME = 1 << 16
+    SNAPSHOT = 1 << 11
+    DAY_VOLUME = 1 << 12
+    FIRST_TEXT = 13     # the optional texts, those that are carried first: bits FIRST_TEXT, FIRST_TEXT + 1, ...
+    MOST_TEXTS = 16
+    MOST_NAMES = FIRST_TEXT + MOST_TEXTS
+    QUOTE = BID | ASK | BID_SIZE | ASK_SIZE
     REQUIRED = SYMBOL | EVENT_TIME | PRICE | SIZE
 
 cdef double[EXACT_POWERS + 1] POWERS
@@ -61,11 +62,20 @@ cdef struct Text:
     Py_ssize_t size
 
 
+TEXT_NAMES = [name.encode() for name in sorted(tick_records.TEXTS, key=lambda name: name not in tick_records.CARRIED_TEXTS)]
+if len(TEXT_NAMES) > MOST_TEXTS:
+    raise ImportError(f"a tick has {len(TEXT_NAMES)} optional texts, and this reader has bits for {MOST_TEXTS}")
+cdef int TEXT_COUNT = len(TEXT_NAMES), CARRIED_COUNT = len(tick_records.CARRIED_TEXTS)
+cdef unsigned int CARRIED = ((1u << CARRIED_COUNT) - 1) << FIRST_TEXT, EXTRAS = QUOTE | CARRIED
+cdef Text[MOST_TEXTS] NAMES
+for _place, _name in enumerate(TEXT_NAMES):
+    NAMES[_place] = Text(PyBytes_AS_STRING(_name), PyBytes_GET_SIZE(_name))
+
+
 cdef struct Tick:
     Text symbol
     Text source
-    Text exchange
-    Text condition
+    Text[MOST_TEXTS] texts
     int64_t event_time
     int64_t size
     int64_t seq
@@ -81,7 +91,7 @@ cdef struct Key:
 
 cdef struct Layout:
     # the names as they stood in the tick before, each with its quotes, colon and blanks: most producers write all their ticks alike
-    Key[17] keys
+    Key[MOST_NAMES] keys
     Py_ssize_t count
 
 
@@ -242,16 +252,15 @@ cdef inline bint _is(Text name, const char *what, Py_ssize_t size) noexcept:
 cdef inline unsigned int _which(Text name) noexcept:
     """The bit of a value's name; 0 for an unknown one."""
     cdef char first = name.begin[0]
+    cdef int place
     if first == b's':
         if _is(name, b"symbol", 6): return SYMBOL
         if _is(name, b"size", 4): return SIZE
         if _is(name, b"source", 6): return SOURCE
         if _is(name, b"seq", 3): return SEQ
-        if _is(name, b"session", 7): return SESSION
         if _is(name, b"snapshot", 8): return SNAPSHOT
     elif first == b'e':
         if _is(name, b"event_time", 10): return EVENT_TIME
-        if _is(name, b"exchange", 8): return EXCHANGE
     elif first == b'p':
         if _is(name, b"price", 5): return PRICE
     elif first == b'b':
@@ -260,12 +269,19 @@ cdef inline unsigned int _which(Text name) noexcept:
     elif first == b'a':
         if _is(name, b"ask", 3): return ASK
         if _is(name, b"ask_size", 8): return ASK_SIZE
-    elif first == b'c':
-        if _is(name, b"condition", 9): return CONDITION
-        if _is(name, b"currency", 8): return CURRENCY
     elif _is(name, b"received_at", 11): return RECEIVED_AT
     elif _is(name, b"day_volume", 10): return DAY_VOLUME
+    for place in range(TEXT_COUNT):
+        if _is(name, NAMES[place].begin, NAMES[place].size): return 1u << (FIRST_TEXT + place)
     return 0
+
+
+cdef inline int _text_of(unsigned int which) noexcept:
+    """Which of the optional texts has this bit."""
+    cdef int place = 0
+    while which >> (FIRST_TEXT + place) > 1:
+        place += 1
+    return place
 
 
 cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *tick, unsigned int *has) except? NULL:
@@ -283,7 +299,7 @@ cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *ti
         return NULL
     at = _blank(at + 1)
     while True:
-        if place == 17:
+        if place == MOST_NAMES:
             return NULL
         key = &layout.keys[place]
         if place < layout.count and key.size <= end - at and memcmp(at, key.begin, key.size) == 0:
@@ -315,7 +331,7 @@ cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *ti
             at = _number(at, &tick.price)
             if at is NULL or not MIN_PRICE <= tick.price <= MAX_PRICE:
                 return NULL
-        elif which & (BID | ASK | BID_SIZE | ASK_SIZE):
+        elif which & QUOTE:
             if which & (BID | ASK):
                 quote, low, high = &tick.quote[0 if which == BID else 1], MIN_PRICE, MAX_PRICE
             else:
@@ -343,10 +359,8 @@ cdef const char *_tick(const char *at, const char *end, Layout *layout, Tick *ti
                 tick.symbol = text
             elif which == SOURCE:
                 tick.source = text
-            elif which == EXCHANGE:
-                tick.exchange = text
-            elif which == CONDITION:
-                tick.condition = text
+            elif which & CARRIED:
+                tick.texts[_text_of(which)] = text
         if at is NULL:
             return NULL
         at = _blank(at)
@@ -376,14 +390,18 @@ def read(records):
     cdef unsigned int has = 0, some = 0, here = 0
     cdef Tick tick
     cdef Layout layout
-    cdef Texts symbols = Texts(), sources = Texts(), exchanges = Texts(), conditions = Texts()
+    cdef Texts symbols = Texts(), sources = Texts()
+    cdef unsigned int extras = EXTRAS
+    cdef list carried = [Texts() for _ in range(CARRIED_COUNT)]
+    cdef Texts of_text
+    cdef int which
     cdef Text default = Text(b"default", 7)
     cdef object record
     cdef Records batched = records if type(records) is Records else None
     cdef Spot *spot
     cdef const char *data
     cdef list values = []
-    cdef Py_ssize_t[4] known
+    cdef Py_ssize_t[2 + MOST_TEXTS] known
     places, begins = np.empty((2, count), np.int64), np.empty((2, count), np.intp)
     cdef int64_t[:, ::1] place = places
     cdef Py_ssize_t[:, ::1] begin = begins
@@ -421,7 +439,10 @@ def read(records):
         at = <const char *>begin[0, number]
         end = at + begin[1, number]
         first, here = ticks, some
-        known[0], known[1], known[2], known[3] = symbols.count, sources.count, exchanges.count, conditions.count
+        known[0], known[1] = symbols.count, sources.count
+        if texts is not None:
+            for which in range(CARRIED_COUNT):
+                known[2 + which] = (<Texts>carried[which]).count
         at = _blank(at)
         frame = at[0] == b'['
         if frame:
@@ -431,22 +452,27 @@ def read(records):
             if at is NULL or ticks == longest or (ticks and (has ^ here) & SEQ):
                 at = NULL
                 break
-            if has & ~here & (BID | ASK | BID_SIZE | ASK_SIZE | EXCHANGE | CONDITION):
+            if has & ~here & extras:
                 if quote is None:
-                    quotes, marks = np.full((4, longest), np.nan), np.full((2, longest), -1)
+                    quotes, marks = np.full((4, longest), np.nan), np.full((CARRIED_COUNT, longest), -1)
                     quote, texts = quotes, marks
+                    for which in range(CARRIED_COUNT):
+                        known[2 + which] = 0
             here |= has
             ints[0, ticks], ints[1, ticks], ints[2, ticks], ints[3, ticks] = number, symbols.number(tick.symbol), tick.event_time, tick.size
             ints[4, ticks] = tick.seq if has & SEQ else 0
             ints[5, ticks] = sources.number(tick.source if has & SOURCE else default)
             price[ticks] = tick.price
-            if has & (BID | ASK | BID_SIZE | ASK_SIZE | EXCHANGE | CONDITION):
+            if has & extras:
                 if has & BID: quote[0, ticks] = tick.quote[0]
                 if has & ASK: quote[1, ticks] = tick.quote[1]
                 if has & BID_SIZE: quote[2, ticks] = tick.quote[2]
                 if has & ASK_SIZE: quote[3, ticks] = tick.quote[3]
-                if has & EXCHANGE: texts[0, ticks] = exchanges.number(tick.exchange)
-                if has & CONDITION: texts[1, ticks] = conditions.number(tick.condition)
+                if has & CARRIED:
+                    for which in range(CARRIED_COUNT):
+                        if has & (1u << (FIRST_TEXT + which)):
+                            of_text = carried[which]
+                            texts[which, ticks] = of_text.number(tick.texts[which])
             ticks += 1
             if not frame:
                 break
@@ -460,7 +486,11 @@ def read(records):
             at = _blank(at + 1)
         if at is NULL or _blank(at) != end:                              # as if nothing of this record had been read
             ticks, count = first, number
-            symbols.count, sources.count, exchanges.count, conditions.count = known[0], known[1], known[2], known[3]
+            symbols.count, sources.count = known[0], known[1]
+            if texts is not None:
+                for which in range(CARRIED_COUNT):
+                    of_text = carried[which]
+                    of_text.count = known[2 + which]
             break
         some = here
     if count == 0:
@@ -469,10 +499,10 @@ def read(records):
     for number, name in enumerate(("bid", "ask", "bid_size", "ask_size")):
         if some & (<unsigned int>BID << number):
             more[name] = quotes[number, :ticks]
-    if some & EXCHANGE:
-        more["exchange"] = (exchanges.strings(), marks[0, :ticks])
-    if some & CONDITION:
-        more["condition"] = (conditions.strings(), marks[1, :ticks])
+    for which in range(CARRIED_COUNT):
+        if some & (1u << (FIRST_TEXT + which)):
+            of_text = carried[which]
+            more[TEXT_NAMES[which].decode()] = (of_text.strings(), marks[which, :ticks])
     several = sources.count > 1
     return (
         places[0, :count], places[1, :count], symbols.strings(), firsts[0, :ticks], firsts[1, :ticks], firsts[2, :ticks], firsts[3, :ticks], prices[:ticks],

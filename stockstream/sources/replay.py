@@ -26,6 +26,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
+from stockstream.records import QUOTES, TEXTS
 from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.transforms.partitioning import home_partition
@@ -39,8 +40,6 @@ LISTED_BAD_ROWS = 10
 
 Kind = Literal["trades", "bars"]
 _REQUIRED: dict[Kind, tuple[str, ...]] = {"trades": ("symbol", "event_time", "price", "size"), "bars": ("symbol", "event_time", "close", "volume")}
-_QUOTES = ("bid", "ask", "bid_size", "ask_size")
-_TEXTS = ("exchange", "condition", "currency", "session")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Recording:
         if missing := [name for name in _REQUIRED[self.kind] if name not in columns]:
             what = f"as {self.kind} it needs {', '.join(_REQUIRED[self.kind])}"
             raise SourceError(f"{path}: column {', '.join(missing)} is missing ({what}; there are: {', '.join(columns) or 'none'})")
-        optional = (*_QUOTES, *_TEXTS) if self.kind == "trades" else _QUOTES
+        optional = (*QUOTES, *TEXTS) if self.kind == "trades" else QUOTES
         self._read = [*_REQUIRED[self.kind], *(name for name in optional if name in columns)]
 
     def survey(self) -> Survey:
@@ -189,8 +188,8 @@ class Recording:
         symbols = _texts(batch.column("symbol"))
         times, timed = _times(batch.column("event_time"), self.path)
         value, volume = (_numbers(batch.column(name)) for name in (_REQUIRED[self.kind][2:]))
-        quotes = {name: _numbers(batch.column(name)) for name in _QUOTES if name in self._read}
-        texts = {name: _texts(batch.column(name)) for name in _TEXTS if name in self._read}
+        quotes = {name: _numbers(batch.column(name)) for name in QUOTES if name in self._read}
+        texts = {name: _texts(batch.column(name)) for name in TEXTS if name in self._read}
         quoted = np.zeros(len(numbers), dtype=bool)
         for name in ("bid", "ask"):
             quoted |= np.isfinite(quotes[name]) if name in quotes else False

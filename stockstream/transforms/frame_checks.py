@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
-from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
-from stockstream.transforms.cleaning.limits import MAX_OFFSET, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TIME, MIN_PRICE
+from stockstream.records import CARRIED_TEXTS, TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_OFFSET, MAX_SOURCE, MAX_TIME, RANGES
 
 MAX_PARTS = 512
 """A closing's rows at the most: 20,000 symbols in each of 60 seconds (the longest lateness) are some 400 messages."""
@@ -37,14 +37,9 @@ _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _RECORD_BATCH = 1, 3
 _U16, _U32, _I32, _PREFIX, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<Ii", "<q"))
 
-_OPTIONAL_TEXTS = {"exchange", "condition"}
-_TEXT_BYTES = {"symbol": 4 * MAX_SYMBOL, "source": 4 * MAX_SOURCE}
+_TEXT_BYTES = {name: 4 * LENGTHS[name][1] for name in ("symbol", "source")}
 """UTF-8 has up to four bytes a character."""
-_PRICES = (MIN_PRICE, MAX_PRICE)
-_TICKS: Mapping[str, tuple[float, float]] = {
-    "event_time": (1, MAX_TIME - 1), "price": _PRICES, "size": (0, MAX_SIZE), "bid": _PRICES, "ask": _PRICES, "bid_size": (0, MAX_QUOTE_SIZE),
-    "ask_size": (0, MAX_QUOTE_SIZE), "index": (0, (1 << 31) - 1),
-}  # fmt: skip
+_TICKS: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {"index": (0, (1 << 31) - 1)}
 _WINDOWS: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
 """`seconds_5m` and sums are what they are: nobody indexes by them."""
 
@@ -102,7 +97,7 @@ class Layout:
 
     def __init__(self, schema: pa.Schema, ranges: Mapping[str, tuple[float, float]]) -> None:
         self.schema = schema
-        self.optional = {field.name for field in schema if pa.types.is_floating(field.type) or field.name in _OPTIONAL_TEXTS}
+        self.optional = {field.name for field in schema if pa.types.is_floating(field.type) or field.name in CARRIED_TEXTS}
         self.columns = [(field.name, field.name not in self.optional, self._kind(field, ranges), ranges.get(field.name, (0, 0))) for field in schema]
 
     @staticmethod

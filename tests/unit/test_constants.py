@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 
 from models import features, training
-from stockstream.records import WINDOWS_SCHEMA
+from stockstream.records import TICK_FIELDS, TICKS_SCHEMA, WINDOWS_SCHEMA, Tick
+from stockstream.schema import json_schemas
 from stockstream.settings import Settings
-from stockstream.transforms import timing, versioned
-from stockstream.transforms.cleaning import limits
+from stockstream.transforms import batch, frame_checks, timing, versioned
+from stockstream.transforms.cleaning import columns, limits
+from stockstream.transforms.cleaning.rejections import range_fault
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDERS = ("agents", "benchmarks", "models", "stockstream", "tables")
@@ -77,3 +80,47 @@ def test_what_pages_say_agrees() -> None:
 
 def test_defaults_of_settings_are_these() -> None:
     assert (Settings.model_fields["lateness_ms"].default, Settings.model_fields["revise_s"].default) == (timing.LATENESS_MS, timing.REVISE_S)
+
+
+def test_the_table_of_fields_is_the_tick() -> None:
+    assert {field.name for field in TICK_FIELDS} == set(Tick.__struct_fields__)
+    assert len(TICK_FIELDS) == len(Tick.__struct_fields__)
+    optional = {field.name for field in TICK_FIELDS if field.kind in ("quote", "text")}
+    bare = Tick(symbol="A", event_time=1, price=1.0)
+    assert not bare.has_extras()
+    assert {name for name in Tick.__struct_fields__ if msgspec.structs.replace(bare, **{name: "x"}).has_extras()} == optional
+    assert set(limits.LENGTHS) | set(limits.RANGES) == {field.name for field in TICK_FIELDS} - {"snapshot", "received_at"}
+
+
+@pytest.mark.parametrize("name", sorted(limits.LENGTHS))
+def test_one_limit_of_a_text_is_everywhere(name: str) -> None:
+    """The published schema, the rejection, the decoder of columns and the compiled reader go by the same length."""
+    least, most = limits.LENGTHS[name]
+    schema = json_schemas()["Tick"]["properties"][name]
+    texts = schema if "maxLength" in schema else next(part for part in schema["anyOf"] if "maxLength" in part)
+    assert (texts.get("minLength", 0), texts["maxLength"]) == (least, most)
+    fits, beyond = ({"symbol": "A", "event_time": 1, "price": 1.0, "size": 1} | {name: "x" * length} for length in (most, most + 1))
+    for tick, good in ((fits, True), (beyond, False)):
+        fault = range_fault(msgspec.convert(tick, Tick))
+        assert (fault is None) == good
+        assert fault is None or str(most) in fault[1]
+        record = batch.RawRecord(0, 1, msgspec.json.encode(tick))
+        assert (columns.read([record], trades_first=False) is not None) == good
+
+
+@pytest.mark.parametrize("name", sorted(limits.RANGES))
+def test_one_range_of_a_number_is_everywhere(name: str) -> None:
+    low, high = limits.RANGES[name]
+    schema = json_schemas()["Tick"]["properties"][name]
+    of = schema if "anyOf" not in schema else next(part for part in schema["anyOf"] if part["type"] != "null")
+    least = of["exclusiveMinimum"] + 1 if "exclusiveMinimum" in of else of["minimum"]
+    most = of["exclusiveMaximum"] - 1 if "exclusiveMaximum" in of else of["maximum"]
+    assert (least, most) == (low, high)
+    bounds = {field: range_ for field, *_, range_ in frame_checks.layout_of(TICKS_SCHEMA).columns}
+    assert bounds.get(name, (low, high)) == (low, high)
+    step = 1 if isinstance(high, int) else high / 2
+    for value, good in ((low, True), (high, True), (high + step, False), (low - step, False)):
+        tick = {"symbol": "A", "event_time": 1, "price": 1.0, "size": 1} | {name: value}
+        if not -(1 << 63) <= value < 1 << 63:
+            continue                                                     # beyond the decoder's integers
+        assert (range_fault(msgspec.convert(tick, Tick)) is None) == good, value

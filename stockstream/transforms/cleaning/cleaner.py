@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from stockstream.errors import StateError
 from stockstream.records import TICKS_SCHEMA, Closing, Punctuation, Rejection, Tick
 from stockstream.transforms.cleaning import state as cleaning_state
-from stockstream.transforms.cleaning.columns import MANY, Columns, Ints, Record, read
+from stockstream.transforms.cleaning.columns import EXTRAS, MANY, Columns, Ints, Record, read
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE
 from stockstream.transforms.cleaning.rejections import Fault, decoding_fault, extras_fit, range_fault, rejection
 from stockstream.transforms.cleaning.state import SLOTS, VERSION, Feed, Held, Source, State, digest
@@ -61,7 +62,7 @@ class _Rows:
     offsets: list[int] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
     bare: bool = True
-    """Whether certainly none of `ticks` has a quote, exchange or condition."""
+    """Whether certainly none of `ticks` has one of `EXTRAS`."""
 
     def __len__(self) -> int:
         count: int = sum(batch.num_rows for batch in self.batches)
@@ -105,14 +106,7 @@ class _Rows:
             "index": self.indexes + [0] * (count - len(self.indexes)),
         }
         if not self.bare:
-            columns |= {
-                "bid": [tick.bid for tick in ticks],
-                "ask": [tick.ask for tick in ticks],
-                "bid_size": [tick.bid_size for tick in ticks],
-                "ask_size": [tick.ask_size for tick in ticks],
-                "exchange": [tick.exchange for tick in ticks],
-                "condition": [tick.condition for tick in ticks],
-            }
+            columns |= {name: list(map(attrgetter(name), ticks)) for name in EXTRAS}
         self.batches.append(pa.RecordBatch.from_arrays(
             [pa.array(columns[column.name], column.type) if column.name in columns else pa.nulls(count, column.type) for column in TICKS_SCHEMA],
             schema=TICKS_SCHEMA,
@@ -424,10 +418,7 @@ class Cleaner:
             or tick.snapshot
         ):
             return None
-        if (
-            tick.bid is not None or tick.ask is not None or tick.bid_size is not None or tick.ask_size is not None
-            or tick.exchange is not None or tick.condition is not None or tick.currency is not None or tick.session is not None
-        ):  # fmt: skip
+        if tick.has_extras():
             if not extras_fit(tick):
                 return None
             self._rows.bare = False

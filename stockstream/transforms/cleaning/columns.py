@@ -22,8 +22,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from stockstream import accelerated
-from stockstream.records import TICKS_SCHEMA
-from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_QUOTE_SIZE, MAX_SIZE, MAX_SOURCE, MAX_SYMBOL, MAX_TEXT, MAX_TIME, MIN_PRICE
+from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
+from stockstream.transforms.cleaning.limits import LENGTHS, RANGES
 from stockstream.transforms.frames import coded, nullable, nulls, plain, spread
 
 LINE_FEED = 10
@@ -31,11 +31,6 @@ _OPENING, _CLOSING = (np.isin(np.arange(256), np.frombuffer(marks, np.uint8)) fo
 """Which bytes begin and end a record."""
 
 Ints = NDArray[np.int64]
-Time = Annotated[int, Meta(gt=0, lt=MAX_TIME)]
-Price = Annotated[float, Meta(ge=MIN_PRICE, le=MAX_PRICE)] | None
-Shares = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
-QuoteSize = Annotated[float, Meta(ge=0, le=MAX_QUOTE_SIZE)] | None
-Text = Annotated[str, Meta(max_length=MAX_TEXT)] | None
 
 
 class Record(Protocol):
@@ -49,36 +44,42 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
 
 
+def _within(name: str) -> Meta:
+    """The limits of a field, as a decoder holds them."""
+    if name in LENGTHS:
+        least, most = LENGTHS[name]
+        return Meta(min_length=least, max_length=most)
+    low, high = RANGES[name]
+    return Meta(ge=low, le=high)
+
+
 class _Trade(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True):
     """A plain tick of a symbol, price and size, and no more."""
 
-    symbol: Annotated[str, Meta(min_length=1, max_length=MAX_SYMBOL)]
-    event_time: Time
-    price: Price
-    size: Shares
-    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)] = "default"
-    seq: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
+    symbol: Annotated[str, _within("symbol")]
+    event_time: Annotated[int, _within("event_time")]
+    price: Annotated[float, _within("price")] | None
+    size: Annotated[int, _within("size")]
+    source: Annotated[str, _within("source")] = "default"
+    seq: Annotated[int, _within("seq")] | None = None
     received_at: int | None = None
 
 
-class _Plain(_Trade, kw_only=True, gc=False, forbid_unknown_fields=False):
-    """Any plain tick; a `day_volume` is weighed by itself, and so is a snapshot."""
-
-    bid: Price = None
-    ask: Price = None
-    bid_size: QuoteSize = None
-    ask_size: QuoteSize = None
-    exchange: Text = None
-    condition: Text = None
-    currency: Text = None
-    session: Text = None
-    day_volume: None = None
-    snapshot: bool = False
+_Plain: Any = msgspec.defstruct(
+    "_Plain",
+    [
+        *((name, Annotated[float, _within(name)] | None, None) for name in QUOTES),
+        *((name, Annotated[str, _within(name)] | None, None) for name in TEXTS),
+        ("day_volume", None, None), ("snapshot", bool, False),
+    ],
+    bases=(_Trade,), kw_only=True, gc=False, forbid_unknown_fields=False,
+)  # fmt: skip
+"""Any plain tick; a `day_volume` is weighed by itself, and so is a snapshot."""
 
 
 MANY = 50
 """Records from which on it is cheaper to take them at once (measured: 0.1 ms, and half the time for each)."""
-EXTRAS = ("bid", "ask", "bid_size", "ask_size", "exchange", "condition")
+EXTRAS = (*QUOTES, *CARRIED_TEXTS)
 """Columns that a trade does not have."""
 
 _decode_trades = msgspec.json.Decoder(_Trade | list[_Trade]).decode_lines

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import base64
+from operator import attrgetter
 
 import msgspec
 from msgspec import UNSET
 
-from stockstream.records import Rejection, Tick
+from stockstream.records import QUOTES, TEXTS, Rejection, Tick
 from stockstream.transforms.cleaning.limits import (
     MAX_DAY_VOLUME,
     MAX_INT,
     MAX_PRICE,
-    MAX_QUOTE_SIZE,
     MAX_SIZE,
     MAX_SOURCE,
     MAX_TEXT,
     MAX_TIME,
     MIN_PRICE,
+    RANGES,
     symbol_fault,
 )  # fmt: skip
 
@@ -29,6 +30,9 @@ MAX_DETAIL = 500
 Fault = tuple[str, str]
 """Reason and detail."""
 
+_quotes_of, _texts_of = attrgetter(*QUOTES), attrgetter(*TEXTS)
+_QUOTE_RANGES = [RANGES[name] for name in QUOTES]
+
 
 def range_fault(tick: Tick) -> Fault | None:
     """Why a well-formed tick cannot be used."""
@@ -37,7 +41,7 @@ def range_fault(tick: Tick) -> Fault | None:
         return "out_of_range", fault
     if not 0 < len(tick.source) <= MAX_SOURCE:
         return "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(tick.source)}"
-    for name in ("exchange", "condition", "currency", "session"):
+    for name in TEXTS:
         value = getattr(tick, name)
         if value is not None and len(value) > MAX_TEXT:
             return "out_of_range", f"{name} must have at most {MAX_TEXT} characters, has {len(value)}: shorten it or leave it out"
@@ -55,14 +59,12 @@ def range_fault(tick: Tick) -> Fault | None:
             return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
         if price is None and size:
             return "size_without_price", f"a quote (price null) has size 0, this has {size}"
-    for name in ("bid", "ask"):
+    for name in QUOTES:
+        low, high = RANGES[name]
         value = getattr(tick, name)
-        if value is not None and not MIN_PRICE <= value <= MAX_PRICE:
-            return "out_of_range", f"{name} must be above 0 and at most {MAX_PRICE:.0f} (null where there is none), is {value}"
-    for name in ("bid_size", "ask_size"):
-        value = getattr(tick, name)
-        if value is not None and not 0 <= value <= MAX_QUOTE_SIZE:
-            return "out_of_range", f"{name} must be 0 to {MAX_QUOTE_SIZE:.0f}, is {value}"
+        if value is not None and not low <= value <= high:
+            must = f"above 0 and at most {high:.0f} (null where there is none)" if low else f"0 to {high:.0f}"
+            return "out_of_range", f"{name} must be {must}, is {value}"
     if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
         return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
     if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
@@ -72,17 +74,10 @@ def range_fault(tick: Tick) -> Fault | None:
 
 def extras_fit(tick: Tick) -> bool:
     """Whether `range_fault` finds nothing in the tick's quote and texts."""
-    bid, ask, bid_size, ask_size = tick.bid, tick.ask, tick.bid_size, tick.ask_size
-    return (
-        (bid is None or MIN_PRICE <= bid <= MAX_PRICE)
-        and (ask is None or MIN_PRICE <= ask <= MAX_PRICE)
-        and (bid_size is None or 0 <= bid_size <= MAX_QUOTE_SIZE)
-        and (ask_size is None or 0 <= ask_size <= MAX_QUOTE_SIZE)
-        and (tick.exchange is None or len(tick.exchange) <= MAX_TEXT)
-        and (tick.condition is None or len(tick.condition) <= MAX_TEXT)
-        and (tick.currency is None or len(tick.currency) <= MAX_TEXT)
-        and (tick.session is None or len(tick.session) <= MAX_TEXT)
-    )
+    for value, (low, high) in zip(_quotes_of(tick), _QUOTE_RANGES, strict=True):
+        if value is not None and not low <= value <= high:
+            return False
+    return all(text is None or len(text) <= MAX_TEXT for text in _texts_of(tick))
 
 
 def decoding_fault(error: Exception) -> Fault:

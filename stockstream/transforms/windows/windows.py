@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stockstream import accelerated
 from stockstream.errors import FrameError, StateError
-from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.records import QUOTES, WINDOWS_SCHEMA, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, bounds_of_runs, coded, empty, nullable, numbers, plain, spread
 from stockstream.transforms.timing import FORGET_MS, LAGS_S, WINDOW_S
@@ -61,7 +61,6 @@ ROWS_AT_ONCE = 128
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_QUOTES = ("bid", "ask", "bid_size", "ask_size")
 _SUMMED = ("notional", "log_return", "price")
 _HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
 _TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
@@ -93,7 +92,7 @@ class _Ticks:
     size: Ints
     offset: Ints
     quotes: dict[str, Floats]
-    """Columns of `_QUOTES` that any tick has."""
+    """Columns of `QUOTES` that any tick has."""
 
     def take(self, which: slice | NDArray[np.bool_]) -> _Ticks:
         quotes = {name: column[which] for name, column in self.quotes.items()}
@@ -908,7 +907,7 @@ class Windows:
             return {}
         sources, which = coded(rows.column("source"))
         price = numbers(rows, "price")
-        quotes = {name: numbers(rows, name) for name in _QUOTES if rows.column(name).null_count < rows.num_rows}
+        quotes = {name: numbers(rows, name) for name in QUOTES if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
         table, codes = coded(rows.column("symbol"))
