@@ -17,7 +17,8 @@ from stockstream.state.frame_reader import FrameReader
 from stockstream.state.frame_stage import FrameStage
 from stockstream.status import metrics
 from stockstream.transforms.frames import Frame, encode_within
-from stockstream.transforms.windows.windows import Rows, Windows
+from stockstream.transforms.windows.rows import Rows
+from stockstream.transforms.windows.windows import Windows
 from stockstream.transport.hops import hops_header, hops_of, now_ms
 from stockstream.transport.messages import Chunk, Message, Outgoing
 from tables.aggregate import table
@@ -96,7 +97,7 @@ class Aggregation(FrameStage[Windows]):
             if len(self.told) > TOLD_MOST:
                 self.told, self._told_before = {}, self.told             # who is not heard any more is forgotten the next time
             if due:
-                messages += [Message(row.symbol.encode(), _encode(row)) for row in part.told(due, partition)]
+                messages += [Message(row.symbol.encode(), _encode(row)) for row in part.json_rows(due, partition)]
         return messages
 
 

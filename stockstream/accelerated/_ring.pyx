@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""What `windows._Ring` does to each cell, compiled: the same operations in the same order, so the same bits.
+"""What `transforms.windows.arithmetic` does to each cell, compiled: the same operations in the same order, so the same bits.
 
-Cells are arrays (field, column, row) of 8 bytes, `own` and `past` as in `windows._Cells`; a second's column is the second modulo the number of columns.
+Cells are arrays (field, column, row) of 8 bytes, `own` and `past` as in `transforms.windows.cells`; a second's column is the second modulo the number of columns.
 Logarithms are left to numpy, whose last bit is not that of the C library. No multiplication and addition may become one: see the compiler's flags.
 """
 
@@ -54,7 +54,7 @@ cdef inline Py_ssize_t _before(Py_ssize_t column, int64_t seconds, Py_ssize_t wi
 
 
 cdef inline double _square_added(double change, double before, int64_t count) noexcept:
-    """As `windows._squares_added`."""
+    """As `arithmetic._squares_added`."""
     cdef double apart = change - before / <double>(count if count > 1 else 1)
     return apart * apart * (<double>count / <double>(count + 1))
 

@@ -15,7 +15,8 @@ from stockstream import topics
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.state.frame_reader import resume_of
 from stockstream.transforms.frames import Frame, decode
-from stockstream.transforms.windows.windows import Part, Rows, Windows
+from stockstream.transforms.windows.rows import Part, Rows
+from stockstream.transforms.windows.windows import Windows
 from stockstream.transport.hops import hops_of
 from tests.unit.agents.bench import LOG, PARTITION, Bench
 from tests.unit.transforms.test_window_state import START, Feed

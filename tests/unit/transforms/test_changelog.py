@@ -13,7 +13,8 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.changelog_index import OPEN, ChangelogIndex, Range, merge, subtract
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning.cleaner import Cleaner
-from stockstream.transforms.windows.windows import RESTORE_S, Windows
+from stockstream.transforms.windows.ring import RESTORE_S
+from stockstream.transforms.windows.windows import Windows
 from tests.changelogs import Changelog
 
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda pair: (pair[0], pair[0] + pair[1])), max_size=6)

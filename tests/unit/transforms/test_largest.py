@@ -20,7 +20,8 @@ from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT
 from stockstream.transforms.frames import Assembler, Frame, decode, encode_within
 from stockstream.transforms.rules.detector import Detected, Detector
 from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.windows.windows import Rows, Windows
+from stockstream.transforms.windows.rows import Rows
+from stockstream.transforms.windows.windows import Windows
 from tests.fixtures.make import Model
 
 LIMIT = MAX_BATCH_BYTES - 2_000

@@ -20,7 +20,8 @@ from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows import windows as windows
-from stockstream.transforms.windows.windows import REST_MS, Windows, _Ring
+from stockstream.transforms.windows.ring import Ring
+from stockstream.transforms.windows.windows import REST_MS, Windows
 from tests.changelogs import Changelog
 
 START = 1_700_000_100
@@ -99,12 +100,12 @@ def test_sources_at_rest_and_symbols_without_a_row_change_no_bit(seed: int) -> N
     frames = sparse(random.Random(seed), 60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "REST_FRAMES", 1 << 40)
-        patch.setattr(_Ring, "make_room", lambda *_: None)
+        patch.setattr(Ring, "make_room", lambda *_: None)
         want = list(rows_of(Windows(0, revise_s=30), frames))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "REST_FRAMES", 0)
-        core, kept = Windows(0, revise_s=30), _Ring.make_room
-        patch.setattr(_Ring, "make_room", lambda ring, symbols: kept(ring, symbols))
+        core, kept = Windows(0, revise_s=30), Ring.make_room
+        patch.setattr(Ring, "make_room", lambda ring, symbols: kept(ring, symbols))
         assert list(rows_of(core, frames)) == want
 
 
@@ -124,7 +125,7 @@ def test_symbols_that_fell_silent_give_up_their_rows_and_the_bits_stay() -> None
         most = max(most, len(core._rings["s"].symbols))
     assert most < 100, "of 480 symbols"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Ring, "make_room", lambda *_: None)
+        patch.setattr(Ring, "make_room", lambda *_: None)
         want = [[repr(row) for row in rows.batch(0).to_pylist()] for rows in map(Windows(0, revise_s=30).frame, frames) if rows is not None]
     assert got == want
 
@@ -219,7 +220,7 @@ def test_a_second_of_twenty_thousand_symbols_is_cut_by_bytes() -> None:
     records = core.records(0)
     assert len(records) > 6 and max(len(value) for _, value in records) < MAX_VALUE_BYTES + 1_000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Ring, "close", lambda *_: None)                   # its arrays are as large as in life; that takes a while
+        patch.setattr(Ring, "close", lambda *_: None)                   # its arrays are as large as in life; that takes a while
         again = Windows.restore(0, dict(records), revise_s=30)
     assert list(again._rings["s"].symbols) == symbols
 

@@ -19,8 +19,9 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.windows import windows as windows
-from stockstream.transforms.windows.windows import Windows, _Cells
+from stockstream.transforms.windows import arithmetic, cells
+from stockstream.transforms.windows.cells import SPARE_S, Cells
+from stockstream.transforms.windows.windows import Windows
 from tests import oracle
 from tests.changelogs import Changelog
 from tests.compilation import need_compiled
@@ -163,7 +164,7 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
         need_compiled()
     else:
         monkeypatch.setattr(accelerated, "ring", None)
-        monkeypatch.setattr(windows, "MANY_SYMBOLS", way)
+        monkeypatch.setattr(arithmetic, "MANY_SYMBOLS", way)
     parts = batch.run(records, partition=0, partitions=1, chunk=37)
     assert whole.rejections == parts.rejections == []
     got = parts.rows()
@@ -186,7 +187,7 @@ def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPa
     day = day.assign(event_time=day.second * 1000 + 500, price=100.0 + day.index % 11, size=day.index).drop(columns="second")
     records = day_records(day, "replay.late")
     whole = batch.run(records, partition=0, partitions=1, chunk=5_000)
-    monkeypatch.setattr(windows, "SPARE_S", 0)
+    monkeypatch.setattr(cells, "SPARE_S", 0)
     parts = batch.run(records, partition=0, partitions=1, chunk=1)
     assert parts.rejections == []
     assert parts.rows().equals(whole.rows())
@@ -284,7 +285,7 @@ def test_a_long_silence_costs_no_memory() -> None:
     assert ring.past.width < 10_000
     quiet = later.event_time.max() // 1000 + np.arange(3_000)            # as live: now few seconds at a time are needed
     for second in quiet.tolist():
-        ring.cover(second, second)
+        ring.ensure_capacity(second, second)
         ring.close(second)
     assert (ring.own.width, ring.past.width) < (31 + 40, 331 + 40)
 
@@ -298,10 +299,10 @@ def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
     core.frame(frame)
     ring = Windows.restore(0, dict(core.records(0)), revise_s=30)._rings["replay.a"]
     before = core._rings["replay.a"]
-    assert (ring.own.width, ring.past.width) == (31 + windows.SPARE_S, 331 + windows.SPARE_S)
+    assert (ring.own.width, ring.past.width) == (31 + SPARE_S, 331 + SPARE_S)
     assert ring.closed == before.closed
     rows, seconds = before.cells_between(ring.closed - 30, ring.closed)
-    again = ring.know([before.names[row] for row in rows.tolist()])
+    again = ring.register_symbols([before.names[row] for row in rows.tolist()])
     for name, values in before.statistics(rows, seconds).items():
         np.testing.assert_array_equal(ring.statistics(again, seconds)[name], values)
 
@@ -354,7 +355,7 @@ def test_what_is_stored_of_a_series_before_counts_no_more(back: int, chunk: int)
 
 
 def test_cells_go_round() -> None:
-    cells = _Cells(("high", "price", "volume_total"), 5)
+    cells = Cells(("high", "price", "volume_total"), 5)
     cells.resize(3, cells.width)
     rows = np.arange(3)
     written: dict[int, int] = {}
@@ -373,7 +374,7 @@ def test_cells_go_round() -> None:
     second, widths = 1_000, set()
     for turn in range(400):
         step = rng.choice((1, 1, 1, 2, 30 if turn < 200 else 1))
-        cells.cover(second, second + step)
+        cells.ensure_capacity(second, second + step)
         assert cells.base <= second - cells.depth
         for new in range(second, second + step + 1):
             at = cells.at(rows, np.full(3, new))
@@ -390,4 +391,4 @@ def test_cells_go_round() -> None:
         widths.add(cells.width)
     assert len(widths) > 1
     assert cells.columns(second, second - 1) == [slice(0, 0)]
-    assert cells.width <= cells.depth + 2 * (2 + 1 + windows.SPARE_S)
+    assert cells.width <= cells.depth + 2 * (2 + 1 + SPARE_S)

@@ -1,0 +1,212 @@
+"""Arrays of the last seconds of one source: fields, their layout and room for seconds and symbols.
+
+`Cells` holds some fields as an array (field, second, symbol) of 8 bytes a cell. The seconds go round: the newest takes the place of the oldest.
+A `Ring` has two of them: `PAST` are the fields that windows look up as far back as they reach, `OWN` those of a row's own second or the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stockstream import accelerated
+from stockstream.errors import FrameError
+from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.windows.state import STORED
+
+FAR_S = 60
+MOST_SECONDS, MOST_BYTES = 1_024, 1 << 28
+"""Laid out at once. What `clean` sends closes seconds as it goes; a frame that does not is somebody else's."""
+SPARE_S = 8
+"""Seconds laid out beyond what is needed, at least: a second then seldom asks for new room. A chunk of a backlog has many, and the next may have more:
+as many again then, up to FAR_S."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SUMMED = ("notional", "log_return", "price")
+_HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
+TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
+_TOTALS = ("volume_total", "ticks_total")
+PAST = ("high", "low", *_SUMMED, *_TOTALS, *TAILS)
+"""The fields that windows look up as far back as they reach."""
+OWN = (*(name for name in STORED if name not in PAST), "begun", *_HEADS, "last")
+"""The fields that are looked up in a row's own second, or in the one before."""
+INTS = {"quotes", "volume", "ticks", "begun", *_TOTALS, "last"}
+NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
+"""Heads and tails of no seconds."""
+NOT_YET = -WINDOW_S - 1
+"""`last` and `begun` before the first trade: longer ago than any series lasts."""
+_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "begun": NOT_YET}
+_EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_HEADS, *TAILS), (*NOTHING, *NOTHING), strict=True))
+NEVER = -1
+
+
+def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
+    """The fields from one to another, where they are neighbours."""
+    return slice(of.index(first), of.index(last) + 1)
+
+
+SUM, TAIL, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, TAILS[0], TAILS[-1]), _fields(PAST, *_TOTALS)
+HEAD, COUNT = _fields(OWN, _HEADS[0], _HEADS[-1]), _fields(OWN, "volume", "ticks")
+ROW_OWN, ROW_PAST = _fields(OWN, "open", _HEADS[-1]), _fields(PAST, "high", _TOTALS[-1])
+"""What `statistics` looks up in a row's own second."""
+STORED_OWN, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (OWN, PAST))
+"""Places in a bucket of the stored fields, which are the first."""
+
+
+if accelerated.ring is not None:
+    accelerated.ring.fields(OWN, PAST)
+
+_CODEC = pa.Codec("zstd", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Cells at rest."""
+
+    shape: tuple[int, ...]
+    size: int
+    data: bytes
+
+
+class Cells:
+    """Some fields of the last seconds: array (field, column, row). A second's column is the second modulo the width, so that the newest takes the oldest's."""
+
+    def __init__(self, fields: tuple[str, ...], depth: int) -> None:
+        self.fields = {name: number for number, name in enumerate(fields)}
+        self.depth = depth
+        """Seconds before the oldest open one that are still looked at."""
+        nothing = ((name, np.float64(_EMPTY.get(name, np.nan))) for name in fields)
+        self.nothing: Ints = np.array([value.astype(np.int64) if name in INTS else value.view(np.int64) for name, value in nothing])[:, None, None]
+        self.not_zero = np.flatnonzero(self.nothing).tolist()
+        """The fields of which nothing is not zero."""
+        self.stored = sum(name in STORED for name in fields)
+        """So many of the fields, the first, are in buckets."""
+        self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
+        """The fields that are not `INTS` are floats: `floats` and `of` show them so."""
+        self.blank = True
+        """Whether no second was covered yet."""
+        self.last = NEVER
+        """Newest second that has a column."""
+        self.most = 0
+        """Seconds asked for at once at most since the columns began again."""
+
+    @property
+    def width(self) -> int:
+        width: int = self.cells.shape[1]
+        return width
+
+    @property
+    def base(self) -> int:
+        """Oldest second that has a column."""
+        return self.last - self.width + 1
+
+    @property
+    def floats(self) -> Floats:
+        return self.cells.view(np.float64)
+
+    def of(self, name: str) -> NDArray[Any]:
+        """One field: array (column, row)."""
+        array: NDArray[Any] = (self.cells if name in INTS else self.floats)[self.fields[name]]
+        return array
+
+    def flat(self, name: str) -> NDArray[Any]:
+        """One field by column * rows + row."""
+        return self.of(name).reshape(-1)
+
+    def at(self, rows: Ints, seconds: Ints) -> Ints:
+        """Where these cells lie in `flat`: from 0 where the columns last began again, below it before. numpy counts that from the end, which is their place."""
+        at: Ints = (seconds - (self.last - self.last % self.width)) * self.cells.shape[2] + rows
+        return at
+
+    def unbroken(self, second: int) -> int:
+        """Last of the seconds whose columns follow upon this one's."""
+        return second + self.width - 1 - second % self.width
+
+    def columns(self, first: int, last: int) -> list[slice]:
+        """The columns of consecutive seconds: one slice, or two where they go round the end. None where `last` is before `first`."""
+        if last < first:
+            return [slice(0, 0)]
+        begin, end, middle = first % self.width, last % self.width + 1, self.unbroken(first)
+        return [slice(begin, end)] if last <= middle else [slice(begin, self.width), slice(0, end)]
+
+    def read(self, fields: slice, first: int, last: int, rows: slice | Ints) -> Ints:
+        """These fields in consecutive seconds: array (field, second, row)."""
+        parts = [self.cells[fields, columns, rows] for columns in self.columns(first, last)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _forget(self, columns: slice, rows: slice) -> None:
+        """Cells as they are where nothing has happened, from zeros."""
+        for number in self.not_zero:
+            self.cells[number, columns, rows] = self.nothing[number]
+
+    def ensure_rows(self, rows: int) -> None:
+        """Room for more rows. Before the first second is covered nobody knows how many columns there must be: none is written."""
+        if self.blank:
+            self.cells = np.zeros((len(self.fields), self.width, rows), np.int64)
+        else:
+            self.resize(rows, self.width)
+
+    def resize(self, rows: int, width: int) -> None:
+        """New room for this many rows and seconds; the newest seconds stay. Raises `FrameError` where that is more than any feed of ours asks for."""
+        if width > MOST_SECONDS and 8 * len(self.fields) * width * rows > MOST_BYTES:
+            raise FrameError(f"ticks and closings of one source lie {width} s apart")
+        old, last = self.cells, self.last
+        known = 0 if self.blank else old.shape[2]
+        begin = max(last - width, last - old.shape[1]) + 1 if known else last + 1
+        self.cells, self.blank = np.zeros((len(self.fields), width, rows), np.int64), False
+        for columns in self.columns(last - width + 1, begin - 1) if known else ():
+            self._forget(columns, slice(known))
+        self._forget(slice(None), slice(known, None))
+        while begin <= last:
+            end = min(last, self.unbroken(begin), begin + old.shape[1] - 1 - begin % old.shape[1])
+            source, target, length = begin % old.shape[1], begin % width, end - begin + 1
+            self.cells[:, target : target + length, :known] = old[:, source : source + length]
+            begin = end + 1
+
+    def take(self, rows: Ints, room: int) -> None:
+        """Keeps these rows, in this order, with room for so many."""
+        kept = self.cells[:, :, rows]
+        self.cells = np.zeros((len(self.fields), self.width, room), np.int64)
+        if not self.blank:
+            self.cells[:, :, : len(rows)] = kept
+            self._forget(slice(None), slice(len(rows), None))
+
+    def rest(self) -> Packed:
+        """Packs the cells; nothing else may be done before `wake`. A second differs little from the one before: only that is kept."""
+        shape, differences = self.cells.shape, self.cells.copy()
+        differences[:, 1:] ^= self.cells[:, :-1]
+        data = differences.tobytes()
+        self.cells = np.empty((shape[0], shape[1], 0), np.int64)
+        return Packed(shape, len(data), _CODEC.compress(data, asbytes=True))
+
+    def wake(self, packed: Packed) -> None:
+        differences = np.frombuffer(_CODEC.decompress(packed.data, packed.size, asbytes=True), np.int64).reshape(packed.shape)
+        self.cells = np.bitwise_xor.accumulate(differences, axis=1)
+
+    def ensure_capacity(self, since: int, last: int) -> None:
+        """Makes room for the seconds up to `last`, keeping `depth` seconds before `since`. What is not stored is written when they close."""
+        last = max(last, self.last)
+        needed = last - since + 1
+        self.most = max(self.most, needed)
+        around = last // self.width > self.last // self.width
+        if needed > self.width - self.depth or (around and self.width - self.depth > 2 * (self.most + SPARE_S)):
+            self.resize(self.cells.shape[2], self.depth + self.most + max(SPARE_S, min(self.most, FAR_S)))
+        elif self.blank:
+            self.resize(self.cells.shape[2], self.width)
+        if around:
+            self.most = needed
+        if last > self.last:
+            for columns in self.columns(max(self.last, last - self.width) + 1, last):
+                self.cells[: self.stored, columns] = self.nothing[: self.stored]
+            self.last = last
+
+    def reset(self, second: int) -> None:
+        """Forgets every second; `second` is the newest that has a column."""
+        self.last, self.blank = second, True
+        self.resize(self.cells.shape[2], self.depth + SPARE_S)

@@ -1,0 +1,271 @@
+"""One source's last seconds, symbol by symbol.
+
+A `Ring` adds ticks to their seconds, closes seconds, finds what late ticks change, and packs closed seconds for the state. Its rows are
+symbols, in the order first heard. What is computed in each cell stands in `arithmetic`, the layout of the arrays in `cells`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stockstream.errors import FrameError
+from stockstream.transforms.frames import bounds_of_runs
+from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.versioned import MAX_VALUE_BYTES
+from stockstream.transforms.windows import arithmetic
+from stockstream.transforms.windows.cells import FAR_S, NEVER, OWN, PAST, Cells, Ints, Packed
+from stockstream.transforms.windows.state import STORED, Second
+from stockstream.transforms.windows.ticks import Ticks
+
+RESTORE_S = 2 * WINDOW_S + 1
+"""Seconds of buckets that a restart needs besides REVISE_S: two windows, to know where each living series began."""
+SILENT_S = 2 * WINDOW_S + 60
+"""Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its row."""
+CELLS_AT_ONCE = 250_000
+"""Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
+
+
+def _as_slice(rows: Ints) -> slice | Ints:
+    """The rows, as a slice where they follow upon each other."""
+    return slice(int(rows[0]), int(rows[0]) + len(rows)) if len(rows) and (np.diff(rows) == 1).all() else rows
+
+
+class Ring:
+    """One source's seconds, in two depths of `Cells`; rows are symbols in the order first heard.
+
+    No second up to `closed` - `revise_s` changes any more: `clean` rejects what is older, and after a restart its ticks are counted already.
+    """
+
+    def __init__(self, revise_s: int) -> None:
+        self.revise_s = revise_s
+        self.symbols: dict[str, int] = {}
+        self.own, self.past = Cells(OWN, 1 + revise_s), Cells(PAST, WINDOW_S + 1 + revise_s)
+        self.closed = NEVER
+        self.rank: Ints = np.zeros(0, np.int64)
+        self.by_rank: Ints = np.zeros(0, np.int64)
+        """Rows in the order of the symbols' names."""
+        self.names: NDArray[np.object_] = np.zeros(0, object)
+        self.bytes: Ints = np.zeros(0, np.int64)
+        """By row: bytes of a symbol's second in a record, at most."""
+        self.heard: Ints = np.zeros(0, np.int64)
+        """By row: about the last second with a tick or quote."""
+        self.touched = 0
+        """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
+        self.frame = 0
+        """Number of the frame that it was last in."""
+        self._packed: list[Packed] = []
+        self.unsaved: dict[int, int] = {}
+        """Second -> first raw offset with an effect that no stored bucket has."""
+        self.stored = NEVER
+        """Newest second that has a bucket."""
+        self.counted = NEVER
+        """Last closing's offset: all ticks up to it in seconds up to `closed` are in buckets."""
+        self.begun = NEVER
+        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        self.through: dict[int, int] = {}
+        """After a restart: second -> offset that its stored bucket counts through."""
+        self.resumed = NEVER
+        """The last second of the life before, while ticks of another life have come that begins far behind it, and not its first closing."""
+        self.restored: tuple[int, int] = (NEVER, NEVER)
+        """After a restart: `closed` and `counted` of the head."""
+        self.waiting: dict[int, list[Second]] = {}
+        """After a restart: stored seconds beyond `closed`, put in place when the log gets there again."""
+        self.changed: set[tuple[int, int]] = set()
+        """(Row, closed second) of late ticks whose revision was not sent."""
+
+    # -- room ---------------------------------------------------------------
+
+    @property
+    def at_once(self) -> int:
+        """Seconds that may be laid out at once."""
+        return max(FAR_S, CELLS_AT_ONCE // max(len(self.symbols), 8))
+
+    def register_symbols(self, symbols: Collection[str]) -> Ints:
+        """Row numbers of these (different) symbols, new ones added."""
+        table = self.symbols
+        try:
+            return np.fromiter(map(table.__getitem__, symbols), np.int64, len(symbols))
+        except KeyError:
+            new = [symbol for symbol in symbols if symbol not in table]
+        table.update(zip(new, range(len(table), len(table) + len(new)), strict=True))
+        if len(table) > self.own.cells.shape[2]:
+            rows = len(table) + max(8, len(table) // 16)
+            for cells in (self.own, self.past):
+                cells.ensure_rows(rows)
+        self.heard = np.concatenate([self.heard, np.full(len(new), max(self.closed, 0))])
+        self.bytes = np.concatenate([self.bytes, np.fromiter((8 * len(STORED) + 5 + len(symbol.encode()) for symbol in new), np.int64, len(new))])
+        self._name()
+        return self.register_symbols(symbols)
+
+    def _name(self) -> None:
+        self.names = np.array(list(self.symbols), object)
+        self.by_rank = np.argsort(self.names.astype(str), kind="stable")
+        self.rank = np.empty(len(self.names), np.int64)
+        self.rank[self.by_rank] = np.arange(len(self.names))
+
+    def make_room(self, symbols: Collection[str]) -> None:
+        """Where there is no row left for these symbols, those that were silent for longer than anything reaches give theirs up, if they are many."""
+        free = self.own.cells.shape[2] - len(self.symbols)
+        if not len(self.symbols) or self.closed == NEVER or sum(symbol not in self.symbols for symbol in symbols) <= free:
+            return
+        kept = np.flatnonzero(self.heard > self.closed - SILENT_S - self.revise_s)
+        if len(self.symbols) - len(kept) < max(8, len(self.symbols) // 8):
+            return
+        number_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
+        self.changed = {(number_of[row], second) for row, second in self.changed}
+        self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
+        self.heard, self.bytes = self.heard[kept], self.bytes[kept]
+        for cells in (self.own, self.past):
+            cells.take(kept, len(kept) + max(8, len(kept) // 16))
+        self._name()
+
+    def rest(self) -> None:
+        """Packs the arrays until `wake`."""
+        if not self._packed:
+            self._packed = [cells.rest() for cells in (self.own, self.past)]
+
+    def wake(self) -> None:
+        if self._packed:
+            for cells, packed in zip((self.own, self.past), self._packed, strict=True):
+                cells.wake(packed)
+            self._packed = []
+
+    @property
+    def array_bytes(self) -> int:
+        """Memory of the arrays, packed or not."""
+        return self.own.cells.nbytes + self.past.cells.nbytes + sum(len(packed.data) for packed in self._packed)
+
+    def ensure_capacity(self, first: int, last: int) -> None:
+        """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
+        if self.closed - self.revise_s < first and last <= self.own.last and self.closed != NEVER:
+            return
+        since = min([first, *self.unsaved]) if self.closed == NEVER else min(first + self.revise_s, self.closed + 1)
+        for cells in (self.own, self.past):
+            cells.ensure_capacity(since, last)
+
+    def skip_to(self, second: int) -> None:
+        """Where nothing is heard for longer than anything is kept, begins anew with `second` as the last closed: no window or series reaches over that."""
+        if second - self.closed > self.past.depth and self.closed != NEVER and not self.unsaved:
+            for cells in (self.own, self.past):
+                cells.reset(second)
+            self.closed = second
+
+    def resume_far(self, second: int) -> None:
+        """A source that `clean` had forgotten is heard again, first at `second`, before its first closing: no room is needed for what lies between.
+
+        That closing will say after which second the series begins: one of the two before `second`, as the milliseconds have it.
+        """
+        if self.closed != NEVER and second - self.closed > self.past.depth + self.revise_s and not self.unsaved:
+            self.resumed = self.closed
+            self.skip_to(second - 2)
+
+    @property
+    def known_closed(self) -> int:
+        """The last second that a closing has named: what a restart goes on from."""
+        return self.closed if self.resumed == NEVER else self.resumed
+
+    # -- ticks --------------------------------------------------------------
+
+    def reach(self, offset: int) -> None:
+        """The log goes on with this offset: stored buckets that count through less have had their effect."""
+        if (self.through or self.restored != (NEVER, NEVER)) and offset > max(self.restored[1], *self.through.values(), NEVER):
+            self.restored, self.through = (NEVER, NEVER), {}
+
+    def uncounted(self, ticks: Ticks) -> Ticks:
+        """The ticks that no stored bucket counts; all of them but for a while after a restart."""
+        if self.restored == (NEVER, NEVER) and not self.through:
+            return ticks
+        closed, counted = self.restored
+        through = np.fromiter((self.through.get(s, NEVER) for s in ticks.second.tolist()), np.int64, len(ticks.second))
+        return ticks.take((ticks.offset > through) & ((ticks.offset > counted) | (ticks.second > closed)))
+
+    def add(self, ticks: Ticks) -> None:
+        """Adds ticks to their seconds, one after the other in log order."""
+        for first in bounds_of_runs(ticks.second)[:-1]:
+            self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
+        self.heard[ticks.symbol] = ticks.second
+        arithmetic.add(self.own, self.past, ticks)
+        for name, values in ticks.quotes.items():
+            known = ~np.isnan(values)
+            self.own.flat(name)[self.own.at(ticks.symbol[known], ticks.second[known])] = values[known]
+
+
+    # -- closings -----------------------------------------------------------
+
+    def close(self, second: int) -> None:
+        """Carries prices forward through `second`; nothing is sent."""
+        if second > self.closed:
+            first = self.closed + 1 if self.closed != NEVER else self.own.base + 1
+            arithmetic.carry(self.own, self.past, slice(0, len(self.symbols)), first, second)
+            self.closed = second
+
+
+    def revise(self) -> tuple[Ints, Ints]:
+        """Carries prices again from the changed seconds on; returns (rows, seconds) of the cells up to `closed` that are to be sent again, in their order."""
+        since: dict[int, int] = {}
+        for row, second in self.changed:
+            since[row] = min(since.get(row, second), second)
+        rows = np.fromiter(since, np.int64, len(since))
+        first = np.fromiter(since.values(), np.int64, len(since))
+        order = self.rank[rows].argsort()
+        rows, first = rows[order], first[order]
+        lowest = int(first.min())
+        if lowest <= self.own.base:
+            raise FrameError(f"a late tick {self.closed - lowest} s before the last closed second")
+        arithmetic.carry(self.own, self.past, rows, lowest, self.closed)
+        since_of = np.zeros(len(self.symbols), np.int64)
+        since_of[rows] = first
+        live, seconds = arithmetic.live(self.own, rows, np.arange(lowest, self.closed + 1))
+        due = seconds >= since_of[live]
+        return live[due], seconds[due]
+
+    def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
+        """(rows, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
+        first = max(after + 1, self.own.base)
+        return arithmetic.live(self.own, self.by_rank, np.arange(first, second + 1))
+
+
+    def statistics(self, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
+        """The row values of these cells, by column name of `windows`."""
+        return arithmetic.statistics(self.own, self.past, rows, seconds)
+
+    # -- state --------------------------------------------------------------
+
+    def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
+        """The stored form of each of these seconds, in parts that fit a message, and about their bytes."""
+        second = np.array(seconds, np.int64)
+        rows, seconds_of = arithmetic.live(self.own, np.arange(len(self.symbols)), second)
+        kept = arithmetic.stored(self.own, self.past, rows, seconds_of)
+        ends = seconds_of.searchsorted(second, "right").tolist()
+        names, sizes = self.names[rows].tolist(), np.concatenate([[0], self.bytes[rows].cumsum()])
+        begin = 0
+        for number, end in zip(seconds, ends, strict=True):
+            size, cuts = int(sizes[end] - sizes[begin]), [begin, end]
+            if size > MAX_VALUE_BYTES:
+                numbers_of = (sizes[begin:end] - sizes[begin]) // MAX_VALUE_BYTES
+                cuts[1:1] = (begin + 1 + np.flatnonzero(np.diff(numbers_of))).tolist()
+            parts = [slice(*pair) for pair in pairwise(cuts)] if end > begin else []
+            yield [Second(number, names[part], kept[:, part].tobytes()) for part in parts], size
+            begin = end
+
+    def apply_restored(self, second: int) -> None:
+        """Puts stored seconds up to this one back in their place."""
+        due = sorted(s for s in self.waiting if s <= second)
+        while due and due[0] < second - RESTORE_S - self.revise_s:
+            del self.waiting[due.pop(0)]                                 # of no use to any window by then
+        if due:
+            self.ensure_capacity(due[0], second)
+        known: list[str] = []
+        for waiting in due:
+            for part in self.waiting.pop(waiting):
+                if part.symbols is not known:
+                    known, rows = part.symbols, _as_slice(self.register_symbols(part.symbols))
+                stored = np.frombuffer(part.data, np.int64).reshape(len(STORED), -1)
+                self.heard[rows] = waiting
+                for cells, places in arithmetic.stored_places(self.own, self.past):
+                    cells.cells[: len(places), waiting % cells.width, rows] = stored[places]

@@ -1,0 +1,99 @@
+"""The rows that a frame brings: as columns for Arrow, and as JSON rows for `latest`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.transforms.frames import empty, nullable, plain, spread
+from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.windows.cells import Ints
+
+Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
+"""A row of `windows` as it is for JSON, which makes null of a NaN."""
+_QUALITY = ["", "partial"]
+
+
+def _quality(values: Mapping[str, NDArray[Any]]) -> Ints:
+    """Which of `_QUALITY` rows have."""
+    return (values["seconds_5m"] < WINDOW_S).astype(np.int64)
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows of one source, by offset of the closing, second and symbol."""
+
+    source: str
+    symbols: list[str]
+    symbol: Ints
+    """Which of `symbols` each row is of."""
+    values: dict[str, NDArray[Any]]
+    """The columns of `windows` that differ from row to row; NaN where there is none."""
+
+    def json_rows(self, rows: list[int], partition: int) -> list[Any]:
+        """Some of the rows, each as a `Row`."""
+        places = np.array(rows)
+        columns: dict[str, Iterable[Any]] = {name: array[places].tolist() for name, array in self.values.items()}
+        columns |= {
+            "symbol": [self.symbols[number] for number in self.symbol[places].tolist()], "source": repeat(self.source), "partition": repeat(partition),
+            "quality": [_QUALITY[number] for number in _quality(self.values)[places].tolist()],
+        }  # fmt: skip
+        return list(map(Row, *(columns[name] for name in WINDOWS_SCHEMA.names)))
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one frame brings: the closings to send, all of them in order, and their rows."""
+
+    start: int
+    through: int
+    clock: int = 0
+    """Newest Kafka time (epoch ms) of an accepted record up to `through`; 0: not known."""
+    closings: list[Closing] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    def newest(self) -> list[tuple[Part, dict[str, int]]]:
+        """By part and symbol the row that is the last of the symbol to have a price."""
+        found: list[tuple[Part, dict[str, int]]] = []
+        for part in sorted(self.parts, key=lambda part: part.source):
+            priced = np.flatnonzero(~np.isnan(part.values["price"]))
+            last = np.full(len(part.symbols), -1)
+            last[part.symbol[priced]] = priced                           # of several the last stays
+            numbers = np.flatnonzero(last >= 0)
+            newest = {part.symbols[number]: row for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
+            for other, rows in found:
+                for symbol in newest.keys() & rows.keys():
+                    older = part.values["offset"][newest[symbol]] < other.values["offset"][rows[symbol]]
+                    del (newest if older else rows)[symbol]
+            found.append((part, newest))
+        return found
+
+    def batch(self, partition: int) -> pa.RecordBatch:
+        """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
+        parts = sorted(self.parts, key=lambda part: part.source)
+        if not parts:
+            return empty(WINDOWS_SCHEMA)
+        values, symbols = parts[0].values, [spread(part.symbols, part.symbol) for part in parts]
+        if len(parts) > 1:
+            values = {name: np.concatenate([part.values[name] for part in parts]) for name in values}
+        columns = {
+            "symbol": pa.concat_arrays(symbols) if len(symbols) > 1 else symbols[0],
+            "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
+            "quality": spread(_QUALITY, _quality(values)),
+            "partition": plain(np.full(len(values["second"]), partition, np.int32)),
+        }
+        columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f"}
+        columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
+        batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
+        if parts[0].source != parts[-1].source:
+            batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))
+        return batch
+

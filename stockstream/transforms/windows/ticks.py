@@ -1,0 +1,28 @@
+"""Columns of one source's ticks in a frame, with the symbols as rows of its `Ring`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stockstream.transforms.windows.cells import Floats, Ints
+
+
+@dataclass(slots=True)
+class Ticks:
+    """Columns of one source's ticks, in log order."""
+
+    symbol: Ints
+    second: Ints
+    price: Floats
+    size: Ints
+    offset: Ints
+    quotes: dict[str, Floats]
+    """Columns of `QUOTES` that any tick has."""
+
+    def take(self, which: slice | NDArray[np.bool_]) -> Ticks:
+        quotes = {name: column[which] for name, column in self.quotes.items()}
+        return Ticks(self.symbol[which], self.second[which], self.price[which], self.size[which], self.offset[which], quotes)
+
