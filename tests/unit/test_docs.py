@@ -12,8 +12,7 @@ from pydantic import SecretStr
 from stockstream.cli import COMMANDS, group
 from stockstream.settings import Settings
 from stockstream.sources.simulated import default_symbols
-from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import rejections
+from stockstream.transforms import cleaning
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +60,7 @@ def test_symbols_of_the_http_examples_are_in_the_demos_market() -> None:
 
 def test_every_reason_for_a_rejection_is_documented() -> None:
     text = (ROOT / "docs" / "topics.md").read_text()
-    source = Path(validation.__file__).read_text() + Path(rejections.__file__).read_text()
+    source = "".join(path.read_text() for path in sorted(Path(cleaning.__path__[0]).glob("*.py")))
     reasons = set(re.findall(r'"([a-z_]+)", (?:text|detail|\(?\s*f?"[^"]* )', source))
     assert {"late", "duplicate", "future", "other_source", "wrong_partition", "empty_message", "invalid_json"} <= reasons
     assert {"too_many_sources", "too_many_symbols", "internal_error"} <= reasons

@@ -66,7 +66,7 @@ def test_the_largest_state_goes_in_pieces_that_fit_and_comes_back_exactly() -> N
     assert len(records) > 2 and max(len(value) for _, value in records) < MAX_BATCH_BYTES - 1_000
     assert len({key for key, _ in records}) == len(records) and all(Cleaner.readable(*record) == "" for record in records)
     again = restored(dict(random.Random(1).sample(records, len(records))))
-    assert (again._sources, again._held, again.expect, again.clock) == (core._sources, core._held, core.expect, core.clock)
+    assert (again.memory.sources, again.memory.held, again.expect, again.clock) == (core.memory.sources, core.memory.held, core.expect, core.clock)
     assert again.snapshot() == core.snapshot()
 
 

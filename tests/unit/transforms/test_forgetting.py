@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import columns
+from stockstream.transforms.cleaning import columns, memory
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frames import decode, encode
@@ -148,9 +148,9 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
 
 def _content(core: Cleaner) -> tuple[Any, ...]:
     core.snapshot()
-    held = {symbol: (h.source, h.newest, h.ts) for symbol, h in core._held.items()}
-    feeds = {(name, symbol): feed for name, source in core._sources.items() for symbol, feed in source.feeds.items()}
-    return set(core._sources), held, feeds, core.clock
+    held = {symbol: (h.source, h.newest, h.ts) for symbol, h in core.memory.held.items()}
+    feeds = {(name, symbol): feed for name, source in core.memory.sources.items() for symbol, feed in source.feeds.items()}
+    return set(core.memory.sources), held, feeds, core.clock
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -191,7 +191,7 @@ def test_a_feed_with_old_record_times_beside_a_live_one_is_known_all_the_while()
 
 @pytest.mark.parametrize("restarts", [frozenset[int](), frozenset(range(100))], ids=["", "restarted"])
 def test_sources_are_bounded_and_forgotten_ones_make_room(restarts: frozenset[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(validation._LIMITS, "source", 5)
+    monkeypatch.setitem(memory.LIMITS, "source", 5)
     log: Log = [(number, NOW + number, tick(f"S{number}", f"s{number}", NOW)) for number in range(8)]
     log.append((8, NOW + 9, {"punctuate": NOW // 1000, "source": "s9"}))
     log += [(9 + n, NOW + 20, {"punctuate": NOW // 1000 + 1, "source": f"s{n}"}) for n in range(5)]
@@ -207,8 +207,8 @@ def test_sources_are_bounded_and_forgotten_ones_make_room(restarts: frozenset[in
 @pytest.mark.parametrize("seed", range(20))
 def test_bounds_are_the_models_whenever_it_is_restarted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    monkeypatch.setitem(validation._LIMITS, "source", 3)
-    monkeypatch.setitem(validation._LIMITS, "symbol", 5)
+    monkeypatch.setitem(memory.LIMITS, "source", 3)
+    monkeypatch.setitem(memory.LIMITS, "symbol", 5)
     log: Log = []
     now = NOW
     for offset in range(300):
@@ -243,13 +243,13 @@ def test_nothing_grows_in_thirty_days_of_new_symbols_and_sources() -> None:
             assert core.chunk(raw(steady)) == []
             core.frame()
         sizes.append(len(core.snapshot()))
-        counts.append((len(core._sources), len(core._held), sum(len(source.feeds) for source in core._sources.values())))
+        counts.append((len(core.memory.sources), len(core.memory.held), sum(len(source.feeds) for source in core.memory.sources.values())))
     assert max(sizes[2:]) < 1.1 * sizes[1] and len(set(counts[2:])) == 1, (sizes, counts)
-    assert core._feed_count == counts[-1][2]
+    assert core.memory.feed_count == counts[-1][2]
     core.chunk(raw([(offset, NOW + 40 * 24 * HOUR_MS, tick("Z", "z", NOW))]))
     core.frame()
     core.snapshot()
-    assert (set(core._held), set(core._sources), core._feed_count) == ({"Z"}, {"z"}, 0)
+    assert (set(core.memory.held), set(core.memory.sources), core.memory.feed_count) == ({"Z"}, {"z"}, 0)
 
 
 def test_a_kafka_time_beyond_all_times_makes_a_frame_that_is_read() -> None:

@@ -15,7 +15,7 @@ from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import columns
+from stockstream.transforms.cleaning import columns, many
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.columns import MANY
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
@@ -667,10 +667,10 @@ def test_a_record_that_raises_what_nobody_foresaw_is_rejected_and_its_neighbours
     assert [f"offset {offset}: a record could not be judged" in message for offset, message in zip((1, 3), caplog.messages, strict=True)] == [True, True]
 
 
-@pytest.mark.parametrize("where", ["_holders", "_numbered", "_move"])
+@pytest.mark.parametrize("where", ["holders", "numbered", "move"])
 def test_many_that_raise_what_nobody_foresaw_are_judged_one_by_one(where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     core, other = cleaner(), Thorough(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x")
-    monkeypatch.setattr(core, where, unforeseen("odd"))
+    monkeypatch.setattr(many, where, unforeseen("odd"))
     records = [RawRecord(number, NOW + 2_000, tick(event_time=NOW + 1_300 + number)) for number in range(4 * MANY)]
     for some in (records[:MANY], records[MANY:]):
         assert core.chunk(some) == other.chunk(some) == []

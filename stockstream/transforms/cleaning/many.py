@@ -1,0 +1,138 @@
+"""Judges many records at once, as columns: ticks that are all plain, of known symbols and sources, and none of them late.
+
+The verdicts are those that `Cleaner` gives one by one, in half the time; a test holds both to each other. `OddRecord` names the first record that
+must be judged by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stockstream.records import Closing
+from stockstream.transforms.cleaning.columns import Columns, Ints
+from stockstream.transforms.cleaning.memory import Memory
+from stockstream.transforms.cleaning.state import Feed, Held, Source
+from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What plain ticks of one source do to it: for each of their records that closes something its offset, and the last second closed before and by it."""
+
+    source: Source
+    name: str
+    clock: int
+    newest: int
+    ts: int
+    heard: int
+    closings: list[Closing]
+    ends_closed: bool
+    """Whether the last record closes something."""
+
+
+class OddRecord(Exception):
+    """The first of the records that cannot be taken at once."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def require_none(odd: NDArray[np.bool_], record: Ints) -> None:
+    """Raises `OddRecord` where a tick is odd; `record` has the number of each one's."""
+    if odd.any():
+        raise OddRecord(int(record[odd].min()))
+
+
+def holders(plain: Columns, memory: Memory, now: int) -> list[Held]:
+    """The living series of each symbol. Raises `OddRecord` where one is not known or may be forgotten, or belongs to another source."""
+    found = [memory.held.get(symbol) for symbol in plain.symbols]
+    numbers = {name: number for number, name in enumerate(plain.sources)}
+    remembered = now - FORGET_MS
+    owners = [-1 if holder is None or holder.ts < remembered else numbers.get(holder.source, -1) for holder in found]
+    if plain.source is not None or any(owners):
+        require_none(np.array(owners)[plain.symbol] != (0 if plain.source is None else plain.source), plain.record)
+    return [holder for holder in found if holder is not None]
+
+
+def numbered(plain: Columns, memory: Memory, held: list[Held], now: int) -> list[tuple[Feed, int]]:
+    """What numbers each symbol, and its last number, where the ticks have numbers. Raises `OddRecord` where one does not rise, or is the first."""
+    if plain.seq is None:
+        return []
+    found = [memory.sources[holder.source].feeds.get(symbol) if holder.source in memory.sources else None
+             for symbol, holder in zip(plain.symbols, held, strict=True)]  # fmt: skip
+    unknown = np.array([feed is None or bool(feed.snapshot) or now - feed.ts > FORGET_MS for feed in found])
+    require_none(unknown[plain.symbol], plain.record)
+    feeds = [feed for feed in found if feed is not None]
+    order = plain.symbol.argsort(kind="stable")
+    symbol, seq = plain.symbol[order], plain.seq[order]
+    begins = np.flatnonzero(np.diff(symbol, prepend=-1))
+    before = np.concatenate([seq[:1], seq[:-1]])
+    before[begins] = [feed.seq for feed in feeds]
+    require_none(seq <= before, plain.record[order])
+    return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
+
+
+def move(plain: Columns, memory: Memory, number: int, now: Ints, *, lateness_ms: int, revise_s: int) -> Move:
+    """What the ticks of one source do to it. Raises `OddRecord` where one of them is late or ahead, or the source is not known for sure."""
+    name = plain.sources[number]
+    source = memory.sources.get(name)
+    times, record = plain.event_time, plain.record
+    if plain.source is not None:
+        mine = plain.source == number
+        times, record = times[mine], record[mine]
+    heard = plain.timestamp[record]
+    if (
+        source is None or source.closed is None or (source.feeds and plain.seq is None)
+        or int(now[-1]) - source.ts > FORGET_MS
+    ):  # fmt: skip
+        raise OddRecord(int(record[0]))
+    require_none(times > heard + FUTURE_MS, record)
+    begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
+    single = len(begins) == len(times)
+    clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
+    closed = np.maximum((clock - lateness_ms) // 1000 - 1, source.closed)
+    before = np.concatenate([[source.closed], closed[:-1]])
+    open_from = (before - revise_s + 1) * 1000
+    require_none(times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times)))), record)
+    at = np.flatnonzero(closed > before)
+    closed_by = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
+    closings = [Closing(offset, name, after, second) for offset, after, second in closed_by]
+    return Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(now[record[-1]]), int(heard[-1]), closings, bool(closed[-1] > before[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What accepting plain ticks changes."""
+
+    now: Ints
+    """The log's clock after each record."""
+    held: list[Held]
+    """By symbol."""
+    feeds: list[tuple[Feed, int]]
+    """What numbers each symbol, and its last number; none where the ticks have no numbers."""
+    moves: list[Move]
+    """By source."""
+
+    def apply(self, plain: Columns, memory: Memory) -> None:
+        """Brings the symbols, their numbering and the log's clock up to date. The sources are the caller's."""
+        newest, heard = np.zeros(len(self.held), np.int64), np.empty(len(self.held), np.int64)
+        np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
+        heard[plain.symbol] = self.now[plain.record]                              # of several the last stays
+        memory.clock = int(self.now[-1])
+        for holder, second, ts in zip(self.held, newest.tolist(), heard.tolist(), strict=True):
+            holder.newest, holder.ts = max(holder.newest, second), ts
+        for (feed, seq), ts in zip(self.feeds, heard.tolist(), strict=False):
+            feed.seq, feed.ts = seq, ts
+
+
+def weigh(plain: Columns, memory: Memory, *, lateness_ms: int, revise_s: int) -> Accepted:
+    """What accepting all of these ticks would change; nothing is changed yet. Raises `OddRecord` where one of them must be judged by itself."""
+    now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.clock)
+    held = holders(plain, memory, int(now[-1]))
+    feeds = numbered(plain, memory, held, int(now[-1]))
+    moves = [move(plain, memory, number, now, lateness_ms=lateness_ms, revise_s=revise_s) for number in range(len(plain.sources))]
+    return Accepted(now, held, feeds, moves)

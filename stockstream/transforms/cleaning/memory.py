@@ -1,0 +1,102 @@
+"""What `clean` remembers of sources, symbols and feeds, how much of it at most, and when it is forgotten.
+
+The log's own clock is the greatest Kafka time of an accepted record. What a source or symbol was known for is forgotten a day after its last accepted
+tick by that clock, or by the Kafka time of the record that is judged where that is greater: rejected records and snapshots change nothing.
+"""
+
+from __future__ import annotations
+
+from stockstream.transforms.cleaning.rejections import Fault
+from stockstream.transforms.cleaning.state import Held, Source
+from stockstream.transforms.timing import FORGET_MS
+
+MAX_SOURCES = 1_000
+"""Living sources of a partition: the closings of one raw offset, one for each source, fit into a message. A feed is a source, not a connection or a run."""
+MAX_SYMBOLS = 100_000
+"""Living symbols of a partition; more than there are listed in the world."""
+MAX_FEEDS = 200_000
+"""Symbols of a partition whose numbering, day_volume or snapshot is remembered, counted once for each source."""
+
+LIMITS = {"source": MAX_SOURCES, "symbol": MAX_SYMBOLS, "feed": MAX_FEEDS}
+
+
+class Memory:
+    """The living sources, symbols and feeds of one partition."""
+
+    def __init__(self) -> None:
+        self.clock = 0
+        """Greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
+        self.sources: dict[str, Source] = {}
+        self.held: dict[str, Held] = {}
+        """By symbol: its living series."""
+        self.feed_count = 0
+        """Feeds of all sources."""
+        self._oldest = dict.fromkeys(LIMITS, 0)
+        """By kind of entry: no entry's `ts` is below that."""
+
+    def known(self, name: str, now: int) -> Source | None:
+        """The source, where it is known and not forgotten."""
+        source = self.sources.get(name)
+        return None if source is None or source.forgotten(now) else source
+
+    def source(self, name: str, ts: int) -> Source:
+        """The source, of which something is accepted in a record of this time."""
+        now = self.clock = max(self.clock, ts)
+        source = self.sources.get(name)
+        if source is None or source.forgotten(now):
+            self.feed_count -= len(source.feeds) if source is not None else 0
+            source = self.sources[name] = Source()
+        source.ts, source.heard = now, ts
+        return source
+
+    def _counts(self) -> dict[str, int]:
+        return {"source": len(self.sources), "symbol": len(self.held), "feed": self.feed_count}
+
+    def crowded(self, kind: str, now: int) -> bool:
+        """Whether as many entries of a kind are alive at `now` as there may be: those that are forgotten make room, dropped already or not."""
+        limit = LIMITS[kind]
+        if self._counts()[kind] < limit:
+            return False
+        self.purge()
+        if now - self._oldest[kind] <= FORGET_MS:
+            return self._counts()[kind] >= limit                         # none is forgotten
+        if kind == "source":
+            return sum(not source.forgotten(now) for source in self.sources.values()) >= limit
+        if kind == "symbol":
+            return sum(now - held.ts <= FORGET_MS for held in self.held.values()) >= limit
+        living = [source for source in self.sources.values() if not source.forgotten(now)]
+        return sum(now - feed.ts <= FORGET_MS for source in living for feed in source.feeds.values()) >= limit
+
+    def make_room(self) -> None:
+        """Drops what is forgotten where more is kept than may be."""
+        if len(self.sources) > MAX_SOURCES or len(self.held) > MAX_SYMBOLS or self.feed_count > MAX_FEEDS:
+            self.purge()
+
+    def purge(self) -> None:
+        """Drops what is forgotten by `clock`, which every later verdict has forgotten too."""
+        now, oldest = self.clock, self._oldest
+        if now - min(oldest.values()) <= FORGET_MS:
+            return
+        self.sources = {name: source for name, source in self.sources.items() if not source.forgotten(now)}
+        for source in self.sources.values():
+            if any(now - feed.ts > FORGET_MS for feed in source.feeds.values()):
+                source.feeds = {symbol: feed for symbol, feed in source.feeds.items() if now - feed.ts <= FORGET_MS}
+        self.held = {symbol: held for symbol, held in self.held.items() if now - held.ts <= FORGET_MS}
+        self.feed_count = sum(len(source.feeds) for source in self.sources.values())
+        oldest["source"] = min((source.ts for source in self.sources.values()), default=now)
+        oldest["symbol"] = min((held.ts for held in self.held.values()), default=now)
+        oldest["feed"] = min((feed.ts for source in self.sources.values() for feed in source.feeds.values()), default=now)
+
+
+def too_many_sources(name: str) -> Fault:
+    return "too_many_sources", (
+        f"{name} would be one more than the {MAX_SOURCES} sources that this partition has heard within the last day: "
+        "write under the name of the feed, not of a connection or run"
+    )
+
+
+def too_many_symbols() -> Fault:
+    return "too_many_symbols", (
+        f"this partition has {MAX_SYMBOLS} symbols, or {MAX_FEEDS} that sources number, heard within the last day: "
+        "use more partitions (another STOCKSTREAM_TOPIC_PREFIX with a larger STOCKSTREAM_PARTITIONS)"
+    )

@@ -1,0 +1,77 @@
+"""Accepted ticks that wait for their frame."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+import pyarrow as pa
+
+from stockstream.records import TICKS_SCHEMA, Tick
+from stockstream.transforms.cleaning.columns import EXTRAS
+from stockstream.transforms.frames import empty
+
+
+@dataclass(slots=True)
+class Rows:
+    """Accepted ticks that wait for their frame: whole batches, and behind them ticks, as lists of all: a list of tuples costs twice the time.
+
+    Where `indexes` ends early, the rest is 0.
+    """
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    ticks: list[Tick] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
+    bare: bool = True
+    """Whether certainly none of `ticks` has one of `EXTRAS`."""
+
+    def __len__(self) -> int:
+        count: int = sum(batch.num_rows for batch in self.batches)
+        return count + len(self.ticks)
+
+    def add_record(self, offset: int, ticks: list[Tick], indexes: list[int]) -> None:
+        self.indexes += [0] * (len(self.ticks) - len(self.indexes))
+        self.indexes += indexes
+        self.ticks += ticks
+        self.offsets += [offset] * len(ticks)
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        self._gather()
+        self.batches.append(batch)
+
+    def cut(self, offset: int) -> None:
+        """Takes back the ticks of this offset and those behind it."""
+        count = bisect_left(self.offsets, offset)
+        del self.ticks[count:], self.offsets[count:], self.indexes[count:]
+
+    def take(self) -> pa.RecordBatch:
+        """All rows as TICKS_SCHEMA; none are left."""
+        self._gather()
+        batches, self.batches = self.batches, []
+        if len(batches) == 1:
+            return batches[0]
+        return pa.concat_batches(batches) if batches else empty(TICKS_SCHEMA)
+
+    def _gather(self) -> None:
+        """Makes a batch of the ticks."""
+        ticks, count = self.ticks, len(self.ticks)
+        if not count:
+            return
+        columns = {
+            "symbol": [tick.symbol for tick in ticks],
+            "source": [tick.source for tick in ticks],
+            "event_time": [tick.event_time for tick in ticks],
+            "price": [tick.price for tick in ticks],
+            "size": [tick.size for tick in ticks],
+            "offset": self.offsets,
+            "index": self.indexes + [0] * (count - len(self.indexes)),
+        }
+        if not self.bare:
+            columns |= {name: list(map(attrgetter(name), ticks)) for name in EXTRAS}
+        self.batches.append(pa.RecordBatch.from_arrays(
+            [pa.array(columns[column.name], column.type) if column.name in columns else pa.nulls(count, column.type) for column in TICKS_SCHEMA],
+            schema=TICKS_SCHEMA,
+        ))  # fmt: skip
+        self.ticks, self.offsets, self.indexes, self.bare = [], [], [], True
