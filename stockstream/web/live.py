@@ -1,30 +1,44 @@
 """What the views answer from: the newest state of every symbol, in memory, made only of messages.
 
-Pure: no I/O and no clock of its own. Rows of `windows` go into rings of one-second bars, one slot per second, 300 seconds long, 1,024 symbols to a
-block; the last row of each symbol is kept whole, in columns. Predictions stay bytes until somebody asks. Measured: 10,000 symbols that tick every
+Pure: no I/O and no clock of its own. Rows of `windows` go into rings of one-second bars (`bars`); the last row of each symbol is kept whole, in
+columns. Predictions stay bytes until somebody asks. Measured: 10,000 symbols that tick every
 second take 210 MB and 22 ms of CPU for each of their seconds.
 """
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from stockstream.errors import FrameError
-from stockstream.records import WINDOWS_SCHEMA, Alert, Horizon, Outcome, Prediction
+from stockstream.records import Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
-from stockstream.transforms.timing import WINDOW_S
 from stockstream.web.alert_index import AlertIndex
+from stockstream.web.answers import (
+    BOOLS,
+    FLOATS,
+    INTS,
+    STRINGS,
+    WINDOW_5M,
+    AlertFilter,
+    Bar,
+    OutcomeCount,
+    Page,
+    PredictionSummary,
+    SymbolDetail,
+    SymbolSummary,
+    Window5m,
+    WindowRow,
+    or_null,
+)
+from stockstream.web.bars import NO_BARS, Array, BarRings, answered
 from stockstream.web.message_checks import (
     MAX_ALERT_BYTES,
     MAX_DEPTH,
@@ -32,13 +46,16 @@ from stockstream.web.message_checks import (
     MAX_PREDICTION_BYTES,
     check_outcome,
     check_row,
+    columns_of,
     depth,
     require_symbol,
     within,
 )
+from stockstream.web.outcome_counts import OutcomeCounts
 from stockstream.web.symbol_list import SymbolList
 
-BLOCK = 1_024
+FIRST_SYMBOLS = 1_024
+"""Room at the beginning; it doubles."""
 MAX_SYMBOLS = 50_000
 """Beyond this a new symbol is counted and not shown, so that a producer gone wild cannot fill the memory (18 KB a symbol)."""
 
@@ -48,120 +65,14 @@ MAX_ALERTS = 100_000
 MAX_JUDGED = 20
 """Outcomes of so many a symbol are known by their identity: models, versions and horizons; of more the oldest are forgotten."""
 
-MAX_MODELS = 1_000
 MAX_CLOCKS = 50_000
 """Sources by partition: each replay is one."""
 
 OPEN_SHOWN = 100
-Array = npt.NDArray[Any]
 
-_BAR = np.dtype([
-    ("second", "u4"), ("source", "i4"), ("offset", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"),
-    ("volume", "i8"), ("ticks", "u4"), ("quotes", "u4"),
-])  # fmt: skip
-
-_FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type))
-_INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
-_BOOLS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_boolean(f.type))
-_STRINGS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_string(f.type) and f.name != "symbol")
 _SUMMARY = ("second", "price", "return_60s", "volume_5m")
-_WINDOW_5M = tuple(name for name in WINDOWS_SCHEMA.names if name.endswith("_5m"))
 
 _NOTHING, _FROM_LATEST, _FROM_WINDOWS = 0, 1, 2
-
-
-def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
-    """A struct with the `windows` columns `columns`: floats may be null, the others not."""
-    fields: list[Any] = []
-    for column in columns:
-        if column in _FLOATS:
-            fields.append((column, float | None, None))
-        else:
-            fields.append((column, str if column in (*_STRINGS, "symbol") else bool if column in _BOOLS else int))
-    return msgspec.defstruct(name, fields, kw_only=True, module=__name__)
-
-
-WindowRow = _struct_of("WindowRow", WINDOWS_SCHEMA.names)
-"""One row of `windows`, as JSON: all columns, floats null where there is nothing."""
-
-Window5m = _struct_of("Window5m", list(_WINDOW_5M))
-"""The rolling values over the 300 s up to and including the last row's second."""
-
-
-class PredictionSummary(msgspec.Struct, kw_only=True):
-    """The first horizon of a symbol's newest prediction."""
-
-    as_of: int
-    horizon_s: int
-    predicted_return: float | None
-    p_up: float | None
-
-
-class SymbolSummary(msgspec.Struct, kw_only=True):
-    """One line of the list of symbols; the market's fields are null until a second of the symbol has closed."""
-
-    symbol: str
-    name: str | None
-    currency: str | None
-    exchange: str | None
-    source: str | None
-    second: int | None
-    price: float | None
-    return_60s: float | None
-    volume_5m: int | None
-    quality: str | None
-    prediction: PredictionSummary | None
-    open_alerts: int
-
-
-class SymbolDetail(msgspec.Struct, kw_only=True):
-    """All that is known of one symbol now; `alerts` are its open ones, newest first; `metadata` is what `ingest` wrote."""
-
-    symbol: str
-    metadata: dict[str, Any] | None
-    last: WindowRow | None  # type: ignore[valid-type]
-    window_5m: Window5m | None  # type: ignore[valid-type]
-    prediction: Prediction | None
-    alerts: list[Alert]
-
-
-class Bar(msgspec.Struct, kw_only=True):
-    """A bar that begins at `second` (epoch s); `seconds` with a tick are in it. Prices are null where there were only quotes."""
-
-    second: int
-    open: float | None
-    high: float | None
-    low: float | None
-    close: float | None
-    volume: int
-    ticks: int
-    quotes: int
-    seconds: int
-
-
-class OutcomeCount(msgspec.Struct, kw_only=True):
-    """What this worker has seen of one model's outcomes since it began to read: `hits` have the sign right, errors are of log returns."""
-
-    model: str
-    version: str
-    role: str
-    horizon_s: int
-    outcomes: int = 0
-    hits: int = 0
-    mean_absolute_error: float = 0.0
-
-
-T = TypeVar("T")
-
-
-class Page(msgspec.Struct, Generic[T], kw_only=True):
-    """Part of a list; `next`, where not null, is what to ask the following part with (`?next=`)."""
-
-    items: list[T]
-    next: str | None
-
-
-AlertFilter = Literal["open", "opened", "updated", "closed"]
 
 
 class _PredictionHead(msgspec.Struct):
@@ -198,7 +109,7 @@ class Live:
         self._last: dict[str, Array] = {}
         self._origin: npt.NDArray[np.int8] = np.zeros(0, np.int8)
         self._dirty: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._blocks: list[Array] = []
+        self._rings = BarRings()
         self._logs: dict[int, str] = {}
         self._clocks: dict[tuple[int, str], int] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
@@ -206,14 +117,11 @@ class Live:
         self._new_predictions: set[str] = set()
         self._alerts = AlertIndex(max_alerts)
         self._new_alerts: dict[str, None] = {}
-        self._outcomes: dict[tuple[str, str, str, int], OutcomeCount] = {}
-        self._judged: OrderedDict[tuple[str, str, str, int], int] = OrderedDict()
+        self._outcomes = OutcomeCounts(MAX_JUDGED * max_symbols)
         self._list = SymbolList()
         self.symbols_refused = 0
-        self.outcomes_forgotten = 0
-        """Outcomes whose identity had to make room for newer ones (one that came again would count again), or of models beyond MAX_MODELS."""
         self.frames_stale = 0
-        self._grow(BLOCK)
+        self._grow(FIRST_SYMBOLS)
 
     # ---- messages in
 
@@ -223,7 +131,7 @@ class Live:
         if log is not None and frame.log < log:
             self.frames_stale += 1
             return
-        columns = _columns(frame.rows)
+        columns = columns_of(frame.rows)
         if log is not None and frame.log > log:
             self._forget(partition)
         self._logs[partition] = frame.log
@@ -293,24 +201,7 @@ class Live:
         for item in items:
             check_outcome(item)
         for item in items:
-            identity = (item.symbol, item.model, item.version, item.horizon_s)
-            if item.as_of <= self._judged.get(identity, -1):
-                continue
-            self._judged[identity] = item.as_of
-            self._judged.move_to_end(identity)
-            if len(self._judged) > MAX_JUDGED * self._max_symbols:
-                self._judged.popitem(last=False)
-                self.outcomes_forgotten += 1
-            key = (item.model, item.version, item.role, item.horizon_s)
-            count = self._outcomes.get(key)
-            if count is None:
-                if len(self._outcomes) >= MAX_MODELS:
-                    self.outcomes_forgotten += 1
-                    continue
-                count = self._outcomes[key] = OutcomeCount(model=item.model, version=item.version, role=item.role, horizon_s=item.horizon_s)
-            count.outcomes += 1
-            count.hits += (item.predicted_return > 0) == (item.realised_return > 0)
-            count.mean_absolute_error += (abs(item.predicted_return - item.realised_return) - count.mean_absolute_error) / count.outcomes
+            self._outcomes.count(item)
 
     def alert(self, data: bytes) -> None:
         """One message of `alerts`; of one alert the newest state is kept."""
@@ -343,6 +234,11 @@ class Live:
         }  # fmt: skip
 
     @property
+    def outcomes_forgotten(self) -> int:
+        """Outcomes that were not counted, or whose repeats would be counted again, because too many are known."""
+        return self._outcomes.forgotten
+
+    @property
     def newest_second(self) -> int | None:
         """The newest closed second of all partitions and sources, epoch s."""
         return max(self._clocks.values(), default=None)
@@ -370,7 +266,7 @@ class Live:
             symbol=symbol,
             metadata=self._metadata.get(symbol),
             last=msgspec.convert(row, WindowRow) if row else None,
-            window_5m=msgspec.convert({name: row[name] for name in _WINDOW_5M}, Window5m) if row else None,
+            window_5m=msgspec.convert({name: row[name] for name in WINDOW_5M}, Window5m) if row else None,
             prediction=self._prediction(symbol),
             alerts=self._alerts.newest_open(symbol, OPEN_SHOWN),
         )
@@ -381,11 +277,7 @@ class Live:
         A bar of a minute at the window's edge holds what the window holds. Seconds without a tick have no bar. `next` is the `before` that
         brings the bars before these.
         """
-        ring = self._ring(symbol)
-        if interval_s > 1:
-            bars = [_merged(group, interval_s) for group in _by_interval(ring, interval_s)]
-        else:
-            bars = [_bar(*values) for values in ring[["second", "open", "high", "low", "close", "volume", "ticks", "quotes"]].tolist()]
+        bars = answered(self._ring(symbol), interval_s)
         if before is not None:
             bars = bars[: bisect_left([bar.second for bar in bars], before)]
         kept = bars[-limit:]
@@ -411,7 +303,7 @@ class Live:
 
     def outcome_counts(self) -> list[OutcomeCount]:
         """Running counts by model, version, role and horizon."""
-        return [self._outcomes[key] for key in sorted(self._outcomes)]
+        return self._outcomes.by_model()
 
     def open_alerts(self) -> int:
         """How many alerts are open."""
@@ -452,8 +344,8 @@ class Live:
 
     def _grow(self, size: int) -> None:
         have = len(self._origin)
-        for name in (*_FLOATS, *_INTS, *_BOOLS, *_STRINGS):
-            kind: Any = np.float64 if name in _FLOATS else np.int64 if name in _INTS else np.bool_ if name in _BOOLS else object
+        for name in (*FLOATS, *INTS, *BOOLS, *STRINGS):
+            kind: Any = np.float64 if name in FLOATS else np.int64 if name in INTS else np.bool_ if name in BOOLS else object
             bigger = np.full(size, "" if kind is object else 0, kind)
             if have:
                 bigger[:have] = self._last[name]
@@ -483,28 +375,8 @@ class Live:
             order = order[[place is not None for place in places]]
         at = np.array([place for place in places if place is not None], np.int64)
         rows = {name: column[order] for name, column in columns.items()}
-        bars = np.zeros(len(at), _BAR)
-        for name in ("second", "offset", "open", "high", "low", "close", "volume", "ticks", "quotes"):
-            bars[name] = rows[name]
-        bars["source"] = [_code(source) for source in rows["source"].tolist()]
-        self._write_bars(at, bars)
+        self._rings.write(at, rows)
         self._write_last(at, rows)
-
-    def _write_bars(self, at: Array, bars: Array) -> None:
-        slots = bars["second"] % WINDOW_S
-        for number in np.unique(at // BLOCK).tolist():
-            while number >= len(self._blocks):
-                self._blocks.append(np.zeros((WINDOW_S, BLOCK), _BAR))
-            block = self._blocks[number]
-            mine = np.flatnonzero(at // BLOCK == number)
-            slot, column, new = slots[mine], at[mine] % BLOCK, bars[mine]
-            held = block[slot, column]
-            counts = (
-                (held["second"] < new["second"])
-                | ((held["second"] == new["second"]) & (held["offset"] <= new["offset"]))
-                | ((held["source"] != new["source"]) & (held["offset"] < new["offset"]))
-            )
-            block[slot[counts], column[counts]] = new[counts]       # of equal places the last one stays: rows are sorted by second, then offset
 
     def _write_last(self, at: Array, rows: dict[str, Array]) -> None:
         second, offset = self._last["second"][at], self._last["offset"][at]
@@ -525,8 +397,7 @@ class Live:
         self._origin[gone] = _NOTHING
         self._dirty[gone] = False
         for at in gone.tolist():
-            if at // BLOCK < len(self._blocks):
-                self._blocks[at // BLOCK][:, at % BLOCK] = np.zeros((), _BAR)
+            self._rings.clear(at)
         self._clocks = {key: second for key, second in self._clocks.items() if key[0] != partition}
         for symbol in (self._names[at] for at in gone.tolist()):
             if not self.known(symbol):
@@ -539,20 +410,17 @@ class Live:
         row: dict[str, Any] = {"symbol": symbol}
         for name, column in self._last.items():
             value = column[at]
-            row[name] = value if isinstance(value, str) else _or_null(value.item())
+            row[name] = value if isinstance(value, str) else or_null(value.item())
         return row
 
     def _ring(self, symbol: str) -> Array:
         """The symbol's bars, oldest first: of its last row's source, of the 300 seconds up to that source's clock."""
         at = self._index.get(symbol)
         if at is None or self._origin[at] != _FROM_WINDOWS:
-            return np.zeros(0, _BAR)
-        ring = self._blocks[at // BLOCK][:, at % BLOCK]
+            return NO_BARS
         source, last = self._last["source"][at], self._last["second"][at].item()
         clock = max(last, self._clocks.get((self._last["partition"][at].item(), source), last))
-        ring = ring[(ring["second"] > clock - WINDOW_S) & (ring["second"] <= last) & (ring["source"] == _code(source))]
-        ordered: Array = ring[np.argsort(ring["second"])]
-        return ordered
+        return self._rings.read(at, source, last, clock)
 
     def _prediction(self, symbol: str) -> Prediction | None:
         held = self._predictions.get(symbol)
@@ -585,7 +453,7 @@ class Live:
         has_row = at >= 0 and self._origin[at] != _NOTHING
 
         def row(name: str) -> Any:
-            return _or_null(self._last[name].item(at)) if has_row else None
+            return or_null(self._last[name].item(at)) if has_row else None
 
         def text(name: str) -> str | None:
             value = metadata.get(name)
@@ -606,54 +474,3 @@ _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode
 _decode_alert = msgspec.json.Decoder(Alert).decode
 _encode = msgspec.json.Encoder().encode
-
-
-def _or_null(value: Any) -> Any:
-    return None if value != value else value
-
-
-def _code(source: str) -> int:
-    """A source's number in the rings: a number for each that ever was would grow without end."""
-    return zlib.crc32(source.encode()) & 0x7FFFFFFF
-
-
-def _columns(rows: pa.RecordBatch) -> dict[str, Array]:
-    """The frame's columns as numpy arrays; raises `FrameError` where one is missing or null where it may not be."""
-    columns: dict[str, Array] = {}
-    for name in WINDOWS_SCHEMA.names:
-        place = rows.schema.get_field_index(name)
-        if place < 0:
-            raise FrameError(f"no column {name!r}")
-        column = rows.column(place)
-        if column.type != WINDOWS_SCHEMA.field(name).type:
-            raise FrameError(f"column {name!r} is {column.type}")
-        if column.null_count and name not in _FLOATS:
-            raise FrameError(f"column {name!r} has nulls")
-        columns[name] = column.to_numpy(zero_copy_only=False)
-    if len(rows) and not 0 <= columns["second"].min() <= columns["second"].max() < 1 << 32:
-        raise FrameError("column 'second' is not in epoch seconds")
-    return columns
-
-
-def _by_interval(ring: Array, interval_s: int) -> list[Array]:
-    starts = ring["second"] // interval_s
-    return [group for group in np.split(ring, np.flatnonzero(np.diff(starts)) + 1) if len(group)]
-
-
-def _bar(second: int, open: float, high: float, low: float, close: float, volume: int, ticks: int, quotes: int) -> Bar:
-    return Bar(
-        second=second, open=_or_null(open), high=_or_null(high), low=_or_null(low), close=_or_null(close), volume=volume, ticks=ticks, quotes=quotes, seconds=1,
-    )  # fmt: skip
-
-
-def _merged(group: Array, interval_s: int) -> Bar:
-    """Bars of consecutive seconds as one: first open, highest high, lowest low, last close, sums."""
-    priced = group[~np.isnan(group["close"])]
-    return Bar(
-        second=int(group["second"][0]) // interval_s * interval_s,
-        open=float(priced["open"][0]) if len(priced) else None,
-        high=float(priced["high"].max()) if len(priced) else None,
-        low=float(priced["low"].min()) if len(priced) else None,
-        close=float(priced["close"][-1]) if len(priced) else None,
-        volume=int(group["volume"].sum()), ticks=int(group["ticks"].sum()), quotes=int(group["quotes"].sum()), seconds=len(group),
-    )  # fmt: skip

@@ -1,14 +1,16 @@
-"""Limits of what the views take from JSON messages: anybody may write to the topics, and one message must neither fill the memory nor stop the reader."""
+"""Limits of what the views take from messages: anybody may write to the topics, and one message must neither fill the memory nor stop the reader."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy.typing as npt
 import pyarrow as pa
 
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Outcome
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, MAX_TIME, symbol_fault
+from stockstream.web.answers import FLOATS, INTS
 
 MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
 """Of one message: ours have some hundred. Anybody may write to these topics, and the views keep one of each symbol, or of each alert."""
@@ -18,8 +20,6 @@ MAX_DEPTH = 32
 
 MAX_RETURN = 1e6
 """Log returns and probabilities beyond are no outcome of ours: their means must stay finite."""
-
-_INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
 
 
 def within(data: bytes, limit: int) -> bytes:
@@ -46,7 +46,7 @@ def depth(value: Any, most: int = MAX_DEPTH) -> int:
 def check_row(values: dict[str, Any]) -> None:
     """Raises `FrameError` where a row of `latest` does not fit the columns."""
     require_symbol(values["symbol"])
-    for name in _INTS:
+    for name in INTS:
         if not -(1 << 63) <= values[name] < 1 << 63:
             raise FrameError(f"column {name!r} is out of range")
     if not 0 <= values["second"] < 1 << 32 or not 0 <= values["partition"] < 1 << 31:
@@ -63,3 +63,21 @@ def check_outcome(item: Outcome) -> None:
         raise FrameError("a number is out of range")
     if len(item.model) > MAX_SOURCE or len(item.version) > MAX_SOURCE:
         raise FrameError("a model's name is too long")
+
+
+def columns_of(rows: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
+    """The frame's columns as numpy arrays; raises `FrameError` where one is missing or null where it may not be."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name in WINDOWS_SCHEMA.names:
+        place = rows.schema.get_field_index(name)
+        if place < 0:
+            raise FrameError(f"no column {name!r}")
+        column = rows.column(place)
+        if column.type != WINDOWS_SCHEMA.field(name).type:
+            raise FrameError(f"column {name!r} is {column.type}")
+        if column.null_count and name not in FLOATS:
+            raise FrameError(f"column {name!r} has nulls")
+        columns[name] = column.to_numpy(zero_copy_only=False)
+    if len(rows) and not 0 <= columns["second"].min() <= columns["second"].max() < 1 << 32:
+        raise FrameError("column 'second' is not in epoch seconds")
+    return columns

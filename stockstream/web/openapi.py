@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from stockstream.sources.health import SourceState
-from stockstream.web.live import OutcomeCount
+from stockstream.web.answers import OutcomeCount
 
 
 class BadParameter(ValueError):

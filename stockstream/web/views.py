@@ -19,7 +19,8 @@ from stockstream.transforms.cleaning.limits import MAX_SYMBOL
 from stockstream.transforms.rules.detector import RULES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
-from stockstream.web.live import Bar, Live, Page, SymbolDetail, SymbolSummary
+from stockstream.web.answers import Bar, Page, SymbolDetail, SymbolSummary
+from stockstream.web.live import Live
 from stockstream.web.openapi import BadParameter, Health, Model, Operation, Parameter, Pipeline
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.timing import WINDOW_S
-from stockstream.web.live import Live, WindowRow
+from stockstream.web.answers import WindowRow
+from stockstream.web.live import Live
 
 
 def answered(value: Any) -> Any:

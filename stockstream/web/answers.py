@@ -1,0 +1,115 @@
+"""What the views answer: one struct for each kind of answer, and the columns of `windows` by their kind."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+import pyarrow as pa
+
+from stockstream.records import WINDOWS_SCHEMA, Alert, Prediction
+
+FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type))
+INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
+BOOLS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_boolean(f.type))
+STRINGS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_string(f.type) and f.name != "symbol")
+WINDOW_5M = tuple(name for name in WINDOWS_SCHEMA.names if name.endswith("_5m"))
+
+
+def or_null(value: Any) -> Any:
+    """The value, None in place of NaN."""
+    return None if value != value else value
+
+
+def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
+    """A struct with the `windows` columns `columns`: floats may be null, the others not."""
+    fields: list[Any] = []
+    for column in columns:
+        if column in FLOATS:
+            fields.append((column, float | None, None))
+        else:
+            fields.append((column, str if column in (*STRINGS, "symbol") else bool if column in BOOLS else int))
+    return msgspec.defstruct(name, fields, kw_only=True, module=__name__)
+
+
+WindowRow = _struct_of("WindowRow", WINDOWS_SCHEMA.names)
+"""One row of `windows`, as JSON: all columns, floats null where there is nothing."""
+
+Window5m = _struct_of("Window5m", list(WINDOW_5M))
+"""The rolling values over the 300 s up to and including the last row's second."""
+
+
+class PredictionSummary(msgspec.Struct, kw_only=True):
+    """The first horizon of a symbol's newest prediction."""
+
+    as_of: int
+    horizon_s: int
+    predicted_return: float | None
+    p_up: float | None
+
+
+class SymbolSummary(msgspec.Struct, kw_only=True):
+    """One line of the list of symbols; the market's fields are null until a second of the symbol has closed."""
+
+    symbol: str
+    name: str | None
+    currency: str | None
+    exchange: str | None
+    source: str | None
+    second: int | None
+    price: float | None
+    return_60s: float | None
+    volume_5m: int | None
+    quality: str | None
+    prediction: PredictionSummary | None
+    open_alerts: int
+
+
+class SymbolDetail(msgspec.Struct, kw_only=True):
+    """All that is known of one symbol now; `alerts` are its open ones, newest first; `metadata` is what `ingest` wrote."""
+
+    symbol: str
+    metadata: dict[str, Any] | None
+    last: WindowRow | None  # type: ignore[valid-type]
+    window_5m: Window5m | None  # type: ignore[valid-type]
+    prediction: Prediction | None
+    alerts: list[Alert]
+
+
+class Bar(msgspec.Struct, kw_only=True):
+    """A bar that begins at `second` (epoch s); `seconds` with a tick are in it. Prices are null where there were only quotes."""
+
+    second: int
+    open: float | None
+    high: float | None
+    low: float | None
+    close: float | None
+    volume: int
+    ticks: int
+    quotes: int
+    seconds: int
+
+
+class OutcomeCount(msgspec.Struct, kw_only=True):
+    """What this worker has seen of one model's outcomes since it began to read: `hits` have the sign right, errors are of log returns."""
+
+    model: str
+    version: str
+    role: str
+    horizon_s: int
+    outcomes: int = 0
+    hits: int = 0
+    mean_absolute_error: float = 0.0
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], kw_only=True):
+    """Part of a list; `next`, where not null, is what to ask the following part with (`?next=`)."""
+
+    items: list[T]
+    next: str | None
+
+
+AlertFilter = Literal["open", "opened", "updated", "closed"]
