@@ -18,33 +18,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from models import ScoringModel, features
+from models import ScoringModel
 from stockstream.errors import ModelError, StateError
 from stockstream.records import Role
 from stockstream.transforms import versioned as stored
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
-from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
+from stockstream.transforms.frames import Frame
 from stockstream.transforms.scoring import state as state
-from stockstream.transforms.scoring.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, ModelFault, Units, ask, require_usable
+from stockstream.transforms.scoring.asking import RING_S, ModelFault, ask, require_usable
 from stockstream.transforms.scoring.roster import Entry, Key, Member, Roster
-from stockstream.transforms.scoring.scored import Floats, Ints, Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring.rows import Rows
+from stockstream.transforms.scoring.scored import Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring.slots import Judged, ModelAnswer, Slot, Source, judge, outcomes_of, predictions_of, slot_of
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS
 
 __all__ = ["Contender", "Entry", "Member", "Missed", "Outcomes", "Predictions", "Scored", "Scorer", "encode_outcomes", "encode_predictions"]
 
 ROWS_OF_A_SLOT: Final = 8_000
-"""At the most; `scoring_state.cut_rows` has fewer where names are long or models many."""
-NAMES_KEPT: Final = 1_024
-"""Symbols of a source before those without a prediction to judge are looked for."""
-_REALISED_DIGITS: Final = 12
+"""At the most; `state.cut_rows` has fewer where names are long or models many."""
 
 Load = Callable[[str, str], ScoringModel]
 
@@ -55,134 +53,6 @@ class Contender:
 
     model: ScoringModel
     role: Role = "champion"
-
-
-@dataclass(slots=True)
-class _Said:
-    """What one model said for the rows of one second; units (n, h)."""
-
-    role: Role
-    name: str
-    version: str
-    horizons_s: tuple[int, ...]
-    returns: Units
-    p_up: Units
-
-    def part(self, low: int, high: int) -> _Said:
-        """What it said of some of the rows."""
-        return _Said(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The scored rows of one source and second; `index` are numbers of the source's symbols."""
-
-    second: int
-    index: Ints
-    price: Floats
-    said: list[_Said]
-
-    @property
-    def horizons(self) -> set[int]:
-        return {horizon for said in self.said for horizon in said.horizons_s}
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
-
-    names: list[str]
-    slot: _Slot
-    said: _Said
-    column: int
-    price_then: Floats
-
-
-class _Source:
-    """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
-
-    def __init__(self, closed: int, begun: int = -1, heard: int = 0) -> None:
-        self.closed = closed
-        self.begun = begun
-        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
-        self.heard = heard
-        """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
-        self._compact_at = NAMES_KEPT
-        self.names: list[str] = []
-        self.last = np.full(64, np.nan)
-        self.slots: dict[int, _Slot] = {}
-        self.due: dict[int, list[int]] = {}
-        self._number: dict[str, int] = {}
-
-    def know(self, symbols: Sequence[str]) -> Ints:
-        number, names = self._number, self.names
-        for symbol in symbols:
-            if symbol not in number:
-                number[symbol] = len(names)
-                names.append(symbol)
-        if len(names) > len(self.last):
-            self.last = np.concatenate([self.last, np.full(len(names), np.nan)])
-        return np.fromiter(map(number.__getitem__, symbols), np.int64, len(symbols))
-
-    def compact(self) -> None:
-        """Forgets symbols without a prediction to judge, once they may be half of all."""
-        if len(self.names) <= self._compact_at:
-            return
-        none = np.zeros(0, np.int64)
-        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.slots.values())]))
-        place = np.full(len(self.names), -1)
-        place[kept] = np.arange(len(kept))
-        for slot in self.slots.values():
-            slot.index = place[slot.index]
-        self.last = self.last[kept]
-        self.names = [self.names[number] for number in kept.tolist()]
-        self._number = {name: number for number, name in enumerate(self.names)}
-        self._compact_at = max(NAMES_KEPT, 2 * len(kept))
-
-    def add(self, slot: _Slot) -> None:
-        """Takes the slot's prices as the last ones, and waits for what it said."""
-        self.last[slot.index] = slot.price
-        self.slots[slot.second] = slot
-        for horizon in slot.horizons:
-            if slot.second + horizon > self.closed:
-                self.due.setdefault(slot.second + horizon, []).append(slot.second)
-
-    def advance(self, second: int) -> None:
-        """Closes through `second` and forgets what no horizon reaches."""
-        self.closed = max(self.closed, second)
-        while self.slots and (oldest := next(iter(self.slots))) <= self.closed - RING_S:
-            del self.slots[oldest]
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The rows to score, in log order; `spans` says where each closing's are, second by second."""
-
-    batch: pa.RecordBatch
-    symbol: list[str]
-    second: Ints
-    price: Floats
-    offset: Ints
-    spans: dict[tuple[int, str], dict[int, slice]]
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, expect: int) -> _Rows:
-        """Of `windows` rows those at or beyond `expect` that are not `revised` and have a price."""
-        price = numbers(batch, "price")
-        wanted = (price > 0) & ~numbers(batch, "revised") & (numbers(batch, "offset") >= expect)
-        if not wanted.all():
-            batch = batch.filter(pa.array(wanted))
-        offset, second = numbers(batch, "offset"), numbers(batch, "second")
-        names = batch.column("source").dictionary_encode()
-        code, table = names.indices.to_numpy(), names.dictionary.to_pylist()
-        spans: dict[tuple[int, str], dict[int, slice]] = {}
-        for low, high in pairwise(bounds_of_runs(offset, code, second)):
-            spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
-        return cls(batch, batch.column("symbol").to_pylist(), second, numbers(batch, "price"), offset, spans)
-
-    def features(self, run: slice) -> NDArray[np.float32]:
-        batch = self.batch.slice(run.start, run.stop - run.start)
-        return features.matrix({name: numbers(batch, name) for name in features.COLUMNS})
 
 
 class Scorer:
@@ -202,12 +72,12 @@ class Scorer:
         self.expect = -1
         self.sent = -1
         self.resume_input = 0
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
         self._models: dict[Key, ScoringModel] = {}
         self._missing: dict[Key, str] = {}
         """Why a model of the roster could not be loaded."""
         self.roster = Roster()
-        self._unsaved: dict[tuple[str, int], _Slot] = {}
+        self._unsaved: dict[tuple[str, int], Slot] = {}
         self._closed_since = False
         self._undated: set[str] = set()
         """Sources that were heard since the frames' clock was last known."""
@@ -294,15 +164,15 @@ class Scorer:
             if frame.through < self.expect:
                 return Scored(self.partition, self.expect - 1)
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
-        rows = _Rows.of(frame.rows, self.expect)
+        rows = Rows.of(frame.rows, self.expect)
         said, predictions, missed, faults = self._score(rows)
-        judged: list[_Judged] = []
+        judged: list[Judged] = []
         for closing in closings:
             source = self._sources.get(closing.source)
             if source is None:
-                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
+                source = self._sources[closing.source] = Source(closing.after, closing.offset)
             elif closing.after < source.closed:                          # heard again after clean forgot the source: another series
-                source = self._sources[closing.source] = _Source(closing.after, closing.offset)
+                source = self._sources[closing.source] = Source(closing.after, closing.offset)
                 self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
                 self.index.forget(closing.source)
             due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
@@ -311,7 +181,7 @@ class Scorer:
             source.heard = frame.clock
             if not frame.clock:
                 self._undated.add(closing.source)
-        outcomes = _outcomes(judged)
+        outcomes = outcomes_of(judged)
         for name in {closing.source for closing in closings}:
             self._sources[name].compact()
         self._forget(frame.clock)
@@ -355,10 +225,10 @@ class Scorer:
         self.roster.saved, self._closed_since = not self.roster.entries, False
 
     def _score(
-        self, rows: _Rows
-    ) -> tuple[list[tuple[slice, list[_Said]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
+        self, rows: Rows
+    ) -> tuple[list[tuple[slice, list[ModelAnswer]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
         """What each model says, for runs of rows with the same voices, the champions' predictions that are to be told, who missed rows, and who failed."""
-        said: list[tuple[slice, list[_Said]]] = []
+        said: list[tuple[slice, list[ModelAnswer]]] = []
         predictions: list[Predictions] = []
         missed: dict[tuple[str, str, str], int] = {}
         faults: dict[Member, ModelFault] = {}
@@ -371,7 +241,7 @@ class Scorer:
                 missed[name, version, reason] = missed.get((name, version, reason), 0) + high - max(low, told)
 
         for low, high in pairwise(edges):
-            voices: list[tuple[int, _Said]] = []
+            voices: list[tuple[int, ModelAnswer]] = []
             members = self.roster.at(int(rows.offset[low]))
             active = [member for member in members if not member.suspended]
             matrix = rows.features(slice(low, high)) if active else np.empty((0, 0), np.float32)
@@ -389,7 +259,7 @@ class Scorer:
                         voices.append((end, voice))
                         first = max(low, told)
                         if member.role == "champion" and first < end:
-                            predictions.append(_told(rows, slice(first, end), voice, first - low, feature_hash))
+                            predictions.append(predictions_of(rows, slice(first, end), voice, first - low, feature_hash))
                 else:
                     end = low
                 if fault is not None:
@@ -404,34 +274,34 @@ class Scorer:
                 said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
         return said, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
 
-    def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[_Said | None, str, ModelFault | None]:
+    def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[ModelAnswer | None, str, ModelFault | None]:
         model = self._models.get(member.key)
         if model is None:
             return None, "", ModelFault("missing", self._missing.get(member.key, "it is not loaded"))
         answer = ask(model, matrix)
         if answer.returns is None or answer.p_up is None:
             return None, "", answer.fault
-        return _Said(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
+        return ModelAnswer(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
 
     def _close(
-        self, name: str, source: _Source, second: int, rows: _Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[_Said]]]
-    ) -> list[_Judged]:
+        self, name: str, source: Source, second: int, rows: Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[ModelAnswer]]]
+    ) -> list[Judged]:
         """One closing: takes each second's rows, then judges what is due at that second, second by second."""
-        start, voices = 0, list[_Said]()
+        start, voices = 0, list[ModelAnswer]()
         if fresh:
             first = next(iter(fresh.values())).start
             start, voices = next((run.start, voices) for run, voices in said if run.start <= first < run.stop)
         horizons = {horizon for voice in voices for horizon in voice.horizons_s}
         due = [due for due in source.due if due <= second]
-        judged: list[_Judged] = []
+        judged: list[Judged] = []
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
             # prices count, whoever predicts, as long as a prediction is to be judged by them
             if moment in fresh and (voices or source.due):
-                slot = _slot(source, moment, rows, fresh[moment], voices, start)
+                slot = slot_of(source, moment, rows, fresh[moment], voices, start)
                 source.add(slot)
                 self._unsaved[name, moment] = slot
             for made in sorted(source.due.pop(moment, ())):
-                judged += _judge(source, source.slots[made], moment)
+                judged += judge(source, source.slots[made], moment)
         source.advance(second)
         return judged
 
@@ -478,7 +348,7 @@ class Scorer:
     def _key(self, kind: str, term: int, *place: str | int) -> bytes:
         return state.key_of(self.partition, self.log, kind, term % TERMS, *place)
 
-    def _slot_records(self, term: int, name: str, slot: _Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
+    def _slot_records(self, term: int, name: str, slot: Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
         names = self._sources[name].names
         symbols = [names[number] for number in slot.index.tolist()]
         records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
@@ -488,7 +358,7 @@ class Scorer:
         for part, record in enumerate(records):
             yield self._key("slot", term, name, slot.second % RING_S, part), record
 
-    def _slot_record(self, name: str, slot: _Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
+    def _slot_record(self, name: str, slot: Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
         said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
         return stored.pack(state.Slot(
             v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
@@ -556,7 +426,7 @@ class Scorer:
             self.index.restored(offset, {slot.source: slot.second})
         self._saved_expect = self.expect
         self.roster.prune(self.expect)
-        self._sources = {name: _Source(source.closed, source.begun, source.heard) for name, source in sources.items()}
+        self._sources = {name: Source(source.closed, source.begun, source.heard) for name, source in sources.items()}
         self._undated = {name for name, source in sources.items() if not source.heard}
         best: dict[tuple[str, int], dict[int, dict[int, state.Slot]]] = {}
         for _, slot in slots:
@@ -570,7 +440,7 @@ class Scorer:
             parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
             source = self._sources[name]
             said = [
-                _Said(
+                ModelAnswer(
                     first.role, first.name, first.version, tuple(first.horizons_s),
                     np.concatenate([np.frombuffer(part.said[voice].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
                     np.concatenate([np.frombuffer(part.said[voice].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
@@ -578,60 +448,9 @@ class Scorer:
                 for voice, first in enumerate(parts[0].said)
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part.symbols]
-            source.add(_Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
-
-
-def _told(rows: _Rows, which: slice, voice: _Said, skip: int, feature_hash: str) -> Predictions:
-    return Predictions(
-        voice.name, voice.version, feature_hash, voice.horizons_s, rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
-        _as_return(voice.returns[skip:]), _as_p(voice.p_up[skip:]),
-    )  # fmt: skip
-
-
-def _slot(source: _Source, second: int, rows: _Rows, span: slice, voices: Sequence[_Said], start: int) -> _Slot:
-    """Of the rows in `span` and of what was said for the run of rows from `start` on."""
-    own = slice(span.start - start, span.stop - start)
-    # copies: a view would keep the whole frame in memory
-    mine = [_Said(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
-    return _Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
-
-
-def _judge(source: _Source, slot: _Slot, moment: int) -> Iterator[_Judged]:
-    price_then = source.last[slot.index]
-    for said in slot.said:
-        for column, horizon in enumerate(said.horizons_s):
-            if slot.second + horizon == moment:
-                yield _Judged(source.names, slot, said, column, price_then)
-
-
-def _outcomes(judged: Sequence[_Judged]) -> Outcomes | None:
-    """Computed for a frame at once, as it may bring hundreds of seconds of a few rows each."""
-    if not judged:
-        return None
-    sizes = [len(one.price_then) for one in judged]
-    price_then = np.concatenate([one.price_then for one in judged])
-    realised = np.round(np.log(price_then / np.concatenate([one.slot.price for one in judged])), _REALISED_DIGITS) + 0.0
-    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
-    return Outcomes(
-        [(Member(*who), sum(size for _, size in run)) for who, run in by],
-        [one.names[number] for one in judged for number in one.slot.index.tolist()],
-        np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
-        np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
-        _as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
-        _as_p(np.concatenate([one.said.p_up[:, one.column] for one in judged])),
-        realised,
-        price_then,
-    )
+            source.add(Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:
     little: NDArray[Any] = values.astype(values.dtype.newbyteorder("<"), copy=False)
     return bytes(little.tobytes())
-
-
-def _as_return(units: Units) -> Floats:
-    return np.asarray(units / UNITS_OF_RETURN, np.float64)
-
-
-def _as_p(units: Units) -> Floats:
-    return np.asarray(units / UNITS_OF_P_UP, np.float64)

@@ -18,7 +18,8 @@ from stockstream.transforms import versioned as stored
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.scoring import state as state
 from stockstream.transforms.scoring.asking import RING_S
-from stockstream.transforms.scoring.scorer import NAMES_KEPT, Contender, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring.scorer import Contender, Scorer, encode_outcomes, encode_predictions
+from stockstream.transforms.scoring.slots import NAMES_KEPT
 from stockstream.transforms.timing import FORGET_MS
 from tests.changelogs import Changelog
 from tests.unit.transforms.test_scoring import Fake

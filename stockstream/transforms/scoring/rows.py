@@ -1,0 +1,45 @@
+"""The rows of a `windows` frame that are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models import features
+from stockstream.transforms.frames import bounds_of_runs, numbers
+from stockstream.transforms.scoring.scored import Floats, Ints
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows to score, in log order; `spans` says where each closing's are, second by second."""
+
+    batch: pa.RecordBatch
+    symbol: list[str]
+    second: Ints
+    price: Floats
+    offset: Ints
+    spans: dict[tuple[int, str], dict[int, slice]]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, expect: int) -> Rows:
+        """Of `windows` rows those at or beyond `expect` that are not `revised` and have a price."""
+        price = numbers(batch, "price")
+        wanted = (price > 0) & ~numbers(batch, "revised") & (numbers(batch, "offset") >= expect)
+        if not wanted.all():
+            batch = batch.filter(pa.array(wanted))
+        offset, second = numbers(batch, "offset"), numbers(batch, "second")
+        names = batch.column("source").dictionary_encode()
+        code, table = names.indices.to_numpy(), names.dictionary.to_pylist()
+        spans: dict[tuple[int, str], dict[int, slice]] = {}
+        for low, high in pairwise(bounds_of_runs(offset, code, second)):
+            spans.setdefault((int(offset[low]), table[code[low]]), {})[int(second[low])] = slice(low, high)
+        return cls(batch, batch.column("symbol").to_pylist(), second, numbers(batch, "price"), offset, spans)
+
+    def features(self, run: slice) -> NDArray[np.float32]:
+        batch = self.batch.slice(run.start, run.stop - run.start)
+        return features.matrix({name: numbers(batch, name) for name in features.COLUMNS})

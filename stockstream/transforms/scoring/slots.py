@@ -1,0 +1,168 @@
+"""Predictions that wait for their outcomes: what the models answered for the rows of one source and second, until every horizon has passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+
+from stockstream.records import Role
+from stockstream.transforms.scoring.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, Units
+from stockstream.transforms.scoring.roster import Member
+from stockstream.transforms.scoring.rows import Rows
+from stockstream.transforms.scoring.scored import Floats, Ints, Outcomes, Predictions
+
+NAMES_KEPT: Final = 1_024
+"""Symbols of a source before those without a prediction to judge are looked for."""
+_REALISED_DIGITS: Final = 12
+
+
+@dataclass(slots=True)
+class ModelAnswer:
+    """What one model said for the rows of one second; units (n, h)."""
+
+    role: Role
+    name: str
+    version: str
+    horizons_s: tuple[int, ...]
+    returns: Units
+    p_up: Units
+
+    def part(self, low: int, high: int) -> ModelAnswer:
+        """What it said of some of the rows."""
+        return ModelAnswer(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
+
+
+@dataclass(slots=True)
+class Slot:
+    """The scored rows of one source and second; `index` are numbers of the source's symbols."""
+
+    second: int
+    index: Ints
+    price: Floats
+    said: list[ModelAnswer]
+
+    @property
+    def horizons(self) -> set[int]:
+        return {horizon for said in self.said for horizon in said.horizons_s}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
+
+    names: list[str]
+    slot: Slot
+    said: ModelAnswer
+    column: int
+    price_then: Floats
+
+
+class Source:
+    """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
+
+    def __init__(self, closed: int, begun: int = -1, heard: int = 0) -> None:
+        self.closed = closed
+        self.begun = begun
+        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        self.heard = heard
+        """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
+        self._compact_at = NAMES_KEPT
+        self.names: list[str] = []
+        self.last = np.full(64, np.nan)
+        self.slots: dict[int, Slot] = {}
+        self.due: dict[int, list[int]] = {}
+        self._number: dict[str, int] = {}
+
+    def know(self, symbols: Sequence[str]) -> Ints:
+        number, names = self._number, self.names
+        for symbol in symbols:
+            if symbol not in number:
+                number[symbol] = len(names)
+                names.append(symbol)
+        if len(names) > len(self.last):
+            self.last = np.concatenate([self.last, np.full(len(names), np.nan)])
+        return np.fromiter(map(number.__getitem__, symbols), np.int64, len(symbols))
+
+    def compact(self) -> None:
+        """Forgets symbols without a prediction to judge, once they may be half of all."""
+        if len(self.names) <= self._compact_at:
+            return
+        none = np.zeros(0, np.int64)
+        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.slots.values())]))
+        place = np.full(len(self.names), -1)
+        place[kept] = np.arange(len(kept))
+        for slot in self.slots.values():
+            slot.index = place[slot.index]
+        self.last = self.last[kept]
+        self.names = [self.names[number] for number in kept.tolist()]
+        self._number = {name: number for number, name in enumerate(self.names)}
+        self._compact_at = max(NAMES_KEPT, 2 * len(kept))
+
+    def add(self, slot: Slot) -> None:
+        """Takes the slot's prices as the last ones, and waits for what it said."""
+        self.last[slot.index] = slot.price
+        self.slots[slot.second] = slot
+        for horizon in slot.horizons:
+            if slot.second + horizon > self.closed:
+                self.due.setdefault(slot.second + horizon, []).append(slot.second)
+
+    def advance(self, second: int) -> None:
+        """Closes through `second` and forgets what no horizon reaches."""
+        self.closed = max(self.closed, second)
+        while self.slots and (oldest := next(iter(self.slots))) <= self.closed - RING_S:
+            del self.slots[oldest]
+
+
+def predictions_of(rows: Rows, which: slice, voice: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
+    return Predictions(
+        voice.name, voice.version, feature_hash, voice.horizons_s, rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
+        as_return(voice.returns[skip:]), as_probability(voice.p_up[skip:]),
+    )  # fmt: skip
+
+
+def slot_of(source: Source, second: int, rows: Rows, span: slice, voices: Sequence[ModelAnswer], start: int) -> Slot:
+    """Of the rows in `span` and of what was said for the run of rows from `start` on."""
+    own = slice(span.start - start, span.stop - start)
+    # copies: a view would keep the whole frame in memory
+    mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
+    return Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
+
+
+def judge(source: Source, slot: Slot, moment: int) -> Iterator[Judged]:
+    price_then = source.last[slot.index]
+    for said in slot.said:
+        for column, horizon in enumerate(said.horizons_s):
+            if slot.second + horizon == moment:
+                yield Judged(source.names, slot, said, column, price_then)
+
+
+def outcomes_of(judged: Sequence[Judged]) -> Outcomes | None:
+    """Computed for a frame at once, as it may bring hundreds of seconds of a few rows each."""
+    if not judged:
+        return None
+    sizes = [len(one.price_then) for one in judged]
+    price_then = np.concatenate([one.price_then for one in judged])
+    realised = np.round(np.log(price_then / np.concatenate([one.slot.price for one in judged])), _REALISED_DIGITS) + 0.0
+    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
+    return Outcomes(
+        [(Member(*who), sum(size for _, size in run)) for who, run in by],
+        [one.names[number] for one in judged for number in one.slot.index.tolist()],
+        np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
+        np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
+        as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
+        as_probability(np.concatenate([one.said.p_up[:, one.column] for one in judged])),
+        realised,
+        price_then,
+    )
+
+
+def as_return(units: Units) -> Floats:
+    return np.asarray(units / UNITS_OF_RETURN, np.float64)
+
+
+def as_probability(units: Units) -> Floats:
+    return np.asarray(units / UNITS_OF_P_UP, np.float64)
