@@ -16,7 +16,7 @@ from aiohttp import web
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
 from stockstream.transforms.cleaning.limits import MAX_SYMBOL
-from stockstream.transforms.rules.detector import RULES
+from stockstream.transforms.rules.conditions import RULES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
 from stockstream.web.answers import Bar, Page, SymbolDetail, SymbolSummary

@@ -1,55 +1,35 @@
 """The anomaly rules: rows of closed seconds in, alerts and market summaries out, for one partition.
 
-| rule | condition, on a row that is not `revised` | value | baseline | threshold |
-| --- | --- | --- | --- | --- |
-| `volume_spike` | volume > 0, seconds_5m >= 120, volume >= 8 x volume_5m / seconds_5m | volume | volume_5m / seconds_5m | 8 x baseline |
-| `price_drop` | close <= 0.99 x price_60s | close | price_60s | 0.99 x baseline |
-
-One alert of a rule is open at a time for a symbol. It is `opened` by the first row with the condition, `updated` by a later one whose value is strictly
-more extreme than every value told so far, and `closed` once the condition has been gone for 60 s of the log's clock: by the first closing of its source
-that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the symbol had rows there or not. Where another source
-takes the symbol over, the takeover's first closing with a row of it closes it first of all, with the same `as_of`.
+The rules stand in `conditions`. One alert of a rule is open at a time for a symbol. It is `opened` by the first row with the condition, `updated` by
+a later one whose value is strictly more extreme than every value sent so far, and `closed` once the condition has been gone for 60 s of the log's
+clock: by the first closing of its source that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the
+symbol had rows there or not. Where another source takes the symbol over, the takeover's first closing with a row of it closes it first of all, with
+the same `as_of`.
 So alerts are a pure function of the raw log.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import pairwise
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from stockstream.records import Alert, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
-from stockstream.transforms.frames import Frame, bounds_of_runs, numbers
+from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules import state as alert_state
-from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, WINDOW_COLUMNS, Head, Kept, OpenAlert, Severity, bucket_of, source_id
+from stockstream.transforms.rules.columns import Columns, Hit
+from stockstream.transforms.rules.conditions import QUIET_S, RULES, VOLUME_SPIKE, alert_of, closing_sentence, conditions, judge, sentence
+from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, Head, Kept, OpenAlert, bucket_of, source_id
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS, pack
 
-VOLUME_SPIKE: Final = "volume_spike"
-PRICE_DROP: Final = "price_drop"
-VOLUME_MULTIPLE = 8.0
-VOLUME_CRITICAL_MULTIPLE = 16.0
-VOLUME_MIN_SECONDS = 120
-PRICE_FACTOR = 0.99
-PRICE_CRITICAL_FACTOR = 0.97
-QUIET_S = 60
-
 LONG_ALERTS = 1_000
 """That a frame may open, or that are open and may close with it: it takes some 30 us each."""
-RULES = (PRICE_DROP, VOLUME_SPIKE)
-"""Every rule by its name, in the order of their alerts in the topic."""
-_SECOND, _CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
-    WINDOW_COLUMNS.index, ("second", "close", "volume", "price_60s", "volume_5m", "seconds_5m")
-)
 
 
 @dataclass(slots=True)
@@ -117,7 +97,7 @@ class Detector:
     def open_alerts(self) -> list[OpenAlert]:
         """The alerts that are open, by symbol and rule."""
         ahead = [alert for kept in self._ahead.values() for alert in kept.alerts]
-        return sorted(ahead + [alert for source in self._sources.values() for alert in source.alerts.values()], key=_order)
+        return sorted(ahead + [alert for source in self._sources.values() for alert in source.alerts.values()], key=alert_order)
 
     def feed(self, frame: Frame, input_offset: int = 0) -> Detected | None:
         """Apply a whole frame of `windows`, in log order.
@@ -135,7 +115,7 @@ class Detector:
                 return Detected()
         found = Detected()
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
-        columns = _Columns(frame.rows)
+        columns = Columns(frame.rows)
         summaries = columns.summaries(self.partition)
         for closing in closings:
             place = (closing.offset, closing.source)
@@ -159,7 +139,7 @@ class Detector:
         """Whether these rows may open, update or close a thousand alerts."""
         if sum(len(source.alerts) for source in self._sources.values()) >= LONG_ALERTS or self._ahead:
             return True
-        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or(*_conditions(rows)))) >= LONG_ALERTS // len(RULES)
+        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or(*conditions(rows)))) >= LONG_ALERTS // len(RULES)
 
     # -- state --------------------------------------------------------------
 
@@ -167,7 +147,7 @@ class Detector:
         """Keys and values of what changed since the last call, in the order of writing: buckets of open alerts, then the head (`alert_state`).
 
         Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
-        (modulo 8), so that a woken worker can only replace what it wrote itself. Where they have come to lie is told to `index.confirmed`.
+        (modulo 8), so that a woken worker can only replace what it wrote itself. Pass to `index.confirmed` the offsets where they were written.
         """
         if self.expect < 0 or not self._moved:
             return []
@@ -176,7 +156,7 @@ class Detector:
         out: list[tuple[bytes, bytes]] = []
         for number in sorted(self._dirty):
             bucket = self._buckets[number]
-            bucket.order = sorted(bucket.alerts.values(), key=_order)
+            bucket.order = sorted(bucket.alerts.values(), key=alert_order)
             bucket.stored, bucket.slot = through, 1 - bucket.slot
             out += alert_state.bucket_records(place, alert_state.bucket(through, self.log, number, bucket.slot, bucket.order))
             if not bucket.alerts:
@@ -295,7 +275,7 @@ class Detector:
 
     # -- the life of alerts -------------------------------------------------
 
-    def _close_seconds(self, columns: _Columns, rows: slice, closing: Closing, out: list[Alert]) -> None:
+    def _close_seconds(self, columns: Columns, rows: slice, closing: Closing, out: list[Alert]) -> None:
         name, second = closing.source, closing.second
         self._end_taken_over(columns, rows, name, out)
         source = self._sources.get(name)
@@ -311,23 +291,23 @@ class Detector:
             now = min(hits[position].second if position < len(hits) else math.inf, due)
             if now > second and position == len(hits):
                 break
-            told: list[Alert] = []
+            changed: list[Alert] = []
             touched: set[tuple[str, str]] = set()
             while position < len(hits) and hits[position].second == now:
                 hit = hits[position]
                 position += 1
                 touched.add((hit.symbol, hit.rule))
-                told += self._hit(hit, name)
+                changed += self._hit(hit, name)
             if source is not None and due <= now:
-                told += [self._end(alert) for key, alert in list(source.alerts.items()) if alert.last + QUIET_S <= now and key not in touched]
+                changed += [self._end(alert) for key, alert in list(source.alerts.items()) if alert.last + QUIET_S <= now and key not in touched]
                 source.due = min((alert.last + QUIET_S for alert in source.alerts.values()), default=math.inf)
-            told.sort(key=_order)
-            out += told
+            changed.sort(key=alert_order)
+            out += changed
         source = self._sources.get(name)
         if source is not None:
             source.closed = second
 
-    def _end_taken_over(self, columns: _Columns, rows: slice, source: str, out: list[Alert]) -> None:
+    def _end_taken_over(self, columns: Columns, rows: slice, source: str, out: list[Alert]) -> None:
         """Close what another source left open in symbols that this one now speaks of."""
         if self._sources.keys() <= {source}:
             return
@@ -345,18 +325,18 @@ class Detector:
                 self._end_all(source, out)
 
     def _end_all(self, source: _Source, out: list[Alert]) -> None:
-        out += [self._end(alert) for alert in sorted(source.alerts.values(), key=_order)]
+        out += [self._end(alert) for alert in sorted(source.alerts.values(), key=alert_order)]
 
-    def _hit(self, hit: _Hit, source: str) -> list[Alert]:
+    def _hit(self, hit: Hit, source: str) -> list[Alert]:
         symbol, rule, window = hit.symbol, hit.rule, hit.window
         second = hit.second
-        value, baseline, threshold, severity = _judge(rule, window)
+        value, baseline, threshold, severity = judge(rule, window)
         own = self._sources.get(source)
         alert = own.alerts.get((symbol, rule)) if own is not None else None
         if alert is None:
             alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, window)
             self._keep(alert, bucket_of(symbol))
-            return [_tell(alert, "opened", second, _sentence(alert))]
+            return [alert_of(alert, "opened", second, sentence(alert))]
         alert.last = second
         if not (value > alert.value if rule == VOLUME_SPIKE else value < alert.value):
             self._touched.add(bucket_of(symbol))
@@ -365,145 +345,12 @@ class Detector:
         if severity == "critical":
             alert.severity = severity
         self._dirty.add(bucket_of(symbol))
-        return [_tell(alert, "updated", second, _sentence(alert))]
+        return [alert_of(alert, "updated", second, sentence(alert))]
 
     def _end(self, alert: OpenAlert) -> Alert:
         self._drop(alert)
-        since = datetime.fromtimestamp(alert.last, UTC).strftime("%H:%M:%S")
-        what = "volume back to normal" if alert.rule == VOLUME_SPIKE else "no longer 1 % below the price a minute before"
-        return _tell(alert, "closed", alert.last + QUIET_S, f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC.")
+        return alert_of(alert, "closed", alert.last + QUIET_S, closing_sentence(alert))
 
 
-class _Hit(NamedTuple):
-    """A row that has a rule's condition, with its values of WINDOW_COLUMNS."""
-
-    second: int
-    symbol: str
-    rule: str
-    window: tuple[Any, ...]
-
-
-def _order(alert: OpenAlert | Alert) -> tuple[str, str]:
+def alert_order(alert: OpenAlert | Alert) -> tuple[str, str]:
     return alert.symbol, alert.rule
-
-
-def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, ...]]:
-    """WINDOW_COLUMNS of these rows, null as None."""
-    out: list[list[Any]] = []
-    indices = pa.array(found)
-    for name in WINDOW_COLUMNS:
-        column = rows.column(name)
-        if pa.types.is_string(column.type):
-            texts = column.take(indices).dictionary_encode()
-            known = texts.dictionary.to_pylist()
-            out.append([known[number] for number in texts.indices.to_numpy().tolist()])
-        else:
-            numbers_of = numbers(rows, name)[found]
-            values = numbers_of.tolist()
-            if numbers_of.dtype.kind == "f":
-                for place in np.flatnonzero(np.isnan(numbers_of)).tolist():
-                    values[place] = None
-            out.append(values)
-    return list(zip(*out, strict=True))
-
-
-def _conditions(rows: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """By row, whether the condition of each of RULES holds; also for rows that are `revised`."""
-    volume, volume_5m, seconds_5m = numbers(rows, "volume"), numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
-    usual = volume_5m / np.maximum(seconds_5m, 1)
-    drop = numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")
-    return drop, (volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
-
-
-class _Columns:
-    """A frame's rows as numpy columns; rows of one closing are neighbours, and `spans` says where."""
-
-    def __init__(self, rows: pa.RecordBatch) -> None:
-        self._symbol = rows.column("symbol")
-        self._offset, self._second = numbers(rows, "offset"), numbers(rows, "second")
-        self._volume, self._ticks = numbers(rows, "volume"), numbers(rows, "ticks")
-        self._return_60s = numbers(rows, "return_60s")
-        self._fresh = ~np.asarray(rows.column("revised").to_numpy(zero_copy_only=False), dtype=bool)
-        sources = rows.column("source").dictionary_encode()
-        self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
-        bounds = bounds_of_runs(self._offset, self._source)
-        self.spans = {self._place(low): slice(low, high) for low, high in pairwise(bounds)}
-        drop, spike = _conditions(rows)
-        self._hit_rows, self._hits = self._find(rows, spike & self._fresh, drop & self._fresh)
-
-    def _find(self, rows: pa.RecordBatch, spike: NDArray[np.bool_], drop: NDArray[np.bool_]) -> tuple[list[int], list[_Hit]]:
-        """The rows with a condition and what hits them, a row with both conditions twice."""
-        found = np.flatnonzero(spike | drop)
-        if not len(found):
-            return [], []
-        windows, symbols = _values(rows, found), self._symbol.take(pa.array(found)).to_pylist()
-        hits = [
-            (index, _Hit(window[_SECOND], symbol, rule, window))
-            for index, symbol, window, masks in zip(
-                found.tolist(), symbols, windows, zip(drop[found].tolist(), spike[found].tolist(), strict=True), strict=True
-            )
-            for rule, hit in zip(RULES, masks, strict=True)
-            if hit
-        ]
-        return [index for index, _ in hits], [hit for _, hit in hits]
-
-    def hits(self, rows: slice) -> list[_Hit]:
-        """What hits these rows, by second, symbol, rule."""
-        found = self._hits[bisect_left(self._hit_rows, rows.start) : bisect_left(self._hit_rows, rows.stop)]
-        return sorted(found, key=lambda hit: hit.second)
-
-    def symbols(self, rows: slice) -> set[str]:
-        """Symbols of the rows that are not revised."""
-        return set(self._symbol.slice(rows.start, rows.stop - rows.start).filter(pa.array(self._fresh[rows])).to_pylist())
-
-    def summaries(self, partition: int) -> dict[tuple[int, str], list[dict[str, Any]]]:
-        """By closing, a summary of each second with rows that are not revised."""
-        fresh = np.flatnonzero(self._fresh)
-        bounds = bounds_of_runs(self._offset[fresh], self._source[fresh], self._second[fresh])
-        starts, sizes = bounds[:-1], np.diff(bounds).tolist()
-        returns = self._return_60s[fresh]
-        known = ~np.isnan(returns)
-        up, down, with_return, volume, ticks = (
-            np.add.reduceat(values, starts, dtype=np.int64).tolist() if starts else []
-            for values in (returns > 0, returns < 0, known, self._volume[fresh], self._ticks[fresh])
-        )
-        values, squares = returns[known].tolist(), (returns * returns)[known].tolist()
-        out: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        after = 0
-        for number, first in enumerate(fresh[starts].tolist()):
-            before, after = after, after + with_return[number]
-            offset, source = place = self._place(first)
-            out.setdefault(place, []).append({
-                "partition": partition, "source": source, "second": int(self._second[first]), "offset": offset, "symbols": sizes[number],
-                "advancers": up[number], "decliners": down[number], "unchanged": with_return[number] - up[number] - down[number],
-                "volume": volume[number], "ticks": ticks[number], "returns_60s": with_return[number],
-                "sum_return_60s": math.fsum(values[before:after]), "sum_square_return_60s": math.fsum(squares[before:after]),
-            })  # fmt: skip
-        return out
-
-    def _place(self, row: int) -> tuple[int, str]:
-        """Offset and source of the row's closing."""
-        return int(self._offset[row]), self._sources[self._source[row]]
-
-
-def _judge(rule: str, window: tuple[Any, ...]) -> tuple[float, float, float, Severity]:
-    if rule == VOLUME_SPIKE:
-        value, baseline = float(window[_VOLUME]), window[_VOLUME_5M] / window[_SECONDS_5M]
-        return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
-    value, baseline = window[_CLOSE], window[_PRICE_60S]
-    return value, baseline, PRICE_FACTOR * baseline, "critical" if value <= PRICE_CRITICAL_FACTOR * baseline else "warning"
-
-
-def _sentence(alert: OpenAlert) -> str:
-    if alert.rule == VOLUME_SPIKE:
-        times = f"{alert.value / alert.baseline:.1f} times"
-        return f"{alert.symbol}: {alert.value:,.0f} shares in one second, {times} the 5-minute average of {alert.baseline:,.1f}."
-    return f"{alert.symbol}: {alert.value:,.2f} is {100 * (1 - alert.value / alert.baseline):.2f} % below {alert.baseline:,.2f}, the price 60 s before."
-
-
-def _tell(alert: OpenAlert, state: Literal["opened", "updated", "closed"], second: int, message: str) -> Alert:
-    return Alert(
-        id=f"{alert.symbol}-{alert.rule}-{alert.opened}", symbol=alert.symbol, rule=alert.rule, state=state, severity=alert.severity,
-        opened_at=(alert.opened + 1) * 1000, as_of=(second + 1) * 1000, value=alert.value, baseline=alert.baseline, threshold=alert.threshold,
-        message=message, window=dict(zip(WINDOW_COLUMNS, alert.window, strict=True)),
-    )  # fmt: skip
