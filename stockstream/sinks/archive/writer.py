@@ -6,22 +6,24 @@ import asyncio
 import logging
 import time
 import zlib
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from stockstream.errors import ArchiveError, BrokerError, StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
+from stockstream.sinks.archive.assignment import Assignment, CleanRows, rows_between
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.processed import processed_objects, unprocessed
 from stockstream.sinks.archive.raw_objects import Extent, Piece, RawRecord, after, encode, lines, read_extent, through
+from stockstream.sinks.archive.readers import CleanReader, RawReader
+from stockstream.sinks.archive.store_failures import StoreFailures
 from stockstream.sinks.archive.threads import T, in_thread
 from stockstream.sinks.stores import Store
 from stockstream.transforms.frames import Assembler, Frame
@@ -31,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 100_000
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
-REMIND_S = 60.0
-QUIET_S = 10.0
-"""A store that fails at random is told to be back after this long without a failure."""
 REPAIRS_AT_ONCE = 2
 CALLS_AT_ONCE = 2
 """Threads that compress take turns with the event loop: with more of them at once, seconds close late while the partitions' objects are written."""
@@ -45,93 +44,6 @@ VERDICTS_S = 10.0
 """A raw object that is due waits this long for the first of its verdicts, then it is written without: raw records come first."""
 
 
-class RawReader(Protocol):
-    """Reads `ticks.raw` back. Both raise `BrokerError` where Kafka does not answer, or does not hold what is asked for yet."""
-
-    async def begin(self, partition: int) -> int:
-        """First offset that is kept: what is below has expired."""
-
-    def read(self, partition: int, first: int, last: int) -> AsyncGenerator[Sequence[RawRecord], None]:
-        """The records from `first` to `last`, ascending. When it ends, nothing else is there between them."""
-
-
-class CleanReader(Protocol):
-    """Reads `ticks.clean` back. Both raise `BrokerError` where Kafka does not answer."""
-
-    async def newest(self, partition: int) -> tuple[str, int] | None:
-        """Log id and last raw offset of the newest frame; None where the topic holds none."""
-
-    def read(self, partition: int, log: str, first: int, last: int) -> AsyncGenerator[Frame, None]:
-        """Whole frames of the log, ascending, that cover raw offsets `first` to `last`. What none of them covers is not to be had any more."""
-
-
-@dataclass(slots=True)
-class _Clean:
-    """A frame's offsets and rows."""
-
-    start: int
-    through: int
-    rows: pa.RecordBatch
-
-
-@dataclass(slots=True)
-class _Life:
-    """One partition of one log while we own it: what is held, what is known."""
-
-    partition: int
-    log: str | None = None
-    chain: Chain | None = None
-    verified: bool = False
-    pieces: deque[Piece] = field(default_factory=deque)
-    seen: int = -1
-    missed: int = -1
-    rewound: bool = False
-    since: float = 0.0
-    frames: deque[_Clean] = field(default_factory=deque)
-    clean_through: int = -1
-    backlog: deque[str] = field(default_factory=deque)
-    processed: int = -1
-    raw_held: int = 0
-    held: int = 0
-    final: bool = False
-    state: str = "starting"
-    fault: str = ""
-    failures: int = 0
-    idle_since: float = 0.0
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    ending: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def finish(self) -> None:
-        """Write what is held, then end."""
-        self.final = True
-        self.ending.set()
-        self.wake.set()
-
-
-class _Trouble:
-    """One line at the first failure, one each minute, one when it is over."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.since: float | None = None
-        self._last = self._told = 0.0
-
-    def failed(self, error: Exception) -> None:
-        now = self._clock()
-        if self.since is None:
-            self.since = self._told = now
-            logger.warning("archive: %s; it is tried again, and read back from Kafka once that goes well", error)
-        elif now - self._told >= REMIND_S:
-            self._told = now
-            logger.warning("archive: failing for %.0f s: %s", now - self.since, error)
-        self._last = now
-
-    def worked(self) -> None:
-        if self.since is not None and self._clock() - self._last >= QUIET_S:
-            logger.info("archive: works again, %.0f s after the first failure", self._clock() - self.since)
-            self.since = None
-
-
 class Archive:
     """The archive of the partitions that this worker owns. All methods belong to one event loop; the store is called in threads.
 
@@ -141,11 +53,11 @@ class Archive:
 
     def __init__(self, settings: Settings, store: Store, raw: RawReader, clean: CleanReader, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings, self._store, self._raw, self._clean, self._clock = settings, store, raw, clean, clock
-        self._lives: dict[int, _Life] = {}
-        self._tasks: dict[asyncio.Task[None], _Life] = {}
+        self._assignments: dict[int, Assignment] = {}
+        self._tasks: dict[asyncio.Task[None], Assignment] = {}
         self._assemblers: dict[int, Assembler] = {}
         self._held = 0
-        self._trouble = _Trouble(clock)
+        self._failures = StoreFailures(clock)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._repairs = asyncio.Semaphore(REPAIRS_AT_ONCE)
         self._closing = False
@@ -154,70 +66,70 @@ class Archive:
 
     def assign(self, partition: int) -> None:
         """We own the partition now: finds its chain and what is missing from it."""
-        if partition not in self._lives and not self._closing:
-            self._start(_Life(partition))
+        if partition not in self._assignments and not self._closing:
+            self._start(Assignment(partition))
 
     def revoke(self, partition: int) -> None:
         """We own it no more: what is held is forgotten, and read back by the next owner."""
-        life = self._lives.pop(partition, None)
+        assignment = self._assignments.pop(partition, None)
         self._assemblers.pop(partition, None)
         for task, of in list(self._tasks.items()):
             if of.partition == partition:
                 task.cancel()
-        if life:
-            self._forget(life)
+        if assignment:
+            self._forget(assignment)
 
     async def add_raw(self, partition: int, records: Sequence[RawRecord], start: int | None = None) -> None:
         """Records of one chunk, ascending by offset; those of a partition that is not assigned are ignored.
 
         `start`: the caller vouches that Kafka holds nothing else from there through the last one. Without it a gap is read back, to be sure.
         """
-        life = self._lives.get(partition)
-        if life is None or not records:
+        assignment = self._assignments.get(partition)
+        if assignment is None or not records:
             return
         last = records[-1].offset
-        life.idle_since = self._clock()
-        if records[0].offset <= life.seen or life.rewound:      # read again, or another log in the same place: Kafka will tell
-            self._rewind(life, last)
+        assignment.idle_since = self._clock()
+        if records[0].offset <= assignment.seen or assignment.rewound:      # read again, or another log in the same place: Kafka shows which
+            self._rewind(assignment, last)
             return
-        if life.chain and last <= life.chain.end and life.verified:
-            life.seen = last
+        if assignment.chain and last <= assignment.chain.end and assignment.verified:
+            assignment.seen = last
             return
-        was_due = self._raw_due(life)
-        expected = life.pieces[-1].last + 1 if life.pieces else None
-        vouched = None if start is None else max(start, life.seen + 1)
-        life.seen = last
+        was_due = self._raw_due(assignment)
+        expected = assignment.pieces[-1].last + 1 if assignment.pieces else None
+        vouched = None if start is None else max(start, assignment.seen + 1)
+        assignment.seen = last
         for piece in encode(partition, records, vouched):
             if (expected is not None and piece.start > expected) or self._held + piece.nbytes > self._settings.archive_buffer_bytes:
-                life.missed = last
+                assignment.missed = last
                 break
-            if not life.pieces:
-                life.since = self._begun()
-                life.wake.set()
-            life.pieces.append(piece)
-            self._hold_raw(life, piece.nbytes)
+            if not assignment.pieces:
+                assignment.since = self._begun()
+                assignment.wake.set()
+            assignment.pieces.append(piece)
+            self._hold_raw(assignment, piece.nbytes)
             expected = piece.last + 1
-        if not was_due and (self._raw_due(life) or not life.pieces):
-            life.wake.set()
+        if not was_due and (self._raw_due(assignment) or not assignment.pieces):
+            assignment.wake.set()
 
     async def add_clean(self, partition: int, frame: Frame) -> None:
         """One message of `ticks.clean`; a message that is one of several parts waits for the others. Raises `FrameError` where parts do not match."""
-        life = self._lives.get(partition)
-        if life is None:
+        assignment = self._assignments.get(partition)
+        if assignment is None:
             return
         whole = self._assemblers.setdefault(partition, Assembler()).feed(frame)
-        if whole is None or (life.log is not None and whole.log < life.log):
+        if whole is None or (assignment.log is not None and whole.log < assignment.log):
             return
-        if life.log is not None and whole.log > life.log:
-            life = self._next_life(life)
-        if life.log is None:
-            life.log = whole.log
-            life.wake.set()
-        begins_before = life.clean_through
-        life.clean_through = max(life.clean_through, whole.through)
-        self._take_frame(life, whole)
-        if life.clean_through > begins_before and (life.backlog or self._raw_due(life)):
-            life.wake.set()
+        if assignment.log is not None and whole.log > assignment.log:
+            assignment = self._next_log(assignment)
+        if assignment.log is None:
+            assignment.log = whole.log
+            assignment.wake.set()
+        begins_before = assignment.clean_through
+        assignment.clean_through = max(assignment.clean_through, whole.through)
+        self._take_frame(assignment, whole)
+        if assignment.clean_through > begins_before and (assignment.backlog or self._raw_due(assignment)):
+            assignment.wake.set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
         """Writes what is held and judged, as far as `timeout_s` allows; the rest is read back from Kafka at the next start.
@@ -225,14 +137,14 @@ class Archive:
         Raw records that `clean` has not judged yet are left to that start too: so what is archived is processed as well.
         """
         self._closing = True
-        for life in self._tasks.values():
-            life.finish()
+        for assignment in self._tasks.values():
+            assignment.finish()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        for partition in list(self._lives):
+        for partition in list(self._assignments):
             self.revoke(partition)
 
     def progress(self) -> list[dict[str, Any]]:
@@ -244,117 +156,117 @@ class Archive:
         now = self._clock()
         return [
             {
-                "partition": life.partition, "log": life.log, "offset": life.chain.end if life.chain else -1, "processed": life.processed,
-                "seen": life.seen, "judged": life.clean_through, "buffered_bytes": life.held, "state": life.state, "fault": life.fault,
-                "failing_s": round(now - self._trouble.since, 1) if self._trouble.since is not None and life.state == "failing" else 0.0,
+                "partition": own.partition, "log": own.log, "offset": own.chain.end if own.chain else -1, "processed": own.processed,
+                "seen": own.seen, "judged": own.clean_through, "buffered_bytes": own.held, "state": own.state, "fault": own.fault,
+                "failing_s": round(now - self._failures.since, 1) if self._failures.since is not None and own.state == "failing" else 0.0,
             }
-            for _, life in sorted(self._lives.items())
+            for _, own in sorted(self._assignments.items())
         ]  # fmt: skip
 
-    # Lives
+    # Assignments
 
-    def _start(self, life: _Life) -> None:
-        life.idle_since = self._clock()
-        self._lives[life.partition] = life
-        task = asyncio.get_running_loop().create_task(self._work(life), name=f"archive-{life.partition}")
-        self._tasks[task] = life
+    def _start(self, assignment: Assignment) -> None:
+        assignment.idle_since = self._clock()
+        self._assignments[assignment.partition] = assignment
+        task = asyncio.get_running_loop().create_task(self._work(assignment), name=f"archive-{assignment.partition}")
+        self._tasks[task] = assignment
         task.add_done_callback(self._tasks.pop)
 
-    def _next_life(self, old: _Life) -> _Life:
+    def _next_log(self, old: Assignment) -> Assignment:
         """The topic was made again: what is held of the old log is written, and what the new one holds is read from Kafka."""
         logger.info("archive: partition %d begins a new log after %s", old.partition, old.log)
         old.finish()
-        life = _Life(old.partition)
-        self._start(life)
-        return life
+        assignment = Assignment(old.partition)
+        self._start(assignment)
+        return assignment
 
-    def _forget(self, life: _Life) -> None:
-        self._hold(life, -life.held)
-        life.raw_held = 0
-        life.pieces.clear()
-        life.frames.clear()
+    def _forget(self, assignment: Assignment) -> None:
+        self._hold(assignment, -assignment.held)
+        assignment.raw_held = 0
+        assignment.pieces.clear()
+        assignment.frames.clear()
 
-    def _rewind(self, life: _Life, last: int) -> None:
+    def _rewind(self, assignment: Assignment, last: int) -> None:
         """What is held is written, if we know whose it is; nothing more is taken until the chain's last record was found in Kafka."""
-        if not life.verified:
-            self._hold_raw(life, -life.raw_held)
-            life.pieces.clear()
-        life.rewound = True
-        life.seen = life.missed = max(life.seen, last)
-        life.wake.set()
+        if not assignment.verified:
+            self._hold_raw(assignment, -assignment.raw_held)
+            assignment.pieces.clear()
+        assignment.rewound = True
+        assignment.seen = assignment.missed = max(assignment.seen, last)
+        assignment.wake.set()
 
-    def _hold(self, life: _Life, nbytes: int) -> None:
-        life.held += nbytes
+    def _hold(self, assignment: Assignment, nbytes: int) -> None:
+        assignment.held += nbytes
         self._held += nbytes
 
-    def _hold_raw(self, life: _Life, nbytes: int) -> None:
-        life.raw_held += nbytes
-        self._hold(life, nbytes)
+    def _hold_raw(self, assignment: Assignment, nbytes: int) -> None:
+        assignment.raw_held += nbytes
+        self._hold(assignment, nbytes)
 
-    async def _work(self, life: _Life) -> None:
+    async def _work(self, assignment: Assignment) -> None:
         while True:
-            life.wake.clear()
+            assignment.wake.clear()
             try:
-                wait = await self._step(life)
+                wait = await self._step(assignment)
             except StockstreamError as error:
-                if life.final and not error.retriable:
-                    self._forget(life)
+                if assignment.final and not error.retriable:
+                    self._forget(assignment)
                     return
-                wait = self._failed(life, error)
+                wait = self._failed(assignment, error)
             except Exception as error:          # whatever it is, alerts and predictions go on, and the archive tries again
-                logger.exception("archive: partition %d", life.partition)
-                wait = self._failed(life, error)
+                logger.exception("archive: partition %d", assignment.partition)
+                wait = self._failed(assignment, error)
             else:
-                life.failures, life.fault = 0, ""
-                if life.final:
-                    self._forget(life)
+                assignment.failures, assignment.fault = 0, ""
+                if assignment.final:
+                    self._forget(assignment)
                     return
-            told = life.ending if life.failures else life.wake      # what comes meanwhile does not shorten the wait after a failure
-            if told is life.ending and life.final:
+            event = assignment.ending if assignment.failures else assignment.wake      # what comes meanwhile does not shorten the wait after a failure
+            if event is assignment.ending and assignment.final:
                 await asyncio.sleep(wait or 0)
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(told.wait(), wait)
+                await asyncio.wait_for(event.wait(), wait)
 
-    def _failed(self, life: _Life, error: Exception) -> float:
-        self._trouble.failed(error)
-        life.state, life.fault = "failing", str(error)
-        life.failures += 1
+    def _failed(self, assignment: Assignment, error: Exception) -> float:
+        self._failures.failed(error)
+        assignment.state, assignment.fault = "failing", str(error)
+        assignment.failures += 1
         if not isinstance(error, StockstreamError) or not error.retriable:
             return LAST_RETRY_S
-        return float(min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(life.failures - 1, 10)))
+        return float(min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(assignment.failures - 1, 10)))
 
-    async def _step(self, life: _Life) -> float | None:
+    async def _step(self, assignment: Assignment) -> float | None:
         """Does what is due; returns after how many seconds something may be due next."""
-        if life.log is None and life.final:
+        if assignment.log is None and assignment.final:
             return None
-        if life.log is None:
-            newest = await self._clean.newest(life.partition)
-            if life.log is None and newest is None:
+        if assignment.log is None:
+            newest = await self._clean.newest(assignment.partition)
+            if assignment.log is None and newest is None:
                 return None
-            if newest is not None and (life.log is None or life.log == newest[0]):
-                life.log = newest[0]
-                life.clean_through = max(life.clean_through, newest[1])
-                life.missed = max(life.missed, newest[1])
-        if life.chain is None:
-            chain = Chain(self._store, str(life.log), life.partition)
+            if newest is not None and (assignment.log is None or assignment.log == newest[0]):
+                assignment.log = newest[0]
+                assignment.clean_through = max(assignment.clean_through, newest[1])
+                assignment.missed = max(assignment.missed, newest[1])
+        if assignment.chain is None:
+            chain = Chain(self._store, str(assignment.log), assignment.partition)
             await self._call(chain.open)
             backlog = await self._call(partial(unprocessed, chain))
             oldest = parse_name(backlog[0]) if backlog else None
-            life.processed = oldest.first - 1 if oldest else chain.end
-            life.backlog.extend(backlog)
-            life.chain = chain
-        await self._archive_raw(life, life.chain)
-        await self._archive_processed(life, life.chain)
-        self._trouble.worked()
-        life.state = "live"
-        return max(0.0, self._deadline(life) - self._clock())
+            assignment.processed = oldest.first - 1 if oldest else chain.end
+            assignment.backlog.extend(backlog)
+            assignment.chain = chain
+        await self._archive_raw(assignment, assignment.chain)
+        await self._archive_processed(assignment, assignment.chain)
+        self._failures.worked()
+        assignment.state = "live"
+        return max(0.0, self._deadline(assignment) - self._clock())
 
-    def _deadline(self, life: _Life) -> float:
-        if life.pieces:
-            due = life.since + self._settings.archive_flush_s
+    def _deadline(self, assignment: Assignment) -> float:
+        if assignment.pieces:
+            due = assignment.since + self._settings.archive_flush_s
             return due if self._clock() < due else due + VERDICTS_S
-        return max(life.idle_since, self._clock() - self._settings.archive_flush_s + 1) + self._settings.archive_flush_s
+        return max(assignment.idle_since, self._clock() - self._settings.archive_flush_s + 1) + self._settings.archive_flush_s
 
     def _begun(self) -> float:
         """Now, for what has just come first; up to a second earlier where that lets it be written while no second closes, if sources are prompt."""
@@ -366,212 +278,212 @@ class Archive:
 
     def _object_bytes(self) -> int:
         """What an object may hold, so that all partitions' together, with their clean ticks, stay well within the bound."""
-        return min(self._settings.archive_max_bytes, self._settings.archive_buffer_bytes // (4 * max(1, len(self._lives))))
+        return min(self._settings.archive_max_bytes, self._settings.archive_buffer_bytes // (4 * max(1, len(self._assignments))))
 
-    def _raw_due(self, life: _Life) -> bool:
-        if not life.pieces:
+    def _raw_due(self, assignment: Assignment) -> bool:
+        if not assignment.pieces:
             return False
-        by_time = self._clock() >= life.since + self._settings.archive_flush_s
-        return life.final or by_time or life.pieces[-1].hour > life.pieces[0].hour or self._raw_pressed(life)
+        by_time = self._clock() >= assignment.since + self._settings.archive_flush_s
+        return assignment.final or by_time or assignment.pieces[-1].hour > assignment.pieces[0].hour or self._raw_pressed(assignment)
 
-    def _raw_pressed(self, life: _Life) -> bool:
+    def _raw_pressed(self, assignment: Assignment) -> bool:
         """Whether what is held must be written now, judged or not: there is no room for more, or nothing can follow it."""
-        first, last = life.pieces[0], life.pieces[-1]
-        return last.last - first.start >= MAX_RECORDS or life.raw_held >= self._object_bytes() or life.missed > last.last or life.rewound
+        first, last = assignment.pieces[0], assignment.pieces[-1]
+        return last.last - first.start >= MAX_RECORDS or assignment.raw_held >= self._object_bytes() or assignment.missed > last.last or assignment.rewound
 
-    async def _archive_raw(self, life: _Life, chain: Chain) -> None:
+    async def _archive_raw(self, assignment: Assignment, chain: Chain) -> None:
         while True:
-            if life.pieces and not life.verified:
-                self._verify_by_overlap(life, chain)
-            self._trim(life, chain.end)
-            if life.pieces and life.pieces[0].start == chain.end + 1 and life.verified:
-                if not self._raw_due(life):
+            if assignment.pieces and not assignment.verified:
+                self._verify_by_overlap(assignment, chain)
+            self._trim(assignment, chain.end)
+            if assignment.pieces and assignment.pieces[0].start == chain.end + 1 and assignment.verified:
+                if not self._raw_due(assignment):
                     return
-                pieces = self._judged(life, self._next_object(life))
+                pieces = self._judged(assignment, self._next_object(assignment))
                 if not pieces:
                     return
-                await self._append(life, chain, pieces)
+                await self._append(assignment, chain, pieces)
                 continue
-            if life.rewound and not life.pieces:
-                life.rewound = life.verified = False
-            last = life.pieces[0].start - 1 if life.pieces else self._missing(life)
-            done = last <= chain.end and (life.verified or not life.pieces)
-            if done or (life.final and (last > chain.end or not life.pieces)):
+            if assignment.rewound and not assignment.pieces:
+                assignment.rewound = assignment.verified = False
+            last = assignment.pieces[0].start - 1 if assignment.pieces else self._missing(assignment)
+            done = last <= chain.end and (assignment.verified or not assignment.pieces)
+            if done or (assignment.final and (last > chain.end or not assignment.pieces)):
                 return
             async with self._repairs:
-                life.state = "repairing"
-                await self._verify(life, chain)
+                assignment.state = "repairing"
+                await self._verify(assignment, chain)
                 if last > chain.end:
-                    await self._repair(life, chain, last)
+                    await self._repair(assignment, chain, last)
 
-    def _missing(self, life: _Life) -> int:
-        """Last offset that must be read back: dropped here, told of by a frame at the start, or told of by a frame and not seen for long."""
-        if self._clock() - life.idle_since >= self._settings.archive_flush_s:
-            return max(life.missed, life.seen, life.clean_through)
-        return max(life.missed, life.seen)
+    def _missing(self, assignment: Assignment) -> int:
+        """Last offset that must be read back: dropped here, covered by a frame at the start, or covered by a frame and not seen for long."""
+        if self._clock() - assignment.idle_since >= self._settings.archive_flush_s:
+            return max(assignment.missed, assignment.seen, assignment.clean_through)
+        return max(assignment.missed, assignment.seen)
 
-    def _next_object(self, life: _Life) -> list[Piece]:
+    def _next_object(self, assignment: Assignment) -> list[Piece]:
         taken: list[Piece] = []
         limit = self._object_bytes()
-        for piece in life.pieces:
+        for piece in assignment.pieces:
             if taken and (piece.hour > taken[0].hour or limit <= 0 or piece.last - taken[0].start >= MAX_RECORDS):
                 break
             taken.append(piece)
             limit -= piece.nbytes
         return taken
 
-    def _judged(self, life: _Life, pieces: list[Piece]) -> list[Piece]:
+    def _judged(self, assignment: Assignment, pieces: list[Piece]) -> list[Piece]:
         """The pieces up to where the verdicts of `clean` end, so that the object can be processed at once.
 
         Where none of them is judged: none while the verdicts are waited for (the worker's end leaves them to the next start), all of them after that.
         """
-        judged = [part for part in (through(piece, life.clean_through) for piece in pieces) if part]
+        judged = [part for part in (through(piece, assignment.clean_through) for piece in pieces) if part]
         if judged:
             return judged
-        if life.rewound or (life.final and not self._closing):      # Kafka may hold them no more
+        if assignment.rewound or (assignment.final and not self._closing):      # Kafka may hold them no more
             return pieces
-        waits = life.final or (not self._raw_pressed(life) and self._clock() < life.since + self._settings.archive_flush_s + VERDICTS_S)
+        waits = assignment.final or (not self._raw_pressed(assignment) and self._clock() < assignment.since + self._settings.archive_flush_s + VERDICTS_S)
         return [] if waits else pieces
 
-    async def _append(self, life: _Life, chain: Chain, pieces: Sequence[Piece]) -> None:
-        if pieces[0].start < pieces[0].offsets[0] and await self._raw.begin(life.partition) > pieces[0].start:
+    async def _append(self, assignment: Assignment, chain: Chain, pieces: Sequence[Piece]) -> None:
+        if pieces[0].start < pieces[0].offsets[0] and await self._raw.begin(assignment.partition) > pieces[0].start:
             pieces = [replace(pieces[0], expired=True), *pieces[1:]]
         before = chain.newest
         await self._call(partial(chain.append, pieces))
-        self._appended(life, chain, before)
+        self._appended(assignment, chain, before)
 
-    def _appended(self, life: _Life, chain: Chain, before: str) -> None:
+    def _appended(self, assignment: Assignment, chain: Chain, before: str) -> None:
         if chain.newest != before:
-            life.backlog.append(chain.newest)
-        self._trim(life, chain.end)
+            assignment.backlog.append(chain.newest)
+        self._trim(assignment, chain.end)
 
-    def _trim(self, life: _Life, end: int) -> None:
-        while life.pieces and life.pieces[0].start <= end:
-            piece = life.pieces.popleft()
+    def _trim(self, assignment: Assignment, end: int) -> None:
+        while assignment.pieces and assignment.pieces[0].start <= end:
+            piece = assignment.pieces.popleft()
             rest = after(piece, end)
-            self._hold_raw(life, -piece.nbytes)
-            life.since = self._begun()
+            self._hold_raw(assignment, -piece.nbytes)
+            assignment.since = self._begun()
             if rest:
-                life.pieces.appendleft(rest)
-                self._hold_raw(life, rest.nbytes)
+                assignment.pieces.appendleft(rest)
+                self._hold_raw(assignment, rest.nbytes)
 
-    def _verify_by_overlap(self, life: _Life, chain: Chain) -> None:
-        """The first live records of a life may hold the chain's last one: then they show whether it is the same log."""
-        for piece in life.pieces:
+    def _verify_by_overlap(self, assignment: Assignment, chain: Chain) -> None:
+        """The first live records of a assignment may hold the chain's last one: then they show whether it is the same log."""
+        for piece in assignment.pieces:
             if chain.tail and piece.start <= chain.tail.offset <= piece.last and chain.tail.offset in piece.offsets:
                 line = piece.data.split(b"\n")[piece.offsets.index(chain.tail.offset)] + b"\n"
-                self._must_be(life, chain, zlib.crc32(line))
+                self._must_be(assignment, chain, zlib.crc32(line))
 
-    async def _verify(self, life: _Life, chain: Chain) -> None:
+    async def _verify(self, assignment: Assignment, chain: Chain) -> None:
         """Whether Kafka still holds the chain's last record: a topic that was made again must not be taken for the old one."""
-        if life.verified:
+        if assignment.verified:
             return
         tail = chain.tail
-        if tail is None or await self._raw.begin(life.partition) > tail.offset:
-            life.verified = True
+        if tail is None or await self._raw.begin(assignment.partition) > tail.offset:
+            assignment.verified = True
             return
-        async with aclosing(self._raw.read(life.partition, tail.offset, tail.offset)) as found:
+        async with aclosing(self._raw.read(assignment.partition, tail.offset, tail.offset)) as found:
             async for records in found:
-                self._must_be(life, chain, zlib.crc32(lines(life.partition, records[:1])))
-        if not life.verified and await self._raw.begin(life.partition) <= tail.offset:
-            raise ArchiveError(f"partition {life.partition}: Kafka holds no offset {tail.offset} of log {chain.log}: the topic was made again")
-        life.verified = True
+                self._must_be(assignment, chain, zlib.crc32(lines(assignment.partition, records[:1])))
+        if not assignment.verified and await self._raw.begin(assignment.partition) <= tail.offset:
+            raise ArchiveError(f"partition {assignment.partition}: Kafka holds no offset {tail.offset} of log {chain.log}: the topic was made again")
+        assignment.verified = True
 
-    def _must_be(self, life: _Life, chain: Chain, crc32: int) -> None:
+    def _must_be(self, assignment: Assignment, chain: Chain, crc32: int) -> None:
         if not chain.tail or crc32 != chain.tail.crc32:
-            raise ArchiveError(f"partition {life.partition}: what Kafka holds is not log {chain.log} any more: the topic was made again")
-        life.verified = True
+            raise ArchiveError(f"partition {assignment.partition}: what Kafka holds is not log {chain.log} any more: the topic was made again")
+        assignment.verified = True
 
-    async def _repair(self, life: _Life, chain: Chain, last: int) -> None:
+    async def _repair(self, assignment: Assignment, chain: Chain, last: int) -> None:
         """Adds what Kafka holds from the chain's end through `last`, in objects of bounded size."""
         cursor = chain.end + 1
         held: list[Piece] = []
         size = 0
-        async with aclosing(self._raw.read(life.partition, cursor, last)) as found:
+        async with aclosing(self._raw.read(assignment.partition, cursor, last)) as found:
             async for records in found:
-                for piece in encode(life.partition, records, cursor):
+                for piece in encode(assignment.partition, records, cursor):
                     if held and (piece.hour > held[0].hour or size >= self._object_bytes() or piece.last - held[0].start >= MAX_RECORDS):
-                        await self._append_all(life, chain, held)
+                        await self._append_all(assignment, chain, held)
                         held, size = [], 0
                     held.append(piece)
                     size += piece.nbytes
                     cursor = piece.last + 1
         if held:
-            await self._append_all(life, chain, held)
+            await self._append_all(assignment, chain, held)
         if chain.end < last:
-            await self._pass_hole(life, chain, last)
+            await self._pass_hole(assignment, chain, last)
 
-    async def _append_all(self, life: _Life, chain: Chain, pieces: Sequence[Piece]) -> None:
+    async def _append_all(self, assignment: Assignment, chain: Chain, pieces: Sequence[Piece]) -> None:
         last = pieces[-1].last
         while chain.end < last:
             rest = [piece for piece in (after(piece, chain.end) for piece in pieces) if piece]
-            await self._append(life, chain, rest)
+            await self._append(assignment, chain, rest)
 
-    async def _pass_hole(self, life: _Life, chain: Chain, last: int) -> None:
+    async def _pass_hole(self, assignment: Assignment, chain: Chain, last: int) -> None:
         """Kafka holds nothing from the chain's end through `last`."""
-        if life.pieces and life.pieces[0].start == last + 1:
-            life.pieces[0] = replace(life.pieces[0], start=chain.end + 1)
-        elif await self._raw.begin(life.partition) > last:
+        if assignment.pieces and assignment.pieces[0].start == last + 1:
+            assignment.pieces[0] = replace(assignment.pieces[0], start=chain.end + 1)
+        elif await self._raw.begin(assignment.partition) > last:
             before = chain.newest
             await self._call(partial(chain.append_hole, last))
-            self._appended(life, chain, before)
+            self._appended(assignment, chain, before)
         else:
-            raise BrokerError(f"partition {life.partition}: Kafka does not give offsets {chain.end + 1} to {last}, though they have not expired")
+            raise BrokerError(f"partition {assignment.partition}: Kafka does not give offsets {chain.end + 1} to {last}, though they have not expired")
 
     # Accepted ticks
 
-    def _take_frame(self, life: _Life, frame: Frame) -> None:
-        end = life.frames[-1].through if life.frames else None
-        if frame.through <= life.processed or (end is not None and (frame.start > end + 1 or frame.through <= end)):
+    def _take_frame(self, assignment: Assignment, frame: Frame) -> None:
+        end = assignment.frames[-1].through if assignment.frames else None
+        if frame.through <= assignment.processed or (end is not None and (frame.start > end + 1 or frame.through <= end)):
             return
-        rows = frame.rows if end is None or frame.start > end else _rows_between(frame.rows, end + 1, frame.through)
+        rows = frame.rows if end is None or frame.start > end else rows_between(frame.rows, end + 1, frame.through)
         if self._held + rows.nbytes > self._settings.archive_buffer_bytes:
             return
-        life.frames.append(_Clean(frame.start if end is None else end + 1, frame.through, rows))
-        self._hold(life, rows.nbytes)
+        assignment.frames.append(CleanRows(frame.start if end is None else end + 1, frame.through, rows))
+        self._hold(assignment, rows.nbytes)
 
-    async def _archive_processed(self, life: _Life, chain: Chain) -> None:
-        while life.backlog:
-            name = life.backlog[0]
+    async def _archive_processed(self, assignment: Assignment, chain: Chain) -> None:
+        while assignment.backlog:
+            name = assignment.backlog[0]
             extent = await self._call(partial(read_extent, self._store, name))
             first, last = extent.first, extent.last
             if extent.count:
                 missing: list[tuple[int, int]] = []
-                covered = life.frames and life.frames[0].start <= first and life.frames[-1].through >= last
+                covered = assignment.frames and assignment.frames[0].start <= first and assignment.frames[-1].through >= last
                 if covered:
-                    batches = [_rows_between(frame.rows, first, last) for frame in life.frames if frame.start <= last]
-                elif life.clean_through >= last and not self._closing:
+                    batches = [rows_between(frame.rows, first, last) for frame in assignment.frames if frame.start <= last]
+                elif assignment.clean_through >= last and not self._closing:
                     async with self._repairs:
-                        batches, missing = await self._read_clean(life, chain.log, first, last)
+                        batches, missing = await self._read_clean(assignment, chain.log, first, last)
                 else:
                     return
                 await self._call(partial(self._create_processed, extent, name, batches, missing))
-            life.backlog.popleft()
-            life.processed = last
-            while life.frames and life.frames[0].through <= last:
-                self._hold(life, -life.frames.popleft().rows.nbytes)
+            assignment.backlog.popleft()
+            assignment.processed = last
+            while assignment.frames and assignment.frames[0].through <= last:
+                self._hold(assignment, -assignment.frames.popleft().rows.nbytes)
 
     def _create_processed(self, extent: Extent, name: str, batches: Sequence[pa.RecordBatch], missing: Sequence[tuple[int, int]]) -> None:
         rows = pa.Table.from_batches(batches, schema=TICKS_SCHEMA)
         for processed, data in processed_objects(extent, name, rows, missing):
             self._store.create(processed, data)
 
-    async def _read_clean(self, life: _Life, log: str, first: int, last: int) -> tuple[list[pa.RecordBatch], list[tuple[int, int]]]:
+    async def _read_clean(self, assignment: Assignment, log: str, first: int, last: int) -> tuple[list[pa.RecordBatch], list[tuple[int, int]]]:
         batches: list[pa.RecordBatch] = []
         missing: list[tuple[int, int]] = []
         expect = first
-        async with aclosing(self._clean.read(life.partition, log, first, last)) as found:
+        async with aclosing(self._clean.read(assignment.partition, log, first, last)) as found:
             async for frame in found:
                 if frame.through < expect or expect > last:
                     continue
                 if frame.start > expect:
                     missing.append((expect, min(frame.start - 1, last)))
-                batches.append(_rows_between(frame.rows, max(expect, frame.start), last))
+                batches.append(rows_between(frame.rows, max(expect, frame.start), last))
                 expect = frame.through + 1
         if expect <= last:
             missing.append((expect, last))
         if missing:
-            logger.warning("archive: partition %d: ticks.clean no longer tells of raw offsets %s; they are recorded as missing", life.partition, missing)
+            logger.warning("archive: partition %d: ticks.clean no longer tells of raw offsets %s; they are recorded as missing", assignment.partition, missing)
         return batches, missing
 
     # Threads
@@ -579,9 +491,3 @@ class Archive:
     async def _call(self, call: Callable[[], T]) -> T:
         async with self._calls:
             return await in_thread(call)
-
-
-def _rows_between(rows: pa.RecordBatch, first: int, last: int) -> pa.RecordBatch:
-    offsets = rows.column("offset").to_numpy()
-    begin, end = offsets.searchsorted(first), offsets.searchsorted(last, side="right")
-    return rows.select(TICKS_SCHEMA.names).slice(begin, end - begin).replace_schema_metadata(None)

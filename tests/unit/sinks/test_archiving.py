@@ -391,7 +391,7 @@ async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCa
     one.assign(0)
     await feed(kafka, [one], 100)
     await until(lambda: is_whole(kafka, store))
-    with caplog.at_level(logging.INFO, "stockstream.sinks.archive.writer"):
+    with caplog.at_level(logging.INFO, "stockstream.sinks.archive"):
         store.down = True
         most = 0
         for _ in range(60):
