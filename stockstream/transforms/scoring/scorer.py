@@ -448,7 +448,7 @@ class Scorer:
                 for voice, first in enumerate(parts[0].said)
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part.symbols]
-            source.add(Slot(second, source.know(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
+            source.add(Slot(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

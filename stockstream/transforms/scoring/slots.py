@@ -77,7 +77,8 @@ class Source:
         self.due: dict[int, list[int]] = {}
         self._number: dict[str, int] = {}
 
-    def know(self, symbols: Sequence[str]) -> Ints:
+    def register_symbols(self, symbols: Sequence[str]) -> Ints:
+        """Numbers of these symbols, new ones added."""
         number, names = self._number, self.names
         for symbol in symbols:
             if symbol not in number:
@@ -129,7 +130,7 @@ def slot_of(source: Source, second: int, rows: Rows, span: slice, voices: Sequen
     own = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
     mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
-    return Slot(second, source.know(rows.symbol[span]), rows.price[span].copy(), mine)
+    return Slot(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
 
 
 def judge(source: Source, slot: Slot, moment: int) -> Iterator[Judged]:
