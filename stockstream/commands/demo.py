@@ -57,7 +57,7 @@ REST_MARGIN_S = 0.5
 WORKER_GRACE_S = 5.5
 RESTARTS = 3
 RESTART_DELAY_S = 1.0
-TOLD_LOG_LINES = 8
+LAST_LOG_LINES = 8
 PLAIN_LINE_EVERY_S = 10
 SILENT_S = 60
 EXAMPLE_SQL = "SELECT symbol, minute, open, high, low, close, volume FROM bars_1m ORDER BY volume DESC LIMIT 5"
@@ -135,7 +135,7 @@ class LiveLine:
 
 @dataclass(slots=True)
 class Demo:
-    """One run. `settings` are the worker's; `broker` is None where the user named one; `minutes` 0 means until it is told to stop."""
+    """One run. `settings` are the worker's; `broker` is None where the user named one; `minutes` 0 means until a signal."""
 
     settings: Settings
     symbols: Sequence[str]
@@ -257,7 +257,7 @@ class Demo:
 
     async def _watch(self) -> None:
         begun = time.monotonic()
-        told_first = told_silence = False
+        said_first = said_silence = False
         timeout = aiohttp.ClientTimeout(total=2.0)
         async with aiohttp.ClientSession(timeout=timeout) as web:
             while not self.minutes or time.monotonic() - begun < self.minutes * 60:
@@ -270,11 +270,11 @@ class Demo:
                 if answer is not None:
                     self.current = Figures.of(answer)
                 figures = self.figures
-                if figures.predictions and not told_first:
-                    told_first = True
+                if figures.predictions and not said_first:
+                    said_first = True
                     self.line.say(f"first prediction {now - begun:.0f} s after the worker's start")
-                if not figures.predictions and not told_silence and now - begun > SILENT_S:
-                    told_silence = True
+                if not figures.predictions and not said_silence and now - begun > SILENT_S:
+                    said_silence = True
                     self.line.say(f"no prediction yet after {SILENT_S} s: {self.log} says why")
                 starting = "the worker is starting" if not figures.ticks else ""
                 self.line.show(starting or figures.line(time.strftime("%H:%M:%S"), self.broker.rss_bytes() if self.broker else 0), now)
@@ -288,7 +288,7 @@ class Demo:
         self.worker = None
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         self.line.say(f"the worker {how}; its last lines in {self.log}:")
-        for text in last_lines(self.log, TOLD_LOG_LINES):
+        for text in last_lines(self.log, LAST_LOG_LINES):
             self.line.say(f"    {text}")
         if status == DO_NOT_RESTART or self.restarts == RESTARTS:
             again = "" if status == DO_NOT_RESTART else f" again, after {RESTARTS} restarts"
@@ -337,7 +337,7 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """What of the demo's settings its worker must be told."""
+    """The environment variables that give the worker the settings of the demo."""
     return {
         "STOCKSTREAM_BROKER": settings.broker, "STOCKSTREAM_COMPRESSION": settings.compression,
         "STOCKSTREAM_SOURCE": ",".join(settings.source), "STOCKSTREAM_SYMBOLS": "", "STOCKSTREAM_SEED": str(settings.seed),
