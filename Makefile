@@ -19,7 +19,7 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 	if [ -z "$$python" ]; then echo "stockstream needs Python 3.11 or later, and python3 here is: $$(python3 --version 2>&1 | head -n 1)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint kafka kafka-stop soak bench bench-quick schema lock clean
+.PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ ifeq ($(KAFKA),1)
 else
 	@exec $(BIN)/stockstream demo $(ARGS)
 endif
+
+check: $(STAMP) ## Before every commit: lint beside the quick tests, which need no broker
+	@$(MAKE) --no-print-directory -j2 lint test-quick
+
+test-quick: $(STAMP) ## The quick tests alone; ARGS="-k windows" for some
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/test_architecture.py $(ARGS)
 
 test: lint ## Lint, then all tests; ARGS="-k windows" for some
 	$(BIN)/python -m pytest $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 LOADED = "import gc, os, stockstream; stockstream.app; print(gc.isenabled(), gc.get_freeze_count() > 50_000, os.environ['OPENBLAS_NUM_THREADS'])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")])
 def test_a_worker_loads_without_collections_and_threads_and_collects_afterwards(given: dict[str, str], threads: str) -> None:
     ours = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
@@ -23,6 +24,7 @@ print([name for name in ("pandas", "numpy.ma", "stockstream.web.mounting", "pyar
 """
 
 
+@pytest.mark.slow
 def test_what_a_line_without_views_has_no_use_for_is_not_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", LINE], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -41,6 +43,7 @@ Worker.__new__(Worker).execute_from_commandline()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "daemon", "status", "told"),
     [

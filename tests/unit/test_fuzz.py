@@ -18,6 +18,7 @@ def test_only_documented_errors_come_of_hostile_input() -> None:
     assert set(fuzzing.counts) == {"ticks.raw", "views", "watchlist", "windows", "ticks.clean", "states"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason=NO_SIGNALS)
 def test_the_fuzzer_notices_undocumented_errors_and_processes_that_die_and_says_how_to_see_them_again() -> None:
     fuzzing = Fuzzing(300, seed=3, targets="tests.fuzz.broken")

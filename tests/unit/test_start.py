@@ -86,6 +86,7 @@ def wait_for_reason(web: str) -> str:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -125,6 +126,7 @@ def has_ipv6() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [pytest.param(host, marks=pytest.mark.skipif(not has_ipv6(), reason=NO_IPV6)) for host in ("::1", "[::1]", "::")])
 def test_ipv6_hosts_and_brokers_work(tmp_path: Path, host: str) -> None:
     port = free_port("::1")
@@ -133,6 +135,7 @@ def test_ipv6_hosts_and_brokers_work(tmp_path: Path, host: str) -> None:
         assert wait_for_reason(web).startswith(f"waiting for a broker at kafka://[::1]:{port}: Connection refused, since ")
 
 
+@pytest.mark.slow
 def test_the_web_serves_before_the_broker_and_nothing_of_fausts_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(tmp_path, log) as (process, web):
@@ -162,6 +165,7 @@ def fausts_paths() -> list[str]:
     return list(dict.fromkeys([*found, "/table/clean", "/table/clean/k", "/router/clean/k", "/table/", "/router/", "/graph", "/performance", "/stats"]))
 
 
+@pytest.mark.slow
 def test_fausts_pages_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
     with running(tmp_path, subprocess.DEVNULL, FAUST_PAGES="true") as (process, web):
         wait_for_web(process, web)
@@ -169,6 +173,7 @@ def test_fausts_pages_are_there_where_they_are_asked_for(tmp_path: Path) -> None
         assert "stockstream" in ask(f"{web}/")[1]                        # ours come first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_whose_reader_is_gone_ends(tmp_path: Path, number: signal.Signals) -> None:
     reading, writing = os.pipe()
@@ -180,6 +185,7 @@ def test_a_worker_whose_reader_is_gone_ends(tmp_path: Path, number: signal.Signa
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.slow
 def test_a_refusal_reaches_the_file_for_the_supervisor(tmp_path: Path) -> None:
     reason = tmp_path / "reason"
     given = environment(tmp_path, MODELS="/dev/null", REASON_FILE=str(reason))

@@ -173,6 +173,7 @@ async def until(condition: Any, task: asyncio.Task[None]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_run_shows_figures_and_ends_by_itself_without_a_worker_left(made: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     made.minutes = 2.5 / 60
     await asyncio.wait_for(made.run(), PATIENCE_S)
@@ -197,6 +198,7 @@ async def active(settings: Settings) -> set[bytes]:
     return {key for key, value in (await read_compacted(settings, "watchlist")).items() if json.loads(value)["active"]}
 
 
+@pytest.mark.slow
 async def test_the_market_stops_and_what_came_is_judged_before_the_worker_ends(made: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says(UNDER_WAY, tmp_path)
     task = asyncio.create_task(made.run())
@@ -217,6 +219,7 @@ async def test_the_market_stops_and_what_came_is_judged_before_the_worker_ends(m
     assert "stopping: the market first" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_the_log_must_be_at_rest_before_the_worker_ends(made: Demo, tmp_path: Path) -> None:
     """What was under way when the market stopped still comes: records that follow each other sooner than the idle time are not the last."""
     task = asyncio.create_task(made.run())
@@ -256,6 +259,7 @@ async def test_the_wait_for_the_last_verdicts_is_bounded(made: Demo, tmp_path: P
     assert made.worker is not None and made.worker.poll() == -signal.SIGTERM and not made.complete
 
 
+@pytest.mark.slow
 async def test_a_worker_that_dies_is_told_and_started_again_and_its_counts_stay(
     made: Demo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

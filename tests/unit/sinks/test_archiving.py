@@ -291,6 +291,7 @@ async def test_the_rest_of_a_crash_is_read_back_though_nothing_comes_any_more() 
     await two.close()
 
 
+@pytest.mark.slow
 async def test_a_rejected_record_at_the_end_is_archived_before_any_frame_tells_of_it() -> None:
     kafka, store = Kafka(), MemoryStore()
     one = archive(kafka, store)
@@ -349,6 +350,7 @@ async def test_without_a_log_id_nothing_is_written() -> None:
     await one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 async def test_exact_under_crashes_zombies_and_failures(seed: int) -> None:
     rng = random.Random(seed)
@@ -440,6 +442,7 @@ async def test_kafka_away_is_tried_again() -> None:
     await one.close()
 
 
+@pytest.mark.slow
 async def test_expired_records_are_recorded_and_passed() -> None:
     kafka, store = Kafka(), MemoryStore()
     one = archive(kafka, store)

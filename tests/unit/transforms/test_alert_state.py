@@ -39,6 +39,7 @@ def fed(detector: Detector, frame: Frame) -> Detected:
     return found
 
 
+@pytest.mark.slow
 def test_a_storm_of_twenty_thousand_symbols_is_stored_in_records_that_a_message_holds() -> None:
     """Both rules of every symbol, names at their longest. A second in which nothing but the last second with the condition changes costs one record."""
     symbols, source = ["銘" * 26 + f"{number:06d}" for number in range(20_000)], "源" * 128

@@ -76,6 +76,7 @@ def test_a_source_that_has_ended_costs_its_own_range_and_no_more() -> None:
     assert index.needed({"new": 19_995}) == [(19_995, OPEN)], "who is not asked for any more is forgotten"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_restart_late_in_a_long_log_reads_the_last_windows_and_says_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)

@@ -50,6 +50,7 @@ def cjk(number: int, length: int) -> str:
     return "".join(chr(rng.randrange(0x4E00, 0x9FA5)) for _ in range(length))
 
 
+@pytest.mark.slow
 def test_the_largest_state_goes_in_pieces_that_fit_and_comes_back_exactly() -> None:
     """Findings, H2: 20,000 symbols of 32 CJK letters, or snapshot ticks with long texts, passed the limit for ever."""
     core = cleaner()

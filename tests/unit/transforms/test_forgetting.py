@@ -113,6 +113,7 @@ def of_the_model(log: Log, most_sources: int = 1_000, most_symbols: int = 100_00
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_at_once")
 @pytest.mark.parametrize("broker", [True, False], ids=["the broker's times", "any times"])
 @pytest.mark.parametrize("many", [2, 1_000], ids=["at once", "one by one"])

@@ -21,6 +21,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_forged_frame_ends_the_process_that_reads_it() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.forged", "7", "4000"], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")

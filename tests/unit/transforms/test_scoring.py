@@ -180,6 +180,7 @@ def test_any_cutting_tells_the_same_in_the_same_order(seed: int) -> None:
     assert orders[0] == orders[1] == orders[2]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=200, deadline=None)
 def test_a_scorer_that_dies_anywhere_says_nothing_else_and_misses_nothing(seed: int) -> None:
@@ -469,6 +470,7 @@ def expected_of(log: Log, history: dict[int, tuple[Member, ...]], models: dict[t
     return oracle(log, roster)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=200, deadline=None)
 def test_models_that_fail_and_kills_around_their_suspension_say_nothing_with_two_contents(seed: int) -> None:

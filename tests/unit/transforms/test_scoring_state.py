@@ -47,6 +47,7 @@ def frame_of(offset: int, second: int, symbols: list[str], sources: list[str], c
     return Frame("a", offset, offset, tuple(Closing(offset, source, before, second) for source in sorted(sources)), rows, clock=clock)
 
 
+@pytest.mark.slow
 def test_every_record_and_message_is_within_its_bound_with_20_000_long_symbols_and_many_models() -> None:
     symbols = [f"{number:05d}".ljust(32, LONG) for number in range(20_000)]
     shadows = [Contender(Fake(f"{number}" * 40, "m" * 64, (10, 60, 120)), "shadow") for number in range(4)]
@@ -156,6 +157,7 @@ def test_rubbish_under_keys_like_ours_is_told_from_records() -> None:
         assert Scorer.readable(slot[0], msgspec.msgpack.encode(fields | wrong))
 
 
+@pytest.mark.slow
 def test_thirty_days_with_new_symbols_and_sources_each_day_leave_memory_and_state_as_they_were() -> None:
     """Each day 20 sources of a day's replay come and go, and the one that stays gets 300 new symbols."""
     scorer, offset = Scorer(0, [Contender(Fake())]), 0

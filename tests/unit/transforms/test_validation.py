@@ -419,6 +419,7 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
 def test_many_at_once_are_judged_as_one_after_the_other() -> None:
     """Random mixtures, cut at random: as single ticks, as frames, and with what is neither among them."""
@@ -622,6 +623,7 @@ def test_every_rejection_is_bounded_in_bytes_of_json(poison: bytes) -> None:
         assert len(msgspec.json.encode(rejection.detail)) < 4_000
 
 
+@pytest.mark.slow
 def test_an_array_of_more_items_than_may_be_is_rejected_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item may become a message of its own; a compressed record of some kB may hold millions."""
     core = cleaner()

@@ -162,6 +162,7 @@ def test_a_source_is_dropped_a_day_of_the_logs_time_after_its_last_frame_also_ac
     assert steady._rings["gone"].closed == START - 500
 
 
+@pytest.mark.slow
 def test_thirty_days_of_new_symbols_and_sources_keep_memory_and_state_flat() -> None:
     """Each day 300 new symbols of a living source, and eight recordings, each of 30 symbols of its own."""
     core, feed, rng = Windows(0, revise_s=30), Feed(), random.Random(4)
@@ -195,6 +196,7 @@ def test_thirty_days_of_new_symbols_and_sources_keep_memory_and_state_flat() -> 
     assert all(now <= 1.15 * then for now, then in zip(by_day[29], by_day[3], strict=True)), by_day
 
 
+@pytest.mark.slow
 def test_records_of_many_sources_and_symbols_with_long_names_stay_below_a_message() -> None:
     feed, core = Feed(), Windows(0, revise_s=30)
     names = [f"{number:04d}" + "源" * 124 for number in range(2_500)]
@@ -214,6 +216,7 @@ def test_records_of_many_sources_and_symbols_with_long_names_stay_below_a_messag
     assert again._last == core._last and again._rings.keys() == core._rings.keys()
 
 
+@pytest.mark.slow
 def test_a_second_of_twenty_thousand_symbols_is_cut_by_bytes() -> None:
     feed, core, symbols = Feed(), Windows(0, revise_s=30), ["銘" * 26 + f"{number:06d}" for number in range(20_000)]
     core.frame(feed.frame([("s", symbol, START, 10.0) for symbol in symbols], {"s": START}))
@@ -284,6 +287,7 @@ def test_unknown_fields_are_ignored_missing_ones_are_zero_and_newer_formats_are_
         np.testing.assert_array_equal(got._rings[name].past.of("price"), ring.past.of("price"))
 
 
+@pytest.mark.slow
 def test_rubbish_is_told_from_records_and_never_raises_anything_else() -> None:
     rng, good = random.Random(1), some_records()
     assert all(Windows.readable(key, value) == "" for key, value in good.items())

@@ -175,6 +175,7 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
     assert oracle.differences(last, oracle.rows(day)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks as late as may be, with not a second to spare: the same bits as with room for the whole day."""
@@ -196,6 +197,7 @@ def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPa
     assert oracle.differences(rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False), oracle.rows(day)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_restarts_within_long_series_change_no_bit() -> None:
     rng = random.Random(5)
@@ -243,6 +245,7 @@ def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int)
         assert oracle.differences(got, oracle.rows(day)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_the_real_day_equals_pandas() -> None:
     _, day = real_day()
