@@ -1,1 +1,1 @@
-"""The agents, one a file; they meet only at topics."""
+"""The agents, one per file. They exchange data only through topics."""

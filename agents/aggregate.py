@@ -1,4 +1,4 @@
-"""Adds up bars and rolling windows: `ticks.clean` -> `windows`, `latest`."""
+"""Computes bars and rolling windows: `ticks.clean` -> `windows`, `latest`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tables.aggregate import table
 
 LATEST_S = 60
 TOLD_MOST = 500_000
-"""Symbols of a worker. It forgets the oldest beyond that, and may then send a row of `latest` sooner than after LATEST_S."""
+"""How many symbols a worker remembers. Beyond that it forgets the oldest, and may then send a row of `latest` before LATEST_S have passed."""
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
 
@@ -35,7 +35,7 @@ def _restore(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[by
 
 
 class Aggregation(FrameStage[Windows]):
-    """The cores of `aggregate`, and when `latest` was told of each symbol."""
+    """The cores of `aggregate`, and the source and second of the last row of `latest` sent for each symbol."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,7 +47,7 @@ class Aggregation(FrameStage[Windows]):
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
         self._told_before.clear()
-        self.told.clear()                                                # what was under way may have been dropped
+        self.told.clear()                                                # rows in flight may have been dropped
 
     async def chunk(self, chunk: Chunk) -> None:
         partition = chunk.partition
@@ -65,7 +65,7 @@ class Aggregation(FrameStage[Windows]):
             hops = hops_of(record)
             messages += [Message(None, data, hops_header(*hops, sent)) for data in encode_within(self._frame(core, rows, batch))]
             latest += self._latest(rows, partition)
-            await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
+            await asyncio.sleep(0)                                       # the frames of a backlog take long: let heartbeats and deliveries run between them
             metrics.rows("windows", batch.num_rows)
             if len(hops) == 2:
                 metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)
@@ -79,23 +79,23 @@ class Aggregation(FrameStage[Windows]):
         return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch, clock=rows.clock)
 
     def _latest(self, rows: Rows, partition: int) -> list[Message]:
-        """The last priced row of each symbol of which nothing was told for a minute of its source's time."""
+        """The last priced row of each symbol for which no row was sent for LATEST_S seconds of event time."""
         messages: list[Message] = []
         for part, newest in rows.newest():
             source, due = part.source, []
             for symbol, row in newest.items():
                 second = int(part.values["second"][row])
-                before, told = self.told.get(symbol) or self._told_before.get(symbol, ("", 0))
+                before, last_second = self.told.get(symbol) or self._told_before.get(symbol, ("", 0))
                 if source != before:
-                    # told at once, and then not in the same second as all the others that are heard since
+                    # send at once; the next row comes after a delay that depends on the symbol, so that symbols that began together do not stay in step
                     self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
-                elif second - told >= LATEST_S:
+                elif second - last_second >= LATEST_S:
                     self.told[symbol] = source, second
                 else:
                     continue
                 due.append(row)
             if len(self.told) > TOLD_MOST:
-                self.told, self._told_before = {}, self.told             # who is not heard any more is forgotten the next time
+                self.told, self._told_before = {}, self.told             # symbols without a new row are dropped the next time
             if due:
                 messages += [Message(row.symbol.encode(), _encode(row)) for row in part.json_rows(due, partition)]
         return messages
@@ -106,5 +106,5 @@ stage = Aggregation()
 
 @app.agent(topics.ticks_clean)
 async def aggregate(stream: Any) -> None:
-    """One chunk of frames at a time."""
+    """Processes one chunk of frames at a time."""
     await stage.work(stream)

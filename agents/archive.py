@@ -1,4 +1,7 @@
-"""Archives: `ticks.raw` and the verdicts in `ticks.clean` -> the store. Nothing waits for it, and nothing is committed: its chain says where it stands."""
+"""Archives `ticks.raw`, and the accepted rows in `ticks.clean`, in the store. No other agent waits for it.
+
+It commits no offsets: the chain of raw objects in the store records how far the archive has come.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,20 @@ logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 TOGETHER = 250
-"""Raw records of a partition that go to the archive at once; fewer wait up to REPORT_S: a chunk costs the same whatever it brings."""
+"""This many raw records of a partition go to the archive at once. Fewer wait up to REPORT_S, because each call costs the same whatever its size."""
 settings = app.settings
 
 
 class Archiving:
-    """Takes part in assignments: the archive of a partition goes with `ticks.raw`."""
+    """The agent's part in a rebalance: the worker that reads a partition of `ticks.raw` also archives it."""
 
     def __init__(self) -> None:
         self.archive: Archive | None = None
         self.owned: set[int] = set()
         self.begun: set[int] = set()
-        """Partitions of which a chunk has come since they were assigned: a hole that the transport found before the next one is none of ours to look for."""
+        """Partitions that have received a chunk since they were assigned. Only from then on does `Chunk.begin` account for holes since the last chunk."""
         self.waiting: dict[int, tuple[Sequence[Any], int | None]] = {}
-        """By partition: records that follow each other, and the offset from which on Kafka holds nothing else; None where nobody vouches for that."""
+        """By partition: contiguous records, and the offset from which on they are all that Kafka holds (None: unknown)."""
         app.parts.append(self)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
@@ -62,7 +65,7 @@ class Archiving:
         return {}
 
     async def release(self, timeout_s: float) -> None:
-        """At the end what is held is written; in a rebalance it stays, for most partitions do."""
+        """At shutdown, writes what is buffered. In a rebalance the buffers stay, because most partitions stay on the worker."""
         if app.should_stop and self.archive is not None:
             await self.hand_over()
             await self.archive.close()
@@ -72,7 +75,7 @@ class Archiving:
         if not self._takes(chunk):
             return
         partition = chunk.partition
-        # what a chunk of an assignment before vouched for, the seek may have left behind
+        # after an assignment the reader seeks, so the first chunk need not follow the last one
         begin = chunk.begin if partition in self.begun and chunk.begin >= 0 else None
         self.begun.add(partition)
         records, since = self.waiting.pop(partition, ([], begin))
@@ -86,7 +89,7 @@ class Archiving:
             self.waiting[partition] = records, since
 
     async def hand_over(self) -> None:
-        """Gives the archive all that waits to be more."""
+        """Passes all buffered records to the archive."""
         waiting, self.waiting = self.waiting, {}
         for partition, (records, since) in waiting.items():
             await self._add(partition, records, since)
@@ -106,11 +109,11 @@ class Archiving:
             try:
                 await self.archive.add_clean(partition, frame_of(chunk, number, TICKS_SCHEMA))
             except FrameError:
-                continue                                                 # `aggregate` reads it too, and sets it aside
+                continue                                                 # `aggregate` reads the same record and sets it aside
 
 
 def warn_of_others(archive: str) -> None:
-    """A demo has its archive to itself: rows of another log's worker would be counted with its own."""
+    """Warns where another demo uses the archive folder: `bars_1m` would mix the rows of both logs."""
     folder = Path(archive.removeprefix("file://")).absolute()
     holder = holder_of(folder)
     if holder is not None and holder.alive and holder.pid != os.getppid():
@@ -122,22 +125,22 @@ stage = Archiving()
 
 @app.agent(topics.ticks_raw)
 async def archive_raw(stream: Any) -> None:
-    """Raw records, as they come."""
+    """Archives raw records."""
     async for chunk in stream:
         await stage.raw(chunk)
 
 
 @app.agent(topics.ticks_clean)
 async def archive_clean(stream: Any) -> None:
-    """Verdicts, as they come."""
+    """Archives accepted rows."""
     async for chunk in stream:
-        await app.reader.pace.let_pass(SEND_TURNS)                       # others wait for what they make of it, nobody for us
+        await app.reader.pace.let_pass(SEND_TURNS)                       # other agents go first: their output is awaited, the archive's is not
         await stage.clean(chunk)
 
 
 @app.task
 async def archive_report() -> None:
-    """Hands over what waits, and keeps the metric of how far the archive is."""
+    """Every REPORT_S, passes buffered records on and updates the metric of archived offsets."""
     while not app.should_stop:
         await asyncio.sleep(REPORT_S)
         await stage.hand_over()

@@ -1,4 +1,4 @@
-"""Judges every tick: `ticks.raw` -> `ticks.clean`, `ticks.rejected`."""
+"""Accepts or rejects every tick: `ticks.raw` -> `ticks.clean`, `ticks.rejected`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOT_S = 1.0
 SNAPSHOT_SHARE = 0.05
-"""Of its time the agent spends no more on snapshots: with tens of thousands of symbols they are made less often."""
+"""The greatest share of its time that the agent spends on snapshots. With tens of thousands of symbols it therefore makes fewer of them."""
 FLUSH_S = 1.0
 TIMER_S = 0.2
 IDENTIFY_TIMEOUT_S = 5.0
@@ -42,17 +42,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 def new_log_id(now: float | None = None) -> str:
-    """An id for a raw log's life, sortable by time of issue: 11 hex digits of epoch ms, then 8 at random."""
+    """A new log id. Ids sort by time of issue: 11 hex digits of epoch ms, then 8 random ones.
+
+    Args:
+        now: epoch seconds; the current time if not given.
+    """
     return f"{int((now or time.time()) * 1000):011x}-{secrets.token_hex(4)}"
 
 
 def _needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-    """A complete snapshot is the whole state; where its pieces are not all among the last records, all are read."""
+    """No further ranges where the records hold a complete snapshot, which is the whole state; else None, and the whole changelog is read."""
     return [] if Cleaner.complete(records) else None
 
 
 class Cleaning(Stage[Cleaner]):
-    """The cores of `clean`: restored where the log is the one that the snapshot was made of, else begun anew with a new log id."""
+    """The cores of `clean`. A core is restored if its snapshot belongs to the present log; otherwise it starts empty with a new log id."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -60,10 +64,11 @@ class Cleaning(Stage[Cleaner]):
         )
         self.snapshot_due: dict[int, float] = {}
         self.saved: dict[int, int] = {}
-        """By partition: the raw offset that the last snapshot goes on from."""
+        """By partition: the raw offset from which the last snapshot resumes."""
         self.flushed_at: dict[int, float] = {}
         self.hops: dict[int, int] = {}
         self.told: dict[tuple[int, str], tuple[int, float]] = {}
+        """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
 
     def _new(self, partition: int) -> Cleaner:
         return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=new_log_id())
@@ -78,7 +83,7 @@ class Cleaning(Stage[Cleaner]):
         found = dict(await super().assign(partitions))
         others = await self._other_logs()
         if epoch != app.reader.epoch:
-            return found                                                 # the partitions are gone, or somebody else here takes them over
+            return found                                                 # a newer assignment replaces this one
         for partition, core in list(self.cores.items()):
             if partition in others:
                 last = core.expect - 1
@@ -87,7 +92,7 @@ class Cleaning(Stage[Cleaner]):
                 self.cores[partition] = core = self._new(partition)
                 found[TP(self.topic, partition)] = None
             if core.expect < 0:
-                # the id must outlive us before anything is sent under it
+                # the log id must be stored before anything is sent under it: a successor goes on with the same id
                 await self.submit(core, partition, records=core.records(app.term))
         await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
         now = time.monotonic()
@@ -98,7 +103,7 @@ class Cleaning(Stage[Cleaner]):
         return found
 
     async def _other_logs(self) -> set[int]:
-        """Partitions whose log is not the one that their state was made of: it ends too early, or its record there is another."""
+        """Partitions whose log is not the one of their state: it ends before the state's last offset, or holds another record there."""
         known = {p: core for p, core in self.cores.items() if core.expect > 0}
         if not known:
             return set()
@@ -127,7 +132,7 @@ class Cleaning(Stage[Cleaner]):
             await consumer.stop()
 
     async def chunk(self, chunk: Chunk) -> None:
-        """Judges a chunk and sends what is due."""
+        """Feeds a chunk to its core and sends the results that are due. Raises `StateError` if offsets were skipped."""
         partition, records = chunk.partition, chunk.records
         core = self.core_of(chunk)
         if core is None:
@@ -171,20 +176,20 @@ class Cleaning(Stage[Cleaner]):
         return records
 
     async def timer(self) -> None:
-        """Sends what has waited for long, and closes the seconds of sources that have fallen quiet."""
+        """Sends results that have waited for FLUSH_S, and publishes punctuations that close the seconds of idle sources."""
         now, wall = time.monotonic(), now_ms()
         for partition, core in list(self.cores.items()):
             if partition not in self.pipes:
-                return                                                   # the partitions went while the one before was served
+                return                                                   # the partitions were revoked during the last await
             if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
             elif not core.waiting and core.expect > self.saved.get(partition, -1) and now >= self.snapshot_due[partition]:
-                # a log at rest is counted to its end: what retention deletes while nobody runs was not needed any more
+                # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
             if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
                 continue
-            polled = min(wall, app.reader.polled(tp))                    # by then the log had nothing newer
+            polled = min(wall, app.reader.polled(tp))                    # up to this time the log had no newer record
             for idle in core.idle():
                 second, at = self.told.get((partition, idle.source), (-1, 0.0))
                 if polled - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
@@ -195,7 +200,7 @@ class Cleaning(Stage[Cleaner]):
 
 
 def _symbol_of(rejection: Rejection) -> bytes | None:
-    """The symbol in the original, as the message's key, where it can be read."""
+    """The message key: the symbol of the rejected original; None where it cannot be read."""
     if rejection.value is None or rejection.reason == "invalid_json":
         return None
     try:
@@ -210,7 +215,7 @@ stage = Cleaning()
 
 @app.agent(topics.ticks_raw)
 async def clean(stream: Any) -> None:
-    """One chunk at a time; nothing raises but what ends the worker."""
+    """Processes one chunk at a time. An error that `Stage.work` does not handle ends the worker."""
     await stage.work(stream)
 
 

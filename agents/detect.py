@@ -19,7 +19,7 @@ from stockstream.transport.pacing import SEND_TURNS
 from tables.detect import table
 
 AT_ONCE = 500
-"""Alerts that are encoded before others get their turn."""
+"""How many alerts are encoded before other tasks run."""
 
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 class Detection(FrameStage[Detector]):
     """The cores of `detect`."""
 
-    turns_before = SEND_TURNS                                            # `score` reads the same frames, and there is more to wait for behind it
+    turns_before = SEND_TURNS                                            # let `score` go first: it reads the same frames, and more work follows it
 
     def __init__(self) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class Detection(FrameStage[Detector]):
                 for alert in found.alerts[first : first + AT_ONCE]:
                     alerts.append(Message(alert.symbol.encode(), _encode(alert)))
                     metrics.alert(alert.rule, alert.state)
-                await asyncio.sleep(0)                                   # a crash's alerts are long work: other partitions go between them
+                await asyncio.sleep(0)                                   # a market crash opens many alerts: let other partitions run between them
             market += [Message(None, _encode(summary)) for summary in found.markets]
         sends = [Outgoing(topics.alerts, partition, alerts)] if alerts else []
         if market:
@@ -64,5 +64,5 @@ stage = Detection()
 
 @app.agent(topics.windows)
 async def detect(stream: Any) -> None:
-    """One chunk of frames at a time."""
+    """Processes one chunk of frames at a time."""
     await stage.work(stream)

@@ -1,4 +1,4 @@
-"""Brings the market in: sources -> `ticks.raw`, `symbols`, as `watchlist` says. A symbol follows its partition from worker to worker."""
+"""Reads the sources that `watchlist` assigns: sources -> `ticks.raw`, `symbols`. A symbol moves between workers with its partition."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _read_watchlist() -> Mapping[bytes, bytes]:
 
 
 class Ingestion:
-    """Takes part in assignments: the watchlist is read from its beginning whenever a partition comes."""
+    """The agent's part in a rebalance: a worker that gets a partition reads its watchlist from the beginning."""
 
     def __init__(self) -> None:
         self.ingest = Ingest(app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist)
@@ -49,7 +49,7 @@ class Ingestion:
         self.ingest.release()
 
     def take(self, chunk: Chunk) -> None:
-        """Records of the watchlist; one that cannot be used is counted, logged and passed over, whatever it is."""
+        """Applies records of the watchlist. An invalid one is counted, logged and skipped."""
         for record in chunk.records:
             try:
                 fault = self.ingest.watch(record.key, record.value)
@@ -71,7 +71,7 @@ async def ingest(stream: Any) -> None:
 
 @app.task
 async def feed() -> None:
-    """Runs the sources. Only the fence ends it: what the sources and the broker do wrong, `Ingest` tries again."""
+    """Runs the sources until the worker is fenced. `Ingest` retries after errors of sources and of the broker."""
     while True:
         try:
             await stage.ingest.run()

@@ -1,4 +1,4 @@
-"""Scores the model inline: `windows` -> `predictions`, `outcomes`."""
+"""Runs the models on every closed second: `windows` -> `predictions`, `outcomes`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 RELOAD_S = 5.0
 REMIND_S = 300.0
-"""Between two warnings that rows are not predicted."""
+"""Interval between warnings that rows are not predicted."""
 settings = app.settings
 
 
 @dataclass(slots=True)
-class _Told:
-    """What is to be sent: messages, how many predictions, and when the newest raw record among them arrived (epoch ms)."""
+class _Pending:
+    """Results to send: the messages, the number of predictions in them, and when their newest raw record arrived (epoch ms)."""
 
     sends: list[Outgoing] = field(default_factory=list)
     count: int = 0
@@ -45,9 +45,9 @@ class _Told:
 
 
 class Scoring(FrameStage[Scorer]):
-    """The cores of `score`, and the models that new closings are scored with.
+    """The cores of `score`, and the models that score new closings.
 
-    A partition follows the registry's champion. Where that is suspended, the champion before it goes on, if it can be loaded.
+    A partition follows the registry's champion. While that model is suspended, the previous champion scores, if it can be loaded.
     """
 
     turns_after = SEND_TURNS
@@ -56,33 +56,33 @@ class Scoring(FrameStage[Scorer]):
         super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), Scorer.readable)
         self.known = Champions(settings.models, settings.model)
         self.unsaid: dict[int, int] = {}
-        """By partition: offsets of `windows` from here on were not there when the partition came."""
+        """By partition: the end of `windows` when the partition was assigned. Another worker may have scored frames before it."""
         self._heard: dict[int, int] = {}
-        """By partition: offsets of `windows` from here on were not scored since the partition came; a core that is built anew gets those before again."""
+        """By partition: the offset of `windows` after the last frame scored since the assignment. A rebuilt core receives the frames before it again."""
         self.not_predicted: dict[Key, int] = {}
-        """Rows that a model should have predicted and did not, since this worker began."""
+        """By model: rows that it should have predicted and did not, since this worker started."""
         self._searched: set[int] = set()
-        """Partitions for which no former champion could be loaded, since the last look at the registry."""
+        """Partitions for which no former champion could be loaded since the last refresh of the registry."""
         self._unloadable: dict[Key, str] = {}
-        """Former champions of which the log says why they cannot be loaded."""
+        """Former champions that cannot be loaded, with the reason as logged, so that each is logged once."""
         self._reminded: tuple[str, float] = "", 0.0
         status.model_list, status.model_note = self.models, self.note
 
     def load(self, name: str, version: str) -> ScoringModel:
-        """A stored model. Raises `ModelError`."""
+        """Loads a stored model. Raises `ModelError` if it is missing or cannot be loaded."""
         return self.known.load(name, version).model
 
     async def refresh(self) -> None:
-        """Looks at the registry, and forgets models that nobody needs."""
+        """Reads the registry again, and unloads models that no core uses."""
         await asyncio.to_thread(self.known.refresh)
         self._searched.clear()
         self.known.keep(key for core in self.cores.values() for key in core.models)
         self.remind()
 
     def remind(self) -> None:
-        """Logs why rows are not predicted: where that has changed, and every `REMIND_S`."""
-        note, (said, at) = self.note(), self._reminded
-        if note == said and (not note or time.monotonic() - at < REMIND_S):
+        """Logs why rows are not predicted: when the reason changes, and every `REMIND_S`."""
+        note, (logged, at) = self.note(), self._reminded
+        if note == logged and (not note or time.monotonic() - at < REMIND_S):
             return
         self._reminded = note, time.monotonic()
         if note:
@@ -90,14 +90,14 @@ class Scoring(FrameStage[Scorer]):
         else:
             logger.info("the champion %s scores", " ".join(self.known.champion.key) if self.known.champion else "")
 
-    # -- what is told of the models ------------------------------------------
+    # -- status of the models --------------------------------------------------
 
     def _suspended(self, core: Scorer) -> Member | None:
-        """The registry's champion, where this core has suspended it."""
+        """The registry's champion if this core has suspended it, else None."""
         return next((m for m in core.members if m.suspended and m.key == (settings.model, self.known.version)), None)
 
     def note(self) -> str:
-        """Why rows are not predicted, or not by the registry's champion, in one line; empty where they are."""
+        """One line on why rows are not predicted, or not by the registry's champion; empty if they are."""
         cores = sorted(self.cores.items())
         silent = [partition for partition, core in cores if core.champion is None and (core.members or not self.known.champion)]
         why = self.known.problem
@@ -116,13 +116,13 @@ class Scoring(FrameStage[Scorer]):
         return f"{why}; the last good model goes on"
 
     def models(self) -> list[dict[str, Any]]:
-        """The models in use or suspended, with what the registry knows of them; `partitions` and `not_predicted` are this worker's."""
+        """The models in use or suspended, with their metadata from the registry. `partitions` and `not_predicted` cover this worker only."""
         places: dict[Key, list[tuple[int, Member, int]]] = {}
         for partition, core in sorted(self.cores.items()):
             for member in core.members:
                 places.setdefault(member.key, []).append((partition, member, core.roster.since(member)))
         champion, wanted = self.known.champion, (settings.model, self.known.version)
-        if champion is not None and not places:                          # no frame came yet: the champion takes over at the first
+        if champion is not None and not places:                          # no frame has come yet: the champion takes over at the first one
             places.setdefault(champion.key, [])
         if self.known.problem:
             places.setdefault(wanted, [])
@@ -156,21 +156,21 @@ class Scoring(FrameStage[Scorer]):
         return found
 
     def held_back(self, partition: int, core: Scorer, offset: int) -> bool:
-        """Whether a frame at an offset of `windows` must be scored by the roster as it is.
+        """Whether the present roster must score the frame at this offset of `windows`, so that the champion may not change before it.
 
-        What was in the topic when the partition came may have been predicted by whoever had it, its record lost: it is told again by the same model.
+        The worker that had the partition before may have sent predictions of this frame and lost the state record. The same model must repeat them.
         """
         return bool(core.members) and offset < max(self.unsaid.get(partition, 0), self._heard.get(partition, 0))
 
     def new_champion(self, core: Scorer) -> Loaded | None:
-        """The registry's champion, where it is to replace the core's; None where it is already, or is suspended there as it lies in the registry."""
+        """The registry's champion if it should replace the core's; None if it is the core's already, or if the core has suspended this very artefact."""
         wanted = self.known.champion
         if wanted is None or core.champion == wanted.key or any(m.key == wanted.key and tried(m, wanted.stamp) for m in core.members):
             return None
         return wanted
 
     def fallback(self, core: Scorer) -> Loaded | None:
-        """The last champion before the one that is suspended that can be loaded: this partition's, else another's."""
+        """The latest former champion that can be loaded and is not suspended: this partition's, else another partition's; None if there is none."""
         out = {member.key for member in core.members if member.suspended}
         others = [key for other in self.cores.values() for key in (*([other.champion] if other.champion else []), *other.roster.fallbacks)]
         for name, version in dict.fromkeys([*core.roster.fallbacks, *others]):
@@ -188,7 +188,7 @@ class Scoring(FrameStage[Scorer]):
         core = self.core_of(chunk)
         if core is None:
             return
-        told = _Told()
+        pending = _Pending()
         for frame, offset, record in self.reader.frames(chunk):
             if not self.held_back(partition, core, offset):
                 model = self.new_champion(core)
@@ -197,26 +197,26 @@ class Scoring(FrameStage[Scorer]):
                     if model is None:
                         self._searched.add(partition)
                 if model is not None:
-                    await self.send(partition, core, told)
-                    told = _Told()
+                    await self.send(partition, core, pending)
+                    pending = _Pending()
                     core.set_champion(model.model, max(core.expect, 0), model.stamp)
-                    await self.send(partition, core, told)             # who is champion from where on is written before it is used
+                    await self.send(partition, core, pending)             # the change of champion is stored before it takes effect
                     if (pipe := self.pipes.get(partition)) is None:
                         return
                     await pipe.drain()
-                if self.cores.get(partition) is not core:              # assigned anew meanwhile
+                if self.cores.get(partition) is not core:              # the partition was reassigned meanwhile
                     return
             self._heard[partition] = max(offset + 1, self._heard.get(partition, 0))
             scored = self.reader.feed(core, core.frame, chunk, frame, offset)
             if scored is None:
                 continue
             self.note_faults(scored)
-            self.tell(told, scored, hops_of(record))
-            await asyncio.sleep(0)                                       # a backlog's frames are long work: heartbeats and deliveries go between them
-        await self.send(partition, core, told)
+            self.tell(pending, scored, hops_of(record))
+            await asyncio.sleep(0)                                       # the frames of a backlog take long: let heartbeats and deliveries run between them
+        await self.send(partition, core, pending)
 
     def note_faults(self, scored: Scored) -> None:
-        """Counts rows without a prediction, and logs which models are suspended from now on."""
+        """Counts rows without a prediction, and logs which models were suspended."""
         for missed in scored.missed:
             key = (missed.name, missed.version) if missed.name else (settings.model, "")
             self.not_predicted[key] = self.not_predicted.get(key, 0) + missed.rows
@@ -229,30 +229,30 @@ class Scoring(FrameStage[Scorer]):
             )
 
     @staticmethod
-    def tell(told: _Told, scored: Scored, hops: list[int]) -> None:
-        """Adds what a frame brought to what is to be sent."""
+    def tell(pending: _Pending, scored: Scored, hops: list[int]) -> None:
+        """Adds the predictions and outcomes of a frame to the results to send."""
         partition, made_at = scored.partition, now_ms()
         latency = {}
         if len(hops) == 3:
-            told.raw_ms = hops[0]
+            pending.raw_ms = hops[0]
             latency = {"clean": hops[1] - hops[0], "windows": hops[2] - hops[1], "score": made_at - hops[2], "total": made_at - hops[0]}
         values = encode_predictions(scored, made_at, latency)
         if values:
-            told.count += len(values)
-            told.sends.append(Outgoing(topics.predictions, partition, [Message(s.encode(), v) for s, v in zip(scored.symbols, values, strict=True)]))
+            pending.count += len(values)
+            pending.sends.append(Outgoing(topics.predictions, partition, [Message(s.encode(), v) for s, v in zip(scored.symbols, values, strict=True)]))
         outcomes = encode_outcomes(scored, made_at)
         if outcomes:
-            told.sends.append(Outgoing(topics.outcomes, partition, [Message(None, value) for value in outcomes]))
+            pending.sends.append(Outgoing(topics.outcomes, partition, [Message(None, value) for value in outcomes]))
 
-    async def send(self, partition: int, core: Scorer, told: _Told) -> None:
-        """Sends what is to be told, then the state that counts it."""
+    async def send(self, partition: int, core: Scorer, pending: _Pending) -> None:
+        """Sends the results, then the state that accounts for them."""
 
         def delivered() -> None:
-            metrics.predictions(told.count)
-            if told.count and told.raw_ms:
-                metrics.observe_many("raw_to_prediction", max(0, now_ms() - told.raw_ms) / 1000, told.count)
+            metrics.predictions(pending.count)
+            if pending.count and pending.raw_ms:
+                metrics.observe_many("raw_to_prediction", max(0, now_ms() - pending.raw_ms) / 1000, pending.count)
 
-        await self.submit(core, partition, told.sends, core.records(app.term), core.index, delivered)
+        await self.submit(core, partition, pending.sends, core.records(app.term), core.index, delivered)
 
 
 def _suspension(member: Member) -> str:
@@ -266,7 +266,7 @@ def _state(member: Member) -> str:
 
 
 def tried(member: Member, stamp: str) -> bool:
-    """Whether the artefact with this stamp is known to fail; a model that was only missing is tried whenever it can be loaded."""
+    """Whether the artefact with this stamp has failed before. A model that was only missing has not: it is tried again once it can be loaded."""
     return bool(member.suspended) and member.suspended != "missing" and member.stamp == stamp
 
 
@@ -275,19 +275,19 @@ stage.known.refresh()
 warm_up_problem = ""
 try:
     warm_up(stage.known.champion.model if stage.known.champion else None)
-except Exception as error:  # noqa: BLE001 (it only saves time: the worker starts without it)
+except Exception as error:  # noqa: BLE001 (the warm-up only saves time: the worker starts without it)
     warm_up_problem = in_one_line(error)
 
 
 @app.agent(topics.windows)
 async def score(stream: Any) -> None:
-    """One chunk of frames at a time."""
+    """Processes one chunk of frames at a time."""
     await stage.work(stream)
 
 
 @app.task
 async def reload_models() -> None:
-    """Takes a newly trained champion into use without a restart, and says where there is none."""
+    """Every RELOAD_S, reads the registry: a new champion takes over without a restart, and a missing one is logged."""
     if warm_up_problem:
         logger.warning("the state machines could not be warmed up, the first frames take longer: %s", warm_up_problem)
     stage.remind()

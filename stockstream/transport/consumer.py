@@ -1,4 +1,4 @@
-"""The consumer."""
+"""The consumer: reads chunks, checks their offsets and delivers them to the agents."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 
 class Flow(FlowControlEvent):
-    """Goes on without emptying the agents' queues, as mode does (utils/queues.py, `resume`): a chunk that was read right after the seek may lie in them.
+    """Resumes without emptying the agents' queues, unlike mode (utils/queues.py, `resume`): they may hold a chunk that was read right after the seek.
 
-    What lies there of an assignment before bears its epoch.
+    Chunks of an earlier assignment carry its epoch, so that agents drop them.
     """
 
     def resume(self) -> None:
@@ -43,7 +43,7 @@ class Flow(FlowControlEvent):
 
 
 class Consumer(driver.Consumer):
-    """Reads chunks; see the module's docstring."""
+    """Delivers one chunk per partition and fetch, and reads from the position that the agents' state gives."""
 
     app: Any
     _thread: ConsumerThread
@@ -58,9 +58,9 @@ class Consumer(driver.Consumer):
         self._delivered: dict[TP, list[int]] = defaultdict(list)
         self._begins: dict[TP, int] = {}
         self._through: dict[TP, int] = {}
-        """The offset that follows all that was fetched, what is no record included; before anything was, where reading began."""
+        """By partition: the offset after everything that was fetched, transaction markers included; before the first fetch, where reading began."""
         self.epoch = 0
-        """Counts the assignments, for chunks of an earlier one that are still under way."""
+        """The number of assignments so far. A chunk carries it, so that agents drop chunks of an earlier assignment."""
         self._seeking = False
         super().__init__(*args, **kwargs)
         self.guard.on_hole = getattr(self.app, "on_hole", None)
@@ -78,14 +78,15 @@ class Consumer(driver.Consumer):
     # -- where to read ------------------------------------------------------
 
     def let_go(self) -> None:
-        """The assignment is over: what of it is still under way, a chunk or a takeover, is of no use any more."""
+        """Ends the assignment: invalidates its chunks and any takeover in progress."""
         self.epoch += 1
         self.own.forget()
 
     async def perform_seek(self) -> None:
-        """Puts every partition where its state says; without one, at the log's beginning (Faust: the group's commit, faust-streaming/faust#502).
+        """Seeks every partition to the position that its state gives; without state, to the beginning of the log.
 
-        Faust calls this when recovery is done and before the flow resumes. Where it takes too long Faust drops it and would go on from anywhere: we leave.
+        Faust would use the group's commit (faust-streaming/faust#502). Faust calls this after recovery and before the flow resumes. If it takes too long,
+        Faust cancels it and would read on from an arbitrary position, so the worker leaves.
         """
         begun = now_s()
         try:
@@ -109,11 +110,11 @@ class Consumer(driver.Consumer):
         self._acked_index.clear()
         positions: Mapping[TP, int | None] = await self.app.positions(assigned)
         if epoch != self.epoch:
-            return                                                       # cancelled for a newer assignment, which something awaited has swallowed
+            return                                                       # cancelled by a newer assignment, but an awaited call swallowed the cancellation
         known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
         unknown = [tp for tp in assigned if tp not in known]
         if unknown:
-            # a number, not just "the beginning": what was fetched before the seek is then known to come too early
+            # an offset, not just "the beginning", so that the guard recognises records that were fetched before the seek
             known |= {tp: offset or 0 for tp, offset in (await self.earliest_offsets(*unknown)).items()}
         await self._thread.call_thread(self._thread.seek_all, known)
         if epoch != self.epoch:
@@ -127,11 +128,11 @@ class Consumer(driver.Consumer):
         self._seeking = False
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """Asked by Faust's recovery alone, of changelogs: where they begin, so that it finds nothing to read. `state.changelog_table` reads them."""
+        """The beginning of each changelog, so that Faust's recovery, the only caller, finds nothing to read. `state.changelog_table` reads changelogs."""
         return await self.earliest_offsets(*partitions)
 
     def at_end(self, tp: TP) -> bool:
-        """Whether all that the log held of this partition when it was last asked (`polled`) was delivered."""
+        """Whether every record that the partition held at the broker's last answer (`polled`) has been delivered."""
         expected = max(self.guard.expected.get(tp) or 0, self._through.get(tp, 0))
         if self._held.get(tp) or not self.flow_active:
             return False
@@ -139,19 +140,19 @@ class Consumer(driver.Consumer):
             consumer = self._thread._ensure_consumer()
             partition = TopicPartition(tp.topic, tp.partition)
             stable, high = consumer.last_stable_offset(partition), consumer.highwater(partition)
-        except Exception:  # noqa: BLE001  whatever aiokafka says of a partition that is not assigned just now
+        except Exception:  # noqa: BLE001  aiokafka raises various errors for a partition that is not assigned
             return False
         end = stable if stable is not None and stable >= 0 else high
         return end is not None and expected >= end
 
     def polled(self, tp: TP) -> int:
-        """When the broker last answered what it has of this partition (epoch ms, by the worker's clock); 0 where it never has."""
+        """When the broker last answered a fetch of this partition (epoch ms, worker's clock); 0 if it has not yet."""
         with contextlib.suppress(Exception):
             return self._thread._ensure_consumer().last_poll_timestamp(TopicPartition(tp.topic, tp.partition)) or 0
         return 0
 
     def lag(self, tp: TP) -> int:
-        """Records not delivered yet; 0 where the end is not known."""
+        """Consumer lag: how many records are not delivered yet; 0 if the end of the partition is unknown."""
         with contextlib.suppress(Exception):
             high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
             return max(0, (high or 0) - (self.guard.expected.get(tp) or 0))
@@ -160,9 +161,9 @@ class Consumer(driver.Consumer):
     # -- commits, for lag monitors only -------------------------------------
 
     def _new_offset(self, tp: TP) -> int | None:
-        """Through the last chunk of the contiguous acknowledged prefix.
+        """The offset after the last chunk of the contiguous acknowledged prefix; None if there is no new one.
 
-        Faust's own takes chunks for messages and commits past what is not acknowledged (faust-streaming/faust#606; consumer.py:1140).
+        Faust's own method counts each chunk as one message and commits beyond unacknowledged ones (faust-streaming/faust#606; consumer.py:1140).
         """
         delivered, acked = self._delivered[tp], set(self._acked[tp])
         done = None
@@ -179,7 +180,7 @@ class Consumer(driver.Consumer):
         return bool(await self._commit({tp: offset for tp, offset in offsets.items() if tp in assignment}))
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's check counts messages (and is wrong at times, faust-streaming/faust#175); ours are the guard and the watchdog."""
+        """Does nothing. Faust's check counts messages (and errs, faust-streaming/faust#175); the guard and the watchdog replace it."""
 
     # -- the loop -----------------------------------------------------------
 
@@ -193,7 +194,7 @@ class Consumer(driver.Consumer):
                 now = time.monotonic()
                 for tp in [tp for tp, begun in since.items() if now - begun >= gather_s and self.flow_active]:
                     since.pop(tp, None)
-                    if tp in held:                                       # a seek meanwhile has dropped it
+                    if tp in held:                                       # a seek may have dropped it meanwhile
                         await self._deliver(tp, held.pop(tp))
                 due = min(since.values(), default=None)
                 timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
@@ -206,15 +207,15 @@ class Consumer(driver.Consumer):
                     count += sum(run.count for run in runs)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
-                        continue                                         # read for the assignment before: the seek brings it again
+                        continue                                         # fetched for the previous assignment: the seek reads it again
                     before, self._through[tp] = self._through.get(tp, 0), runs[-1].offset + 1
                     expected = self.guard.expected.get(tp)
                     if expected is not None and runs[-1].offset < expected:
                         self._require_end(tp, before)
-                        continue                                         # our own, which we have, unparsed
+                        continue                                         # loopback frames that were delivered before: drop them unparsed
                     got = joined(run.records() for run in runs)
                     if not got:
-                        continue                                         # markers, or what compaction has emptied
+                        continue                                         # only transaction markers, or a batch that compaction has emptied
                     if tp.topic in unguarded:
                         self.guard.expected[tp] = got[-1].offset + 1
                     else:
@@ -234,7 +235,7 @@ class Consumer(driver.Consumer):
                 await self._meanwhile(self.pace.after(count))
         except BaseException as error:
             if not self.transport.app.should_stop:
-                # Faust takes a cancellation for a wish (transport/consumer.py:178), also one that comes out of aiokafka, and would read no more without a word
+                # Faust takes any cancellation for an orderly stop (transport/consumer.py:178), also one from within aiokafka, and would stop reading silently
                 with contextlib.suppress(FencedError):
                     self.app.fence.leave(f"reading ended: {type(error).__name__}: {error}")
                 raise
@@ -252,16 +253,16 @@ class Consumer(driver.Consumer):
         return admitted
 
     def _require_end(self, tp: TP, fetched: int) -> None:
-        """Leaves where all that came was known, and the topic ends before what was fetched or asked for already."""
+        """Called when a fetch returned only known records: leaves if the topic ends before an offset already fetched or requested, since it was recreated."""
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
         read = max(fetched, self._thread.furthest[tp] if tp in self._thread.begun_anew else 0)
         if high is not None and high < read and not self.app.embedded:
             self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
 
-    # -- what this worker has written itself ----------------------------------
+    # -- loopback: frames that this worker wrote itself ------------------------
 
     def sent(self, tp: TP, handed: Handed) -> None:
-        """Told of what was handed to the producer for a partition that agents here may read."""
+        """Registers messages handed to the producer for a partition that agents of this worker may read."""
         for confirmed, messages in handed:
             confirmed.add_done_callback(partial(self._confirmed, tp, self.epoch, messages))
 
@@ -275,7 +276,7 @@ class Consumer(driver.Consumer):
             self.pace.arrived()                                          # a fetch brings it
 
     async def _meanwhile(self, awaited: Awaitable[T]) -> T:
-        """Waits, and delivers what comes of our own meanwhile."""
+        """Awaits `awaited`, and delivers loopback frames meanwhile."""
         task = asyncio.ensure_future(awaited)
         try:
             while True:
@@ -289,7 +290,7 @@ class Consumer(driver.Consumer):
                 await asyncio.gather(task, return_exceptions=True)
 
     def _furthest_first(self, found: Mapping[Any, S]) -> list[tuple[Any, S]]:
-        """By partition, in the order in which somebody waits for it."""
+        """The partitions, downstream topics first: `windows`, then `ticks.clean`, then `ticks.raw`."""
         last = {self.app.settings.topic("ticks.clean"): 1, self.app.settings.topic("ticks.raw"): 2}
         return sorted(found.items(), key=lambda item: last.get(item[0].topic, 0))
 
@@ -319,14 +320,14 @@ class Consumer(driver.Consumer):
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         if self._room_for(tp):
-            await self.callback(message)                                 # at once: two tasks to watch over it would cost more than all else here
+            await self.callback(message)                                 # without `wait_first`: its two tasks would cost more than the delivery
             if len(records) >= SMALL_FETCH:
-                await turns(SEND_TURNS)                                  # worked on while it is near the processor, before the next is parsed
+                await turns(SEND_TURNS)                                  # process it while it is in the CPU's cache, before the next is parsed
         else:
             await self.wait_first(self.callback(message), self.suspend_flow.wait())
 
     def _room_for(self, tp: TP) -> bool:
-        """Whether nothing that Faust does on the way to the agents' queues would wait (transport/conductor.py)."""
+        """Whether Faust can put a message into the agents' queues without waiting (transport/conductor.py)."""
         conductor = self.app.topics
         channels = conductor._tp_index.get(tp)
         return (

@@ -1,4 +1,4 @@
-"""The fence: whether this worker may still act for its partitions, and how the process ends where it may not."""
+"""The fence: decides whether this worker may still act for its partitions, and ends the process if not."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ FENCE_EXIT_STATUS = 75
 
 
 class Fence:
-    """Knows whether this worker may still act for its partitions; when not, the process leaves at once.
+    """Ends the process once this worker may no longer act for its partitions.
 
-    `limit_s` is half the session: by then nobody else has the partitions yet.
+    `limit_s` is half the session timeout: until then no other worker can have the partitions.
+
+    Args:
+        session_s: the session timeout of the consumer group, in seconds.
+        leave: ends the process, given the reason.
     """
 
     def __init__(self, session_s: float, leave: Callable[[str], None] | None = None) -> None:
         self.limit_s = session_s / 2
         self._leave = leave or leave_now
-        self._seen: float | None = None                                  # the imports before the first tick are no standing still
+        self._seen: float | None = None                                  # time before the first watchdog tick (imports) does not count as a stall
         self.left = False
         self.heard: Callable[[], float] = lambda: 0.0
-        """When the group last confirmed us (`stockstream.clock`): a process that computes for long is no frozen one, its heartbeats have their own thread."""
+        """When the group last confirmed this worker (s of `stockstream.clock`). Heartbeats have their own thread, so a long computation is no stall."""
 
     def tick(self) -> None:
-        """Called several times a second by the watchdog; a process that was frozen notices here or in `check`, whichever comes first."""
+        """Records that the process runs; the watchdog calls it several times a second. Raises `FencedError` as `check` does."""
         self.check()
         self._seen = now_s()
 
     def check(self) -> None:
-        """Raises `FencedError` where the process has neither run nor been heard by its group for half a session, after asking it to leave."""
+        """Leaves, and raises `FencedError`, if for half a session the process neither ran nor reached its group with a heartbeat."""
         if self.left:
             raise FencedError("this worker has left")
         stood = 0.0 if self._seen is None else now_s() - max(self._seen, self.heard())
@@ -39,7 +43,7 @@ class Fence:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
 
     def leave(self, why: str) -> None:
-        """Ends the process, once."""
+        """Ends the process, once. Raises `FencedError`."""
         if not self.left:
             self.left = True
             self._leave(why)
@@ -47,5 +51,5 @@ class Fence:
 
 
 def leave_now(why: str) -> None:
-    """Tells why, in one line, and exits without any clean-up that could write."""
+    """Prints the reason in one line, and exits without any clean-up that could write."""
     exit_now(FENCE_EXIT_STATUS, f"leaving: {why} (a supervisor starts the worker again)")

@@ -1,4 +1,4 @@
-"""The thread that fetches."""
+"""The thread that fetches. It passes whole record batches on, and the consumer parses them."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ logger = logging.getLogger(__name__)
 
 FETCH_MAX_WAIT_MS = 200
 LOST_S = 1.5
-"""A broker that has answered no heartbeat for so long, three of them at least, counts as lost."""
+"""A broker that has not answered a heartbeat for this long, which is three heartbeats or more, counts as lost."""
 FORMAT = 2
-"""Of record batches, since Kafka 0.11."""
+"""The format of record batches since Kafka 0.11."""
 BATCH_PREFIX = struct.Struct(">qi")
-"""Base offset, and the length of what follows."""
+"""Base offset, and the length of the rest of the batch."""
 
 
 class Run:
-    """The records of one batch, without those before the offset that was asked for, parsed where they are worked on.
+    """The records of one batch, without those before the requested offset. They are parsed where they are processed.
 
-    aiokafka takes it for a record with the offset of the last, and spends its time a batch, not a record. Parsed by the thread that fetches, every record
-    would go from one processor's cache to another's: a sixth of all that catching up costs.
+    To aiokafka a run looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
+    parsed the records, each would move from one CPU's cache to another's: a sixth of the whole cost of catching up.
 
     Args:
-        batch: aiokafka's.
-        begin: the offset that was asked for.
-        data: the bytes of the batch, where they are known.
+        batch: aiokafka's record batch.
+        begin: the requested offset.
+        data: the bytes of the batch, if known.
     """
 
     def __init__(self, batch: Any, begin: int, data: memoryview | None = None) -> None:
         self._batch, self._begin, self._data = batch, begin, data
         self.offset: int = batch.next_offset - 1
-        self.count = max(1, self.offset + 1 - max(begin, getattr(batch, "base_offset", begin)))       # batches of the old formats have none
-        """Records at most."""
+        self.count = max(1, self.offset + 1 - max(begin, getattr(batch, "base_offset", begin)))       # batches of old formats have no base_offset
+        """Upper bound of the number of records."""
 
     def records(self) -> Sequence[Any]:
-        """Decompressed and parsed, once."""
+        """Decompresses and parses the records. Call it once only."""
         if accelerated.batches is not None and self._data is not None and self._batch.magic == FORMAT:
             found: Sequence[Any] = accelerated.batches.records(self._data, self._begin)
             return found
@@ -64,7 +64,7 @@ class Run:
 
 
 class Passed:
-    """What the broker has passed behind the last record: markers of transactions, and what it has taken out."""
+    """Offsets after the last record that hold none: transaction markers, and records that compaction removed."""
 
     count = 0
 
@@ -100,7 +100,7 @@ class _Batch:
         return next(self._batch)
 
     def validate_crc(self) -> bool:
-        """Whether its checksum is right; aiokafka asks before it asks anything else."""
+        """Whether the checksum is right. aiokafka calls this before any other method."""
         if accelerated.batches is not None and self._batch.magic == FORMAT:
             return bool(accelerated.batches.is_whole(self._data))
         return bool(self._batch.validate_crc())
@@ -110,7 +110,7 @@ class _Batch:
 
 
 class Batches:
-    """What a fetch brought of one partition, in the place of aiokafka's `MemoryRecords`: as runs, once `parsed` says of which `PartitionRecords`."""
+    """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition. It yields runs once `parsed` is set."""
 
     def __init__(self, data: bytes) -> None:
         self._records, self._rest = MemoryRecords(data), memoryview(data)
@@ -125,12 +125,12 @@ class Batches:
 
 
 class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher has fetched, by partition: it comes as runs, not copied into `ConsumerRecord`s one by one."""
+    """The results of aiokafka's fetcher, by partition. They yield runs, which saves copying each record into a `ConsumerRecord`."""
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
-            # weak references: circles would leave 3,000 objects a second to the garbage collector
+            # weak references, because reference cycles would leave 3,000 objects a second to the garbage collector
             parsed._records.parsed = weakref.proxy(parsed)
             parsed._consumer_record = _as_it_is
             result.getall = partial(_take, weakref.proxy(result))
@@ -142,7 +142,7 @@ def _as_it_is(_: Any, run: Run) -> Run:
 
 
 def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
-    """`FetchResult.getall` of runs: whole batches, until they hold CHUNK_RECORDS."""
+    """Replaces `FetchResult.getall`: takes runs until they hold CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
@@ -171,14 +171,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     silent_s = 0.0
     """How long the group has not answered a heartbeat; 0 where none is due."""
     _beating: tuple[Any, float] = (None, 0.0)
-    """The task that beats, and since when: who has just been taken in was confirmed by that, however long the join took."""
+    """The heartbeat task, and when it was first seen. A join confirms the member, so silence counts from here."""
 
     _brought = 0
-    """Records of the last fetch that was asked for."""
+    """How many records the last fetch returned."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        # Hard-coded 1500 in Faust (drivers/aiokafka.py:615); ListOffsets and seeks queue behind a waiting fetch.
+        # Faust hard-codes 1500 ms (drivers/aiokafka.py:615), and ListOffsets and seeks queue behind a waiting fetch.
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
         consumer._isolation_level = "read_committed"
         return consumer
@@ -186,7 +186,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         self._asked = asyncio.Event()
         self.furthest: dict[Any, int] = {}
-        """By partition: the furthest offset that was asked for since the last seek."""
+        """By partition: the highest offset requested since the last seek."""
         self.begun_anew: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
         self._positions: dict[Any, int] = {}
@@ -210,21 +210,21 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             coordinator._do_heartbeat = heartbeat
 
     async def _on_demand(self, fetch: Callable[..., Awaitable[bool]], *request: Any) -> bool:
-        """Fetches when it is asked for, but in a backlog, where the next fetch is under way while one is worked on.
+        """Fetches only on request. In a backlog it fetches ahead, so that the next fetch runs while the last one is processed.
 
-        aiokafka fetches ahead, and then nothing until that is taken: what came first, one tick, would keep what comes meanwhile waiting.
+        aiokafka always fetches one ahead, then waits until its result is taken. A first result of one tick would delay all later ticks.
         """
         if self._brought < SMALL_FETCH and not self.plain:
             try:
                 await self._asked.wait()
             except asyncio.CancelledError:
-                return False                                             # as aiokafka's own does: it asks for the result
+                return False                                             # as the original does, whose result aiokafka uses
         self.consumer.pace.fetching()  # type: ignore[attr-defined]
         self._pass_own(*request)
         return await fetch(*request)
 
     def _pass_own(self, assignment: Any, _: int, request: Any) -> None:
-        """Moves a request on, and the positions with it, to behind what was delivered without a fetch; notices where it asks for less than the last did."""
+        """Moves a request and the positions past frames that were delivered without a fetch, and notes partitions whose requested offset went back."""
         passed = self.consumer.own.passed  # type: ignore[attr-defined]
         for topic, partitions in request.topics:
             for place, (partition, offset, size) in enumerate(partitions):
@@ -242,7 +242,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
         try:
-            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # of all partitions together; `_take` has one of each
+            # `max_records` covers all partitions together; `_take` limits each one
+            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})
         finally:
             self._asked.clear()
         if self.plain:
@@ -286,10 +287,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 
     def trouble(self, limit_s: float) -> str:
-        """Why the group membership is gone or in doubt; empty where all is well.
+        """Why the group membership is lost or in doubt; empty if it is not.
 
-        Faust reads the fetcher past aiokafka's own error check (drivers/aiokafka.py:1088; the check is aio-libs/aiokafka#294), so a fatal coordinator error
-        would hang the worker silently.
+        Faust bypasses aiokafka's own error check when it reads the fetcher (drivers/aiokafka.py:1088; the check is aio-libs/aiokafka#294), so a fatal
+        coordinator error would hang the worker silently.
+
+        Args:
+            limit_s: how many seconds without a heartbeat count as loss.
         """
         consumer = self._consumer
         coordinator = getattr(consumer, "_coordinator", None)

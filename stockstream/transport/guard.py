@@ -1,4 +1,4 @@
-"""Checks that the offsets of each partition follow each other."""
+"""Checks that the offsets of each partition are contiguous."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 HOLES_KEPT = 1_000
-"""A transactional producer leaves one with every transaction: only the newest are told and asked for."""
+"""A transactional producer leaves a hole after every transaction, so only the newest are kept."""
 
 
 class Hole(NamedTuple):
@@ -28,7 +28,7 @@ class Hole(NamedTuple):
 
 @dataclass(slots=True)
 class Guard:
-    """Checks that offsets follow each other, for each partition. `None` as the expected offset accepts any."""
+    """Checks that the offsets of each partition are contiguous. An expected offset of `None` accepts any."""
 
     expected: dict[TP, int | None] = field(default_factory=dict)
     probed: dict[TP, int] = field(default_factory=dict)
@@ -37,10 +37,13 @@ class Guard:
     holes_passed: int = 0
     repeats: int = 0
     on_hole: Callable[[str, int], None] | None = None
-    """Told of each hole: `reread` where it is read again, `passed` where the broker has nothing there; and of how many offsets."""
+    """Called for each hole with `reread` (it is read again) or `passed` (the broker has no records there), and the number of offsets."""
 
     def admit(self, tp: TP, records: Sequence[Any]) -> tuple[Sequence[Any], int | None]:
-        """The records to deliver now, and the offset to seek back to where some are missing behind them (read again once, then believed)."""
+        """Splits records into what may be delivered and what must be read again.
+
+        Returns the records to deliver, and the offset to seek back to, or None. A hole is read again once; after that the guard skips it.
+        """
         expected = self.expected.get(tp)
         if expected is not None and records[0].offset < expected:
             keep = next((i for i, r in enumerate(records) if r.offset >= expected), len(records))

@@ -1,4 +1,4 @@
-"""The header that says when each agent sent a frame."""
+"""The header with the time at which each agent sent a frame."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def now_ms() -> int:
 
 
 def hops_header(*times_ms: int) -> tuple[tuple[str, bytes], ...]:
-    """Header that tells when the raw record arrived and each agent sent (epoch ms): not content, so a resent frame stays the same."""
+    """A header with the times when the raw record arrived and each agent sent (epoch ms). Being no content, it leaves a resent frame the same."""
     return ((HOPS_HEADER, json.dumps(times_ms).encode()),)
 
 
 def hops_of(record: Any) -> list[int]:
-    """The times in a record's header (epoch ms, at most `MAX_HOPS`); empty where there are none, or somebody else's."""
+    """The times in a record's header (epoch ms, at most `MAX_HOPS`); empty if the header is absent or invalid."""
     for name, value in record.headers:
         if name == HOPS_HEADER:
             try:

@@ -1,4 +1,4 @@
-"""Frames that this worker wrote itself: delivered once the broker has confirmed them, without a fetch."""
+"""Loopback: delivers frames that this worker wrote, without a fetch, once the broker has confirmed them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from faust.types import TP
 from stockstream.transport.messages import VERSION_HEADER, Message
 
 OWN_BYTES = 8_000_000
-"""Of frames that this worker has written and not read yet; what is more is fetched, once there is time for it."""
+"""The most bytes of written and not yet delivered frames that are kept. Frames beyond that are fetched."""
 
 
 class OwnRecord(NamedTuple):
-    """A record that this worker has written, as it lies in the log."""
+    """A record that this worker wrote, with its position and timestamp in the log."""
 
     offset: int
     timestamp: int
@@ -26,21 +26,30 @@ class OwnRecord(NamedTuple):
 
 
 class Own:
-    """What this worker has written to partitions that it reads, once the broker has confirmed it, where it follows upon what has been read.
+    """The confirmed frames that this worker wrote to partitions it reads, where they continue what was read.
 
-    All replicas in sync have it at the offset that the broker told: a fetch would bring the same, later. Copies that one under way brings are dropped. What
-    does not follow at once, or is more than `OWN_BYTES`, is left to the fetch.
+    All in-sync replicas hold such a frame at the confirmed offset, so a fetch would return the same frame, later. The consumer drops copies that a fetch
+    returns. A frame that does not continue what was read, or exceeds `OWN_BYTES`, is left to the fetch.
     """
 
     def __init__(self) -> None:
         self.records: dict[TP, list[OwnRecord]] = {}
         self.passed: dict[TP, tuple[int, int]] = {}
-        """What was delivered and needs no fetch, by partition: the first offset and the one that follows the last. The thread that fetches takes it."""
+        """By partition: the first delivered offset and the offset after the last. The fetching thread skips this range."""
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def add(self, tp: TP, expected: int | None, first: int, timestamp: int, timestamp_type: int, messages: Sequence[Message]) -> bool:
-        """Takes the messages, which lie in the log from offset `first` on, where `expected` is the next that will be read; whether it did."""
+        """Takes messages that are in the log from offset `first` on, if they continue what was read and there is room. Returns whether it did.
+
+        Args:
+            tp: their partition.
+            expected: the next offset to be read.
+            first: offset of the first message.
+            timestamp: Kafka time of the messages (epoch ms).
+            timestamp_type: Kafka's type of that time.
+            messages: in offset order, without a gap.
+        """
         waiting = self.records.get(tp)
         if first != (waiting[-1].offset + 1 if waiting else expected):
             return False
@@ -57,14 +66,14 @@ class Own:
         return True
 
     def arrival(self) -> asyncio.Future[None]:
-        """Is done when there is some."""
+        """A future that is done once frames are here to be taken."""
         self._waiter = asyncio.get_running_loop().create_future()
         if self.records:
             self._waiter.set_result(None)
         return self._waiter
 
     def take(self) -> dict[TP, list[OwnRecord]]:
-        """All there is; none is left."""
+        """Returns all frames, and keeps none."""
         taken, self.records, self._size = self.records, {}, 0
         return taken
 
@@ -73,6 +82,6 @@ class Own:
         self.passed.clear()
 
     def delivered(self, tp: TP, records: Sequence[OwnRecord]) -> None:
-        """Told of what has been read of it."""
+        """Records that these frames were delivered, so that they need not be fetched."""
         first, _ = self.passed.get(tp, (records[0].offset, 0))
         self.passed[tp] = first, records[-1].offset + 1

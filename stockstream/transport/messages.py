@@ -1,4 +1,4 @@
-"""What the agents receive and send: chunks of records, and messages for one partition."""
+"""The data that agents receive and send: chunks of records, and messages for one partition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import faust
 from stockstream import accelerated, versions
 
 CHUNK_RECORDS = 8_000
-"""Of a backlog: what a fetch brings of one partition, in small records, is about as many, and goes in one. A chunk costs some 2 ms whatever it holds."""
+"""The target size of a chunk in a backlog: about what one fetch returns for one partition if records are small. A chunk costs some 2 ms whatever its size."""
 VERSION_HEADER = (versions.NAME, versions.VALUE)
 Headers = list[tuple[str, bytes]]
 
@@ -38,17 +38,17 @@ Handed = list[tuple[asyncio.Future[Any], Sequence[Message]]]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Records of one partition, in offset order, as one fetch brought them: the value of every event that an agent gets."""
+    """Records of one partition, in offset order, as one fetch returned them. An agent receives one chunk per event."""
 
     topic: str
     partition: int
     records: Sequence[Any]
     epoch: int = 0
-    """`Consumer.epoch` when it was read: one of an earlier assignment is of no use to the state that was built anew."""
+    """`Consumer.epoch` when it was read. A chunk of an earlier assignment does not fit the rebuilt state and is dropped."""
     begin: int = -1
-    """The offset that follows the chunk before, or where reading began: from there on the broker holds nothing but these records. -1: nobody knows."""
+    """The offset after the previous chunk, or where reading began. From there through the last record the broker holds only these records. -1: unknown."""
     read: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What agents have read of records, by their number, for the others that get the same chunk."""
+    """Decoded records by their index in `records`, shared by the agents that receive the same chunk."""
 
     @property
     def first(self) -> int:
@@ -60,7 +60,7 @@ class Chunk:
 
 
 class ChunkSchema(faust.Schema[Any, Any]):
-    """Hands a chunk on as it is."""
+    """Passes a chunk on without decoding."""
 
     def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:
         return None
@@ -81,7 +81,7 @@ def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
 
 
 def cut(records: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The records in equal parts, whose size is as near to CHUNK_RECORDS as can be: no small rest is left over, which would cost as much as a large part."""
+    """Splits records into equal parts of about CHUNK_RECORDS. A small remainder would cost as much as a large part."""
     size = -(-len(records) // (round(len(records) / CHUNK_RECORDS) or 1)) or 1
     for at in range(0, len(records), size):
         yield records[at : at + size]

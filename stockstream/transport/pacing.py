@@ -1,4 +1,4 @@
-"""When the consumer fetches, and how long it pauses."""
+"""Decides when the consumer fetches and how long it pauses."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import time
 from collections import deque
 
 PACE_S = 0.08
-"""Pause after a small fetch; there are hundreds of tiny ones a second otherwise."""
+"""Pause after a small fetch, in seconds. Without it there are hundreds of tiny fetches a second."""
 CLOSING_MS = 100
 CLOSING_PACE_S = 0.003
-"""Pause while ticks are due that close a second: within CLOSING_MS, until each partition has closed one."""
+"""Pause while the ticks that close a second are due: within CLOSING_MS, until each partition has closed one."""
 AHEAD_MS = 50
-"""So long before the earliest of the last closings the next ones are due."""
+"""The next closings are due this long before the earliest of the last ones."""
 CLOSINGS_KEPT = 64
 CLOSED_S = 0.5
 COMPANY_S = 0.005
-"""Pause after frames have arrived, but in a backlog: those of other partitions are on their way."""
+"""Pause after frames have arrived, except in a backlog, so that frames of other partitions come with the same fetch."""
 BACKLOG_S = 3.0
-"""So long after a large fetch a worker counts as catching up: the full line takes two seconds over what one fetch can bring of eight partitions."""
+"""A worker counts as catching up for this long after a large fetch. The full pipeline needs two seconds for what one fetch can return of eight partitions."""
 SMALL_FETCH = 500
 SEND_TURNS = 6
 
 
 async def turns(count: int) -> None:
-    """Lets all else that is ready run so many times. To produce takes about SEND_TURNS: pipe, sender, request, and the answer to the request before."""
+    """Yields `count` turns of the event loop to other tasks. Producing takes about SEND_TURNS: pipe, sender, request, and the answer to the last request."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 class Pace:
-    """How long reading pauses after a fetch, which costs the same whatever it brings: long while nobody waits, briefly while a second is due to close, and
-    COMPANY_S where frames have arrived at the broker that an agent here waits for.
+    """Decides how long reading pauses after a fetch, because a fetch costs the same whatever it returns.
+
+    The pause is PACE_S in general, CLOSING_PACE_S while a second is due to close, and COMPANY_S once the broker holds frames for an agent of this worker.
 
     Args:
         lateness_ms: how long after its end a second closes.
@@ -43,15 +44,15 @@ class Pace:
         self._arrived = asyncio.Event()
         self._closed: dict[int, float] = {}
         self._lags: deque[int] = deque(maxlen=CLOSINGS_KEPT)
-        """Of the last closings: milliseconds after a second's end and `lateness_ms`."""
+        """The delays of the last closings: milliseconds after the second's end plus `lateness_ms`."""
         self._shift_ms = 0
         self._backlog = -BACKLOG_S
-        """When a fetch last brought many records."""
+        """When a fetch last returned many records (monotonic s)."""
         self.partitions: set[int] = set()
-        """Of `ticks.raw`, those that are read."""
+        """The partitions of `ticks.raw` that this worker reads."""
 
     def _since_due(self, timestamp: int) -> int:
-        """Milliseconds since a second became due at this time (epoch ms): by the last closings, since sources lag, and their clocks differ."""
+        """Milliseconds from the latest due closing to this time (epoch ms). The last closings set the phase, because sources lag and their clocks differ."""
         return (timestamp - self._lateness_ms - self._shift_ms) % 1_000
 
     def _open(self, partition: int) -> bool:
@@ -59,36 +60,36 @@ class Pace:
 
     @property
     def catching_up(self) -> bool:
-        """Whether a fetch has brought many records within the last BACKLOG_S."""
+        """Whether a fetch has returned many records within the last BACKLOG_S."""
         return time.monotonic() - self._backlog < BACKLOG_S
 
     async def let_pass(self, count: int) -> None:
-        """Gives others so many turns, but in a backlog: there it only keeps work from who has most of it."""
+        """Yields `count` turns to other tasks, except in a backlog, where that would only delay the task with the most work."""
         if count and not self.catching_up:
             await turns(count)
 
     def awaited(self, partition: int, first: int, last: int) -> bool:
-        """Whether ticks of a partition that arrived from `first` to `last` (epoch ms) should go to `clean` at once: they may close a second that is open."""
+        """Whether ticks that arrived from `first` to `last` (epoch ms) should go to `clean` at once because they may close an open second."""
         since = self._since_due(last)
         return (since < CLOSING_MS or since <= last - first) and self._open(partition)
 
     def closed(self, partition: int) -> None:
-        """A second of this partition has closed."""
+        """Records that a second of this partition has closed."""
         self._closed[partition] = time.monotonic()
         if not self.catching_up:
             self._lags.append((time.time_ns() // 1_000_000 - self._lateness_ms) % 1_000)
             self._shift_ms = max(0, min(self._lags) - AHEAD_MS)
 
     def arrived(self) -> None:
-        """Frames that an agent here waits for are at the broker."""
+        """Records that the broker holds frames for an agent of this worker."""
         self._arrived.set()
 
     def fetching(self) -> None:
-        """A fetch goes out now: it brings what has arrived so far."""
+        """Records that a fetch is being sent. It returns whatever has arrived so far."""
         self._arrived.clear()
 
     async def after(self, count: int) -> None:
-        """Pauses after so many records have come; where none have, waiting for them was the pause."""
+        """Pauses after a fetch of `count` records. After an empty fetch there is no pause: the wait for records was long enough."""
         if not count or count >= SMALL_FETCH:
             if count:
                 self._backlog = time.monotonic()

@@ -22,17 +22,24 @@ from stockstream.transport.messages import VERSION_HEADER, Handed, Message, Outg
 
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
-"""How long a batch is tried before its delivery counts as failed and the worker leaves. A request waits less: a frozen broker is asked no longer."""
+"""How long a batch is retried before its delivery has failed and the worker leaves. One request waits less, so that a frozen broker is given up sooner."""
 MESSAGE_BYTES = 100
-"""Of a batch's and a record's heads, and our version header."""
+"""An upper bound, in bytes, of the headers of a batch and a record with stockstream's version header."""
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 class Sender:
-    """Sends through the worker's one producer. A future is done when the broker has confirmed all it stands for.
+    """Sends through the worker's one producer. A future is done once the broker has confirmed all of its messages.
 
-    `sent` is told of what was handed over: the futures, each with its messages. A message that no broker would take is set aside, and the others go;
-    agents bound and split what they send, so that this is the last line. State that does not fit is an error: nothing may be counted without it.
+    A message that is too large for the broker is set aside, and the others are sent. Agents bound and split their messages, so this is a last resort. A
+    state record that is too large raises `StateError`, because output without its state would be repeated.
+
+    Args:
+        producer: returns the worker's producer.
+        fence: checked before each hand-over.
+        sent: called with the futures of each hand-over and their messages.
+        aside: lists the messages that were set aside.
+        state_topics: the topics whose messages are state.
     """
 
     def __init__(
@@ -44,11 +51,14 @@ class Sender:
         self._turns: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
-        """Hands the messages to the producer in order; many go as ready-made batches."""
+        """Hands the messages to the producer in order; more than two go as batches. Returns one future per message or batch.
+
+        Raises `FencedError` if the worker has left, `StateError` if a state record is too large, and `KafkaTimeoutError` if there is no room for DELIVERY_S.
+        """
         producer = self._producer()
         if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
             out = self._fitting(out)
-        # aiokafka takes a batch once the partition's last has left, whoever has waited longest: all of detect's pipes write one partition of `market`
+        # aiokafka accepts a batch once the partition's last has left, in no fair order, and all of detect's pipes write one partition of `market`
         async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
             handed = await self._hand_over(producer, out)
         for confirmed, messages in handed:
@@ -58,14 +68,14 @@ class Sender:
         return [confirmed for confirmed, _ in handed]
 
     def _fitting(self, out: Outgoing) -> Outgoing:
-        """Without the messages that are too large. Raises `StateError` where they are state."""
+        """Sets aside the messages that are too large, and returns the others. Raises `StateError` if one of them is state."""
         for message in out.messages:
             if _size(message) > MAX_BATCH_BYTES:
                 self._set_aside(out, message, f"a message may have {MAX_BATCH_BYTES} bytes")
         return out._replace(messages=[message for message in out.messages if _size(message) <= MAX_BATCH_BYTES])
 
     def _refused(self, out: Outgoing, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
-        """Sets aside what the broker refuses for its size, for good: the topic's limit is lower than ours."""
+        """Sets aside messages that the broker refuses because the topic's size limit is below ours. Retrying cannot succeed."""
         error = None if confirmed.cancelled() else confirmed.exception()
         if isinstance(error, REFUSED) and out.topic not in self._state_topics:
             if len(messages) > 1:
@@ -77,8 +87,8 @@ class Sender:
             error.again.set_result(None)
 
     async def _by_halves(self, out: Outgoing, messages: Sequence[Message]) -> None:
-        """Sends what the broker has refused as one batch again in smaller ones, down to single messages: only those that are too large are set aside."""
-        size = len(messages) // 2 if len(messages) > 4 else 1            # one at a time: the producer makes one batch of two
+        """Sends a refused batch again in smaller batches, down to single messages, so that only messages that are too large are set aside."""
+        size = len(messages) // 2 if len(messages) > 4 else 1            # single sends may still share a batch, so send one at a time
         for begin in range(0, len(messages), size):
             await delivered(await self.send(out._replace(messages=messages[begin : begin + size])))
 
@@ -89,7 +99,7 @@ class Sender:
         self._aside.add(out.topic, out.partition, -1, "send", "too large", what)
 
     async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
-        """Waits for room as long as a delivery may take; aiokafka itself gives up after the time of one request."""
+        """Waits up to DELIVERY_S for room in the producer's buffer; aiokafka itself gives up after one request timeout."""
         deadline = time.monotonic() + DELIVERY_S
         while True:
             self._fence.check()
@@ -123,7 +133,7 @@ class Sender:
 
 
 def _size(message: Message) -> int:
-    """Bytes that a message takes of a batch, at the most."""
+    """An upper bound of the bytes that a message takes in a batch."""
     size = len(message.value) + len(message.key or b"") + MESSAGE_BYTES
     for name, value in message.headers:
         size += len(name) + len(value) + 10
@@ -131,7 +141,7 @@ def _size(message: Message) -> int:
 
 
 async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Waits until the broker has confirmed all, but what it has refused and `Sender` has sent again or set aside."""
+    """Waits until the broker has confirmed all messages. Those that it refused count once `Sender` has sent them again or set them aside."""
     try:
         await asyncio.gather(*futures)
     except REFUSED:
@@ -154,9 +164,9 @@ class _Job:
 
 
 class Pipe:
-    """One partition's way out of one agent: what was computed is sent in order; once it is confirmed the state records that count it are written.
+    """The ordered output of one agent for one partition. It sends results, waits for confirmation, then writes the state records that account for them.
 
-    `submit` waits only where PIPE_DEPTH jobs are under way. A send that fails ends the worker: its state tells the next one where to go on.
+    `submit` waits only while PIPE_DEPTH jobs are in progress. A failed send ends the worker, and the next one resumes from the stored state.
     """
 
     def __init__(self, sender: Sender, fence: Fence, name: str) -> None:
@@ -164,7 +174,7 @@ class Pipe:
         self._closed = False
         self._gone = asyncio.Event()
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
-        self._turn = asyncio.Lock()                                      # `Queue.put` lets a newcomer pass who was woken and has not run yet
+        self._turn = asyncio.Lock()                                      # `Queue.put` lets a newcomer overtake a caller that was woken but has not run yet
         self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
         self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
 
@@ -172,17 +182,17 @@ class Pipe:
         self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None,
         stored: Callable[[int, int], None] | None = None, delivered: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """Queues one step: `sends`, then, confirmed, `records` (state), then the calls of `stored` and `delivered`. A closed pipe takes nothing.
+        """Queues one step: send `sends`, wait for confirmation, write `records` (state), then call `stored` and `delivered`. A closed pipe ignores it.
 
-        Steps are taken in the order of the calls, also where several callers wait.
-        `stored` is told between which offsets the records lie, -1 where the broker did not say.
+        Steps run in the order of the calls, also if several callers wait.
+        `stored` is called with the first and last offset of the records, -1 where the broker did not report them.
         """
         async with self._turn:
             if not self._closed:
                 await self._jobs.put(_Job(sends, records, stored, delivered))
 
     async def drain(self) -> None:
-        """Waits until all that was submitted is confirmed and its state written, or the pipe is closed."""
+        """Waits until every submitted step is confirmed and its state written, or the pipe is closed."""
         gone = asyncio.create_task(self._gone.wait())
         settled = asyncio.create_task(self._settled())
         try:
@@ -196,7 +206,7 @@ class Pipe:
         await self._sent.join()
 
     async def close(self, timeout_s: float) -> None:
-        """Drains for at most `timeout_s`, then drops the rest: the state says where to go on."""
+        """Drains for at most `timeout_s` seconds, then drops the rest. A successor repeats it from the stored state."""
         self._closed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -206,18 +216,18 @@ class Pipe:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while not self._jobs.empty():
-            self._jobs.get_nowait()                                      # lets go whoever waits in `submit`
+            self._jobs.get_nowait()                                      # releases callers that wait in `submit`
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except FencedError:
             return
-        except Exception as error:  # noqa: BLE001  whatever it is, the process leaves and tells it
+        except Exception as error:  # noqa: BLE001  any failure ends the process, with the reason
             with contextlib.suppress(FencedError):
                 self._fence.leave(f"{self.name}: {type(error).__name__}: {error}")
         finally:
-            self._gone.set()                                             # lets go whoever waits in `drain`
+            self._gone.set()                                             # releases callers that wait in `drain`
 
     async def _send(self) -> None:
         while True:

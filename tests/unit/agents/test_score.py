@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import agents.score
-from agents.score import REMIND_S, Scoring, _Told
+from agents.score import REMIND_S, Scoring, _Pending
 from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_head
@@ -67,9 +67,9 @@ class Agent:
 
         stage.pipes[0] = SimpleNamespace(drain=drain, close=drain_nothing)  # type: ignore[assignment]
 
-        async def send(partition: int, core: Scorer, told: _Told) -> None:
+        async def send(partition: int, core: Scorer, pending: _Pending) -> None:
             self.kept |= dict(core.records(0))
-            for out in told.sends:
+            for out in pending.sends:
                 if out.topic is topics.predictions:
                     self.versions += [msgspec.json.decode(message.value)["version"] for message in out.messages if message.value]
 
