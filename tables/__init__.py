@@ -1,5 +1,5 @@
-"""The Faust tables, one a file: what a record in each of them means.
+"""The Faust tables, one per file: what a record in each of them means.
 
-A key ends with its writer's term, so a worker that was frozen and wakes can only replace its own records. A value says
-through which raw offset it counts. A restart uses, of all terms, the record that counts furthest.
+A key ends with its writer's term, so a worker that was frozen and resumes can only replace its own records. A value
+contains the raw offset through which it counts. A restart uses the record with the highest such offset of all terms.
 """

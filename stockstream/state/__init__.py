@@ -1,1 +1,1 @@
-"""The runtime of the agents: stages, their tables, versioned state records and the index of a changelog."""
+"""The runtime of the agents: stages, the tables that hold their state, and the reading of frames and changelogs."""

@@ -1,4 +1,4 @@
-"""A Faust table of packed records: what its changelog holds, and reading it at an assignment."""
+"""A Faust table of packed records, and how its changelog is read at an assignment."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ logger = logging.getLogger(__name__)
 
 
 Needs = Callable[[Mapping[bytes, bytes]], list[Range] | None]
-"""The ranges of a changelog that a restart needs, as the records read so far say; None where they do not say it."""
+"""Gives the ranges of a changelog that a restart needs, from the records read so far; None if they do not name them."""
 PASSED_KEPT = 10_000
-"""Places of records that are passed over, for saying each once."""
+"""How many places of skipped records are kept, so that each is logged once."""
 TAIL = 64
-"""Records at a changelog's end that are read first: the last head is among them, but for a writer that died within a large batch."""
+"""How many records at the end of a changelog are read first. The last checkpoint is among them, unless the writer died within a large batch."""
 Readable = Callable[[bytes, bytes], str]
-"""Why a record (key, value) is none that the core can be restored from; empty where it is one. Raises `StateError` for one of a newer format."""
+"""Gives the reason why a core cannot be restored from a record (key, value); empty if it can. Raises `StateError` for a record of a newer format."""
 
 
 def anything(key: bytes, value: bytes) -> str:
-    """Of a table whose records are not looked at before they are used."""
+    """Accepts every record: for tables whose records are checked only when they are used."""
     return ""
 
 
 @dataclass(slots=True)
 class Stored:
-    """The last record of each key of one partition that can be read, and its offset."""
+    """The last readable record of each key of one partition, and its offset."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
     offsets: dict[bytes, int] = field(default_factory=dict)
 
     def keep(self, record: Any, readable: Readable = anything) -> str:
-        """Takes a record, whichever range it was read in. Where it is not ours the answer says why, and an earlier one of its key stays.
+        """Stores a record, in any order of ranges. Returns why it is not one of the table's, empty if it is; an earlier record of its key then stays.
 
-        Our tables write no tombstones: one under a key of ours is somebody else's. Raises `StateError` for a record of a newer format.
+        The tables write no tombstones, so a tombstone comes from another program. Raises `StateError` for a record of a newer format.
         """
         if record.key is None or record.value is None:
             return "a record without key" if record.key is None else "a tombstone: nobody here deletes state"
@@ -54,7 +54,7 @@ class Stored:
             fault = readable(record.key, record.value)
         except StateError:
             raise
-        except Exception as error:  # noqa: BLE001  anything may lie in a topic, and whatever it makes a decoder do is a fault of that record
+        except Exception as error:  # noqa: BLE001  a topic may hold any bytes, and any decoder error is a fault of the record
             fault = f"{type(error).__name__}: {error}"
         if not fault and record.offset >= self.offsets.get(record.key, -1):
             self.offsets[record.key] = record.offset
@@ -63,7 +63,7 @@ class Stored:
 
 
 class Reading:
-    """What of one partition is read and what is still to be."""
+    """The progress of reading one partition: which ranges have been read, and which are still to be read."""
 
     def __init__(self, begin: int, end: int, needs: Needs, tail: int = TAIL) -> None:
         self.stored = Stored()
@@ -73,7 +73,7 @@ class Reading:
         self.now: Range | None = None
 
     def begin_range(self) -> int | None:
-        """The offset to read from now; None where all that is needed is there."""
+        """Starts the next range and returns its first offset; None if everything needed has been read."""
         if not self._next and self._begin < self._end:
             try:
                 ranges = self._needs(self.stored.records)
@@ -87,7 +87,7 @@ class Reading:
         return self.now[0] if self.now else None
 
     def reached(self, position: int) -> bool:
-        """Whether the range is read, now that reading goes on at this offset."""
+        """Whether the current range is complete, given the consumer's position (the next offset to read)."""
         assert self.now is not None
         if position <= self.now[1]:
             return False
@@ -96,10 +96,11 @@ class Reading:
 
 
 class StateTable(faust.Table[bytes, bytes]):
-    """Packed records in the changelog of a Faust table. They are written by the stage, through its pipe, never by item assignment.
+    """Packed records in the changelog of a Faust table. The stage writes them through its pipe, never by item assignment.
 
-    They are read here, at every assignment: the log's end, and what the head there names. Faust's own recovery (tables/recovery.py) reads on from where it
-    was for partitions that stay, and lets a chunk that a rebalance has dropped count as read; `Consumer.highwaters` tells it that there is nothing to recover.
+    At every assignment the table reads the end of the changelog, and the ranges that the checkpoint there names. Faust's own recovery
+    (tables/recovery.py) is not used, because for partitions that stay it continues from its last position, and it counts a chunk that a rebalance
+    dropped as read. `Consumer.highwaters` gives it nothing to recover.
     """
 
     def __init__(self, app: App, name: str) -> None:
@@ -110,15 +111,15 @@ class StateTable(faust.Table[bytes, bytes]):
         app.tables.add(self)
 
     def _pass(self, place: Any, offset: int, fault: str) -> None:
-        """Says once that a record is not used."""
+        """Sets an unreadable record aside, once."""
         if (place.partition, offset) not in self._passed and len(self._passed) < PASSED_KEPT:
             self._passed.add((place.partition, offset))
             self._app.set_aside.add(place.topic, place.partition, offset, self.name, "unreadable state", fault)
 
     async def read(self, partitions: Sequence[int], needs: Needs, readable: Readable = anything) -> dict[int, Stored]:
-        """What a restart needs of each partition, as its changelog holds it now. What is not ours is passed over, visibly.
+        """Reads the records that a restart needs of each partition. Records that are not the table's are set aside.
 
-        Raises `StateError` where a newer stockstream has written.
+        Raises `StateError` for a record of a newer stockstream.
         """
         if not partitions:
             return {}

@@ -1,4 +1,4 @@
-"""Whole frames of the chunks of one topic, and the machines that take them."""
+"""Assembles the frames of one topic from its chunks, and feeds them to cores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Taken = TypeVar("Taken")
 
 
 class FrameCore(Protocol):
-    """A machine that takes frames: of which log, and how it goes on where frames are missing for good."""
+    """A core that takes frames: the log it belongs to, the offsets it expects, and how it skips frames that are lost for good."""
 
     log: str
     expect: int
@@ -33,12 +33,12 @@ class FrameCore(Protocol):
 
 
 def resume_of(core: FrameCore) -> int | None:
-    """The offset in its input at which a machine goes on after a restart; None for the beginning."""
+    """The reading position of a core in its input topic after a restart; None for the beginning."""
     return core.resume_input if core.expect >= 0 else None
 
 
 def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
-    """The frame in a record of a chunk, decoded once for all agents, and validated unless this worker has written it. Raises `FrameError`."""
+    """The frame in record `number` of a chunk. It is decoded once for all agents, and validated unless this worker wrote it. Raises `FrameError`."""
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
         record = chunk.records[number]
@@ -48,10 +48,10 @@ def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
 
 
 class FrameReader:
-    """Whole frames of the chunks of one topic, by partition, each with the input offset to go on from and its record.
+    """Assembles the frames of one topic, by partition.
 
     Args:
-        agent: who reads, for metrics and the log.
+        agent: name of the reading agent, for metrics and the log.
         schema: of the topic's rows, TICKS_SCHEMA or WINDOWS_SCHEMA.
     """
 
@@ -59,14 +59,14 @@ class FrameReader:
         self._agent, self._schema = agent, schema
         self._parts: dict[int, Assembler] = {}
         self._missed: dict[int, int] = {}
-        """By partition: the raw offset that was last said to be missing."""
+        """By partition: the raw offset last logged as missing."""
         self.current: dict[int, tuple[int, int]] = {}
-        """By partition: offsets of the first and last part of the frame that is being worked on."""
+        """By partition: offsets of the first and last part of the frame being processed."""
         self.aside: dict[int, set[int]] = {}
         """By partition: offsets of frames that were set aside."""
 
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
-        """(frame, offset of its first part, record of its last part). What is not a frame is counted, told and passed."""
+        """Yields (frame, offset of its first part, record of its last part). A record that is no frame is counted and set aside."""
         for number, record in enumerate(chunk.records):
             newer_messages.look(chunk.topic.removeprefix(app.settings.topic_prefix), record)
             assembler = self._parts.setdefault(chunk.partition, Assembler())
@@ -83,13 +83,13 @@ class FrameReader:
                 self.current.pop(chunk.partition, None)
 
     def parts(self, chunk: Chunk) -> Iterator[Frame]:
-        """What can be decoded of a chunk, without putting parts together."""
+        """Yields the decodable frames of a chunk, without assembling those sent in parts."""
         for number in range(len(chunk.records)):
-            with contextlib.suppress(FrameError):                        # `frames` says so
+            with contextlib.suppress(FrameError):                        # `frames` sets it aside
                 yield frame_of(chunk, number, self._schema)
 
     def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
-        """What `core` makes of a frame by its method `take`; None, counted, where it has no use for it or the frame was set aside."""
+        """Feeds a frame to the core's method `take` and returns its result; None if the core dropped the frame or it was set aside, which is counted."""
         if offset in self.aside.get(chunk.partition, ()):
             metrics.frame_dropped(self._agent, "set_aside")
             if frame.log == core.log and 0 <= core.expect <= frame.through:
@@ -109,7 +109,7 @@ class FrameReader:
         return taken
 
     def reset(self, partition: int) -> None:
-        """The partition is read again from an earlier place."""
+        """Prepares for reading the partition again from an earlier offset. Frames set aside stay so."""
         for of in (self._parts, self._missed, self.current):
             of.pop(partition, None)
 
@@ -119,5 +119,5 @@ class FrameReader:
 
 
 def _truncated(chunk: Chunk, offset: int) -> bool:
-    """Whether the input's own log has lost what was before `offset`: then a frame that starts too late is all there will be."""
+    """Whether the input topic has lost the records before `offset`, so that the frames missing before it will never come."""
     return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.reader.guard.holes)

@@ -1,11 +1,11 @@
-"""A stage that reads frames, and what it does with one that its core cannot take.
+"""A stage that reads frames, and that recovers in place if its core fails at one.
 
-The core may be half changed then, and what it made of the frames before in the same chunk is not sent. So it is built anew in place, as after a restart:
-what is under way is confirmed, the state is read from the changelog, and the input from where the state says. The frame is tried once more, for the
-reason may have been the moment (memory, say); if it fails again it is set aside, visibly, and the core goes on behind it. Chunks of that partition wait
-meanwhile; those of other partitions do not.
+A failed core may be half changed, and its results for earlier frames of the same chunk are not sent yet. So the stage rebuilds it as after a restart: it
+waits for the output in progress to be confirmed, reads the state from the changelog, and reads the input from the position that the state gives. It tries
+the frame once more, because the cause may have been temporary, such as memory. If the frame fails again, the stage sets it aside and the core continues
+after it. Meanwhile chunks of that partition wait; other partitions go on.
 
-Neither do they wait for a frame that takes long, as when thousands of symbols appear or alert at once: its core takes it in a thread.
+Other partitions do not wait for a slow frame either, as when thousands of symbols appear or alert at once: its core takes it in a thread.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 Core = TypeVar("Core", bound=FrameCore)
 
 MOST_WAITING = 64
-"""Chunks of a partition that wait for its core; then the agent waits too."""
+"""How many chunks of a partition wait for its core before the agent itself waits."""
 FAILURES_KEPT = 10_000
 STALL_S = 30.0
 
 
 def never(core: Any, rows: pa.RecordBatch) -> bool:
-    """Of cores whose frames never take long."""
+    """For cores whose frames are never slow."""
     return False
 
 
@@ -67,16 +67,16 @@ class FrameStage(Stage[Core]):
         self._taking: dict[int, Chunk] = {}
         self._rebuilding: set[int] = set()
         self._failures: dict[int, dict[int, int]] = {}
-        """By partition and offset of a frame's first part: how often it has failed."""
+        """By partition, then offset of a frame's first part: how often the frame has failed."""
 
     @property
     def rebuilding(self) -> list[int]:
-        """Partitions whose cores are being built anew."""
+        """Partitions whose cores are being rebuilt."""
         return sorted(self._rebuilding)
 
     @property
     def apart(self) -> list[int]:
-        """Partitions whose chunks are worked on beside the others', for whatever reason."""
+        """Partitions whose chunks are processed in a task of their own, because of a failure or a slow frame."""
         return sorted(self._waiting)
 
     async def release(self, timeout_s: float) -> None:
@@ -106,7 +106,7 @@ class FrameStage(Stage[Core]):
             if not _stays_here(error):
                 raise
             if chunk.epoch != self.app.reader.epoch:
-                return                                                   # assigned anew meanwhile: the new core reads the frame itself
+                return                                                   # reassigned meanwhile: the new core reads the frame itself
             self._begin(chunk, error)
 
     def _is_long(self, chunk: Chunk) -> bool:
@@ -114,13 +114,13 @@ class FrameStage(Stage[Core]):
         return core is not None and any(self._takes_long(core, part.rows) for part in self.reader.parts(chunk))
 
     async def feed(self, core: Core, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
-        """What `core` makes of a frame by its method `take`, as `FrameReader.feed` has it; in a thread where that takes long."""
+        """As `FrameReader.feed`, but in a thread if the frame is slow."""
         if self._takes_long(core, frame.rows):
             return await asyncio.to_thread(self.reader.feed, core, take, chunk, frame, offset)
         return self.reader.feed(core, take, chunk, frame, offset)
 
     def _begin(self, chunk: Chunk, error: Exception | None = None) -> None:
-        """Works on a chunk, and on those that come for its partition meanwhile, beside other partitions."""
+        """Starts a task that processes a chunk, and later chunks of its partition, without holding up other partitions."""
         waiting = self._waiting[chunk.partition] = deque([chunk])
         self._tasks[chunk.partition] = asyncio.create_task(self._work_apart(waiting, error), name=f"{self.table.name}[{chunk.partition}] apart")
 
@@ -129,7 +129,7 @@ class FrameStage(Stage[Core]):
         await self.chunk(chunk)
 
     async def _work_apart(self, waiting: deque[Chunk], error: Exception | None) -> None:
-        """Goes through what waits. After an error it builds the core anew first, as often as it takes."""
+        """Processes the waiting chunks. After each error it first rebuilds the core."""
         partition, epoch = waiting[0].partition, waiting[0].epoch
         try:
             while True:
@@ -138,7 +138,7 @@ class FrameStage(Stage[Core]):
                         self._rebuilding.add(partition)
                         self._judge(waiting, error)
                         if not await self._rebuild(waiting[0]):
-                            return                                       # assigned anew: whoever has the partition now begins where its state says
+                            return                                       # reassigned: the new owner resumes from the stored state
                     while waiting:
                         await self._chunk(waiting[0])
                         waiting.popleft()
@@ -163,11 +163,11 @@ class FrameStage(Stage[Core]):
                 self._rebuilding.discard(partition)
 
     def _judge(self, waiting: deque[Chunk], error: Exception) -> None:
-        """Decides what becomes of the frame that failed: tried again, or set aside. Raises `_Unhandled` where that did not help either."""
+        """Decides whether the failed frame is tried again or set aside. Raises `_Unhandled` if setting it aside did not help."""
         taking = self._taking[waiting[0].partition]
         place = self.reader.current.get(taking.partition)
         if place is None and len(taking.records) > 1:
-            # not while a frame was fed: one by one it shows which it is
+            # the failure was not in a frame being fed: single records show which one causes it
             logger.error("%s[%d] from offset %d: building the core anew", taking.topic, taking.partition, taking.first, exc_info=error)
             singles = [Chunk(taking.topic, taking.partition, [record], taking.epoch) for record in taking.records]
             if taking is waiting[0]:
@@ -189,7 +189,7 @@ class FrameStage(Stage[Core]):
         self.app.set_aside.add(taking.topic, taking.partition, first, self.table.name, type(error).__name__, str(error))
 
     async def _rebuild(self, chunk: Chunk) -> bool:
-        """Builds the partition's core anew and feeds it what was read before `chunk`; False where the partition was assigned anew meanwhile."""
+        """Rebuilds the partition's core and feeds it the records before `chunk`. Returns False if the partition was reassigned meanwhile."""
         partition, pipe = chunk.partition, self.pipes.get(chunk.partition)
         if pipe is not None:
             await pipe.drain()
@@ -215,16 +215,16 @@ class FrameStage(Stage[Core]):
 
 
 class _Unhandled(StockstreamError):
-    """A frame that ends the worker: setting it aside did not help."""
+    """Ends the worker: a frame fails although it was set aside."""
 
 
 def _stays_here(error: Exception) -> bool:
-    """Whether an error concerns this record alone: the broker, the fence and state of a newer format concern the worker."""
+    """Whether an error concerns this record alone. Errors of the broker, the fence and state of a newer format concern the worker."""
     return not isinstance(error, (FencedError, StateError, KafkaError, _Unhandled)) and not getattr(error, "retriable", False)
 
 
 async def records_between(app: App, topic: str, partition: int, begin: int | None, end: int) -> AsyncGenerator[Any, None]:
-    """The records of a partition from offset `begin` (None: the first there is) up to and without `end`. Raises `BrokerError` where none come."""
+    """Yields the records of a partition from offset `begin` (None: the earliest) to `end`, exclusive. Raises `BrokerError` after STALL_S without progress."""
     if begin is not None and begin >= end:
         return
     place = aiokafka.TopicPartition(topic, partition)

@@ -28,18 +28,19 @@ class Stage(Generic[Core]):
     """The cores and pipes of one agent's partitions.
 
     Args:
-        name: of the agent, for logs.
+        app: the app that the stage takes part in.
+        table: the table that holds the cores' state.
         topic: full name of the topic that the agent reads.
         restore: makes the core of a partition from its records and their offsets.
-        position: the offset in `topic` at which a core goes on; None for the beginning.
-        needs: tells from the records at the changelog's end which others are needed.
-        readable: tells which records are of use.
+        position: the reading position of a core in `topic`; None for the beginning.
+        needs: gives the further ranges to read, from the records at the end of the changelog.
+        readable: decides which records can be used.
     """
 
     turns_before: ClassVar[int] = 0
-    """Turns of the event loop that others get before each chunk: what can wait lets pass what cannot."""
+    """How many turns of the event loop other tasks get before each chunk. An agent whose results can wait lets others go first."""
     turns_after: ClassVar[int] = 0
-    """Turns that others get after each chunk, where what it brought should be on its way before the next is worked on."""
+    """How many turns other tasks get after each chunk, so that its results are sent before the next chunk is processed."""
 
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core],
@@ -52,21 +53,24 @@ class Stage(Generic[Core]):
         app.parts.append(self)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
-        """Builds every core anew from the recovered state: whoever had the partition in between, this is what counts."""
+        """Rebuilds every core from the stored state, since another worker may have owned the partition in between.
+
+        Returns the reading position of each partition, None for the beginning. Raises `StateError` and `ModelError`.
+        """
         await self.release(0.0)
         found: dict[TP, int | None] = {}
         epoch = self.app.reader.epoch
         stored = await self.table.read(partitions.get(self.topic, []), self._needs, self._readable)
         if epoch != self.app.reader.epoch:
-            return found                                                 # a newer assignment is under way
+            return found                                                 # a newer assignment is in progress
         for partition, kept in stored.items():
             found[TP(self.topic, partition)] = self.build(partition, kept)
         return found
 
     def build(self, partition: int, kept: Stored) -> int | None:
-        """Makes a partition's core from its state, and a pipe; the offset to read on from, None for the beginning.
+        """Makes a partition's core from its state, and its pipe. Returns the reading position, None for the beginning.
 
-        Raises `StateError`, which says how to go on, and `ModelError`.
+        Raises `StateError`, whose text gives the remedy, and `ModelError`.
         """
         try:
             core = self._restore(partition, kept.records, kept.offsets)
@@ -83,26 +87,26 @@ class Stage(Generic[Core]):
         return self._position(core)
 
     async def release(self, timeout_s: float) -> None:
-        """Settles the pipes and forgets the cores."""
+        """Closes the pipes, each within `timeout_s` seconds, and drops the cores."""
         pipes, self.pipes, self.cores = self.pipes, {}, {}
         await asyncio.gather(*(pipe.close(timeout_s) for pipe in pipes.values()))
 
     def core_of(self, chunk: Chunk) -> Core | None:
-        """The core that a chunk is for; None where the partition has gone, or the chunk was read for an assignment before this one."""
+        """The core of a chunk's partition; None if the partition was revoked, or the chunk belongs to an earlier assignment."""
         return self.cores.get(chunk.partition) if chunk.epoch == self.app.reader.epoch else None
 
     async def chunk(self, chunk: Chunk) -> None:
-        """Takes a chunk: feeds its core, sends, stores."""
+        """Processes a chunk: feeds its core, sends the results, stores the state."""
         raise NotImplementedError
 
     async def take(self, chunk: Chunk) -> None:
-        """Takes a chunk, and what goes wrong with it."""
+        """Processes a chunk. Subclasses handle its errors here."""
         await self.chunk(chunk)
 
     async def work(self, stream: Any) -> None:
-        """Takes the chunks of a stream. What `take` does not handle ends the worker: a core may have counted what was not sent.
+        """Processes the chunks of a stream. An error that `take` does not handle ends the worker, because its core may account for results not sent.
 
-        Faust would acknowledge the chunk and go on with the next (faust-streaming/faust#189).
+        Faust itself would acknowledge the chunk and continue with the next (faust-streaming/faust#189).
         """
         async for chunk in stream:
             try:
@@ -121,9 +125,9 @@ class Stage(Generic[Core]):
         self, core: Core, partition: int, sends: Sequence[Outgoing] = (), records: Records = (),
         index: ChangelogIndex | None = None, delivered: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """Sends, then stores the records, through the partition's pipe; nothing where `core` is no longer the partition's: its successor tells it again.
+        """Sends the messages, then stores the records, through the partition's pipe.
 
-        `index` is told where the records have come to lie.
+        Does nothing if `core` is no longer the partition's: its successor sends the same results again. `index` receives the offsets of the stored records.
         """
         pipe = self.pipes.get(partition) if self.cores.get(partition) is core else None
         if pipe is not None and (sends or records):
