@@ -163,7 +163,7 @@ class Cleaner:
                 self._reject_unforeseen(record, error, rejections)
 
     def _reject_unforeseen(self, record: Record, error: Exception, rejections: list[Rejection]) -> None:
-        """Rejects a record that could not be judged, in the place of all that it has told so far."""
+        """Rejects a record that could not be judged, in place of all rejections that it has brought so far."""
         place = "ticks.raw[%d] offset %d: a record could not be judged and is rejected (internal_error)"
         logger.error(place, self.partition, record.offset, exc_info=error)
         self._rows.cut(record.offset)
@@ -210,7 +210,7 @@ class Cleaner:
             source.newest, source.unsent = max(source.newest, move.newest), True
             if move.closings:
                 source.closed = move.closings[-1].second
-                self._settle(source)
+                self._set_thresholds(source)
                 source.unsent = not move.ends_closed or source.newest > source.closed
                 closings += move.closings
         self._closings += sorted(closings, key=lambda closing: (closing.offset, closing.source))
@@ -398,9 +398,9 @@ class Cleaner:
             source.closed = max(after, new)
             self._closings.append(Closing(offset, name, after, source.closed))
             source.unsent = source.newest > source.closed
-        self._settle(source)
+        self._set_thresholds(source)
 
-    def _settle(self, source: Source) -> None:
+    def _set_thresholds(self, source: Source) -> None:
         """Sets what follows from the last closed second."""
         assert source.closed is not None
         source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
@@ -487,7 +487,7 @@ class Cleaner:
         cleaner.memory.feed_count = sum(len(source.feeds) for source in cleaner.memory.sources.values())
         for source in cleaner.memory.sources.values():
             if source.closed is not None:
-                cleaner._settle(source)
+                cleaner._set_thresholds(source)
         return cleaner
 
 

@@ -1,4 +1,4 @@
-"""The columns of many records at once, where all their ticks are plain: within their ranges, the size said, nothing that `validation` must weigh.
+"""The columns of many records at once, where all their ticks are plain: within their ranges, the size given, nothing that `Cleaner` must judge by itself.
 
 Such records are decoded in one go and judged as arrays. What is not plain, or not JSON, is no fault yet: `read` ends before it, and it is looked at by
 itself.
@@ -88,7 +88,7 @@ _decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode_lines
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Plain ticks in the order of the log: arrays of one value a tick, unless said otherwise."""
+    """Plain ticks in the order of the log: arrays of one value a tick, unless noted otherwise."""
 
     offset: Ints
     """Of each record."""
@@ -145,10 +145,10 @@ def read(records: Sequence[Record], *, trades_first: bool, any_json: bool = True
     """
     if accelerated.ticks is None:
         return _decoded(records, trades_first=trades_first)
-    told = accelerated.ticks.read(records)
-    few = (0 if told is None else len(told[0])) < min(MANY, len(records))
+    found = accelerated.ticks.read(records)
+    few = (0 if found is None else len(found[0])) < min(MANY, len(records))
     decoded = _decoded(records, trades_first=trades_first) if any_json and few else None
-    return decoded or (None if told is None else _of_compiled(*told))
+    return decoded or (None if found is None else _of_compiled(*found))
 
 
 def _of_compiled(

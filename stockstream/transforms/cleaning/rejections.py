@@ -81,7 +81,7 @@ def extras_fit(tick: Tick) -> bool:
 
 
 def decoding_fault(error: Exception) -> Fault:
-    """What the decoder said as reason and detail."""
+    """Reason and detail of what the decoder reports."""
     text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
     if not isinstance(error, msgspec.ValidationError):
         return "invalid_json", text

@@ -33,7 +33,7 @@ _PIECE = re.compile(rb"(snapshot/\d{1,9}/\d)/\d{1,5}")
 
 @dataclass(slots=True)
 class Feed:
-    """What one source said last of one symbol, kept where numbering, cumulative volume or snapshots need it. `snapshot` is a digest."""
+    """The last of one symbol from one source, kept where numbering, cumulative volume or snapshots need it. `snapshot` is a digest."""
 
     seq: int = -1
     day_volume: int = -1
