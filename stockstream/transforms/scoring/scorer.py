@@ -6,12 +6,12 @@ its source that reaches s + h, at the price of the symbol's last such row with a
 A model that gives no usable answer, or cannot be loaded, is suspended from the next raw offset on; its rows from the first faulty one on are not predicted
 by it. It never raises here.
 
-What is kept (`records`, in the order of writing; `transforms.scoring_state` has their form): for each source and second with predictions to judge, one or
-more **slots** (symbols, prices and what each model said), written once, in a ring of seconds; the **roster**, which says from which raw offset on which models
-score; and at the end the **head**: how far the log is counted and up to which second each source is closed. The last prices follow from the slots, as every
-prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest offset of any record are counted again but
-not told again. A ring of more seconds than the longest horizon never loses a prediction that is still to be judged, even where only a part of the records got
-written.
+What is kept (`records`, in the order of writing; `state` has their form): for each source and second with predictions to judge,
+one or more **slots** (symbols, prices and what each model answered), written once, in a ring of seconds; the **roster**, which names from which raw
+offset on which models score; and at the end the **head**: how far the log is counted and up to which second each source is closed. The last prices
+follow from the slots, as every prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest
+offset of any record are counted again but not sent again. A ring of more seconds than the longest horizon never loses a prediction that is still to
+be judged, even where only a part of the records got written.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Contender:
 class Scorer:
     """Predictions and their judgement for one partition.
 
-    `log` is the raw log's id, `expect` the next raw offset (-1: accepts any first frame), `sent` the offset through which a restored scorer had told all,
+    `log` is the raw log's id, `expect` the next raw offset (-1: accepts any first frame), `sent` the offset through which a restored scorer had sent all,
     `resume_input` the offset in `windows` to go on from after a restart.
 
     Args:
@@ -110,7 +110,7 @@ class Scorer:
     def set_champion(self, model: ScoringModel, from_offset: int, stamp: str = "") -> None:
         """Makes `model` the champion for closings from a raw offset on; write `records` before the next frame.
 
-        `from_offset` must be beyond whatever was told: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` says which
+        `from_offset` must be beyond whatever was sent: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` says which
         artefact was loaded: a suspended model that was mended, or promoted again, has another. Raises `ModelError` where the model cannot score.
         """
         shadows = [m for m in self.members if m.role == "shadow" and not m.suspended and m.key != (model.name, model.version)]
@@ -149,7 +149,7 @@ class Scorer:
     # -- frames -------------------------------------------------------------
 
     def frame(self, frame: Frame, input_offset: int = 0) -> Scored | None:
-        """Takes a whole `windows` frame; returns what is to be told, or None where the frame is of no use now.
+        """Takes a whole `windows` frame; returns what is to be sent, or None where the frame is of no use now.
 
         A frame that starts beyond `expect` is somebody else's future, one of an older log is past: dropped. What was counted before changes nothing.
         `input_offset` is the frame's own offset in its topic. A model that fails is suspended in the roster, whose record `records` brings first.
@@ -165,7 +165,7 @@ class Scorer:
                 return Scored(self.partition, self.expect - 1)
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
         rows = Rows.of(frame.rows, self.expect)
-        said, predictions, missed, faults = self._score(rows)
+        answered, predictions, missed, faults = self._score(rows)
         judged: list[Judged] = []
         for closing in closings:
             source = self._sources.get(closing.source)
@@ -175,7 +175,7 @@ class Scorer:
                 source = self._sources[closing.source] = Source(closing.after, closing.offset)
                 self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
                 self.index.forget(closing.source)
-            due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), said)
+            due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), answered)
             if closing.offset > self.sent:
                 judged += due
             source.heard = frame.clock
@@ -227,39 +227,39 @@ class Scorer:
     def _score(
         self, rows: Rows
     ) -> tuple[list[tuple[slice, list[ModelAnswer]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
-        """What each model says, for runs of rows with the same voices, the champions' predictions that are to be told, who missed rows, and who failed."""
-        said: list[tuple[slice, list[ModelAnswer]]] = []
+        """What each model answers, for runs of rows with the same models, the champions' predictions that are to be sent, who missed rows, and who failed."""
+        answered: list[tuple[slice, list[ModelAnswer]]] = []
         predictions: list[Predictions] = []
         missed: dict[tuple[str, str, str], int] = {}
         faults: dict[Member, ModelFault] = {}
         starts = [entry.start for entry in self.roster.entries[1:]]
         edges = sorted({0, len(rows.offset), *(int(rows.offset.searchsorted(start)) for start in starts)})
-        told = int(rows.offset.searchsorted(self.sent, "right"))
+        sent = int(rows.offset.searchsorted(self.sent, "right"))
 
         def miss(name: str, version: str, reason: str, low: int, high: int) -> None:
-            if high > max(low, told):
-                missed[name, version, reason] = missed.get((name, version, reason), 0) + high - max(low, told)
+            if high > max(low, sent):
+                missed[name, version, reason] = missed.get((name, version, reason), 0) + high - max(low, sent)
 
         for low, high in pairwise(edges):
-            voices: list[tuple[int, ModelAnswer]] = []
+            answers: list[tuple[int, ModelAnswer]] = []
             members = self.roster.at(int(rows.offset[low]))
             active = [member for member in members if not member.suspended]
             matrix = rows.features(slice(low, high)) if active else np.empty((0, 0), np.float32)
             for member in active:
                 fault = faults.get(member)
                 if fault is None:
-                    voice, feature_hash, fault = self._ask(member, matrix)
+                    answer, feature_hash, fault = self._ask(member, matrix)
                     end = high
                     if fault is not None:
                         faults[member] = fault
                         # a closing's rows are predicted together or not at all
                         end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
-                    if voice is not None and end > low:
-                        voice = voice if fault is None else voice.part(0, end - low)
-                        voices.append((end, voice))
-                        first = max(low, told)
+                    if answer is not None and end > low:
+                        answer = answer if fault is None else answer.part(0, end - low)
+                        answers.append((end, answer))
+                        first = max(low, sent)
                         if member.role == "champion" and first < end:
-                            predictions.append(predictions_of(rows, slice(first, end), voice, first - low, feature_hash))
+                            predictions.append(predictions_of(rows, slice(first, end), answer, first - low, feature_hash))
                 else:
                     end = low
                 if fault is not None:
@@ -267,12 +267,12 @@ class Scorer:
             if not any(member.role == "champion" for member in active):
                 out = next((member for member in members if member.role == "champion"), None)
                 miss(*((out.name, out.version, out.suspended) if out else ("", "", "no_model")), low, high)
-            cuts = sorted({low, high, *(end for end, _ in voices)})
+            cuts = sorted({low, high, *(end for end, _ in answers)})
             if len(cuts) == 2:
-                said.append((slice(low, high), [voice for end, voice in voices if end == high]))
+                answered.append((slice(low, high), [answer for end, answer in answers if end == high]))
             else:
-                said += [(slice(a, b), [voice.part(a - low, b - low) for end, voice in voices if end >= b]) for a, b in pairwise(cuts)]
-        return said, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
+                answered += [(slice(a, b), [answer.part(a - low, b - low) for end, answer in answers if end >= b]) for a, b in pairwise(cuts)]
+        return answered, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
 
     def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[ModelAnswer | None, str, ModelFault | None]:
         model = self._models.get(member.key)
@@ -284,20 +284,20 @@ class Scorer:
         return ModelAnswer(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
 
     def _close(
-        self, name: str, source: Source, second: int, rows: Rows, fresh: Mapping[int, slice], said: Sequence[tuple[slice, list[ModelAnswer]]]
+        self, name: str, source: Source, second: int, rows: Rows, fresh: Mapping[int, slice], answered: Sequence[tuple[slice, list[ModelAnswer]]]
     ) -> list[Judged]:
         """One closing: takes each second's rows, then judges what is due at that second, second by second."""
-        start, voices = 0, list[ModelAnswer]()
+        start, answers = 0, list[ModelAnswer]()
         if fresh:
             first = next(iter(fresh.values())).start
-            start, voices = next((run.start, voices) for run, voices in said if run.start <= first < run.stop)
-        horizons = {horizon for voice in voices for horizon in voice.horizons_s}
+            start, answers = next((run.start, answers) for run, answers in answered if run.start <= first < run.stop)
+        horizons = {horizon for answer in answers for horizon in answer.horizons_s}
         due = [due for due in source.due if due <= second]
         judged: list[Judged] = []
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
             # prices count, whoever predicts, as long as a prediction is to be judged by them
-            if moment in fresh and (voices or source.due):
-                slot = slot_of(source, moment, rows, fresh[moment], voices, start)
+            if moment in fresh and (answers or source.due):
+                slot = slot_of(source, moment, rows, fresh[moment], answers, start)
                 source.add(slot)
                 self._unsaved[name, moment] = slot
             for made in sorted(source.due.pop(moment, ())):
@@ -312,7 +312,7 @@ class Scorer:
 
         None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value says
         through which raw offset it counts; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
-        worker can only replace what it wrote itself, and an older log's record can never win. Where they have come to lie is told to `index.confirmed`.
+        worker can only replace what it wrote itself, and an older log's record can never win. Pass to `index.confirmed` the offsets where they were written.
         """
         out: list[tuple[bytes, bytes]] = []
         newest: dict[str, int] = {}
@@ -353,13 +353,13 @@ class Scorer:
         symbols = [names[number] for number in slot.index.tolist()]
         records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
         if len(symbols) > ROWS_OF_A_SLOT or len(records[0]) > stored.MAX_VALUE_BYTES:
-            runs = list(state.cut_rows(symbols, 8 * sum(len(voice.horizons_s) for voice in slot.said), ROWS_OF_A_SLOT))
+            runs = list(state.cut_rows(symbols, 8 * sum(len(answer.horizons_s) for answer in slot.answers), ROWS_OF_A_SLOT))
             records = [self._slot_record(name, slot, symbols, run, (part, len(runs)), through) for part, run in enumerate(runs)]
         for part, record in enumerate(records):
             yield self._key("slot", term, name, slot.second % RING_S, part), record
 
     def _slot_record(self, name: str, slot: Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
-        said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.said]
+        said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
         return stored.pack(state.Slot(
             v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
             price=_bytes(slot.price[run]), said=said,
@@ -439,16 +439,16 @@ class Scorer:
                 raise ValueError(f"parts of second {second} of {name} are missing")
             parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
             source = self._sources[name]
-            said = [
+            answers = [
                 ModelAnswer(
                     first.role, first.name, first.version, tuple(first.horizons_s),
-                    np.concatenate([np.frombuffer(part.said[voice].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
-                    np.concatenate([np.frombuffer(part.said[voice].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.said[place].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.said[place].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
                 )
-                for voice, first in enumerate(parts[0].said)
+                for place, first in enumerate(parts[0].said)
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part.symbols]
-            source.add(Slot(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), said))
+            source.add(Slot(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), answers))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

@@ -22,7 +22,7 @@ _REALISED_DIGITS: Final = 12
 
 @dataclass(slots=True)
 class ModelAnswer:
-    """What one model said for the rows of one second; units (n, h)."""
+    """What one model answered for the rows of one second; units (n, h)."""
 
     role: Role
     name: str
@@ -32,7 +32,7 @@ class ModelAnswer:
     p_up: Units
 
     def part(self, low: int, high: int) -> ModelAnswer:
-        """What it said of some of the rows."""
+        """Its answer for some of the rows."""
         return ModelAnswer(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
 
 
@@ -43,20 +43,20 @@ class Slot:
     second: int
     index: Ints
     price: Floats
-    said: list[ModelAnswer]
+    answers: list[ModelAnswer]
 
     @property
     def horizons(self) -> set[int]:
-        return {horizon for said in self.said for horizon in said.horizons_s}
+        return {horizon for answer in self.answers for horizon in answer.horizons_s}
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one model said of a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
+    """What one model answered for a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
 
     names: list[str]
     slot: Slot
-    said: ModelAnswer
+    answer: ModelAnswer
     column: int
     price_then: Floats
 
@@ -104,7 +104,7 @@ class Source:
         self._compact_at = max(NAMES_KEPT, 2 * len(kept))
 
     def add(self, slot: Slot) -> None:
-        """Takes the slot's prices as the last ones, and waits for what it said."""
+        """Takes the slot's prices as the last ones, and waits for its outcomes."""
         self.last[slot.index] = slot.price
         self.slots[slot.second] = slot
         for horizon in slot.horizons:
@@ -118,27 +118,28 @@ class Source:
             del self.slots[oldest]
 
 
-def predictions_of(rows: Rows, which: slice, voice: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
+def predictions_of(rows: Rows, which: slice, answer: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
     return Predictions(
-        voice.name, voice.version, feature_hash, voice.horizons_s, rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
-        as_return(voice.returns[skip:]), as_probability(voice.p_up[skip:]),
+        answer.name, answer.version, feature_hash, answer.horizons_s,
+        rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
+        as_return(answer.returns[skip:]), as_probability(answer.p_up[skip:]),
     )  # fmt: skip
 
 
-def slot_of(source: Source, second: int, rows: Rows, span: slice, voices: Sequence[ModelAnswer], start: int) -> Slot:
-    """Of the rows in `span` and of what was said for the run of rows from `start` on."""
+def slot_of(source: Source, second: int, rows: Rows, span: slice, answers: Sequence[ModelAnswer], start: int) -> Slot:
+    """Of the rows in `span` and of the models' answers for the run of rows from `start` on."""
     own = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
-    mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in voices]
+    mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in answers]
     return Slot(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
 
 
 def judge(source: Source, slot: Slot, moment: int) -> Iterator[Judged]:
     price_then = source.last[slot.index]
-    for said in slot.said:
-        for column, horizon in enumerate(said.horizons_s):
+    for answer in slot.answers:
+        for column, horizon in enumerate(answer.horizons_s):
             if slot.second + horizon == moment:
-                yield Judged(source.names, slot, said, column, price_then)
+                yield Judged(source.names, slot, answer, column, price_then)
 
 
 def outcomes_of(judged: Sequence[Judged]) -> Outcomes | None:
@@ -148,14 +149,14 @@ def outcomes_of(judged: Sequence[Judged]) -> Outcomes | None:
     sizes = [len(one.price_then) for one in judged]
     price_then = np.concatenate([one.price_then for one in judged])
     realised = np.round(np.log(price_then / np.concatenate([one.slot.price for one in judged])), _REALISED_DIGITS) + 0.0
-    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].said.role, pair[0].said.name, pair[0].said.version))
+    by = groupby(zip(judged, sizes, strict=True), lambda pair: (pair[0].answer.role, pair[0].answer.name, pair[0].answer.version))
     return Outcomes(
         [(Member(*who), sum(size for _, size in run)) for who, run in by],
         [one.names[number] for one in judged for number in one.slot.index.tolist()],
         np.repeat([(one.slot.second + 1) * 1000 for one in judged], sizes),
-        np.repeat([one.said.horizons_s[one.column] for one in judged], sizes),
-        as_return(np.concatenate([one.said.returns[:, one.column] for one in judged])),
-        as_probability(np.concatenate([one.said.p_up[:, one.column] for one in judged])),
+        np.repeat([one.answer.horizons_s[one.column] for one in judged], sizes),
+        as_return(np.concatenate([one.answer.returns[:, one.column] for one in judged])),
+        as_probability(np.concatenate([one.answer.p_up[:, one.column] for one in judged])),
         realised,
         price_then,
     )
