@@ -43,6 +43,7 @@ TICK_FIELDS = (
     TickField("ask_size", "quote", pa.float64(), True, "shares at the best ask"),
     TickField("exchange", "text", pa.string(), True, "where it was traded, as the source names it"),
     TickField("condition", "text", pa.string(), True, "the trade's condition, as the source names it"),
+    TickField("trade_id", "text", pa.string(), True, "the trade's id, as the venue or the source gives it"),
     TickField("currency", "text", pa.string(), False, "the currency of its prices"),
     TickField("session", "text", pa.string(), False, "the market's session, as the source names it: day_volume may restart in another one"),
     TickField("seq", "control", pa.int64(), False, "rises in the order of sending, by source and symbol"),
@@ -78,12 +79,14 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     session: str | None = None
     snapshot: bool = False
     received_at: int | None = None
+    trade_id: str | None = None
 
     def has_extras(self) -> bool:
         """Whether the tick has any of QUOTES or TEXTS. Each is named here, for `clean` asks this of every tick that it judges by itself."""
         return (
             self.bid is not None or self.ask is not None or self.bid_size is not None or self.ask_size is not None
             or self.exchange is not None or self.condition is not None or self.currency is not None or self.session is not None
+            or self.trade_id is not None
         )  # fmt: skip
 
 

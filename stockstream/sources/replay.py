@@ -1,6 +1,6 @@
 """Recorded trades or one-second bars, from Parquet or CSV, as a source.
 
-A trade file has the columns `symbol event_time price size` and may have `exchange condition currency session bid ask bid_size ask_size`; a bar file has
+A trade file has the columns `symbol event_time price size` and may have `bid ask bid_size ask_size` and the optional texts of a tick; a bar file has
 `symbol event_time close volume` and may have `bid ask bid_size ask_size`, its event time being the start of the second. Other columns are left out. An
 `event_time` is a timestamp (UTC where it names no zone) or an integer, epoch ms. A bar is a tick at the second's last millisecond; without a volume it is
 a quote. Equal rows are not duplicates: the ticks carry no `seq`.

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockstream import accelerated
+from stockstream.records import TEXTS as NAMES_OF_TEXTS
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import columns
 from stockstream.transforms.frames import coded, nullable, spread
@@ -234,7 +235,7 @@ WHOLE = ["0", "1", "1700000000000", "4398046511104", "4398046511103", "100000000
 TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"a\\"b"', '"\t"', '"\x7f"', '" A"', "null", "1", '"default"']
 FIELDS = {
     "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": WHOLE, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
-    "bid_size": NUMBERS, "ask_size": NUMBERS, "exchange": TEXTS, "condition": TEXTS, "currency": TEXTS, "session": TEXTS, "snapshot": ["false", "true", "null"],
+    "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
     "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
 }  # fmt: skip
 PLAIN = {"symbol": '"A"', "event_time": "1700000000000", "price": "1.25", "size": "7"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -181,3 +182,13 @@ def test_a_place_that_is_not_there_is_an_error(tmp_path: Path, command: click.Co
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(command, ["--archive", f"file://{tmp_path}/file"])
     assert "is not a folder" in str(result.exception)
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_objects_of_a_release_with_fewer_columns_are_read_with_nulls(tmp_path: Path, every: bool) -> None:
+    _archive(tmp_path)
+    for path in sorted((tmp_path / "processed/ticks").rglob("*.parquet"))[: None if every else 1]:
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["trade_id"]), path)
+    rows = json.loads(_run(tmp_path, "--json", "SELECT symbol, trade_id, date FROM ticks WHERE date = '2025-10-09'").stdout)
+    assert len(rows) == 8
+    assert {(row["trade_id"], row["date"]) for row in rows} == {(None, "2025-10-09")}

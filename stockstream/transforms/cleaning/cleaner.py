@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from stockstream.errors import StateError
 from stockstream.records import Closing, Punctuation, Rejection, Tick
@@ -29,7 +30,7 @@ from stockstream.transforms.cleaning.many import OddRecord, require_none, weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, extras_fit, range_fault, rejection
 from stockstream.transforms.cleaning.rows import Rows
-from stockstream.transforms.cleaning.state import SLOTS, VERSION, Feed, Held, Source, State, digest
+from stockstream.transforms.cleaning.state import DIGESTED, SLOTS, VERSION, Feed, Held, Source, State, digest
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
@@ -492,4 +493,5 @@ class Cleaner:
 
 
 def _digest_of(tick: Tick) -> bytes:
-    return digest(_encode(msgspec.structs.replace(tick, received_at=None)))
+    fields = {name: value for name in Tick.__struct_fields__ if (value := getattr(tick, name)) is not UNSET and (value is not None or name in DIGESTED)}
+    return digest(_encode(fields | {"received_at": None}))

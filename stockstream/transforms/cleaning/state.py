@@ -182,6 +182,14 @@ def _numbered(values: Iterable[Any]) -> tuple[list[Any], list[int]]:
     return list(places), which
 
 
+DIGESTED = frozenset((
+    "symbol", "event_time", "price", "size", "source", "seq", "bid", "ask", "bid_size", "ask_size", "day_volume", "exchange", "condition", "currency",
+    "session", "snapshot", "received_at",
+))  # fmt: skip
+"""A snapshot tick's fields that are digested even where they are null: those of the first release, whose digests are stored. Fields added later are digested
+only where they have a value."""
+
+
 def digest(snapshot: bytes) -> bytes:
     """What is kept of a snapshot tick, to know it again."""
     return hashlib.blake2b(snapshot, digest_size=16).digest()

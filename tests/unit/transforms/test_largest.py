@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from stockstream.kafka.client import MAX_BATCH_BYTES
-from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Rejection
+from stockstream.records import TEXTS, TICKS_SCHEMA, WINDOWS_SCHEMA, Rejection
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT
@@ -203,7 +203,7 @@ def test_frames_that_hold_others_up_are_known_before_they_are_taken() -> None:
 @pytest.mark.slow
 def test_a_partition_of_20000_symbols_with_the_longest_names_numbers_and_snapshots() -> None:
     pipeline = Pipeline()
-    longest = {"exchange": "漢" * MAX_TEXT, "condition": "漢" * MAX_TEXT, "currency": "漢" * MAX_TEXT, "session": "漢" * MAX_TEXT}
+    longest = dict.fromkeys(TEXTS, "漢" * MAX_TEXT)
 
     def ticks(second: int, seq: int) -> list[list[Tick]]:
         at = (BEGIN_S + second) * 1000
@@ -218,7 +218,7 @@ def test_a_partition_of_20000_symbols_with_the_longest_names_numbers_and_snapsho
 @pytest.mark.parametrize("length", [MAX_TEXT, 1_024])
 def test_snapshots_with_texts_at_their_limit_and_beyond(length: int) -> None:
     pipeline = Pipeline()
-    texts = dict.fromkeys(("exchange", "condition", "currency", "session"), "x" * length)
+    texts = dict.fromkeys(TEXTS, "x" * length)
     ticks = [{"symbol": f"S{n}", "event_time": BEGIN_S * 1000, "price": 10.0, "size": 1, "snapshot": True} | texts for n in range(150)]
     told = pipeline.feed(ticks, BEGIN_S)
     assert not told["rejections"] or length > MAX_TEXT

@@ -12,7 +12,7 @@ import pytest
 
 from stockstream.errors import StateError
 from stockstream.kafka.client import MAX_BATCH_BYTES
-from stockstream.records import TICKS_SCHEMA, Tick
+from stockstream.records import TEXTS, TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns, many
@@ -285,7 +285,7 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
             "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, 1e10), "ask": (1.0, 0, 1e10),
             "bid_size": (5.5, -1, 1e13), "ask_size": (5.5, -1, 1e13), "seq": (number, number - 3, -1), "snapshot": (True,), "day_volume": (number * 10, -1),
-            "exchange": ("N", "x" * 65), "condition": ("@", "x" * 65), "currency": ("USD", "x" * 65), "session": ("regular", "x" * 65),
+            **dict.fromkeys(TEXTS, ("N", "x" * 65)),
         }  # fmt: skip
         symbol = rng.choice(HOME)
         source = "a" if symbol < HOME[-1] else "b"
