@@ -6,22 +6,22 @@ import sys
 from typing import Any
 
 GC_THRESHOLDS = (100_000, 20, 20)
-"""A chunk's records are thousands of objects that live briefly and hold no cycles: looked at after each 700 of them, as by default, they cost up to five
-times what it takes to parse them."""
+"""Collections are rare, because a chunk's records are thousands of short-lived objects without cycles. With the default of one collection per 700 objects,
+collecting costs up to five times as much as parsing."""
 SWITCH_INTERVAL_S = 0.001
-"""How long the thread that fetches and those that archive wait for one that computes, and it for each of them: 5 ms by default."""
+"""How long the fetching and archiving threads wait for a computing thread, and it for each of them. Python's default is 5 ms."""
 
 
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # a worker starts by a fifth cheaper so: it multiplies no matrices for BLAS's threads to wait for, and nothing that is loaded goes again
+    # this makes a start a fifth cheaper: a worker multiplies no matrices, so it needs no BLAS threads, and no imported object is ever freed
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()
     try:
         from stockstream.packages import require_installation
 
-        require_installation()                                           # before an import of ours fails for it
+        require_installation()                                           # before one of stockstream's imports fails
         from stockstream.loading import load
 
         app = globals()["app"] = load()

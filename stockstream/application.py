@@ -1,4 +1,4 @@
-"""The Faust app: its class, and how it is made from the settings with our transport in it."""
+"""The Faust app: its class, and how it is created from the settings with stockstream's transport."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ STOP_S = 8.0
 
 
 class Part(Protocol):
-    """What takes part in assignments: a stage of the pipeline."""
+    """A participant in rebalances, such as the stage of an agent."""
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
-        """Takes over the partitions (numbers by topic); answers where it must read on, None for the beginning."""
+        """Takes over the partitions (numbers by topic). Returns the reading position of each, None for the beginning."""
         ...
 
     async def release(self, timeout_s: float) -> None:
-        """Settles what is under way and lets go of all partitions."""
+        """Completes the output in progress, within `timeout_s` seconds, and releases all partitions."""
         ...
 
 
 class Takeover(Recovery):
-    """Leaves where a step of taking over partitions takes too long: Faust takes that for its own end (tables/recovery.py:561) and would wait for ever."""
+    """Leaves if a step of a takeover times out. Faust mistakes the timeout for its own stop (tables/recovery.py:561) and would wait for ever."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
         try:
@@ -74,7 +74,7 @@ class Takeover(Recovery):
 
 
 class Tables(TableManager):
-    """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table of ours is made later."""
+    """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table is created later."""
 
     @property
     def recovery(self) -> Recovery:
@@ -88,13 +88,13 @@ class Tables(TableManager):
 
 
 class Worker(faust.Worker):
-    """Starts without Faust's spinner, which has every debug record of every library made to turn it (worker.py:390): a tenth of a quiet worker's CPU.
+    """A worker without Faust's spinner, which turns at every debug record of every library (worker.py:390): a tenth of an idle worker's CPU.
 
-    Ends without taking apart what the system takes back anyway, module by module, which costs as much as importing pyarrow and numpy.
+    It exits without Python's clean-up of modules, which costs as much as importing pyarrow and numpy; the system frees the memory anyway.
     """
 
     def execute_from_commandline(self) -> NoReturn:
-        """Runs to the end. The process ends here, once what is registered for its exit was done, unless a thread is still at work."""
+        """Runs the worker, then the exit handlers, and ends the process here, unless a thread is still running."""
         try:
             super().execute_from_commandline()
         except SystemExit as ended:
@@ -102,23 +102,23 @@ class Worker(faust.Worker):
                 raise
             atexit._run_exitfuncs()
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):           # nobody reads there any more
+                with contextlib.suppress(OSError, ValueError):           # the reader of the stream may be gone
                     stream.flush()
             os._exit(ended.code)
 
     def on_setup_root_logger(self, logger: logging.Logger, level: int) -> None:
-        """Leaves the root logger at the level that was asked for."""
-        self.spinner = None                                              # signs in log files
+        """Leaves the root logger at the requested level."""
+        self.spinner = None                                              # it would write control characters to log files
         logs.install(level)
 
     async def on_startup_finished(self) -> None:
-        """Says where everything is, in one line, once the first partitions are processed."""
+        """Logs addresses and folders in one line, once the first partitions are processed."""
         logger.info("%s", self.app.ready_line())  # type: ignore[attr-defined]
         await self.maybe_start_blockdetection()
 
     def _on_sigint(self) -> None:
         self._flag_as_shutdown_by_signal()
-        self._schedule_shutdown(signal.SIGINT)                           # Faust prints first, which fails where nobody reads any more
+        self._schedule_shutdown(signal.SIGINT)                           # Faust prints first, which fails if the reader of its output is gone
 
     def _say(self, msg: str, file: IO[str] | None = None, end: str = "\n", **kwargs: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -126,7 +126,7 @@ class Worker(faust.Worker):
 
 
 class App(faust.App):
-    """The app with what its parts share: settings, fence, sender, and who takes part in assignments."""
+    """The app with what its parts share: the settings, the fence, the sender, and the participants in rebalances."""
 
     settings: Settings
     embedded: bool = False
@@ -136,34 +136,37 @@ class App(faust.App):
     set_aside: SetAside
     parts: list[Part]
     on_hole: Callable[[str, int], None] | None = None
-    """Told of offsets that were expected and did not come: what became of them, and how many."""
+    """Called for each hole: what became of it (see `Guard.on_hole`), and the number of offsets."""
     mount_views: Callable[[Any], Callable[[], Awaitable[None]]]
-    """Puts the views on a web server; returns what begins to read the topics."""
+    """Mounts the views on a web server. Returns a coroutine function that starts reading their topics."""
     ready_line: Callable[[], str]
-    """The one line that says what this worker has started with."""
+    """Returns one line with the addresses and folders that this worker uses."""
     waiting_for: str = "the start"
-    """What the start waits for, in words; empty once it waits for nothing."""
+    """What the start is waiting for, for users to read; empty once it waits for nothing."""
 
     @property
     def reader(self) -> Consumer:
-        """The consumer, by its own type."""
+        """The consumer, with its type."""
         consumer: Consumer = self.consumer  # type: ignore[assignment]
         return consumer
 
     @property
     def term(self) -> int:
-        """The group's generation: who writes state now."""
+        """The group's generation, which names the writer of state records."""
         return int(self.consumer_generation_id)
 
     async def on_start(self) -> None:
-        """Makes sure of folders, port, broker and topics before anything joins. The web serves before the broker is there."""
+        """Checks folders, port, broker and topics before the worker joins its group. The web server starts before the broker is reachable.
+
+        Ends the process on a `StockstreamError`.
+        """
         read_topics = None
         try:
             require_folders(self.settings)
             if self.conf.web_enabled:
                 _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
                 read_topics = self.mount_views(self.web)
-                await self.web.maybe_start()                             # Faust would start it after the producer; ours are before Faust's own pages
+                await self.web.maybe_start()                             # Faust would start it after the producer; stockstream's routes precede Faust's own
             self.embedded = await ensure_topics(self.settings, timeout_s=None, waiting=self._wait_for)
         except StockstreamError as error:
             stop_start(error)
@@ -183,11 +186,11 @@ class App(faust.App):
     def _new_web(self) -> Any:
         web = super()._new_web()
         if not self.settings.faust_pages:
-            web.blueprints = BlueprintManager()                          # its pages tell what one asks, and route requests on
+            web.blueprints = BlueprintManager()                          # Faust's pages expose tables to anyone, and forward requests
         return web
 
     async def on_stop(self) -> None:
-        """Settles what is under way while the producer still runs; a broker that does not answer holds the process up for STOP_S, not longer."""
+        """Completes the output in progress while the producer still runs. A broker that does not answer delays the end by STOP_S at most."""
         why = f"not settled {STOP_S:g} s after it was asked to stop, the broker may not answer: ending; the state says where to go on"
         hanging = threading.Timer(STOP_S, exit_now, (1, why))
         hanging.daemon = True
@@ -204,7 +207,10 @@ class App(faust.App):
         return Flow()
 
     async def positions(self, assigned: set[TP]) -> Mapping[TP, int | None]:
-        """Where reading goes on, from the state of every part; where several read one topic, the earliest."""
+        """The reading position of each partition, from the state of every part; the earliest one if several parts read a topic.
+
+        Ends the process on a `StateError` or a `ModelError`.
+        """
         by_topic: dict[str, list[int]] = {}
         for tp in sorted(assigned):
             by_topic.setdefault(tp.topic, []).append(tp.partition)
@@ -219,32 +225,32 @@ class App(faust.App):
         return found
 
     async def release(self, *_: Any, **__: Any) -> None:
-        """Lets all parts settle, side by side."""
+        """Releases all parts concurrently, each within SETTLE_S."""
         if self._consumer is not None:
             self.reader.let_go()
         await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
 
     async def let_go(self, *sent: Any, **_: Any) -> None:
-        """Who is left with no partition lets go of all: Faust asks for positions only where something is assigned. `sent`: the app, what is assigned."""
+        """Releases all partitions if none is assigned, for which Faust asks for no positions. `sent`: the app, then the assigned partitions."""
         if not sent[-1]:
             self.reader.let_go()
             await self.positions(set())
 
     def worker_init_post_autodiscover(self) -> None:
-        """Leaves the web server to `on_start`: whether there is to be one is not known yet."""
+        """Leaves the web server to `on_start`, because it is not known yet whether there will be one."""
         self.on_worker_init.send()
 
     @property
     def web_server_driver_version(self) -> str:
-        """For Faust's banner, which asks in any case."""
+        """The driver's version for Faust's banner, which reads it even without a web server."""
         return super().web_server_driver_version if self.conf.web_enabled else "off"
 
     def _create_directories(self) -> None:
-        """Nothing is kept on disk: the memory store needs no folder."""
+        """Creates nothing: the memory store needs no folder."""
 
 
 def _require_free_port(host: str, port: int) -> None:
-    """Raises `SettingsError` where the web views could not bind there."""
+    """Raises `SettingsError` if the web views cannot bind to this address."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
@@ -255,7 +261,7 @@ def _require_free_port(host: str, port: int) -> None:
 
 
 def require_folders(settings: Settings) -> None:
-    """Raises `SettingsError` where a folder of the settings can never be used; what may pass, a full disk, is a warning."""
+    """Raises `SettingsError` if a folder of the settings cannot be used. A condition that may pass, such as a full disk, is only logged."""
     places = [(settings.state_dir, "STOCKSTREAM_STATE_DIR")]
     if settings.archive != "none":
         places.append((Path(settings.archive), "STOCKSTREAM_ARCHIVE"))
@@ -280,7 +286,7 @@ def _credentials(settings: Settings) -> Any:
 
 
 def create_app(settings: Settings) -> App:
-    """The app without its agents. The figures are those measured in the design for takeovers of a few seconds."""
+    """Creates the app, without its agents. The timeouts were measured to give takeovers within a few seconds."""
     patches.install(plain=settings.plain_transport)
     session = settings.session_timeout_s
     app = App(
@@ -293,14 +299,14 @@ def create_app(settings: Settings) -> App:
         broker_request_timeout=session + 3,
         broker_commit_interval=1.0,
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=262_144,        # of a partition: what a backlog's chunk becomes is a hundred times as much (performance.md, memory)
-        consumer_metadata_max_age_ms=5_000,     # a topic that was deleted and made again is noticed so soon, not after five minutes
+        consumer_max_fetch_size=262_144,        # per partition: a chunk of a backlog takes up to a hundred times as much memory (performance.md, memory)
+        consumer_metadata_max_age_ms=5_000,     # notices a recreated topic this soon; the default is five minutes
         producer_acks=-1,
-        producer_linger=0.0,                    # a frame is a message, and somebody waits for it: 1 ms is as long as the work that comes between
+        producer_linger=0.0,                    # a frame is one awaited message, and a linger of 1 ms would be as long as the work between two agents
         producer_max_batch_size=MAX_BATCH_BYTES,
         producer_max_request_size=MAX_BATCH_BYTES + 65_536,
         producer_compression_type=None if settings.compression == "none" else settings.compression,
-        producer_request_timeout=max(5.0, session - 1),  # of one request; how long a batch is tried is `transport.sending.DELIVERY_S`
+        producer_request_timeout=max(5.0, session - 1),  # of one request; a batch is retried for `transport.sending.DELIVERY_S`
         stream_buffer_maxsize=8,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
@@ -331,7 +337,7 @@ def create_app(settings: Settings) -> App:
         return mine.client
 
     def sent(out: Outgoing, handed: Handed) -> None:
-        """Frames of this worker are read by this worker."""
+        """Passes frames that this worker sends to its own consumer, which reads them by loopback."""
         if out.topic == clean:
             app.reader.pace.closed(out.partition)
         if out.topic in (clean, windows):

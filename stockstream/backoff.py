@@ -1,7 +1,7 @@
-"""Makes aiokafka pause where it asks for metadata in vain: put in by `pause_failed_updates`, for the versions that `stockstream.packages` names.
+"""Makes aiokafka pause after a failed metadata update. `pause_failed_updates` installs it, for the versions that `stockstream.packages` names.
 
-Whoever waits for a partition's leader (the producer's sender, the fetcher) asks again as soon as an update has failed: a broker that refuses connections is
-asked 2,600 times a second, two log lines each.
+aiokafka's producer and fetcher, when they wait for a partition's leader, retry a failed update at once: a broker that refuses connections gets 2,600
+requests a second, each with two log lines.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from aiokafka.client import AIOKafkaClient
 
 FIRST_S, LAST_S = 0.1, 1.0
-"""The pause after the first failed update in a row, twice as long after each, and the longest."""
+"""The pause after the first failed update in a row, and the longest pause. Each further failure doubles it."""
 
 _update = AIOKafkaClient._metadata_update
 _pauses: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
 
 async def metadata_update(client: Any, *arguments: Any) -> bool:
-    """In the place of `AIOKafkaClient._metadata_update`."""
+    """Replaces `AIOKafkaClient._metadata_update`."""
     if await _update(client, *arguments):
         _pauses.pop(client, None)
         return True
@@ -31,5 +31,5 @@ async def metadata_update(client: Any, *arguments: Any) -> bool:
 
 
 def pause_failed_updates() -> None:
-    """Puts it in, for all clients of this process."""
+    """Installs the pause for all clients of this process."""
     AIOKafkaClient._metadata_update = metadata_update

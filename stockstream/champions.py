@@ -1,4 +1,4 @@
-"""The models that a worker scores with: what the registry calls champion, what can be loaded, and why not where it cannot."""
+"""The models of a worker: the registry's champion, the models in memory, and why a model cannot be loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A model in memory. `stamp` says which artefact it came from, `metadata` is what the registry keeps with it."""
+    """A model in memory. `stamp` identifies its artefact, `metadata` is the registry's."""
 
     model: ScoringModel
     stamp: str
@@ -29,13 +29,13 @@ class Loaded(NamedTuple):
 
 
 class Champions:
-    """Looks at the registry again and again, and never raises because of what it finds.
+    """Follows the champion of a model in the registry. `refresh` never raises, whatever the registry holds.
 
-    `champion` is the registry's champion, or the one before where that cannot be loaded; None where there was none. `version` is the version that the
-    registry names now ("" where it names none), and `problem` says in one line why it is not `champion`.
+    `champion` is the registry's champion, or the previous one if that cannot be loaded; None if there was none. `version` is the version that the registry
+    names now ("" if it names none), and `problem` gives in one line the reason why that version is not `champion`.
 
     Args:
-        url: the registry's address.
+        url: the registry's folder.
         name: of the model.
     """
 
@@ -46,10 +46,10 @@ class Champions:
         self.problem = "the registry of models was not read yet"
         self._loaded: dict[Key, Loaded] = {}
         self._failed: dict[Key, tuple[str, str]] = {}
-        """By model: the stamp of what could not be loaded, and why."""
+        """By model that could not be loaded: the artefact's stamp, and the reason."""
 
     def refresh(self) -> None:
-        """Looks which version is champion now, and loads it."""
+        """Reads which version is champion now, and loads it if it is new."""
         version, problem = "", ""
         try:
             registry = Registry(self.url)
@@ -60,12 +60,12 @@ class Champions:
                 champion = self.champion
                 if champion is None or (*champion.key, champion.stamp) != (self.name, version, registry.stamp(self.name, version)):
                     self.champion = self.load(self.name, version)
-        except Exception as error:  # noqa: BLE001 (whatever lies in the registry must not end the worker; it is said)
+        except Exception as error:  # noqa: BLE001 (a faulty registry must not end the worker; `problem` reports it)
             problem = f"the champion {f'{self.name} {version}' if version else self.name} cannot be loaded: {in_one_line(error)}"
         self.version, self.problem = version, problem
 
     def load(self, name: str, version: str) -> Loaded:
-        """A stored version, read again only where its files have changed. Raises `ModelError`."""
+        """Loads a stored version; it reads the files again only if they have changed. Raises `ModelError`."""
         key = name, version
         try:
             registry = Registry(self.url)
@@ -92,17 +92,17 @@ class Champions:
         return loaded
 
     def metadata(self, key: Key) -> dict[str, Any]:
-        """What the registry kept with a model that is loaded; empty for any other."""
+        """The registry's metadata of a loaded model; empty for any other."""
         loaded = self._loaded.get(key)
         return loaded.metadata if loaded else {}
 
     def keep(self, keys: Iterable[Key]) -> None:
-        """Forgets all models but these and the champion, and what is known of those that could not be loaded but for the registry's champion."""
+        """Unloads all models but these and the champion, and forgets the load failures of all others but the registry's champion."""
         kept = set(keys) | ({self.champion.key} if self.champion else set())
         self._loaded = {key: loaded for key, loaded in self._loaded.items() if key in kept}
         self._failed = {key: why for key, why in self._failed.items() if key in kept or key == (self.name, self.version)}
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, for a log or an answer."""
+    """The text of an error on one line, for a log or a response."""
     return shortened(str(error) or type(error).__name__)

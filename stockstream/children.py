@@ -10,13 +10,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-_WATCHDOG = 'read -r order || kill -9 "$0"'         # its input ends without a word when we die, however we die: then the child goes too
+_WATCHDOG = 'read -r order || kill -9 "$0"'         # its input closes without a line when this process dies, and then it kills the child
 
 
 class Child:
-    """A process in a session of its own: the terminal's Ctrl-C does not reach it, and it dies when we do, even by SIGKILL (not on Windows).
+    """A process in a session of its own: the terminal's Ctrl-C does not reach it, and it dies with this process, even after SIGKILL (not on Windows).
 
-    `output` takes its standard output and error; where None they are ours. `environment` is added to ours.
+    `output` receives its standard output and error; None: it inherits this process's. `environment` is added to this process's.
     """
 
     def __init__(self, command: Sequence[str], *, output: IO[bytes] | None = None, environment: Mapping[str, str] | None = None) -> None:
@@ -33,7 +33,7 @@ class Child:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Exit status; None while it runs, minus the signal's number where one ended it."""
+        """Exit status; None while it runs; the negative signal number if a signal ended it."""
         status = self._process.poll()
         if status is not None:
             self._dismiss_watchdog()
@@ -46,15 +46,15 @@ class Child:
         return status
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal; does nothing where the process has ended."""
+        """Sends a signal; does nothing if the process has ended."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL; does nothing where the process has ended."""
+        """Sends SIGKILL; does nothing if the process has ended."""
         self._process.kill()
 
     def stop(self, grace_s: float) -> int:
-        """SIGTERM, after `grace_s` SIGKILL; the exit status."""
+        """Sends SIGTERM, and SIGKILL after `grace_s` seconds. Returns the exit status."""
         self._process.terminate()
         try:
             return self.wait(grace_s)

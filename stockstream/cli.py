@@ -1,4 +1,4 @@
-"""`stockstream`: the commands, each loaded only when it is asked for."""
+"""`stockstream`: the commands, each imported only when it is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = {
     "query": "Ask the archive in SQL.",
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
-"""What `stockstream --help` lists, in the order in which a newcomer meets it; the modules themselves are heavy."""
+"""The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""
 
 INTERRUPTED = 130
 """The shells' exit code for Ctrl-C: 128 + SIGINT."""
@@ -62,9 +62,9 @@ def group() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code.
+    """Runs one command line and returns its exit code.
 
-    0; 1 after an error told in one line (78 where `worker` need not be tried again); 2 for a wrong option; 130 after Ctrl-C; or what the command returns.
+    0; 1 after an error, printed in one line (78 if restarting `worker` cannot help); 2 for a wrong option; 130 after Ctrl-C; or the command's own code.
     """
     try:
         require_own_packages()

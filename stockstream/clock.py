@@ -1,4 +1,4 @@
-"""A clock for ages: it never goes back, and it goes on while the machine is suspended, where the system has such a clock."""
+"""A clock for durations: it never goes back, and it runs on while the machine is suspended, if the system has such a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a worker ends by itself: one line that is sure to be written, and a status. It holds global state: the file that takes the line too."""
+"""How a worker ends itself: with one line that is certain to be written, and an exit status. Holds global state: the reason file."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from stockstream.errors import StockstreamError
 logger = logging.getLogger(__name__)
 
 DO_NOT_RESTART = 78
-"""Exit status (EX_CONFIG) of a start that only another setting can help."""
+"""Exit status (EX_CONFIG) of a configuration error, which restarting cannot fix."""
 
 _reason_file: Path | None = None
 
 
 def write_reason_to(path: Path | None) -> None:
-    """Names the file that takes the reason, for a supervisor."""
+    """Sets the file in which the worker leaves the reason of its end for a supervisor."""
     global _reason_file
     _reason_file = path
 
 
-def exit_now(status: int, said: str) -> NoReturn:
-    """Ends the process at once, without any clean-up that could write, and with one line that is sure to be written."""
-    _keep(said)
+def exit_now(status: int, line: str) -> NoReturn:
+    """Ends the process at once, after writing one line, and without any clean-up that could write to Kafka."""
+    _keep(line)
     if logging.getLogger().handlers:
-        logger.critical("%s", said)
+        logger.critical("%s", line)
         for handler in logging.getLogger().handlers:
-            with contextlib.suppress(OSError, ValueError):               # nobody reads there any more
+            with contextlib.suppress(OSError, ValueError):               # the reader of the stream may be gone
                 handler.flush()
     else:
-        _print(f"stockstream: {said}")
+        _print(f"stockstream: {line}")
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(status)
 
 
 def stop_start(error: StockstreamError) -> NoReturn:
-    """Ends the start with one line. The status tells a supervisor whether starting again can help."""
+    """Ends the start with one line. The exit status shows a supervisor whether a restart can help."""
     exit_now(1 if error.retriable else DO_NOT_RESTART, " ".join(str(error).split()))
 
 
-def _keep(said: str) -> None:
+def _keep(line: str) -> None:
     if _reason_file is not None:
         with contextlib.suppress(OSError):
-            _reason_file.write_text(said + "\n")
+            _reason_file.write_text(line + "\n")
 
 
 def _print(line: str) -> None:
-    """To the real standard error: Faust puts a logger in the place of `sys.stderr`, which drops what is below its level."""
+    """Prints to the real standard error, because Faust replaces `sys.stderr` by a logger that drops lines below its level."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.__stderr__, flush=True)

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""All errors, as one tree.
 
     StockstreamError            one line for the user
     ├── SettingsError           a setting we cannot use: names the setting, stops the start
@@ -14,12 +14,12 @@
     │   └── ArchiveUnavailable  the store is down or slow                        retriable
     └── ModelError              a model that cannot be trained, found or loaded
 
-`retriable` says that doing the same again later can succeed without anybody's help.
+`retriable`: the same operation can succeed later without anyone changing anything.
 """
 
 
 class StockstreamError(Exception):
-    """Base of all errors that we raise on purpose; `str()` is one line for the user."""
+    """Base of all errors that stockstream raises on purpose; `str()` is one line for the user."""
 
     retriable = False
 
@@ -29,13 +29,13 @@ class SettingsError(StockstreamError):
 
 
 class BrokerError(StockstreamError):
-    """No broker answers, or it refuses what we ask."""
+    """No broker answers, or it refuses a request."""
 
     retriable = True
 
 
 class TopicError(StockstreamError):
-    """A topic is missing or has another partition count than the settings say."""
+    """A topic is missing, or its partition count differs from the settings."""
 
 
 class DeliveryError(StockstreamError):
@@ -51,7 +51,7 @@ class FencedError(StockstreamError):
 
 
 class FrameError(StockstreamError):
-    """Bytes that are not an Arrow frame of ours."""
+    """Bytes that are not a valid frame."""
 
 
 class StateError(StockstreamError):
@@ -63,7 +63,7 @@ class SourceError(StockstreamError):
 
 
 class ArchiveError(StockstreamError):
-    """The archive holds something that must not be there, or misses what must."""
+    """The archive holds an object that it must not hold, or lacks one that it must."""
 
 
 class ArchiveUnavailable(ArchiveError):

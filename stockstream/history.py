@@ -1,4 +1,4 @@
-"""Recorded ticks as `windows` rows, made by the very code that the worker runs: what models are trained on."""
+"""Turns recorded ticks into `windows` rows, with the worker's own code, to train models on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TICKS = pa.schema([
     ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.int64()),
     *((name, pa.float64()) for name in QUOTES),
 ])  # fmt: skip
-"""Ticks as `windows_of` takes them: times in epoch ms, prices null in a pure quote."""
+"""The ticks that `windows_of` reads: times in epoch ms, prices null in a pure quote."""
 
 
 def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[[int], None] = lambda ticks: None) -> pa.Table:
-    """The ticks of a file of trades or one-second bars (CSV or Parquet, known by its columns), in order of time; returns TICKS.
+    """Reads a file of trades or one-second bars (CSV or Parquet, recognised by its columns). Returns its ticks in order of time, with the schema TICKS.
 
-    A bar is a tick at its second's last millisecond. Rows that cannot be ticks are left out. `progress` is told how many ticks came since it was last.
-    Raises `SourceError`.
+    A bar becomes a tick at its second's last millisecond. Rows that cannot be ticks are left out. `progress` is called with the number of ticks read since
+    the last call. Raises `SourceError` if the file cannot be read or has no ticks.
     """
     tables = []
     for chunk in Recording(path, symbols=symbols).chunks():
@@ -48,5 +48,5 @@ def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[
 
 
 def window_rows(ticks: pa.Table) -> pa.Table:
-    """The rows of `windows` (`records.WINDOWS_SCHEMA`) that a worker would make of these ticks, closed at their end."""
+    """The rows of `windows` (`records.WINDOWS_SCHEMA`) that a worker would compute from these ticks, with every second closed."""
     return windows_of(ticks)

@@ -1,4 +1,4 @@
-"""Our commands as a user can paste them into the shell that runs us."""
+"""Command lines of stockstream that a user can paste into a shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "stockstream"
 
 
 def command_line(*arguments: str) -> str:
-    """The words of a shell command that runs `stockstream` with these arguments: by its name where that finds this installation, else by its full path."""
+    """A shell command that runs `stockstream` with these arguments: by name if the PATH finds this installation, else by its full path."""
     script = Path(sys.executable).parent / NAME
     found = shutil.which(NAME)
     if found and Path(found).resolve() == script.resolve():

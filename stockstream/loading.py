@@ -1,4 +1,4 @@
-"""The composition root: settings, then the app, then its agents and views. `faust -A stockstream` comes through `load`."""
+"""The composition root: settings, then the app, then its agents and views. `faust -A stockstream` calls `load`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stockstream.errors import StockstreamError
 from stockstream.settings import Settings, load_settings
 
 AGENTS = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.score", "agents.archive")
-"""Loaded one by one, by name: Faust's own discovery would go on without an agent that fails to import."""
+"""The agents, imported by name because Faust's own discovery ignores an agent that fails to import."""
 
 
 def load(agents: Sequence[str] = AGENTS) -> App:
-    """The app of this process with these agents and the views; heavy imports are done here, before the worker joins its group.
+    """Creates the app of this process with these agents and the views. Slow imports happen here, before the worker joins its group.
 
-    Settings that cannot be used end the process with one line.
+    Invalid settings end the process with one line.
     """
     app = make(_settings())
     logs.without_banner()
@@ -32,7 +32,7 @@ def load(agents: Sequence[str] = AGENTS) -> App:
 
 
 def make(settings: Settings) -> App:
-    """Makes the app of this process, without agents."""
+    """Creates the app of this process, without agents."""
     instance.app = create_app(settings)
     return instance.app
 

@@ -1,4 +1,4 @@
-"""Hosts in URLs, and folders as settings and options name them: `file://path` or a plain path, absolute or relative to the working directory."""
+"""Hosts in URLs, and folders in settings and options: `file://path` or a plain path, absolute or relative to the working directory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stockstream.errors import SettingsError
 
 FILE_URL = "file://"
 _NOT_FOR_NOW = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR}
-"""Errors that may pass without a changed setting: a full disk, a network file system that is away."""
+"""Errors that may pass without a changed setting, such as a full disk or an unreachable network file system."""
 
 
 def folder(place: str) -> Path:
-    """The absolute path that `place` names; symbolic links stay. In a `file://` URL `%xx` is decoded, in a plain path it is not.
+    """The absolute path that `place` names; symbolic links are kept. `%xx` is decoded in a `file://` URL, not in a plain path.
 
-    Raises `SettingsError` where it is empty or a URL of another kind.
+    Raises `SettingsError` if it is empty or a URL of another kind.
     """
     url = place.startswith(FILE_URL)
     path = unquote(place.removeprefix(FILE_URL)) if url else place
@@ -31,7 +31,7 @@ def folder(place: str) -> Path:
 
 
 def in_url(host: str) -> str:
-    """A host as URLs have it: an IPv6 address in brackets."""
+    """A host as written in URLs, with an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
@@ -44,9 +44,9 @@ def archive_folder(place: str) -> Path:
 
 
 def require_writable(path: Path, name: str) -> str:
-    """Makes the folder where it is missing and tries to write there; `name` is the setting that names it.
+    """Creates the folder if it is missing, and tries to write to it. `name` is the setting that names the folder.
 
-    Returns why it cannot be written for now, empty where it can. Raises `SettingsError` where waiting cannot help.
+    Returns why it cannot be written for now; empty if it can. Raises `SettingsError` if waiting cannot help.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def require_writable(path: Path, name: str) -> str:
 
 
 def require_readable(path: Path, name: str) -> None:
-    """Passes a folder that can be listed, and one that is not there yet. Raises `SettingsError`."""
+    """Accepts a folder that can be listed, and one that does not exist yet. Raises `SettingsError` for any other."""
     try:
         with os.scandir(path):
             return

@@ -1,4 +1,4 @@
-"""A folder that one process at a time may use, and who that is."""
+"""Locks a folder for one process at a time, and names its holder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stockstream.errors import StockstreamError
 
 LOCK_FILE = ".lock"
 NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What a file system without locks answers: some network shares."""
+"""Errors of a file system without locks, such as some network shares."""
 _LOCKED_BYTE = 1 << 20
-"""Windows does not let others read the byte that is locked: one far behind the text."""
+"""The locked byte is far behind the text, because on Windows other processes cannot read a locked byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs, as far as can be known: one of another machine may."""
+        """Whether the process runs; assumed of a process on another machine."""
         return self.host != socket.gethostname() or _runs(self.pid)
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class Holder:
 
 
 class FolderLock:
-    """Holds `folder` as a context manager; the folder is made where it is missing.
+    """A context manager that holds `folder`, and creates it if it is missing.
 
-    The operating system holds the lock, so it ends with the process, also after SIGKILL. Where the file system has no locks, a holder
-    that does not run any more is taken over. Raises `StockstreamError`, which names the holder, where another process has the folder.
+    The operating system holds the lock, so it ends with the process, also after SIGKILL. On a file system without locks, the folder of a
+    holder that no longer runs is taken over. Raises `StockstreamError`, which names the holder, if another process has the folder.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
@@ -92,7 +92,7 @@ class FolderLock:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who last took the folder and did not give it back; None where nobody did."""
+    """The last process that took the folder and did not release it; None if there is none."""
     try:
         return Holder(**json.loads((folder / LOCK_FILE).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -107,7 +107,7 @@ if sys.platform == "win32":
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 
     def _runs(pid: int) -> bool:
-        return True                                     # the system's lock says it
+        return True                                     # the system's lock decides
 
 else:
     import fcntl
@@ -116,7 +116,7 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _runs(pid: int) -> bool:
-        with suppress(PermissionError):                 # another user's runs too
+        with suppress(PermissionError):                 # a process of another user exists
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:

@@ -1,6 +1,6 @@
-"""What a worker logs: of what the libraries say, repeats are collapsed, and notices, tables and banners are left out.
+"""Filters a worker's log: repeated messages of libraries are collapsed, and their notices, tables and banners are dropped.
 
-It holds global state: the last reason of a failed connection.
+Holds global state: the last reason of a failed connection.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from stockstream.clock import now_s
 LIBRARIES = frozenset({"aiokafka", "kafka", "faust", "mode", "asyncio"})
 FIRST_SUMMARY_S = 10.0
 LAST_SUMMARY_S = 300.0
-"""A message that goes on is summed up after 10, 20, 40 ... and then every 300 s."""
+"""A message that keeps repeating is summarised after 10, 20, 40 ... and then every 300 s."""
 QUIET_S = 60.0
-"""A message that was away for so long is new again."""
+"""A message that has not come for this long counts as new."""
 KINDS_KEPT = 500
 _VARYING = re.compile(r"0x[0-9a-f]+|\d+|'[^']*'")
 _SERVICE = "[^"
-"""What mode begins the messages of its services with, whatever module they are in: `[^--Producer]: Starting...`."""
+"""The prefix of messages of mode's services, in any module: `[^--Producer]: Starting...`."""
 
 
 @dataclass(slots=True)
@@ -39,15 +39,15 @@ _last_fault = ""
 
 
 def last_fault() -> str:
-    """The system's reason that a library named last, e.g. `[Errno 111] Connect call failed`; empty where none did."""
+    """The last operating-system error that a library logged, e.g. `[Errno 111] Connect call failed`; empty if there is none."""
     return _last_fault
 
 
 class Repeats(logging.Filter):
-    """Lets the first message of a kind pass, and then one in FIRST_SUMMARY_S, twice as long each time, with the number of those left out.
+    """Passes the first message of a kind, then one per interval with the number left out. The interval begins at FIRST_SUMMARY_S and doubles each time.
 
-    A kind is a logger, a level and a text without its numbers and quoted names, so that no new fault is hidden. Only the libraries' own messages count;
-    ours pass. Below WARNING, theirs are left out, or, where `verbose`, pass. For handlers; one object may serve several.
+    A kind is a logger, a level, and a text without its numbers and quoted names, so that no new fault is hidden. The filter applies to messages of
+    libraries only. It drops those below WARNING, unless `verbose`. It is a filter for handlers, and one object may serve several.
     """
 
     def __init__(self, *, verbose: bool = False, now: Callable[[], float] = now_s) -> None:
@@ -78,7 +78,7 @@ class Repeats(logging.Filter):
             known = self._kinds.pop(kind, None)
             if known is None or now - known.last >= QUIET_S + known.interval:
                 if len(self._kinds) >= KINDS_KEPT:
-                    del self._kinds[next(iter(self._kinds))]             # the one not seen for longest
+                    del self._kinds[next(iter(self._kinds))]             # the one least recently seen
                 self._kinds[kind] = _Kind(now, now + FIRST_SUMMARY_S, since=now)
                 return True
             self._kinds[kind] = known
@@ -95,14 +95,14 @@ class Repeats(logging.Filter):
 
 
 def install(level: int) -> None:
-    """Puts the filter on the root's handlers; to be called once logging is set up, with the level asked for."""
+    """Adds the filter to the root logger's handlers. Call it once logging is set up, with the requested level."""
     repeats = Repeats(verbose=0 < level < logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.addFilter(repeats)
 
 
 def without_banner() -> None:
-    """Keeps `faust worker` from printing its table of versions before all else; one line of ours says what counts."""
+    """Keeps `faust worker` from printing its table of versions; stockstream logs one line instead."""
     command = sys.modules.get("faust.cli.worker")
     if command is not None:
         command.worker.on_worker_created = lambda self, worker: None

@@ -1,4 +1,4 @@
-"""The top-level packages `agents`, `tables` and `models` have common names: is what Python finds ours?"""
+"""Checks installed packages: that `agents`, `tables` and `models`, which are common names, are stockstream's, and that patched libraries fit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stockstream.errors import SettingsError, StockstreamError
 
 OURS = ("agents", "tables", "models")
 OTHERS = {"agents": "openai-agents", "tables": "tables"}
-"""Distributions that bring a package of the same name; beside us in one folder, whichever was installed last has written over the other."""
+"""Distributions with a package of the same name. In one folder with stockstream, the one installed last overwrites the other."""
 
 TRIED = {"aiokafka": ((0, 14), (0, 15)), "faust-streaming": ((0, 15, 3), (0, 16))}
-"""The versions, from and up to, that our replacements of their parts were tried with; pyproject.toml asks for the same."""
+"""By library with replaced parts: the first tested version, and the first that is not. pyproject.toml requires the same."""
 
 
 def require_own_packages(root: Path | None = None) -> None:
-    """Raise `StockstreamError` where one of `OURS` would be imported from elsewhere than beside `stockstream` (`root`)."""
+    """Raises `StockstreamError` if one of `OURS` would not be imported from the folder `root`, by default the one that holds `stockstream`."""
     root = root or Path(__file__).resolve().parent.parent
     for name in OURS:
         spec = find_spec(name)
@@ -41,7 +41,7 @@ def _is_installed(name: str) -> bool:
 
 
 def require_tried_versions() -> None:
-    """Raise `SettingsError` where a library that we replace parts of is of a version that was not tried with it, or is missing."""
+    """Raises `SettingsError` if a library with replaced parts is missing, or has a version that was not tested."""
     for name, (first, end) in TRIED.items():
         wanted = f"{name}>={_text(first)},<{_text(end)}"
         try:
@@ -53,7 +53,7 @@ def require_tried_versions() -> None:
 
 
 def require_installation() -> None:
-    """Ends the start with one line where what Python finds cannot work."""
+    """Ends the start with one line if the installed packages cannot work."""
     try:
         require_own_packages()
         require_tried_versions()

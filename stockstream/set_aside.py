@@ -1,4 +1,4 @@
-"""What could not be handled and was set aside: counted, logged with its place, and kept for `/api/pipeline`, while everything else goes on."""
+"""Records and messages that were set aside: each is counted, logged with its place and listed in `/api/pipeline`; processing continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = 100
 
 
 class Aside(NamedTuple):
-    """One record that was read, or one message that was to be sent (`offset` -1: it never got one). `at` is epoch ms, of the worker's clock."""
+    """A record that was read, or a message that could not be sent (`offset` is -1). `at` is epoch ms by the worker's clock."""
 
     topic: str
     partition: int
@@ -27,7 +27,7 @@ class Aside(NamedTuple):
 
 
 class SetAside:
-    """The newest of them, and how many there were.
+    """Lists the newest records and messages that were set aside, and counts all.
 
     Args:
         prefix: of the topics' names; the counter leaves it out.
@@ -37,16 +37,16 @@ class SetAside:
     def __init__(self, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._prefix, self._clock = prefix, clock
         self.count: Callable[[str, str], None] = lambda topic, agent: None
-        """Told of each: its topic, without prefix, and the agent."""
+        """Called for each with its topic, without prefix, and the agent."""
         self.newest: deque[Aside] = deque(maxlen=KEPT)
         self.total = 0
         self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     def add(self, topic: str, partition: int, offset: int, agent: str, reason: str, detail: str = "") -> None:
-        """One that `agent` sets aside; `reason` is one of few words, `detail` says more about this one."""
+        """Sets one aside for `agent`. `reason` is one of a few fixed texts, `detail` describes this case."""
         self.total += 1
-        told = shortened(f"{reason}: {detail}" if detail else reason)
-        self.newest.append(Aside(topic, partition, offset, agent, told, time.time_ns() // 1_000_000))
+        text = shortened(f"{reason}: {detail}" if detail else reason)
+        self.newest.append(Aside(topic, partition, offset, agent, text, time.time_ns() // 1_000_000))
         self.count(topic.removeprefix(self._prefix), agent)
         key = (topic, agent, reason)
         if key not in self._logged and len(self._logged) >= TALLIES:
@@ -58,4 +58,4 @@ class SetAside:
         self._logged[key] = self._clock(), 0
         more = f" ({since} more of them since the last such line)" if since else ""
         where = f"{topic}[{partition}]" + (f" offset {offset}" if offset >= 0 else "")
-        logger.error("%s: %s set aside, %s%s", agent, where, told, more)
+        logger.error("%s: %s set aside, %s%s", agent, where, text, more)

@@ -1,4 +1,4 @@
-"""All settings, read once at the edge from `STOCKSTREAM_*` and handed inwards, frozen."""
+"""All settings: read once from the environment variables `STOCKSTREAM_*`, then passed on as one frozen object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 SOURCES = ("none", "simulated")
 PREFIX = "STOCKSTREAM_"
 OF_TESTS = ("STOCKSTREAM_REQUIRE_", "STOCKSTREAM_TEST_")
-"""Variables that begin so belong to the project's tests: no settings, and not refused."""
+"""Prefixes of variables that belong to the project's tests. They are no settings, and are accepted."""
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
 
     @property
     def group(self) -> str:
-        """The consumer group, which also begins the changelogs' names."""
+        """The consumer group, which is also the prefix of the changelogs' names."""
         return self.app_id or f"{self.topic_prefix.rstrip('.-_')}-app"
 
     @property
@@ -211,7 +211,7 @@ def _server(text: str) -> str:
     try:
         parts = urlsplit(text if "//" in text else f"kafka://{text}")
         host, port = parts.hostname, parts.port
-    except ValueError as error:                                          # no number, or brackets that do not match
+    except ValueError as error:                                          # the port is no number, or brackets do not match
         raise ValueError(f"{text!r} is not kafka://host:port ({error})") from None
     if parts.scheme != "kafka" or not host or not port or parts.username or parts.path.strip("/") or parts.query or parts.fragment or not _is_host(host):
         raise ValueError(f"{text!r} is not kafka://host:port")
@@ -228,19 +228,19 @@ def _require_known_variables() -> None:
 
 
 def load_settings(**changes: Any) -> Settings:
-    """Settings from the environment, `changes` winning.
+    """Loads the settings from the environment; `changes` take precedence.
 
-    Raises `SettingsError` with one line that names the first setting at fault, or a variable that is none.
+    Raises `SettingsError` with one line that names the first invalid setting, or an unknown variable.
     """
     _require_known_variables()
     try:
         return Settings(**changes)
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
-            raise SettingsError(said) from None
+            raise SettingsError(message) from None
         name = PREFIX + str(first["loc"][0]).upper()
         got = repr(first["input"])
-        shown = "" if got in said or (first["type"] == "value_error" and str(first["input"]) in said) else f" (got {got})"
-        raise SettingsError(" ".join(f"{name}: {said}{shown}".split())) from None
+        shown = "" if got in message or (first["type"] == "value_error" and str(first["input"]) in message) else f" (got {got})"
+        raise SettingsError(" ".join(f"{name}: {message}{shown}".split())) from None

@@ -1,4 +1,4 @@
-"""Records that cannot be handled: counted, logged with their place, passed over."""
+"""Invalid records: they are counted, logged with their place, and skipped."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from stockstream.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 60.0
-"""A line a topic and reason: the first at once, then at most one in this time, which says how many it stands for."""
+"""The least time between log lines of one topic and reason. The first is logged at once; later ones give the number of records since."""
 DETAIL_LENGTH = 300
-"""Characters of a detail that are logged: a record may hold a megabyte."""
+"""How many characters of a detail are logged, since a record may hold a megabyte."""
 TALLIES = 1_024
 
 
 class Fault(NamedTuple):
-    """Why one record cannot be used: `reason` is one of few words and becomes a label, `detail` is for the log."""
+    """Why one record cannot be used. `reason` is one of a few fixed texts, for a metric's label; `detail` is for the log."""
 
     reason: str
     detail: str
 
 
 class _Tally:
-    """Of one topic and reason: when it was last logged, and how many have come since."""
+    """For one topic and reason: when it was last logged, and how many records came since."""
 
     __slots__ = ("logged_at", "since")
 
@@ -36,7 +36,7 @@ class _Tally:
 
 
 class SkippedRecords:
-    """Counts what is passed over in `records_skipped_total{topic,reason}` and logs it, at most one line a minute for each topic and reason.
+    """Counts skipped records in `records_skipped_total{topic,reason}`, and logs at most one line a minute for each topic and reason.
 
     Args:
         metrics: the worker's.
@@ -49,12 +49,12 @@ class SkippedRecords:
         self._tallies: dict[tuple[str, str], _Tally] = {}
 
     def skip(self, topic: str, partition: int, offset: int, fault: Fault) -> None:
-        """Count a record and log where it lies and why it is of no use. Never raises because of what the fault says."""
+        """Counts a record, and logs its place and why it cannot be used. Never raises, whatever the fault's texts are."""
         name = topic.removeprefix(self._prefix)
         self._metrics.record_skipped(name, fault.reason)
         key = (name, fault.reason)
         if key not in self._tallies and len(self._tallies) >= TALLIES:
-            key = ("", "")                                               # reasons are few by contract: whoever breaks it shares one line
+            key = ("", "")                                               # reasons are few by contract; the excess shares one tally
         tally = self._tallies.setdefault(key, _Tally())
         now = self._clock()
         if tally.logged_at is not None and now - tally.logged_at < LOG_EVERY_S:

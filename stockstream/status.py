@@ -1,4 +1,4 @@
-"""What a worker says of itself, and its counters."""
+"""The status of a worker for the web views, and its metrics."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ newer_messages = NewerMessages(metrics.newer_message)
 
 
 class Status:
-    """What the worker tells of itself; see `stockstream.web.views.Status`."""
+    """The worker's status; implements `stockstream.web.views.Status`."""
 
     def __init__(self, worker: App) -> None:
         self._app = worker
         self.archive_positions: Any = None
         self.model_list: Any = None
         self.model_note: Callable[[], str] = lambda: ""
-        """Why rows are not predicted, or not by the registry's champion; empty where they are."""
+        """Why rows are not predicted, or not by the registry's champion; empty if they are."""
         self.sources: Callable[[], list[dict[str, Any]]] = list
         self._exported: set[tuple[str, int]] = set()
-        """Topic and partition of each series of the gauge `lag`."""
+        """Topic and partition of each exported series of the gauge `lag`."""
 
     def _assigned(self) -> list[TP]:
         tables = self._app.tables.changelog_topics
@@ -49,7 +49,7 @@ class Status:
         return True, f"{words}; {note}" if note else words
 
     def started(self) -> str:
-        """Where everything is, in one line."""
+        """One line with the worker's addresses, topics, models and archive."""
         settings, conf = self._app.settings, self._app.conf
         raw = sum(tp.topic == settings.topic("ticks.raw") for tp in self._assigned())
         champions = [f"{model.get('name')} {model.get('version')}" for model in self.models() if model.get("state", model.get("role")) == "champion"]
@@ -68,7 +68,7 @@ class Status:
         return (False, "fenced") if self._app.fence.left else (True, "alive")
 
     def pipeline(self) -> dict[str, Any]:
-        if self._app.waiting_for:                                        # Faust has no consumer before
+        if self._app.waiting_for:                                        # Faust has no consumer until then
             return {"app_id": self._app.settings.group}
         reader, lags = self._app.reader, []
         exported: set[tuple[str, int]] = set()

@@ -1,4 +1,4 @@
-"""Runs a worker and starts it again when it fails; slows down where it fails for the same reason again and again."""
+"""Runs a worker and restarts it when it fails, more slowly if it keeps failing for the same reason."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from stockstream.clock import now_s
 from stockstream.endings import DO_NOT_RESTART
 
 DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
-"""Waits before the first, second, ... start in a row; the last one repeats."""
+"""Delays before the first, second, ... restart in a row; the last one repeats."""
 LOOP_ENDS = 3
-"""So many ends in a row for the same reason, each within HEALTHY_S of its start, are a crash loop."""
+"""This many failures in a row for the same reason, each within HEALTHY_S of the start, are a crash loop."""
 LOOP_DELAYS_S = (60.0, 300.0)
-"""Waits in a crash loop."""
+"""Delays in a crash loop; the last one repeats."""
 HEALTHY_S = 60.0
-"""A worker that ran for so long has failed for a new reason: the waits begin anew."""
+"""A failure after this long counts as a new one, and the delays start over."""
 STOP_GRACE_S = 10.0
-"""SIGTERM ends a worker in less (docs/reliability.md); then comes SIGKILL."""
+"""How long after SIGTERM the worker is killed. It normally ends sooner (docs/reliability.md)."""
 _SECONDS = re.compile(r"\d+\.\d+|\d+(?= s\b)|0x[0-9a-f]+")
-"""What differs from end to end though the reason is the same: durations and addresses. Offsets and partitions are the place, and count."""
+"""The parts of a reason that vary between equal failures: durations and addresses. Offsets and partitions distinguish failures."""
 
 
 class Supervisor:
-    """Runs one command at a time and starts it again when it fails. SIGTERM and SIGINT are handed on, once, and then no child is left.
+    """Runs one command and restarts it when it fails. It forwards the first SIGTERM or SIGINT, and leaves no child behind.
 
     Args:
-        command: the command line; `environment` is added to ours.
-        say: takes one line for the user.
-        delays_s: the waits before starts in a row; `loop_delays_s` in a crash loop.
-        grace_s: from a signal to SIGKILL.
+        command: the command line.
+        say: called with one line for the user.
+        delays_s: the delays before restarts in a row.
+        grace_s: seconds from a signal to SIGKILL.
+        loop_delays_s: the delays in a crash loop.
+        environment: added to this process's environment.
         reason_file: where the command leaves the reason of its end, in one line.
     """
 
@@ -49,7 +51,10 @@ class Supervisor:
         self._asked: signal.Signals | None = None
 
     def run(self, *, restart: bool) -> int:
-        """Until the command ends well, or we are asked to end, or `restart` is false; the exit status, 128 + n after signal n. Main thread only."""
+        """Runs until the command succeeds, a signal asks for the end, a restart cannot help, or `restart` is false. Call it in the main thread.
+
+        Returns the exit status, 128 + n after signal n.
+        """
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return self._run(restart)
@@ -65,7 +70,7 @@ class Supervisor:
         while True:
             started = now_s()
             self._child = Child(self._command, environment=self._environment)
-            if self._asked is not None:                 # the signal came before there was a child to hand it to
+            if self._asked is not None:                 # the signal came before there was a child to forward it to
                 self._hand_on(self._asked)
             status = self._child.wait()
             self._child = None
@@ -94,7 +99,7 @@ class Supervisor:
                 return 0
 
     def _take_reason(self) -> str:
-        """What the command has left; empty where it left nothing."""
+        """The reason that the command left; empty if it left none."""
         if self._reason_file is None:
             return ""
         try:

@@ -4,7 +4,7 @@
                               |            \\-> ticks.rejected     |                \\--> [score]  -> predictions, outcomes
                               \\--> [archive] <-- ticks.clean       \\-> latest
 
-What the broker is told of each (partitions, retention, compaction) is in `stockstream.kafka.admin.topic_specs`.
+`stockstream.kafka.admin.topic_specs` holds their configuration: partitions, retention and compaction.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ def _input(name: str) -> Any:
 
 
 watchlist = _input("watchlist")
-"""Which source brings a symbol: JSON by symbol, compacted, written by the commands."""
+"""The source of each symbol: JSON by symbol, compacted, written by the commands."""
 symbols = app.settings.topic("symbols")
 """Metadata of a symbol: JSON, compacted, by `ingest`."""
 ticks_raw = _input("ticks.raw")
 """Ticks, frames of ticks and punctuations as producers write them."""
 ticks_rejected = app.settings.topic("ticks.rejected")
-"""What cannot be used, with its reason and place."""
+"""Rejected records and ticks, with reason and place."""
 ticks_clean = _input("ticks.clean")
 """Accepted ticks and closings, as frames."""
 windows = _input("windows")
@@ -33,7 +33,7 @@ windows = _input("windows")
 latest = app.settings.topic("latest")
 """The last row of a symbol, at most once a minute: JSON, compacted."""
 market = app.settings.topic("market")
-"""Summaries of each partition's second, one partition: JSON."""
+"""Summaries of each second of each partition, in a topic of one partition: JSON."""
 alerts = app.settings.topic("alerts")
 """Changes of alerts: JSON by symbol."""
 predictions = app.settings.topic("predictions")

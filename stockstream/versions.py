@@ -1,4 +1,4 @@
-"""The version that every message of ours bears in its headers, read where messages are read."""
+"""The schema version in the headers of every message that stockstream sends, and its check when messages are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DIGITS = 9
 
 
 def newer(headers: Iterable[tuple[str, bytes]]) -> int:
-    """The version in a record's headers where it is above ours, else 0: also without such a header, and with one that is no number."""
+    """The schema version in a record's headers if it is newer than this program's; 0 if it is not, is missing, or is no number."""
     for name, value in headers:
         if name == NAME and value != VALUE:
             text = bytes(value or b"")
@@ -25,24 +25,24 @@ def newer(headers: Iterable[tuple[str, bytes]]) -> int:
 
 
 class NewerMessages:
-    """Counts messages that a newer stockstream has written, and says so once a topic. What of them is valid is used all the same.
+    """Counts messages that a newer stockstream wrote, and logs one warning per topic. Their known fields are used as usual.
 
     Args:
-        count: told of each, by its topic.
+        count: called for each such message, with its topic.
     """
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def look(self, topic: str, record: Any) -> None:
-        """Looks at a record's headers."""
+        """Checks a record's headers."""
         headers = getattr(record, "headers", ())
         version = newer(headers) if headers else 0
         if version:
             self._count(topic)
-            if topic not in self._said:
-                self._said.add(topic)
+            if topic not in self._logged:
+                self._logged.add(topic)
                 logger.warning(
                     "%s: written by a newer stockstream (schema version %d, this one knows %d): what it adds is ignored; upgrade this worker",
                     topic, version, SCHEMA_VERSION,
