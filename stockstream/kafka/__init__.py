@@ -1,1 +1,1 @@
-"""Talking to Kafka outside Faust: clients, topics, the embedded broker, compacted topics."""
+"""Access to Kafka outside Faust: clients, topics, the embedded broker, compacted topics."""

@@ -1,4 +1,4 @@
-"""The topics that must be there: waiting for a broker, creating them, checking what is there."""
+"""Waits for a broker, creates the topics that are missing, and checks those that exist."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 NEW_TOPICS_S = 15.0
 NEW_TOPICS_PAUSE_S = 0.05
 MESSAGE_BYTES = 1_048_588
-"""`max.message.bytes` of our topics: Kafka's default, whatever the broker's own is."""
+"""`max.message.bytes` of stockstream's topics: Kafka's default, whatever the broker is configured to."""
 LEAST_MESSAGE_BYTES = MAX_BATCH_BYTES + 4_096
-"""A batch, its header, and what a codec adds to bytes that it cannot compress."""
+"""Room for a batch, its header, and what a codec adds to bytes that it cannot compress."""
 RETRY_S = (0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to reach a broker; the last one repeats."""
 PROBE_S = 5.0
@@ -43,7 +43,7 @@ PROBE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as we create it."""
+    """A topic as stockstream creates it."""
 
     name: str
     partitions: int
@@ -86,7 +86,7 @@ async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminCl
 
 @contextlib.contextmanager
 def _unheard(name: str = "aiokafka") -> Iterator[None]:
-    """Keeps a library from logging what the caller says in a line of its own."""
+    """Silences a library's log while the caller reports the error itself."""
     found = logging.getLogger(name)
     before = found.level
     found.setLevel(logging.CRITICAL)
@@ -97,7 +97,7 @@ def _unheard(name: str = "aiokafka") -> Iterator[None]:
 
 
 async def why_not_reached(settings: Settings) -> str:
-    """Why no broker of the settings can be talked to, in words: each host with the reason of its connection, TLS and log-in."""
+    """Why no broker of the settings can be used, as text for the user: for each host, the failure of its connection, TLS or login."""
     options = client_options(settings)
     found: dict[str, str] = {}
     for server in options.pop("bootstrap_servers"):
@@ -120,7 +120,7 @@ async def why_not_reached(settings: Settings) -> str:
 def _words(error: Exception, settings: Settings) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno and error.errno > 0:
-        return os.strerror(error.errno)                                  # asyncio's own words name the address, which stands beside
+        return os.strerror(error.errno)                                  # asyncio's text repeats the address
     if "Connection at" in text and "closed" in text:
         return f"it closes the connection: does it speak {settings.security_protocol} (STOCKSTREAM_SECURITY_PROTOCOL)?"
     if "Connect call failed" in text:
@@ -129,9 +129,9 @@ def _words(error: Exception, settings: Settings) -> str:
 
 
 async def connect(settings: Settings, *, timeout_s: float | None = 30.0, waiting: Callable[[str], None] = lambda what: None) -> AIOKafkaAdminClient:
-    """An admin client, tried again with growing pauses until `timeout_s` (None: for ever), with a line where the reason changes and when it is reached.
+    """Connects an admin client. It retries with growing pauses for `timeout_s` seconds (None: for ever), and logs each new reason and the recovery.
 
-    `waiting` is told what is waited for, in words. Raises `BrokerError`.
+    `waiting` is called with what the start is waiting for, as text. Raises `BrokerError` after `timeout_s`.
     """
     loop = asyncio.get_running_loop()
     deadline = None if timeout_s is None else loop.time() + timeout_s
@@ -168,12 +168,12 @@ def _embedded(cluster: dict[str, Any]) -> bool:
 
 
 async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, waiting: Callable[[str], None] = lambda what: None) -> bool:
-    """Creates the topics that are missing, checks the partitions of those that are there and mends their configuration.
+    """Creates missing topics; checks the partition counts of existing ones, and corrects their configuration.
 
-    Returns whether the broker is the embedded one, which keeps the record times that producers set, whatever the configuration says.
+    Returns whether the broker is the embedded one, which keeps the producers' timestamps whatever the configuration.
 
-    Tries again while brokers are away or too few for the replicas, for ever where `timeout_s` is None; `waiting` is told what is waited for, in words.
-    Raises `BrokerError` after `timeout_s`, `TopicError` on a wrong partition count.
+    Retries while brokers are unreachable or too few for the replicas, for ever if `timeout_s` is None. `waiting` is called with what the start is waiting
+    for, as text. Raises `BrokerError` after `timeout_s` seconds, and `TopicError` on a wrong partition count.
     """
     loop = asyncio.get_running_loop()
     deadline = None if timeout_s is None else loop.time() + timeout_s
@@ -193,7 +193,7 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
                     await _led(settings, admin, missing)
                 if not embedded:
                     size, raw = message_bytes(LEAST_MESSAGE_BYTES, MESSAGE_BYTES), settings.topic("ticks.raw")
-                    # of all: one that was not listed may have been there, made by somebody else a moment ago
+                    # check new topics too: another worker may have created one a moment ago
                     wanted = {spec.name: [size, append_time()] if spec.name == raw else [size] for spec in specs}
                     await ensure_configs(admin, wanted, ",".join(settings.bootstrap_servers))
                 outage.back()
@@ -210,15 +210,16 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
 
 
 async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
-    """Waits until the brokers that lead new partitions, and the one that coordinates our group, know of it: until then they answer with errors."""
+    """Waits until all new partitions have a leader and the group has a coordinator. Until then brokers answer with errors."""
     with _unheard():
         consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, request_timeout_ms=10_000)
         await consumer.start()
         try:
             async with asyncio.timeout(NEW_TOPICS_S):
                 partitions = [TopicPartition(spec.name, number) for spec in specs for number in range(spec.partitions)]
-                consumer.assign(partitions)                                  # asks for all topics at once: `beginning_offsets` asks for one after the other
-                await consumer.beginning_offsets(partitions)                 # asks again while one has no leader
+                # `assign` requests metadata of all topics at once; `beginning_offsets` alone would request it for one topic after the other
+                consumer.assign(partitions)
+                await consumer.beginning_offsets(partitions)                 # retries while a partition has no leader
                 while not await _coordinated(admin, settings.group):
                     await asyncio.sleep(NEW_TOPICS_PAUSE_S)
         except TimeoutError:
@@ -235,7 +236,7 @@ async def _coordinated(admin: AIOKafkaAdminClient, group: str) -> bool:
 
 
 async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
-    """Creates topics; returns what went wrong and may go right later, empty where all are there."""
+    """Creates topics. Returns an error that a retry may resolve; empty if all topics exist."""
     if not specs:
         return ""
     new = [NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config) for spec in specs]
@@ -263,6 +264,6 @@ async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
 
 
 async def producer_options(settings: Settings, *, timeout_s: float = 30.0) -> dict[str, Any]:
-    """All options of an `AIOKafkaProducer` outside Faust. Raises `BrokerError`."""
+    """All options of an `AIOKafkaProducer` outside Faust. Raises `BrokerError` if no broker answers within `timeout_s` seconds."""
     embedded = await is_embedded(settings, timeout_s=timeout_s)
     return client_options(settings) | producer_settings(settings, embedded=embedded) | {"request_timeout_ms": 30_000}

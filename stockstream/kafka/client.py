@@ -1,4 +1,4 @@
-"""How clients reach the brokers, and which guarantees our producers ask for."""
+"""Options of Kafka clients: the connection to the brokers, and the guarantees of producers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PRODUCER_LINGER_MS = 1
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """For connections to the brokers; None where there is no TLS."""
+    """The TLS context for connections to the brokers; None if they use no TLS."""
     if "SSL" not in settings.security_protocol:
         return None
     return ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """How an aiokafka client reaches the brokers."""
+    """The connection options of an aiokafka client."""
     options: dict[str, Any] = {"bootstrap_servers": settings.bootstrap_servers, "security_protocol": settings.security_protocol}
     if "SSL" in settings.security_protocol:
         options["ssl_context"] = tls_context(settings)
@@ -35,7 +35,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def producer_settings(settings: Settings, *, embedded: bool) -> dict[str, Any]:
-    """Guarantees and batching of every producer of ours: idempotent, so that retries neither duplicate nor reorder; the embedded broker has none of it."""
+    """Guarantees and batching of every producer. Idempotence keeps retries from duplicating or reordering; the embedded broker lacks it."""
     options: dict[str, Any] = {
         "acks": "all", "enable_idempotence": not embedded, "linger_ms": PRODUCER_LINGER_MS, "max_batch_size": MAX_BATCH_BYTES,
         "compression_type": None if settings.compression == "none" else settings.compression,
@@ -44,9 +44,9 @@ def producer_settings(settings: Settings, *, embedded: bool) -> dict[str, Any]:
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], *, embedded: bool) -> dict[TopicPartition, int]:
-    """Offset after the last record of each partition. `consumer` has no group; its assignment and positions are used up.
+    """The offset after the last record of each partition. `consumer` must have no group; its assignment and positions are overwritten.
 
-    The embedded broker answers the last batch's first offset plus one: there the batch is read to its end.
+    The embedded broker reports the first offset of the last batch plus one, so there the batch is read to its end.
     """
     ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(list(partitions)))
     if embedded:
@@ -63,7 +63,7 @@ async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPart
 
 
 async def topic_ends(settings: Settings, topic: str, partitions: Sequence[int], *, embedded: bool) -> dict[int, int]:
-    """Offset after the last record of these partitions of a topic."""
+    """The offset after the last record of these partitions of a topic."""
     if not partitions:
         return {}
     consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, fetch_max_wait_ms=200)

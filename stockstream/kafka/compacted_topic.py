@@ -1,4 +1,4 @@
-"""Reading a compacted topic to its end, as a table: the last value of each key."""
+"""Reads a compacted topic to its end, as a table of the last value of each key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ POLL_MS = 300
 
 
 async def read_compacted(settings: Settings, name: str) -> dict[bytes, bytes]:
-    """What the topic `name` (without prefix, with `settings.partitions` partitions) says now; deleted keys are left out. Raises `BrokerError`."""
+    """The present values by key of the topic `name` (without prefix, with `settings.partitions` partitions). Deleted keys are left out.
+
+    Raises `BrokerError` if the topic cannot be read within TIMEOUT_S.
+    """
     topic = settings.topic(name)
     consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
     table: dict[bytes, bytes] = {}
@@ -36,7 +39,7 @@ async def read_compacted(settings: Settings, name: str) -> dict[bytes, bytes]:
                             table.pop(record.key, None)
                         elif record.key is not None:
                             table[record.key] = record.value
-                if not batches:                                  # the embedded broker's ends are too low: only what is quiet as well has been read
+                if not batches:                                  # the embedded broker's ends are too low, so a partition is read only once nothing more comes
                     left = {place for place in left if await consumer.position(place) < ends[place]}
     except (TimeoutError, KafkaError, OSError) as error:
         raise BrokerError(f"topic {topic} cannot be read: {str(error) or 'timed out'}") from error

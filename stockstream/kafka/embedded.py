@@ -1,12 +1,12 @@
 """The embedded broker of the demo: Tansu, a Kafka-compatible broker in one process that keeps everything in memory.
 
-What it does otherwise than Kafka, and what we must therefore not ask of it (all tried with the version that the lock file names):
+It differs from Kafka as follows (each point was tested with the version in the lock file):
 
-- InitProducerId is listed and fails: neither idempotence nor transactions.
-- A topic that somebody merely asks for is created, with 4 partitions; partitions cannot be added.
-- ListOffsets: the latest offset is the last batch's base + 1; by time it always answers offset 0.
-- A fetch beyond the end answers with nothing, not with an error; DeleteRecords breaks the connection.
-- Configurations are kept and do nothing: no retention, no compaction. Memory grows with what is produced; a deleted topic gives it back.
+- InitProducerId is listed but fails, so there is neither idempotence nor transactions.
+- A metadata request for an unknown topic creates it, with 4 partitions. Partitions cannot be added.
+- ListOffsets returns the last batch's base offset + 1 as the latest offset, and always offset 0 for a time.
+- A fetch beyond the end returns no records instead of an error. DeleteRecords breaks the connection.
+- Configurations are stored but have no effect: no retention, no compaction. Memory grows with what is produced; deleting a topic frees it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from stockstream.children import Child
 from stockstream.errors import BrokerError
 
 CLUSTER_ID_PREFIX = "stockstream-embedded-"
-"""What the `cluster_id` of our embedded brokers begins with, so that a client can tell one."""
+"""The prefix of the `cluster_id` of embedded brokers, by which clients recognise one."""
 START_TIMEOUT_S = 15.0
 STOP_GRACE_S = 3.0
 _HOST = "127.0.0.1"
 
 
 class EmbeddedBroker:
-    """One memory-only broker on 127.0.0.1; `port` 0 takes a free one. It dies with this process (not on Windows).
+    """One memory-only broker on 127.0.0.1. With `port` 0 it uses a free port. It dies with this process (not on Windows).
 
-    `log` is the file that takes the broker's output, made anew at each start.
+    `log` is the file for the broker's output, overwritten at each start.
     """
 
     def __init__(self, log: Path, port: int = 0) -> None:
@@ -47,20 +47,20 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """The broker as `STOCKSTREAM_BROKER` takes it."""
+        """The broker's address, in the form of `STOCKSTREAM_BROKER`."""
         return f"kafka://{_HOST}:{self.port}"
 
     @property
     def pid(self) -> int:
-        """Process id; 0 where it does not run."""
+        """Process id; 0 if it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
     def exit_status(self) -> int | None:
-        """Status with which the broker ended by itself; None while it runs or where it was not started."""
+        """Exit status of a broker that ended by itself; None if it runs or was not started."""
         return None if self._process is None else self._process.poll()
 
     async def start(self) -> None:
-        """Start and wait until the broker answers a Metadata request. Raises `BrokerError`: port in use, no binary, no answer in time."""
+        """Starts the broker, and waits until it answers a Metadata request. Raises `BrokerError`: port in use, no binary, no answer in time."""
         if self.pid:
             return
         binary = await asyncio.to_thread(_binary)
@@ -71,28 +71,28 @@ class EmbeddedBroker:
                 if await self._answers():
                     return
                 await self.stop()
-                if not self._any_port or attempt == 3:      # somebody else may have taken the free port in the meantime
+                if not self._any_port or attempt == 3:      # another process may have taken the free port meanwhile
                     raise BrokerError(f"the embedded broker does not answer on port {self.port}; its log is {self.log}")
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """Stop the broker, by SIGKILL after `STOP_GRACE_S`; all data is gone. Does nothing where it does not run."""
+        """Stops the broker, by SIGKILL after `STOP_GRACE_S`. All its data is lost. Does nothing if it does not run."""
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(process.stop, STOP_GRACE_S)
 
     def rss_bytes(self) -> int:
-        """Memory that the broker holds; 0 where it does not run or the system cannot tell."""
+        """Resident memory of the broker, in bytes; 0 if it does not run or the system does not report it."""
         pid = self.pid
         if not pid or sys.platform == "win32":
             return 0
         try:
             return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except OSError:
-            told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-            return int(told or 0) * 1024
+            shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+            return int(shown or 0) * 1024
 
     def _spawn(self, binary: str) -> None:
         self.port = _free_port(0 if self._any_port else self.port)
@@ -137,7 +137,7 @@ def _binary() -> str:
 def _free_port(wanted: int) -> int:
     with socket.socket() as probe:
         if sys.platform != "win32":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)         # a port whose last connections are only closing is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)         # counts a port whose last connections are closing as free
         try:
             probe.bind((_HOST, wanted))
         except OSError as error:

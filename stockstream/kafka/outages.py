@@ -1,4 +1,4 @@
-"""Says once that something is away, again where the reason changes or REMIND_S have passed, and once that it is back."""
+"""Reports an outage once, again if its reason changes or REMIND_S have passed, and its end once."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ REMIND_S = 300.0
 
 
 class Outage:
-    """One thing that can be away.
+    """The outages of one thing.
 
     Args:
-        what: said before the reason, e.g. `waiting for a broker at kafka://localhost:9092`.
-        back: said before the seconds that it was away, e.g. `the broker answers again, after`.
-        say: takes a line.
+        what: text before the reason, e.g. `waiting for a broker at kafka://localhost:9092`.
+        back: text before the seconds of the outage, e.g. `the broker answers again, after`.
+        say: called with each line.
         now: seconds, see `stockstream.clock`.
     """
 
     def __init__(self, what: str, back: str, say: Callable[[str], None], now: Callable[[], float] = now_s) -> None:
         self._what, self._back, self._say, self._now = what, back, say, now
-        self._since = self._said = 0.0
+        self._since = self._reported = 0.0
         self._reason: str | None = None
         self._clock = ""
 
     def away(self, reason: str) -> str:
-        """It is away, for this reason; returns the state in words, with the time of its beginning (UTC)."""
+        """Reports an outage with its reason. Returns the state as text, with the time since when it lasts (UTC)."""
         now = self._now()
         if self._reason is None:
             self._since, self._clock = now, f"{datetime.now(UTC):%H:%M:%S} UTC"
-        elif reason == self._reason and now - self._said < REMIND_S:
+        elif reason == self._reason and now - self._reported < REMIND_S:
             return f"{self._what}: {reason}, since {self._clock}"
         still = f" (for {now - self._since:.0f} s)" if self._reason is not None else ""
-        self._reason, self._said = reason, now
+        self._reason, self._reported = reason, now
         self._say(f"{self._what}: {reason}{still}")
         return f"{self._what}: {reason}, since {self._clock}"
 
     def back(self) -> None:
-        """It is there; says so where it was away."""
+        """Reports the end of an outage, if there was one."""
         if self._reason is not None:
             self._reason = None
             self._say(f"{self._back} {self._now() - self._since:.0f} s")

@@ -1,4 +1,4 @@
-"""What a command lets its libraries say: an error is told in one line, by the command."""
+"""Limits what libraries log in a command, which prints an error in one line itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TALKATIVE = {"aiokafka": logging.CRITICAL, "stockstream.kafka": logging.ERROR}
 
 @contextmanager
 def quiet_clients() -> Iterator[None]:
-    """Keeps the Kafka clients from telling every failed attempt."""
+    """Keeps the Kafka clients from logging every failed attempt."""
     before = {name: logging.getLogger(name).level for name in TALKATIVE}
     try:
         for name, level in TALKATIVE.items():

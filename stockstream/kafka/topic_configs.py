@@ -1,7 +1,7 @@
-"""Configuration of topics that results depend on: whose clock stamps raw records, and how large a message may be.
+"""The topic configuration that results depend on: which clock stamps raw records, and how large a message may be.
 
-Topics that we create have it. Those that are there already are changed where the worker may alter them; where it may not, a
-warning names the command.
+Topics that stockstream creates have it. The worker alters existing topics if it is authorised; otherwise it logs a warning with
+the command to run.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from aiokafka.errors import IncompatibleBrokerVersion, UnknownTopicOrPartitionEr
 logger = logging.getLogger(__name__)
 
 DYNAMIC_TOPIC_CONFIG = 1
-"""Kafka's number for where a value comes from: the topic's own override."""
+"""Kafka's code for the origin of a value: an override of the topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A value that a topic must have; others are well, too, where `enough` says so."""
+    """A value that a topic must have, or another that `enough` accepts."""
 
     name: str
     value: str
     enough: Callable[[str], bool]
     otherwise: str
-    """What happens as long as the topic has another."""
+    """The consequence if the topic has an unacceptable value, as text for the log."""
 
 
 def append_time() -> Wanted:
-    """The broker's clock stamps records at their arrival."""
+    """Records get the broker's time of arrival."""
     return Wanted(
         "message.timestamp.type", "LogAppendTime", lambda value: value == "LogAppendTime",
         "Kafka's time is what producers set: one record stamped ahead makes later ticks late, and old record times can be deleted unread "
@@ -42,7 +42,7 @@ def append_time() -> Wanted:
 
 
 def message_bytes(least: int, value: int) -> Wanted:
-    """Messages of `least` bytes are taken; `value` is what is set where they are not."""
+    """Messages of `least` bytes are accepted; `value` bytes is the limit to set if they are not."""
     return Wanted(
         "max.message.bytes", str(value), lambda found: not found.isdigit() or int(found) >= least,
         f"messages of up to {least} bytes are refused, and the worker that sends one ends",
@@ -50,13 +50,13 @@ def message_bytes(least: int, value: int) -> Wanted:
 
 
 def command(bootstrap: str, topic: str, wanted: Sequence[Wanted]) -> str:
-    """What to run as an administrator."""
+    """The command that an administrator can run."""
     values = ",".join(f"{one.name}={one.value}" for one in wanted)
     return f"kafka-configs.sh --bootstrap-server {bootstrap} --alter --entity-type topics --entity-name {topic} --add-config {values}"
 
 
 async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequence[Wanted]], bootstrap: str) -> None:
-    """Gives existing topics what they must have, and says so; says what to do where that is not allowed. Raises `KafkaError` for what may pass."""
+    """Alters topics to the values that they must have, and logs it; logs the command to run if it may not. Raises `KafkaError` for transient errors."""
     if not topics:
         return
     try:
@@ -76,7 +76,7 @@ async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequen
 
 
 def _overrides(version: int, entries: Sequence[Sequence[Any]]) -> dict[str, str]:
-    """The topic's own values: an alteration replaces all of them."""
+    """The topic's overrides, which an alteration must repeat because it replaces all of them."""
     own = [entry for entry in entries if entry[1] is not None and not entry[2] and not entry[4]]
     return {entry[0]: entry[1] for entry in own if (entry[3] == DYNAMIC_TOPIC_CONFIG if version else not entry[3])}
 
@@ -100,7 +100,7 @@ async def _alter(
 def _say_unreadable(topic: str, wanted: Sequence[Wanted], bootstrap: str, code: int, message: str | None) -> None:
     error = for_code(code)
     if error is UnknownTopicOrPartitionError:
-        return                                                           # deleted meanwhile; whoever makes it again gives it all this
+        return                                                           # deleted meanwhile; a worker that creates it again configures it
     logger.warning(
         "the configuration of topic %s cannot be read (%s%s). If it has other values, run: %s", topic, error.__name__,
         f": {message}" if message else "", command(bootstrap, topic, wanted),

@@ -1,1 +1,1 @@
-"""Where results go besides Kafka: one technology a file."""
+"""Destinations of results other than Kafka: one technology per file."""

@@ -1,4 +1,4 @@
-"""A store in memory with switches for what goes wrong: the fake for tests of everything that archives."""
+"""A store in memory with switches for failures: the fake for tests of everything that archives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable
 
 
 class MemoryStore:
-    """A `Store` that forgets at exit.
+    """A `Store` in memory.
 
-    `down`: every call fails. `failing`: the share of calls (0 to 1) that fail, half of the failed creates after the object was made, as a lost answer
-    looks. `delay_s`: how long each call takes. `before_create(name)` runs before the object is made, outside the lock.
+    `down`: every call fails. `failing`: the share of calls (0 to 1) that fail. Half of the failed creates fail after the object was created, as after a
+    lost response. `delay_s`: how long each call takes. `before_create(name)` runs before the object is created, outside the lock.
     """
 
     def __init__(self, seed: int = 0) -> None:

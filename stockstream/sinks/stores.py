@@ -1,4 +1,4 @@
-"""Object stores: where the archive's bytes go. A name is relative, with slashes; an object never changes once it is there."""
+"""Object stores for the archive. A name is relative, with slashes. An object never changes once it exists."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from stockstream.locations import archive_folder
 
 TEMPORARY = ".tmp"
 STALE_S = 3_600
-"""A temporary file this old belongs to no living writer (one that wakes after all finds it gone and tries again)."""
+"""A temporary file this old has no living writer. (A writer that was suspended longer finds it gone, and retries.)"""
 
 
 class Store(Protocol):
-    """What the archive asks of a store. Every call may block; none is retried here.
+    """The contract of a store. Every call may block; a store does not retry.
 
-    All raise `ArchiveUnavailable` where the store fails for now, `ArchiveError` where waiting cannot help.
+    All methods raise `ArchiveUnavailable` if the store fails for now, and `ArchiveError` if waiting cannot help.
     """
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make the object `name` with all of `data`, or nothing at all: False where an object of that name is there already.
+        """Creates the object `name` with all of `data`, or nothing. Returns False if an object of that name exists already.
 
-        After an error the object may or may not be there.
+        After an error the object may or may not exist.
         """
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """Names that begin with `prefix` and sort after `start_after`, in ascending order of their bytes."""
 
     def read(self, name: str, tail: int = 0) -> bytes:
-        """The object's bytes, or its last `tail` ones. Raises `ArchiveError` where there is no such object."""
+        """The object's bytes, or its last `tail` bytes. Raises `ArchiveError` if there is no such object."""
 
     def size(self, name: str) -> int | None:
-        """Size in bytes; None where there is no such object."""
+        """Size in bytes; None if there is no such object."""
 
 
 def open_store(url: str) -> Store:
@@ -47,7 +47,7 @@ def open_store(url: str) -> Store:
 
 
 def require_folder(url: str) -> Path:
-    """The folder, absolute, that an archive's URL names, for commands that only read. Raises `ArchiveError` where there is none."""
+    """The absolute folder of an archive's URL, for commands that only read. Raises `ArchiveError` if it does not exist."""
     store = open_store(url)
     assert isinstance(store, FileStore)
     if not store.root.is_dir():
@@ -57,7 +57,10 @@ def require_folder(url: str) -> Path:
 
 
 class FileStore:
-    """A folder. An object is written to a temporary file of the same file system, synced, then linked to its name: whole or absent, whatever is killed."""
+    """A store in a folder. It writes an object to a temporary file on the same file system, syncs it, then links it to its name.
+
+    So an object is complete or absent, even if the process is killed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -77,7 +80,7 @@ class FileStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(temporary, target)
             finally:
-                with suppress(OSError):         # a leftover costs room, not truth: the next start sweeps it
+                with suppress(OSError):         # a leftover file is harmless: the next start removes it
                     temporary.unlink(missing_ok=True)
             _sync_folder(target.parent)
         except FileExistsError:
@@ -135,7 +138,7 @@ class FileStore:
 
     def _sweep(self, folder: Path) -> None:
         for path in folder.iterdir():
-            with suppress(FileNotFoundError):   # another worker sweeps too
+            with suppress(FileNotFoundError):   # another worker may remove it first
                 if time.time() - path.stat().st_mtime > STALE_S:
                     path.unlink()
         self._swept = True
@@ -149,7 +152,7 @@ def _failure(doing: str, error: OSError) -> ArchiveError:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":                         # folders cannot be opened there
+    if os.name == "nt":                         # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

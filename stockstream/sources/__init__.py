@@ -1,1 +1,1 @@
-"""Where ticks come from: one technology a file, all behind `base.Source`."""
+"""Market-data sources: one technology per file, all behind `base.Source`."""

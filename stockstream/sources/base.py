@@ -1,4 +1,4 @@
-"""What a market-data source is: it brings batches of ticks of the symbols it is told, ready for `ticks.raw`."""
+"""The contract of a market-data source: it yields batches of ticks of its subscribed symbols, ready for `ticks.raw`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stockstream.errors import SourceError
 
 
 class SourceUnavailable(SourceError):
-    """The source does not answer, or limits us, for now: streaming anew later can succeed."""
+    """The source does not answer, or limits requests, for now. A later attempt can succeed."""
 
     retriable = True
 
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Clock(Protocol):
-    """The time, injected so that tests need not wait."""
+    """A clock, injected so that tests need not wait."""
 
     def now_ms(self) -> int:
         """Epoch ms UTC."""
@@ -67,28 +67,28 @@ class SystemClock:
 
 
 class Source(Protocol):
-    """One feed with one clock and one numbering.
+    """One feed with one event-time clock and one numbering.
 
-    `name` is the ticks' `source`: the same on every worker and after a restart. A symbol's ticks come in the order of their event times and, where they
-    have a `seq`, with rising ones. What it cannot do is raised by its methods, not when it is made: a source that raises, whatever it is, is `failed` and its
-    stream is opened again later, and so is one whose ticks the broker does not confirm. A source that goes on while a part of its work fails may say why in
-    a property `trouble`, in words; empty where all is well.
+    `name` is the ticks' `source`: the same on every worker and after a restart. A symbol's ticks come in the order of their event times; their `seq`, if
+    they have one, rises. A source raises errors in its methods, not when it is created. After any error it is `failed`, and its stream is opened again
+    later; the same happens if the broker does not confirm its ticks. A source that runs while a part of its work fails may give the reason in a property
+    `trouble`, as text; empty if nothing fails.
     """
 
     @property
     def name(self) -> str: ...
 
     def subscribe(self, symbols: Collection[str]) -> None:
-        """Bring these symbols from now on and no others. May be called at any time, also while streaming."""
+        """Replaces the subscribed symbols. May be called at any time, also while streaming."""
         ...
 
     def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
-        """Metadata of the symbols that the source knows, by symbol. Called in another thread than the rest."""
+        """Metadata of those symbols that the source knows. Called in another thread than the other methods."""
         ...
 
     def stream(self) -> AsyncIterator[Batch]:
-        """Batches as they come, without end unless the source itself ends. Cancelling the task that reads it ends it.
+        """Yields batches as they come, until the source itself ends or the reading task is cancelled.
 
-        Raises `SourceUnavailable` where trying again can help, else `SourceError`.
+        Raises `SourceUnavailable` if a retry can help, else `SourceError`.
         """
         ...

@@ -1,4 +1,4 @@
-"""A log of JSON lines beside a source that never holds the source up: what the disk does not take is kept for a while and written later."""
+"""A file of JSON lines that never blocks its source: lines that cannot be written are kept, within bounds, and written later."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 KEPT_BYTES = 1_000_000
-"""Of lines that could not be written yet, some 10,000; further ones are left out and counted."""
+"""The most bytes of unwritten lines that are kept, some 10,000 lines. Further lines are dropped and counted."""
 RETRY_S = 1.0
 
 
 class EventLog:
-    """Appends lines to a file. A disk that is full or cannot be written is logged once and tried again once a second; `trouble` says why nothing is written.
+    """Appends lines to a file. A write error is logged once and retried once a second; `trouble` gives the reason meanwhile.
 
-    A line is written whole and once, also where the disk took only its first half: the rest follows when there is room again.
+    Each line is written whole and once. If the disk took only a part of it, the rest follows once there is room again.
 
     Args:
-        path: of the file; its folder is made where it is missing.
+        path: of the file; its folder is created if it is missing.
         clock: monotonic, in seconds.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self.trouble = ""
-        """Why lines are waiting, in words; empty where none are."""
+        """Why lines are waiting, as text; empty if none are."""
         self.left_out = 0
-        """Lines that were dropped since the disk last took one, since KEPT_BYTES were waiting."""
+        """How many lines were dropped since the last successful write, because KEPT_BYTES were waiting."""
         self._clock = clock
         self._waiting = bytearray()
         self._next_try = 0.0
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write the lines, each with its line end, or keep them for later. Does not raise for what the disk does."""
+        """Writes the lines, each with its line end, or keeps them for later. Does not raise errors of the disk."""
         for line in lines:
             if len(self._waiting) + len(line) <= KEPT_BYTES:
                 self._waiting += line
@@ -45,7 +45,7 @@ class EventLog:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting, if it is time to try."""
+        """Writes the waiting lines, unless the next retry is not due yet."""
         if not self._waiting or (self.trouble and self._clock() < self._next_try):
             return
         try:

@@ -1,4 +1,4 @@
-"""What becomes of one source of a worker: its state with the reason, when it is tried again, and what is logged of that."""
+"""The health of a source on a worker: its state and reason, the time of the next attempt, and the log lines about them."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ logger = logging.getLogger(__name__)
 State = Literal["starting", "running", "idle", "failed"]
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
-"""The pause after a first failure; it doubles with each further one. Of a pause the second half is random, so that workers do not come back together."""
+"""The pause after a first failure, and the longest pause. It doubles with each failure; its second half is random, so that workers do not retry together."""
 STEADY_MS = 30_000
-"""An attempt that has lasted so long begins the pauses anew when it fails."""
+"""After an attempt that lasted this long, the pauses start over."""
 SILENT_MS = 60_000
-"""A source that has brought nothing for so long has nothing to bring."""
+"""A source without ticks for this long is idle."""
 UNWATCHED_MS = 10_000
-"""So long the watchlist may say nothing of a source before that is a warning: at a start it is still being read."""
+"""A source without symbols on the watchlist causes a warning after this long; before, the watchlist may still be being read."""
 REMIND_MS = 300_000
-"""A source that has failed or has no symbols is logged again after so long."""
+"""A source that failed or has no symbols is logged again after this long."""
 
 
 class SourceState(msgspec.Struct, kw_only=True, frozen=True):
     """One source of `STOCKSTREAM_SOURCE` as this worker runs it. Times are epoch ms."""
 
     source: str
-    """The name that the settings and the watchlist use."""
+    """Its name in the settings and the watchlist."""
     name: str
     """The `source` of its ticks."""
     state: State
     reason: str
-    """Why it is in this state; empty where there is nothing to say. A source that runs may have one too: what does not work besides its ticks."""
+    """Why it is in this state; may be empty. A running source has a reason if a part of its work other than its ticks fails."""
     since: int
     """When the state began."""
     next_attempt: int | None
-    """When a source that has failed is tried again; null while it is being tried, and in every other state."""
+    """When a failed source is tried again; null during an attempt and in every other state."""
     failures: int
     """Attempts that failed since the worker started."""
     symbols: int
-    """Symbols that it brings here."""
+    """How many symbols it reads on this worker."""
 
 
 class SourceHealth:
-    """The state of one source. Each change of state or reason is one line in the log.
+    """The state of one source. Each change of state or reason is logged in one line.
 
-    A source that has failed stays `failed` while it is tried again, until what it brings is confirmed by the broker.
+    A failed source stays `failed` during the next attempts, until the broker confirms ticks of it.
 
     Args:
         source: the name that the watchlist uses.
         name: the `source` of its ticks.
-        metrics: where `source_up` and `source_failures_total` are kept.
-        now_ms: epoch ms.
-        trouble: why a part of the source's work fails while its ticks go on; empty where none does.
-        chance: a random number from 0 to 1.
+        metrics: holds `source_up` and `source_failures_total`.
+        now_ms: returns epoch ms.
+        trouble: returns why a part of the source's work fails while its ticks continue; empty if none does.
+        chance: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SourceHealth:
         self._since = self._attempt_at = self._heard_at = self._logged_at = now_ms()
         self._next_attempt: int | None = None
         self._reminded = False
-        """Whether it was logged that nothing is watched, since that is so."""
+        """Whether it was logged that the watchlist has no symbol for the source."""
         self._failures = 0
         self._wait_s = FIRST_RETRY_S
         self._symbols = 0
@@ -87,7 +87,7 @@ class SourceHealth:
 
     @property
     def state(self) -> SourceState:
-        """As it is now."""
+        """The present state."""
         reason = self._reason or (shortened(self._trouble()) if self._state != "failed" else "")
         return SourceState(
             source=self.source, name=self.name, state=self._state, reason=reason, since=self._since, next_attempt=self._next_attempt,
@@ -95,7 +95,7 @@ class SourceHealth:
         )  # fmt: skip
 
     def assigned(self, symbols: int, partitions: int, of: int) -> None:
-        """The source brings so many symbols here; `partitions` of the watchlist's `of` are this worker's."""
+        """Records how many symbols the source reads on this worker, which has `partitions` of the watchlist's `of` partitions."""
         if symbols != self._symbols:
             logger.info("source %s brings %d %s here", self.source, symbols, "symbol" if symbols == 1 else "symbols")
         before, self._symbols = self._symbols, symbols
@@ -110,18 +110,18 @@ class SourceHealth:
             self._change("starting", "")
 
     def begin(self) -> None:
-        """An attempt begins."""
+        """Records the begin of an attempt."""
         self._attempt_at = self._heard_at = self._now_ms()
         self._next_attempt = None
 
     def delivered(self) -> None:
-        """The broker has confirmed what it brought."""
+        """Records that the broker confirmed ticks of the source."""
         self._heard_at = self._now_ms()
         if self._state != "running" and self._symbols:
             self._change("running", "")
 
     def fail(self, error: BaseException) -> float:
-        """An attempt has failed; returns the pause until the next one, in seconds."""
+        """Records a failed attempt. Returns the pause until the next one, in seconds."""
         now = self._now_ms()
         if now - self._attempt_at >= STEADY_MS:
             self._wait_s = FIRST_RETRY_S
@@ -134,12 +134,12 @@ class SourceHealth:
         return pause
 
     def end(self) -> None:
-        """Its stream has ended by itself: there is nothing more to bring."""
+        """Records that the source's stream ended by itself."""
         self.ended = True
         self._change("idle", "its stream has ended")
 
     def check(self) -> None:
-        """Notices silence, and says again what needs somebody's hand. Called about once a second."""
+        """Marks a silent source as idle, and repeats warnings that need an operator. Called about once a second."""
         now = self._now_ms()
         if self._state == "running" and now - self._heard_at >= SILENT_MS:
             self._change("idle", f"it has brought nothing for {SILENT_MS // 1000} s")
@@ -174,7 +174,7 @@ class SourceHealth:
 
 
 def reason_of(error: BaseException) -> str:
-    """The error in one bounded line; for one that nobody has foreseen also its type and where it was raised."""
+    """The error in one bounded line. An unexpected one gets its type, and the place where it was raised."""
     text = shortened(str(error))
     if isinstance(error, StockstreamError) and text:
         return text

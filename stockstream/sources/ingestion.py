@@ -1,6 +1,6 @@
-"""Who brings which symbol where: the watchlist, the partitions that are ours, and the sources, put together.
+"""Runs the sources for the symbols that the watchlist assigns to them, as far as their home partitions belong to this worker.
 
-A source that fails, for whatever reason, is tried again with back-off and stops nobody else: only the fence (`FencedError`) ends the ingestion.
+A source that fails for any reason is retried with back-off and does not affect the others. Only the fence (`FencedError`) ends the ingestion.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ logger = logging.getLogger(__name__)
 
 Messages = Sequence[tuple[bytes | None, bytes]]
 Send = Callable[[str, int, Messages], Awaitable[Sequence[Awaitable[Any]]]]
-"""Takes a topic's full name, a partition and (key, value) pairs; hands them over in order and answers what is done once the broker has confirmed them."""
+"""Sends (key, value) pairs in order to a topic (its full name) and partition. Returns awaitables that are done once the broker has confirmed them."""
 ReadWatchlist = Callable[[], Awaitable[Mapping[bytes, bytes]]]
-"""What the topic `watchlist` holds now, of all partitions, by key."""
+"""Returns the present content of the topic `watchlist`, of all partitions, by key."""
 
 SETTLE_S = 0.05
-"""The watchlist comes message by message: so much of it is gathered into one change of subscription."""
+"""Watchlist messages within this time become one change of subscription."""
 CHECK_S = 1.0
 MAX_WATCHED = 50_000
-"""Symbols a worker: beyond, entries of the watchlist are passed over. The views show as many."""
+"""The most symbols per worker. Further entries of the watchlist are skipped. The views show as many."""
 MAX_TICK_BYTES = 100_000
-"""A tick with all its texts at their limits has a quarter of it. A longer one from a source is left out, since it could never be delivered."""
+"""A tick with all texts at their limits has a quarter of this size. A longer tick is skipped, since it could never be delivered."""
 DESCRIBED_AT_ONCE = 500
-"""Symbols whose metadata is sent together: half a megabyte where every text is at its limit."""
+"""How many symbols' metadata is sent together: half a megabyte if every text is at its limit."""
 DEFAULT_SYMBOLS = 20
-"""Made-up tickers for the simulated source where nobody names any. A real ticker would belong to the simulation, and ticks of it from elsewhere be rejected."""
+"""How many made-up tickers the simulated source gets if none are named. With real tickers, ticks of them from other sources would be rejected."""
 
 
 class Watch(msgspec.Struct, kw_only=True):
-    """One message of `watchlist`: the source that brings a symbol; not `active` is as good as deleted."""
+    """One message of `watchlist`: the source of a symbol. If not `active`, it counts as deleted."""
 
     symbol: str
     source: str
@@ -60,7 +60,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def open_sources(settings: Settings, clock: Clock) -> dict[str, Source]:
-    """The sources of the settings by the name that the watchlist uses."""
+    """Creates the sources of the settings, by their names in the watchlist."""
     sources: dict[str, Source] = {}
     if "simulated" in settings.source:
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
@@ -68,30 +68,33 @@ def open_sources(settings: Settings, clock: Clock) -> dict[str, Source]:
 
 
 class _Run:
-    """One source while it is run: which symbols it brings here, and what is still to be sent."""
+    """One running source: the symbols it reads on this worker, and the ticks not confirmed yet."""
 
     def __init__(self, source: Source, health: SourceHealth) -> None:
         self.source, self.health = source, health
         self.live: frozenset[str] = frozenset()
         self.resubscribe = asyncio.Event()
-        """The symbols may be others."""
+        """Set when the symbols may have changed."""
         self.describe = asyncio.Event()
-        """There may be symbols whose metadata has not been sent."""
+        """Set when there may be symbols whose metadata has not been sent."""
         self.described: set[str] = set()
         self.unconfirmed: Batch | None = None
-        """What was handed over and not confirmed: sent first by the next attempt, so the log may hold parts of it twice."""
+        """The batch that was sent and not confirmed. The next attempt sends it first, so the log may hold parts of it twice."""
 
 
 class Ingest:
-    """Runs the settings' sources for the watched symbols whose home is a partition of ours, and publishes what they bring to `ticks.raw`.
+    """Runs the sources for the watched symbols whose home partition belongs to this worker, and publishes their ticks to `ticks.raw`.
 
-    `watch` and `assign` take effect within a moment; `run` does the work until it is cancelled.
+    `watch` and `assign` take effect after SETTLE_S; `run` does the work until it is cancelled.
 
     Args:
-        send: publishes.
-        read_watchlist: asked once, where the settings name no symbols; without it the watchlist counts as not empty.
-        sources: by the name that the watchlist uses; those of the settings where None.
-        chance: random numbers from 0 to 1, for the pauses between attempts.
+        settings: of the worker.
+        send: publishes messages.
+        clock: the machine's if None.
+        sources: by name in the watchlist; those of the settings if None.
+        metrics: of the worker.
+        read_watchlist: called once if the settings name no symbols; without it the watchlist counts as not empty.
+        chance: returns random numbers from 0 to 1, for the pauses between attempts.
     """
 
     def __init__(
@@ -105,13 +108,13 @@ class Ingest:
         for kind, source in (open_sources(settings, self._clock) if sources is None else sources).items():
             self._runs[kind] = _Run(source, SourceHealth(kind, source.name, self._metrics, self._clock.now_ms, _trouble_of(source), chance))
         self._watched: dict[str, tuple[str, int]] = {}
-        """By symbol: which of our sources brings it, and its home partition."""
+        """By symbol: its source, and its home partition."""
         self._partitions: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
 
     @property
     def live(self) -> Mapping[str, frozenset[str]]:
-        """By source: the symbols that it brings here."""
+        """By source: the symbols that it reads on this worker."""
         return {kind: run.live for kind, run in self._runs.items()}
 
     def states(self) -> list[dict[str, Any]]:
@@ -121,10 +124,10 @@ class Ingest:
     def _states(self) -> list[SourceState]:
         return [run.health.state for run in self._runs.values()]
 
-    # ---- what the watchlist and the assignment say
+    # ---- watchlist and assignment
 
     def watch(self, key: bytes | None, value: bytes | None) -> Fault | None:
-        """Take a message of `watchlist`; answers why it cannot be used, None where it can. One that cannot be read changes nothing."""
+        """Applies a message of `watchlist`. Returns why it cannot be used, None if it can. An unreadable message changes nothing."""
         try:
             symbol = (key or b"").decode()
         except UnicodeDecodeError as error:
@@ -157,13 +160,13 @@ class Ingest:
             self._changed.set()
 
     def assign(self, partitions: Collection[int]) -> None:
-        """These partitions are ours from now on and no others. What the watchlist said of others is forgotten: it is read again when they come back."""
+        """Replaces the worker's partitions. Watchlist entries of other partitions are forgotten, and read again when those come back."""
         self._restrict(partitions)
         self._watched = {symbol: of for symbol, of in self._watched.items() if of[1] in self._partitions}
         self._changed.set()
 
     def release(self) -> None:
-        """Nothing more is sent until partitions are assigned; sources keep what they are subscribed to, for most partitions come back."""
+        """Stops sending until partitions are assigned. Sources keep their subscriptions, because most partitions come back."""
         self._restrict(())
 
     def _restrict(self, partitions: Collection[int]) -> None:
@@ -174,7 +177,7 @@ class Ingest:
     # ---- the work
 
     async def run(self) -> None:
-        """Until cancelled. Raises `FencedError`; whatever else goes wrong is tried again, and shown by `states`."""
+        """Runs until cancelled. Raises `FencedError`; other errors are retried, and shown by `states`."""
         tasks = [asyncio.create_task(self._follow(), name="ingest watchlist"), asyncio.create_task(self._check(), name="ingest check")]
         tasks.append(asyncio.create_task(self._with_retries("the symbols of the settings", self.announce), name="ingest announce"))
         for kind, run in self._runs.items():
@@ -188,7 +191,10 @@ class Ingest:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def announce(self) -> None:
-        """Put the settings' symbols on the watchlist, with the settings' first source; where there are none and the watchlist is empty, some made-up ones."""
+        """Puts the settings' symbols on the watchlist, with the settings' first source.
+
+        If the settings name none, the source is the simulated one and the watchlist is empty, it puts made-up symbols there.
+        """
         source = self._settings.source[0] if self._settings.source else "none"
         if source == "none":
             if self._settings.symbols:
@@ -219,14 +225,14 @@ class Ingest:
                 run.describe.set()
 
     async def _check(self) -> None:
-        """By the machine's own seconds: nothing that follows depends on it but log lines and states."""
+        """Checks the sources every CHECK_S by the machine's clock. Only log lines and states depend on it, no result."""
         while True:
             await asyncio.sleep(CHECK_S)
             for run in self._runs.values():
                 run.health.check()
 
     async def _feed(self, run: _Run) -> None:
-        """Attempts without end, each after a pause that grows."""
+        """Runs attempts until the source ends, with growing pauses between them."""
         while True:
             run.health.begin()
             try:
@@ -235,11 +241,11 @@ class Ingest:
                 return
             except FencedError:
                 raise
-            except Exception as error:  # noqa: BLE001  whatever a source raises, only the source has failed
+            except Exception as error:  # noqa: BLE001  any error of a source fails that source alone
                 await self._clock.sleep(run.health.fail(error))
 
     async def _attempt(self, run: _Run) -> None:
-        """Until the source's stream ends. Raises what the stream, its subscription or the delivery raises."""
+        """Runs until the source's stream ends. Raises the errors of the stream, its subscription and the delivery."""
         run.resubscribe.clear()
         run.source.subscribe(run.live)
         parts = [asyncio.create_task(self._bring(run)), asyncio.create_task(self._subscribe(run))]
@@ -270,11 +276,11 @@ class Ingest:
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:
-                with contextlib.suppress(RuntimeError):                  # it is closed already, or ends by itself
+                with contextlib.suppress(RuntimeError):                  # it is closed already, or is closing
                     await close()
 
     async def _publish(self, run: _Run, batch: Batch) -> None:
-        """Raises where the broker does not confirm; a batch that it may take later is kept for the next attempt."""
+        """Publishes a batch. Raises the delivery's error; a batch that may be deliverable later is kept for the next attempt."""
         by: dict[int, list[tuple[bytes | None, bytes]]] = {}
         for symbol, _, value in batch:
             if symbol not in run.live:
@@ -316,7 +322,7 @@ class Ingest:
                 raise
 
     def _usable(self, infos: Iterable[SymbolInfo], asked: Collection[str]) -> list[SymbolInfo]:
-        """One for each symbol that was asked for at most, texts cut to their limits."""
+        """At most one entry for each requested symbol, with texts cut to their limits."""
         wanted, usable = set(asked), []
         for info in infos:
             if info.symbol not in wanted:
@@ -328,32 +334,32 @@ class Ingest:
         return usable
 
     async def _with_retries(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Does the work until it is done, after pauses that grow; each new reason is one line in the log."""
-        wait, told = FIRST_RETRY_S, ""
+        """Retries the work until it succeeds, with growing pauses. Each new reason is logged in one line."""
+        wait, logged = FIRST_RETRY_S, ""
         while True:
             begun = self._clock.now_ms()
             try:
                 return await work()
             except FencedError:
                 raise
-            except Exception as error:  # noqa: BLE001  it is beside the ticks, whatever it is
+            except Exception as error:  # noqa: BLE001  no error of this work may affect the ticks
                 if self._clock.now_ms() - begun >= STEADY_MS:
-                    wait, told = FIRST_RETRY_S, ""
+                    wait, logged = FIRST_RETRY_S, ""
                 pause = wait * (0.5 + self._chance() / 2)
                 wait = min(2 * wait, LAST_RETRY_S)
-                if (reason := reason_of(error)) != told:
-                    told = reason
+                if (reason := reason_of(error)) != logged:
+                    logged = reason
                     logger.warning("%s could not be published: %s; tried again in %.1f s", what, reason, pause)
                 await self._clock.sleep(pause)
 
     async def _send_all(self, topic: str, by: Mapping[int, Messages]) -> None:
-        """Waits for all; raises the first error, `FencedError` before others."""
+        """Sends all messages and waits for their confirmation. Raises the first error, `FencedError` before others."""
         under_way: list[Awaitable[Any]] = []
         errors: list[BaseException] = []
         for partition in sorted(by):
             try:
                 under_way += await self._send(topic, partition, by[partition])
-            except Exception as error:  # noqa: BLE001  raised below, once what is under way is settled
+            except Exception as error:  # noqa: BLE001  raised below, once the messages sent are confirmed or failed
                 errors.append(error)
                 break
         errors += [answer for answer in await asyncio.gather(*under_way, return_exceptions=True) if isinstance(answer, BaseException)]
@@ -365,7 +371,7 @@ class Ingest:
 
 
 def _worth_repeating(error: Exception) -> bool:
-    """Whether the same messages can be delivered later. What is too large or refused never can, and would hold the source up for ever."""
+    """Whether the same messages can be delivered later. Messages that are too large or refused cannot, and would block the source for ever."""
     if isinstance(error, KafkaError):
         return bool(error.retriable) or isinstance(error, KafkaTimeoutError)
     return bool(getattr(error, "retriable", False)) or isinstance(error, OSError)
