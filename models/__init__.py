@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 
 class ScoringModel(Protocol):
-    """What `score` asks of a model.
+    """The contract of a model that `score` runs.
 
-    `predict` takes a feature matrix (n, k) float32 as `models.features.matrix` makes it and returns two float64 arrays (n, h), a column for each of
-    `horizons_s`: the expected log return, and the probability that the return is above 0. A row's numbers depend on that row alone, bit for bit.
+    `predict` takes a feature matrix (n, k) float32 from `models.features.matrix`. It returns two float64 arrays (n, h), with a column for each of
+    `horizons_s`: the expected log return, and the probability that the return is above 0. A row's results depend on that row alone, bit for bit.
     """
 
     @property

@@ -1,13 +1,13 @@
-"""How good predictions are, in plain numbers.
+"""Measures the quality of predictions.
 
-- `n`: predictions whose outcome is known; `moved`: those among them whose price was another at the horizon.
-- `correlation`: Pearson's, of predicted and realised log return, over all n. 0 is worth nothing; 0.16 at 10 s is a good day; far more means a leak.
-- `sign_hit_rate`: share of the moved whose predicted return has the realised one's sign. A coin gets 0.5.
-- `up_rate`: share of the n whose realised return is above 0 (what p_up is the probability of; a price that stands still is not up).
-- `brier`: mean of (p_up - up)^2; `log_loss`: mean of -log of the probability given to what happened. Lower is better.
-- `brier_baseline`, `log_loss_baseline`: the same for one who always says `baseline_p`, the share of ups known before (of the training rows).
+- `n`: number of predictions with a known outcome; `moved`: those of them whose price at the horizon differs.
+- `correlation`: Pearson's, of predicted and realised log return, over all n. 0 is worthless; 0.16 at 10 s is a good day; far more means a leak.
+- `sign_hit_rate`: share of the moved whose predicted return has the sign of the realised one. A coin gets 0.5.
+- `up_rate`: share of the n whose realised return is above 0, the event of `p_up`. An unchanged price is not up.
+- `brier`: mean of (p_up - up)^2; `log_loss`: mean of -log of the probability that was given to the outcome. Lower is better.
+- `brier_baseline`, `log_loss_baseline`: the same for a constant prediction of `baseline_p`, the share of ups in the training rows.
 
-Predictions of one symbol overlap in time, and symbols move together, so the n are far fewer independent trials than they look.
+Predictions of one symbol overlap in time, and symbols move together, so n counts far fewer independent trials.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ _EDGE = 1e-6
 
 
 def evaluate(predicted: Floats, p_up: Floats, realised: Floats, baseline_p: float) -> dict[str, float | int | None]:
-    """The numbers of the module's docstring for one horizon; arrays of one length, rows with NaN in `realised` left out, None where undefined."""
+    """The measures of the module's docstring for one horizon; an undefined one is None.
+
+    Args:
+        predicted: (n,) predicted log returns.
+        p_up: (n,) probabilities of a rise.
+        realised: (n,) realised log returns; rows with NaN are left out.
+        baseline_p: the constant probability of the baseline.
+    """
     known = np.isfinite(realised)
     predicted, p_up, realised = (np.asarray(x, np.float64)[known] for x in (predicted, p_up, realised))
     n = len(realised)

@@ -1,4 +1,4 @@
-"""What the models see: numbers of one `windows` row, free of price level and, where it matters, of volatility.
+"""The features of the models: numbers of one `windows` row, independent of the price level and, where it matters, of volatility.
 
 `sd` below is `return_std_5m`, the deviation of one-second log returns; `p` is `price` (mid, else close, else carried).
 
@@ -15,7 +15,7 @@
 | log_sd | log(sd) |
 | hour_utc | hour of the day, UTC, with its fraction |
 
-NaN where something is not known (no quote in that second, no volume, no deviation): the trees send it a way of its own.
+A feature is NaN if an input is missing (no quote in that second, no volume, no deviation). The trees learn which branch it takes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFINITIONS_VERSION = 1
-"""Raised by whoever changes what a feature means without changing its name."""
+"""Raise it when the meaning of a feature changes and its name does not."""
 
 FEATURES: tuple[str, ...] = (
     "return_1s_z", "return_5s_z", "return_10s_z", "return_30s_z", "return_60s_z",
@@ -44,7 +44,7 @@ COLUMNS: tuple[str, ...] = (
 """Columns of a `windows` row that `matrix` reads."""
 
 WINDOW_S = 300
-"""That of `windows` rows: models import nothing of stockstream, so it stands here once more, and a test holds both to each other."""
+"""The window of `windows` rows. It is repeated here because models import nothing of stockstream; a test compares both."""
 _LAGS = (1, 5, 10, 30, 60)
 _ROOTS = np.sqrt(np.array([[float(lag)] for lag in _LAGS]))
 _LOG_SCALE = np.sqrt(np.array([[float(WINDOW_S)]] * 4 + [[1.0]]))
@@ -59,7 +59,7 @@ def matrix(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """The features of n rows, (n, len(FEATURES)) float32, C-contiguous.
 
     `columns` holds COLUMNS as arrays of length n: prices in the symbol's currency, sizes and volumes in shares, `second` in epoch seconds;
-    NaN where the row has nothing. A row's features depend on that row alone, bit for bit.
+    NaN if the row has no value. A row's features depend on that row alone, bit for bit.
     """
     price, mid = columns["price"], columns["mid"]
     n = len(price)

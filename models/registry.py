@@ -1,6 +1,6 @@
-"""Where models are kept: `<root>/<name>/<version>/` with the model's files and `metadata.json`, and `<root>/<name>/champion`, the version that scores.
+"""Stores models: `<root>/<name>/<version>/` holds a model's files and `metadata.json`; `<root>/<name>/champion` names the version that scores.
 
-A version is `<UTC time>-<hash of the files>`, so versions sort by age. A version appears at once (written beside, then renamed) and never changes.
+A version is `<UTC time>-<hash of the files>`, so versions sort by age. A version appears atomically (written elsewhere, then renamed) and never changes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LIBRARIES = ("numpy", "pyarrow", "xgboost-cpu", "xgboost")
 
 
 class RegistryError(Exception):
-    """A model that cannot be stored, found or loaded; one line."""
+    """A model cannot be stored, found or loaded. Its text is one line."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored model: where it is and its metadata."""
+    """A stored model: its folder and its metadata."""
 
     name: str
     version: str
@@ -44,7 +44,10 @@ class Entry:
 
 
 class Registry:
-    """Models in a folder, `file://path` (its `%xx` are decoded) or a plain path; a relative one is taken from the working directory."""
+    """Models in a folder: `file://path`, in which `%xx` is decoded, or a plain path, absolute or relative to the working directory.
+
+    Raises `RegistryError` for a URL of another kind.
+    """
 
     def __init__(self, url: str) -> None:
         path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
@@ -53,9 +56,9 @@ class Registry:
         self.root = Path(path).absolute()
 
     def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
-        """Stores a model and makes nothing of it: `promote` does. `kind` is the module of `models` that loads it.
+        """Stores a model without promoting it. `kind` is the module of `models` that loads it. Raises `RegistryError`.
 
-        `metadata` is what the caller knows: `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
+        `metadata` holds what the caller knows: `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
         """
         folder = self._folder(name)
         made = (now or datetime.now(UTC)).astimezone(UTC)
@@ -85,7 +88,7 @@ class Registry:
         return Entry(name, version, folder / version, full)
 
     def prepare(self, name: str) -> None:
-        """Makes the model's folder, so that what would keep `store` from it is known before the training."""
+        """Creates the model's folder, so that an error of `store` shows before the training. Raises `RegistryError`."""
         folder = self._folder(name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ class Registry:
             raise RegistryError(f"cannot store models under {folder}: {error.strerror or error}") from error
 
     def promote(self, name: str, version: str) -> None:
-        """Makes a stored version the champion."""
+        """Makes a stored version the champion. Raises `RegistryError`."""
         self.entry(name, version)
         folder = self._folder(name)
         handle, beside = tempfile.mkstemp(prefix=".new-", dir=folder)
@@ -109,7 +112,7 @@ class Registry:
             raise RegistryError(f"cannot make {name} {version} the champion: {error.strerror or error}") from error
 
     def champion(self, name: str) -> str | None:
-        """The champion's version, None where there is none."""
+        """The champion's version; None if there is none. Raises `RegistryError` if it cannot be read."""
         try:
             version = (self._folder(name) / CHAMPION).read_text().strip()
         except FileNotFoundError:
@@ -128,18 +131,18 @@ class Registry:
             return []
 
     def versions(self, name: str) -> list[str]:
-        """Versions of a model, oldest first; empty where there are none."""
+        """Versions of a model, oldest first; empty if there are none."""
         try:
             return sorted(path.name for path in self._folder(name).iterdir() if _VERSION.fullmatch(path.name))
         except FileNotFoundError:
             return []
 
     def latest(self, name: str) -> str | None:
-        """The newest version, None where there is none."""
+        """The newest version; None if there is none."""
         return max(self.versions(name), default=None)
 
     def entry(self, name: str, version: str | None = None) -> Entry:
-        """A stored model's metadata: the version asked for, else the champion, else the newest."""
+        """A stored model's metadata: of `version`, else of the champion, else of the newest version. Raises `RegistryError`."""
         version = version or self.champion(name) or self.latest(name)
         if version is None:
             raise RegistryError(f"there is no model {name!r} under {self.root}: train one with `stockstream train xgboost`")
@@ -157,7 +160,7 @@ class Registry:
         return Entry(name, version, path, metadata)
 
     def load(self, name: str, version: str | None = None) -> ScoringModel:
-        """The version asked for, else the champion, else the newest, ready to predict. Raises `RegistryError`, also for files that are not those stored."""
+        """Loads `version`, else the champion, else the newest version. Raises `RegistryError`, also if a file differs from the one stored."""
         entry = self.entry(name, version)
         found, ours = entry.metadata.get("feature_hash"), features.feature_hash()
         if found != ours:
@@ -177,7 +180,7 @@ class Registry:
             raise RegistryError(f"model {name} {entry.version} cannot be loaded: {error}") from error
 
     def stamp(self, name: str, version: str) -> str:
-        """Changes when a file of the version does, and when the version is promoted, also once more. Raises `RegistryError`."""
+        """A hash that changes with the version's files, and each time the version is promoted. Raises `RegistryError`."""
         folder, digest = self._folder(name), hashlib.sha256()
         try:
             paths = sorted((folder / version).iterdir()) if _VERSION.fullmatch(version) else []
@@ -214,7 +217,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` outlast a power cut, where the system can (not on Windows)."""
+    """Makes a rename in `folder` survive a power failure, if the system can (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
-"""From `windows` rows to a trained model: labels without look-ahead, splits by time, honest numbers.
+"""Trains a model on `windows` rows, with labels without look-ahead, splits by time, and measures on rows that the model has not seen.
 
 A row at second s is known at the end of that second. Its label over h seconds is log(price then / price), where 'price then' is the price of the last row
-of the same series with a second <= s + h, as `score` judges it live. A row has no label where s + h is beyond the series' last row (nobody knows what came
-then), and no label reaches over a gap: a series ends where more than 300 s pass without a row, or where `seconds_5m` starts anew.
+of the same series with a second <= s + h, as in the outcomes of `score`. A row has no label if s + h is beyond the series' last row, because its outcome
+is unknown. No label spans a gap: a series ends after more than 300 s without a row, or where `seconds_5m` restarts.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from models.evaluation import evaluate
 
 SERIES_GAP_S = features.WINDOW_S
 MIN_ROWS = 200
-"""Below this many labelled rows in a part there is nothing to learn or to measure."""
+"""The least number of labelled rows in a part, for training or measuring."""
 
 Columns = dict[str, NDArray[Any]]
 
 
 class TrainingError(Exception):
-    """Data that no model can be trained on; one line."""
+    """No model can be trained on the data. Its text is one line."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Boundaries in epoch seconds: rows before `calibrate_from` train, before `test_from` calibrate, the rest test. An empty test part: `test_from` is None."""
+    """Boundaries in epoch seconds: rows before `calibrate_from` train, rows before `test_from` calibrate, the rest test. None: there is no test part."""
 
     calibrate_from: int
     test_from: int | None
 
     def parts(self, second: NDArray[np.int64], horizon_s: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Masks of the three parts. A row whose label would reach into the next part (second + horizon at or beyond its begin) is in none: the embargo."""
+        """Masks (n,) of the three parts. A row whose label reaches into the next part (second + horizon at or after its begin) is in none: the embargo."""
         end = np.iinfo(np.int64).max if self.test_from is None else self.test_from
         train = second + horizon_s < self.calibrate_from
         calibrate = (second >= self.calibrate_from) & (second + horizon_s < end)
@@ -46,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in files, and what is to be said of it: `metrics` by horizon on the test part, by part counts of rows."""
+    """A trained model as files, with its `metrics` on the test part by horizon, and its `rows` by part."""
 
     files: dict[str, bytes]
     horizons_s: tuple[int, ...]
@@ -56,9 +56,9 @@ class Trained:
 
 
 def columns_of(table: pa.Table) -> Columns:
-    """What training needs of `windows` rows, sorted by series and second: `features.COLUMNS` and `series` (int64, one number a symbol and source).
+    """The columns of `windows` rows for training, sorted by series and second: `features.COLUMNS` and `series` (int64, a number per symbol and source).
 
-    Rows that are `revised` or have no price are left out, as `score` leaves them out. Raises `TrainingError` where a series has a second twice.
+    Rows that are `revised` or have no price are left out, as in `score`. Raises `TrainingError` if a series has a second twice.
     """
     price, revised = table.column("price").to_numpy(), table.column("revised").to_numpy()
     table = table.filter(pa.array((price > 0) & ~revised))
@@ -76,7 +76,7 @@ def columns_of(table: pa.Table) -> Columns:
 
 
 def label(columns: Mapping[str, NDArray[Any]], horizon_s: int) -> NDArray[np.float64]:
-    """Log return of `price` over `horizon_s` seconds for each row, NaN where there is none; rows sorted by `series` and `second`."""
+    """The log return of `price` over `horizon_s` seconds, (n,) float64, NaN for rows without a label. Rows must be sorted by `series` and `second`."""
     second, price = columns["second"].astype(np.int64), columns["price"]
     if not len(second):
         return np.empty(0)
@@ -94,7 +94,10 @@ def label(columns: Mapping[str, NDArray[Any]], horizon_s: int) -> NDArray[np.flo
 
 
 def split_by_time(second: NDArray[np.int64], calibrate: float = 0.15, test: float = 0.15) -> Split:
-    """A split by the rows' times: the last `test` share of the rows tests, `calibrate` before it calibrates. With `test` 0 there is no test part."""
+    """A split by time: the last `test` share of the rows tests, the `calibrate` share before it calibrates. With `test` 0 there is no test part.
+
+    Raises `TrainingError` if there are no rows.
+    """
     if not len(second):
         raise TrainingError("no rows to train on")
     test_from = int(np.quantile(second, 1 - test)) if test else None
@@ -111,9 +114,10 @@ def train(
     threads: int = 1,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Trained:
-    """Trains, calibrates and measures; the model measured is the model returned, it never sees its test rows.
+    """Trains, calibrates and measures a model. The model measured is the model returned, and it never sees its test rows.
 
-    `columns` (and `test`, where other data is to measure it) as `columns_of` gives them. `progress` is told each step. Raises `TrainingError`.
+    `columns`, and `test` if other data is to measure the model, come from `columns_of`. `progress` is called with a text for each step. Raises
+    `TrainingError` if there is too little data, or if the test data begins before the training data ends.
     """
     second = columns["second"].astype(np.int64)
     split = split_by_time(second, test=0.0 if test is not None else 0.15)

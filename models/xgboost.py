@@ -1,9 +1,9 @@
 """Boosted trees: for each horizon one booster for the log return and one for the probability that it is above 0.
 
-The return's booster learns basis points with squared error, labels clipped at their 0.1 % tails. The probability cannot be read off the expected return:
-how often a price stands still differs between symbols far more than the expected return does (Brier score on a real day, 10 s ahead: 0.206 for a constant,
-0.192 for a logistic fit on expected return, deviation and spread, 0.184 for trees), so it has a smaller booster of its own, calibrated on later data by
-Platt's logistic fit of its margin.
+The return's booster learns basis points with squared error, with labels clipped at their 0.1 % tails. The probability has a smaller booster of its own,
+calibrated on later data by Platt's logistic fit of its margin. It cannot be derived from the expected return, because the share of unchanged prices differs
+between symbols far more than the expected return does. Brier scores on a real day, 10 s ahead: 0.206 for a constant, 0.192 for a logistic fit on expected
+return, deviation and spread, 0.184 for trees.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UP_ROUNDS = 60
 DEPTH = 4
 _CLIP_QUANTILE = 0.999
 PRIOR = 2.0
-"""Of Platt's fit: a day's hours outweigh it by far, some minutes do not."""
+"""The precision of the prior in Platt's fit. Hours of data outweigh it by far, some minutes do not."""
 _MOST_ROWS_OF_A_LEAF = 500
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Head:
-    """One horizon's boosters; `slope` and `intercept` are Platt's, on the margin of `up`."""
+    """The model of one horizon: its boosters, and Platt's `slope` and `intercept` on the margin of `up`."""
 
     horizon_s: int
     returns: xgb.Booster
@@ -43,10 +43,10 @@ class Head:
 
 
 class Forest:
-    """The trees of several boosters as one booster with an output for each, in one call: much of a call's cost is the same whatever the rows."""
+    """The trees of several boosters as one booster with an output for each, since much of the cost of a call does not depend on its rows."""
 
     def __init__(self, boosters: Sequence[xgb.Booster]) -> None:
-        """Boosters of one kind (trees, the same features), one at least; raises `ValueError` or `KeyError` where they are not."""
+        """Combines boosters of one kind (trees, the same features), at least one. Raises `ValueError` or `KeyError` if they are not."""
         if not boosters:
             raise ValueError("a model without boosters")
         models = [json.loads(booster.save_raw("json")) for booster in boosters]
@@ -68,9 +68,9 @@ class Forest:
         self._base -= _predict(self._booster, unknown).reshape(-1)
 
     def margins(self, matrix: Matrix) -> Floats:
-        """What each booster says before any link function: (n, boosters)."""
-        said: Floats = _predict(self._booster, matrix).reshape(len(matrix), -1) + self._base
-        return said
+        """Each booster's output before any link function: (n, boosters) float64."""
+        margins: Floats = _predict(self._booster, matrix).reshape(len(matrix), -1) + self._base
+        return margins
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class XGBoostModel:
         return tuple(head.horizon_s for head in self.heads)
 
     def predict(self, matrix: Matrix) -> tuple[Floats, Floats]:
-        """Expected log returns and probabilities of a rise, each (n, h) float64; of no rows, (0, h)."""
+        """Expected log returns and probabilities of a rise, each (n, h) float64."""
         if not len(matrix):
             return np.empty((0, len(self.heads))), np.empty((0, len(self.heads)))
         margins = self.forest.margins(matrix)
@@ -99,7 +99,7 @@ class XGBoostModel:
         return margins[:, 0::2] * BASIS_POINT, 1 / (1 + np.exp(-(intercepts + slopes * margins[:, 1::2])))
 
     def files(self) -> dict[str, bytes]:
-        """What the registry stores, by file name."""
+        """The files to store in the registry, by name."""
         out = {"heads.json": json.dumps([{"horizon_s": h.horizon_s, "slope": h.slope, "intercept": h.intercept} for h in self.heads], indent=1).encode()}
         for head in self.heads:
             out[f"return_{head.horizon_s}s.ubj"] = bytes(head.returns.save_raw("ubj"))
@@ -108,7 +108,7 @@ class XGBoostModel:
 
 
 def load(name: str, version: str, feature_hash: str, files: Mapping[str, bytes]) -> XGBoostModel:
-    """The model in a registry's files. Raises `ValueError` or `KeyError` where they are not those of `XGBoostModel.files`."""
+    """The model in a registry's files. Raises `ValueError` or `KeyError` if they are not those of `XGBoostModel.files`."""
     heads = tuple(
         Head(
             item["horizon_s"],
@@ -123,7 +123,7 @@ def load(name: str, version: str, feature_hash: str, files: Mapping[str, bytes])
 
 
 def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int = ROUNDS, seed: int = 1, threads: int = 1) -> Head:
-    """An uncalibrated head from a feature matrix (n, k) and the realised log returns (n), none of them NaN."""
+    """Trains the uncalibrated model of one horizon on a feature matrix (n, k) and the realised log returns (n,), without NaN."""
     points = returns / BASIS_POINT
     limit = float(np.quantile(np.abs(points), _CLIP_QUANTILE))
     leaf = max(1.0, min(_MOST_ROWS_OF_A_LEAF, len(returns) / 200))
@@ -132,7 +132,7 @@ def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int =
     booster = xgb.train({**common, "objective": "reg:squarederror", "eta": 0.03, "min_child_weight": 2 * leaf}, data, rounds)
     data.set_label((returns > 0).astype(np.float32))
     up_rounds = max(1, rounds * UP_ROUNDS // ROUNDS)
-    # a row of a probability weighs p (1 - p), about a fifth
+    # min_child_weight sums p (1 - p) per row here, about a fifth
     up = xgb.train({**common, "objective": "binary:logistic", "eta": 0.1, "min_child_weight": leaf / 5}, data, up_rounds)
     for made in (booster, up):
         made.set_param({"nthread": 1})
@@ -140,9 +140,9 @@ def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int =
 
 
 def calibrated(head: Head, matrix: Matrix, returns: Floats, *, base: float, independent: float) -> Head:
-    """The head with Platt's fit on rows that it was not trained on.
+    """The horizon model with Platt's fit on rows that it was not trained on.
 
-    `base` is the share of rises among the training rows, `independent` how many independent observations the rows are worth.
+    `base` is the share of rises among the training rows, `independent` the number of independent observations that the rows are equivalent to.
     """
     margin = _predict(head.up, matrix).astype(np.float64)
     slope, intercept = platt(margin, (returns > 0).astype(np.float64), base=base, independent=independent)
@@ -152,8 +152,8 @@ def calibrated(head: Head, matrix: Matrix, returns: Floats, *, base: float, inde
 def platt(margin: Floats, up: Floats, *, base: float, independent: float, steps: int = 50) -> tuple[float, float]:
     """Slope (not below 0) and intercept of a logistic regression of `up` (0 or 1) on `margin`, by Newton's method.
 
-    Rows overlap in time and symbols move together, so n rows count as `independent` ones, and a Gaussian prior of precision PRIOR holds the slope to 0 and
-    the mean to `base`: a short stretch of one mood does not teach certainty. Platt, 'Probabilistic outputs for support vector machines', 1999.
+    Rows overlap in time and symbols move together, so n rows count as `independent` ones. A Gaussian prior of precision PRIOR pulls the slope to 0 and the
+    mean to `base`, so that a short one-sided stretch does not cause overconfidence. Platt, 'Probabilistic outputs for support vector machines', 1999.
     """
     base = min(max(base, 1e-3), 1 - 1e-3)
     middle = float(margin.mean())

@@ -1,6 +1,6 @@
-"""What a worker counts about itself: Prometheus collectors in a registry of their own, and rates and percentiles of the last minute.
+"""A worker's metrics: Prometheus collectors in a registry of their own, and rates and percentiles of the last minute.
 
-Everything is O(1) an observation and of fixed size: label values beyond `MAX_LABELS` are counted as `other`, and symbols are never labels.
+Each observation costs O(1), and memory is bounded: label values beyond `MAX_LABELS` are counted as `other`, and symbols are never labels.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SPAN_S = 60
 MAX_LABELS = 64
-"""Reasons, rules, hops, agents and topics are few and named in code; more than this is a mistake, not information."""
+"""The most values of a label. Reasons, rules, hops, agents and topics are few and named in code, so more values are a bug."""
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
-"""From one chunk's work to twice the promise of 5 s, with edges at the aims of 250 ms and 1.5 s."""
+"""Bucket edges from the time of one chunk to twice the limit of 5 s, with edges at the targets of 250 ms and 1.5 s."""
 
 _FINEST_S, _STEP = 1e-4, 1.05
 _FINE_EDGES = _FINEST_S * _STEP ** np.arange(285)
-"""Edges of the last minute's histogram, 0.1 ms to 100 s: a percentile is right to 2.5 %."""
+"""Bucket edges of the last minute's histogram, 0.1 ms to 100 s. A percentile is accurate to 2.5 %."""
 
 Values = npt.NDArray[Any] | float
 
 
 class _Second:
-    """Which slot of a ring of `SPAN_S` seconds is current; slots are emptied as time passes over them."""
+    """A ring of `SPAN_S` slots, one per second. A slot is emptied when its second begins."""
 
     def __init__(self, clock: Callable[[], float], width: int) -> None:
         self._clock = clock
@@ -52,13 +52,13 @@ class _Second:
         return total
 
     def span_s(self) -> int:
-        """Seconds that the ring covers by now."""
+        """How many seconds the ring holds so far."""
         self.current()
         return min(SPAN_S, self._now - self._began + 1)
 
 
 class _Rate:
-    """Events a second over the last minute."""
+    """Events per second over the last minute."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._ring = _Second(clock, 1)
@@ -71,7 +71,7 @@ class _Rate:
 
 
 class _Latency:
-    """One hop: Prometheus buckets for ever, fine ones for a minute."""
+    """The latencies of one hop: Prometheus buckets since the start, and fine buckets of the last minute."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.counts: npt.NDArray[np.int64] = np.zeros(len(BUCKETS_S) + 1, np.int64)
@@ -103,7 +103,7 @@ class _Latency:
 
 
 class Metrics(Collector):
-    """All counters of one worker. Make one and hand it inwards; `clock` is monotonic, in seconds."""
+    """All metrics of one worker. Create one and pass it on. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -136,7 +136,7 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    # ---- what agents and the transport tell
+    # ---- reports of the agents and the transport
 
     def ticks_accepted(self, count: int) -> None:
         self._accepted.inc(count)
@@ -162,17 +162,17 @@ class Metrics(Collector):
         self._count("predictions", count)
 
     def rows_not_predicted(self, model: str, version: str, reason: str, count: int) -> None:
-        """`count` rows have no prediction of this model (version empty where there is no champion); `reason` as in `transforms.asking.Reason`."""
+        """Counts rows without a prediction of this model (version empty if there is no champion); `reason` is one of the scorer's reasons."""
         labels = self._bounded("model", model), self._bounded("version", version), self._bounded("not_predicted", reason)
         self._not_predicted.labels(*labels).inc(count)
         self._count("rows_not_predicted", count)
 
     def observe(self, hop: str, seconds: float) -> None:
-        """One latency of `hop`, in seconds."""
+        """Records one latency of `hop`, in seconds."""
         self.observe_many(hop, seconds)
 
     def observe_many(self, hop: str, seconds: Values, count: int = 1) -> None:
-        """Latencies of `hop` in seconds: an array of them, or one that `count` things had. Values that are not finite are left out."""
+        """Records latencies of `hop` in seconds: an array, or one value that occurred `count` times. Values that are not finite are left out."""
         hop = self._bounded("hop", hop)
         latency = self._latencies.get(hop)
         if latency is None:
@@ -181,7 +181,7 @@ class Metrics(Collector):
             latency.add(seconds, count)
 
     def hole(self, kind: str, count: int = 1) -> None:
-        """`count` offsets that were expected and did not come; `kind` says what became of them."""
+        """Counts a hole of `count` offsets; `kind` is `reread` or `passed` (see `Guard.on_hole`)."""
         self._holes.labels(self._bounded("kind", kind)).inc(count)
         self._count("holes", count)
 
@@ -198,12 +198,12 @@ class Metrics(Collector):
         self._count("tail_unreadable", 1)
 
     def record_skipped(self, topic: str, reason: str, count: int = 1) -> None:
-        """`count` records of `topic` (its name without prefix) that could not be handled and were passed over; `reason` is one of few words."""
+        """Counts skipped records of `topic` (its name without prefix); `reason` is one of a few fixed texts."""
         self._skipped.labels(self._bounded("topic", topic), self._bounded("skipped", reason)).inc(count)
         self._count("records_skipped", count)
 
     def record_set_aside(self, topic: str, agent: str) -> None:
-        """One that an agent could not handle, and went on without; `topic` without prefix."""
+        """Counts a record or message that an agent set aside; `topic` without prefix."""
         self._set_aside.labels(self._bounded("topic", topic), self._bounded("agent", agent)).inc()
         self._count("records_set_aside", 1)
 
@@ -215,7 +215,7 @@ class Metrics(Collector):
         self._count("source_failures", 1)
 
     def newer_message(self, topic: str) -> None:
-        """One whose header bears a schema version above ours; `topic` without prefix."""
+        """Counts a message with a newer schema version than this program's; `topic` without prefix."""
         self._newer.labels(self._bounded("topic", topic)).inc()
         self._count("newer_messages", 1)
 
@@ -242,10 +242,10 @@ class Metrics(Collector):
         """The partition is another worker's now."""
         self._archive.remove(str(partition))
 
-    # ---- what views ask
+    # ---- queries of the views
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -257,7 +257,7 @@ class Metrics(Collector):
         yield family
 
     def latency_ms(self) -> dict[str, dict[str, float | int | None]]:
-        """`{hop: {p50, p99, count}}` of the last 60 s, in ms; null where nothing was observed."""
+        """`{hop: {p50, p99, count}}` of the last 60 s, in ms; None without observations."""
         answer: dict[str, dict[str, float | int | None]] = {}
         for hop, latency in sorted(self._latencies.items()):
             p50, p99 = latency.percentiles_ms(0.5, 0.99)
@@ -265,19 +265,19 @@ class Metrics(Collector):
         return answer
 
     def rates(self) -> dict[str, float]:
-        """Events a second over the last 60 s, by what they are."""
+        """Events per second over the last 60 s, by kind."""
         return {name: round(rate.per_s(), 3) for name, rate in sorted(self._rates.items())}
 
     def totals(self) -> dict[str, int]:
-        """Events since this worker began, by what they are."""
+        """Events since this worker started, by kind."""
         return dict(sorted(self._totals.items()))
 
     def rejected(self) -> dict[str, int]:
-        """Rejected ticks since this worker began, by reason."""
+        """Rejected ticks since this worker started, by reason."""
         return dict(sorted(self._reasons.items()))
 
     def pipeline(self) -> dict[str, Any]:
-        """The parts of `/api/pipeline` that follow from counting: `latency_ms rates_per_s totals rejected`."""
+        """The parts of `/api/pipeline` that come from metrics: `latency_ms`, `rates_per_s`, `totals` and `rejected`."""
         return {"latency_ms": self.latency_ms(), "rates_per_s": self.rates(), "totals": self.totals(), "rejected": self.rejected()}
 
     # ---- inside
