@@ -1,1 +1,1 @@
-"""The `stockstream` commands, one a file; each exposes `command: click.Command` and raises `StockstreamError`."""
+"""The `stockstream` commands, one per file. Each exposes `command: click.Command` and raises `StockstreamError`."""

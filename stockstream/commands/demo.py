@@ -1,4 +1,4 @@
-"""`stockstream demo`: the whole line on this machine, with a simulated market."""
+"""`stockstream demo`: the whole pipeline on this machine, with a simulated market."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SESSION_TIMEOUT_S = 6.0
 """The embedded broker lets a group wait for half of it."""
 BROKER_TIMEOUT_S = 5.0
 DRAIN_S = 10.0
-"""How long the end waits for the last ticks' verdicts."""
+"""How long the end of a run waits until the worker has processed the last ticks."""
 DRAIN_POLL_S = 0.1
 REST_MARGIN_S = 0.5
 """The log is at rest once nothing has come for the idle time, after which a worker closes the last second, and this margin."""
@@ -62,7 +62,7 @@ PLAIN_LINE_EVERY_S = 10
 SILENT_S = 60
 EXAMPLE_SQL = "SELECT symbol, minute, open, high, low, close, volume FROM bars_1m ORDER BY volume DESC LIMIT 5"
 BROKER_BYTES_A_TICK, BROKER_BYTES_A_SECOND = 915, 210_000
-"""What the embedded broker grows by, for a tick with all that follows from it and besides: measured with zstd, 100 and 1,000 symbols, 4 and 8 minutes."""
+"""How much the embedded broker's memory grows per tick, derived messages included: measured with zstd, 100 and 1,000 symbols, 4 and 8 minutes."""
 LATENCY_HOP = "raw_to_prediction"
 
 encode = msgspec.json.Encoder().encode
@@ -70,9 +70,9 @@ encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one worker's `/api/pipeline` says: rates over the last minute, totals since it began, latency in ms (None before there is one).
+    """The figures of one worker's `/api/pipeline`: rates over the last minute, totals since it started, latency in ms (None before there is one).
 
-    Alerts are those of the dashboard: `open_alerts` are open, `alerts` are all that there have been. One alert is several messages.
+    Alerts count as on the dashboard: `open_alerts` are open, `alerts` are all so far. One alert is several messages.
     """
 
     ticks_per_s: float = 0.0
@@ -84,7 +84,7 @@ class Figures:
 
     @classmethod
     def of(cls, pipeline: Mapping[str, Any]) -> Figures:
-        """From the view's JSON; what is not there counts as nothing."""
+        """Reads the view's JSON; a missing figure keeps its default."""
         rates, totals, latency = pipeline.get("rates_per_s", {}), pipeline.get("totals", {}), pipeline.get("latency_ms", {})
         p99 = latency.get(LATENCY_HOP, {}).get("p99")
         views = pipeline.get("views", {})
@@ -99,7 +99,7 @@ class Figures:
         return Figures(self.ticks_per_s, self.p99_ms, ticks, max(self.alerts, before.alerts), self.open_alerts, predictions)
 
     def line(self, clock: str, broker_bytes: int = 0) -> str:
-        """The live line."""
+        """The figures as one line of text."""
         latency = "-" if self.p99_ms is None else f"{self.p99_ms:,.0f} ms"
         parts = [clock, f"{self.ticks_per_s:,.0f} ticks/s", f"p99 latency {latency}", f"open alerts {self.open_alerts:,}", f"predictions {self.predictions:,}"]
         return "  ".join([*parts, f"broker {broker_bytes / 2**20:,.0f} MB"] if broker_bytes else parts)
@@ -123,7 +123,7 @@ class LiveLine:
             self.due = now + PLAIN_LINE_EVERY_S
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that is not overwritten."""
         self.clear()
         click.echo(text)
 
@@ -150,11 +150,11 @@ class Demo:
     before: Figures = field(default_factory=Figures)
     current: Figures = field(default_factory=Figures)
     complete: bool = False
-    """Whether every tick of this run was judged before the worker was stopped, and the worker ended without being killed."""
+    """Whether the worker processed every tick of this run before it was stopped, and ended without being killed."""
 
     @property
     def log(self) -> Path:
-        """Where the worker's output goes."""
+        """The file of the worker's output."""
         return self.logs / "worker.log"
 
     @property
@@ -163,9 +163,9 @@ class Demo:
         return self.current.after(self.before)
 
     async def run(self) -> None:
-        """Until the time is over, the memory's bound is reached, or SIGINT or SIGTERM comes; no worker is left then. Raises `StockstreamError`.
+        """Runs until the time is over, the memory limit is reached, or SIGINT or SIGTERM comes. It leaves no worker behind. Raises `StockstreamError`.
 
-        At the end the market stops first, and the worker judges what came. A signal meanwhile kills the worker.
+        At the end the market stops first, and the worker processes the remaining ticks. A signal meanwhile kills the worker.
         """
         asked, hurry = asyncio.Event(), asyncio.Event()
         _on_signals(lambda: hurry.set() if asked.is_set() else asked.set())
@@ -280,7 +280,7 @@ class Demo:
                 self.line.show(starting or figures.line(time.strftime("%H:%M:%S"), self.broker.rss_bytes() if self.broker else 0), now)
 
     async def _check_worker(self) -> None:
-        """Start the worker again where it has died; raises `StockstreamError` where that does not help."""
+        """Restarts the worker if it has died. Raises `StockstreamError` if that does not help."""
         assert self.worker is not None
         status = self.worker.poll()
         if status is None:
@@ -300,7 +300,7 @@ class Demo:
         self._start()
 
     def _check_broker(self) -> bool:
-        """False where the embedded broker has grown to its bound. Raises `BrokerError` where it has ended."""
+        """False if the embedded broker has reached its memory limit. Raises `BrokerError` if it has ended."""
         if self.broker is None:
             return True
         if (status := self.broker.exit_status()) is not None:
@@ -315,7 +315,7 @@ class Demo:
 
 
 def judged(pipeline: Mapping[str, Any]) -> bool:
-    """Whether a worker's `/api/pipeline` says that no source brings symbols, that nothing waits to be read, and that all raw records have verdicts."""
+    """Whether, by a worker's `/api/pipeline`, no source has symbols, the consumer lag is 0, and all raw records are cleaned."""
     return (
         bool(pipeline.get("ready"))
         and all(source["symbols"] == 0 for source in pipeline["sources"])
@@ -330,7 +330,7 @@ def raw_ends(pipeline: Mapping[str, Any]) -> list[int]:
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels the tasks and waits for them; whoever needs their errors has taken them."""
+    """Cancels the tasks and waits for them. Their errors are dropped."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -382,7 +382,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str], None]) -> None:
-    """Train a first model where the store has no champion that can be used. Raises `StockstreamError`."""
+    """Trains a first model if the registry has no usable champion. Raises `StockstreamError`."""
     try:
         registry = Registry(settings.models)
     except RegistryError as error:
@@ -403,7 +403,7 @@ def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str]
 
 
 def require_free_port(port: int) -> None:
-    """Raise `StockstreamError` where nothing can listen on the port."""
+    """Raises `StockstreamError` if no process can listen on the port."""
     with socket.socket() as probe:
         if sys.platform != "win32":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -510,7 +510,7 @@ def processed(settings: Settings) -> set[str]:
 
 
 def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
-    """Prints what came of the run; `made` are the objects of accepted ticks that it added to the archive."""
+    """Prints the results of the run; `made` are the objects of accepted ticks that it added to the archive."""
     figures = demo.figures
     minutes, left = divmod(round(seconds), 60)
     counts = ", ".join([counted(figures.ticks, "tick"), counted(figures.alerts, "alert"), counted(figures.predictions, "prediction")])

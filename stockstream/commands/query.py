@@ -37,7 +37,7 @@ EXAMPLE = "SELECT symbol, minute, open, high, low, close, volume, vwap FROM bars
 
 
 class SqlError(ArchiveError):
-    """The user's SQL does not work: what DuckDB says, in one line."""
+    """The user's SQL fails; the text is DuckDB's message, on one line."""
 
 
 def connect(root: Path) -> tuple[duckdb.DuckDBPyConnection, bool]:
@@ -129,7 +129,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def as_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An array of objects; times in ISO 8601, what JSON has no number for as null."""
+    """A JSON array of objects, with times in ISO 8601, and null for numbers that JSON cannot represent."""
     return json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], ensure_ascii=False)
 
 

@@ -38,7 +38,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class BatchBuilder(Protocol):
-    """What of aiokafka's `BatchBuilder` is used: `append` answers None where the batch is full."""
+    """The used part of aiokafka's `BatchBuilder`. `append` returns None if the batch is full."""
 
     def append(self, *, timestamp: int | None, key: bytes | None, value: bytes, headers: Any) -> Any: ...
     def close(self) -> None: ...
@@ -46,7 +46,7 @@ class BatchBuilder(Protocol):
 
 
 class Producer(Protocol):
-    """What of aiokafka's producer is used."""
+    """The used part of aiokafka's producer."""
 
     def create_batch(self) -> BatchBuilder: ...
     async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> Awaitable[Any]: ...
@@ -68,7 +68,7 @@ class Publisher:
         """By partition that got ticks: their newest event time, epoch ms."""
 
     async def publish(self, batch: Batch) -> None:
-        """Take the ticks; waits where the broker is behind."""
+        """Publishes the ticks; waits if the broker is behind."""
         for symbol, event_time, value in batch:
             home = self._homes.get(symbol)
             if home is None:
@@ -87,7 +87,7 @@ class Publisher:
                 await self._append(partition, None, _array(self._frames.pop(partition)))
 
     async def flush(self) -> None:
-        """Hand all that is gathered to the broker."""
+        """Sends all buffered ticks to the broker."""
         for partition, frame in list(self._frames.items()):
             del self._frames[partition]
             await self._append(partition, None, _array(frame))
@@ -134,7 +134,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was published; times in epoch ms, `seconds` of wall time from the first tick to the last confirmation."""
+    """The published ticks: times in epoch ms, and `seconds` of wall time from the first tick to the last confirmation."""
 
     file: str
     kind: str
@@ -156,7 +156,7 @@ def _array(values: list[bytes]) -> bytes:
 
 
 async def read_latest(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The last row of each symbol in the topic `latest`. Raises `BrokerError` where it cannot be read in time."""
+    """The last row of each symbol in the topic `latest`. Raises `BrokerError` if it cannot be read in time."""
     try:
         table = await read_compacted(settings, "latest")
     except BrokerError as error:
@@ -165,7 +165,7 @@ async def read_latest(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 async def publish(settings: Settings, source: ReplaySource, publisher: Publisher, *, paced: bool, advance: Callable[[int], None]) -> int:
-    """Publish all of the source's ticks and wait until they are confirmed; returns their number. `advance` is told of each batch."""
+    """Publishes all of the source's ticks, waits until they are confirmed, and returns their number. `advance` is called with the size of each batch."""
     ticks = 0
     async for batch in source.stream():
         await publisher.publish(batch)
@@ -181,7 +181,7 @@ async def replay(
     settings: Settings, recording: Recording, survey: Survey, *, name: str, speed: float | None, rebase: bool, frame: int, anyhow: bool,
     advance: Callable[[int], None], clock: Clock,
 ) -> Summary:  # fmt: skip
-    """The command's work, apart from talking. Raises `StockstreamError`."""
+    """Runs the command, without its output. Raises `StockstreamError`."""
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
     if not anyhow:

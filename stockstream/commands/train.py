@@ -1,4 +1,4 @@
-"""`stockstream train`: makes a model from recorded or simulated history and stores it."""
+"""`stockstream train`: trains a model on recorded or simulated history and stores it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST_MODEL_SYMBOLS = 20
 FIRST_MODEL_MINUTES = 50
 """60,000 rows: a first model in well under 30 s on a small machine."""
 SIMULATED_EPOCH_S = 1_700_000_000
-"""Where a simulated history ends unless the caller says: a fixed moment, so that the same seed gives the same model."""
+"""The default end of a simulated history: a fixed time, so that the same seed gives the same model."""
 SEED_STEP = 7_919
 """Training and live simulation have different seeds: a model must not have seen the market that it scores."""
 
@@ -40,14 +40,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A stored model and the sentences that are to be told about it."""
+    """A stored model, and the text that describes it."""
 
     entry: Entry
     metrics: dict[str, dict[str, Any]]
     simulated: bool
 
     def sentences(self) -> list[str]:
-        """How good it is and where it lies, a line each."""
+        """Its quality and its folder, one line each."""
         out = []
         for horizon, numbers in self.metrics.items():
             correlation, hits = _share(numbers["correlation"], "{:+.3f}"), _share(numbers["sign_hit_rate"], "{:.1%}")

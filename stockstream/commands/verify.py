@@ -22,10 +22,10 @@ from stockstream.wording import counted
 
 @dataclass(slots=True)
 class Coverage:
-    """One partition of one log: offsets `first` to `last` are covered by `objects`; `holes` held nothing, `records` were archived.
+    """One partition of one log: `objects` account for the offsets `first` to `last`, of which `holes` are holes and `records` are archived records.
 
-    `processed`: last offset whose ticks are stored, -1 where there is none; `unprocessed`: records behind it; `ticks`: how many are stored;
-    `missing`: offsets whose verdict by `clean` was lost.
+    `processed`: the last offset whose ticks are stored, -1 if there is none; `unprocessed`: number of records after it; `ticks`: number of stored ticks;
+    `missing`: number of offsets whose result of `clean` was lost.
     """
 
     log: str
@@ -43,19 +43,19 @@ class Coverage:
 
 @dataclass(slots=True)
 class Report:
-    """What the archive holds, and every fault, one line each."""
+    """The contents of the archive, and all faults, one line each."""
 
     chains: list[Coverage] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
-    """Reads every object. A writer may be at work: what it adds meanwhile is left for the next time. `step` is called for each raw object.
+    """Reads every object. A writer may be active; objects that it adds meanwhile are not checked. `step` is called for each raw object.
 
-    Raises `ArchiveUnavailable` where the store fails; faults of the archive itself are in the report.
+    Raises `ArchiveUnavailable` if the store fails. Faults of the archive itself are in the report.
     """
     report = Report()
-    names = list(store.list("raw/"))            # before the chains: a writer makes a chain's beginning first
+    names = list(store.list("raw/"))            # list before the chains, because a writer creates a chain's beginning first
     raw: dict[tuple[str, int], list[tuple[str, Name]]] = {key: [] for key in chains(store)}
     for name in names:
         parsed = parse_name(name)
@@ -125,7 +125,7 @@ def _check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]]
 
 
 def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent, processed: set[str], behind: bool, faults: list[str]) -> bool:
-    """Takes the raw object's processed ones out of `processed`; returns whether this one or one before has none yet."""
+    """Removes the raw object's processed objects from `processed`. Returns whether this object or an earlier one has none yet."""
     if not extent.count:
         coverage.processed = coverage.processed if behind else extent.last
         return behind

@@ -22,7 +22,7 @@ def worker_command(host: str, port: int, loglevel: str, *, web: bool) -> list[st
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):                                   # nobody reads there any more
+    with contextlib.suppress(OSError):                                   # the reader of the stream may be gone
         click.echo(f"stockstream: {text}", err=True)
 
 

@@ -81,9 +81,9 @@ class _Chunk:
 
 
 class Recording:
-    """A file of trades or bars, read in chunks. `symbols` and `limit` (ticks) choose from it.
+    """A file of trades or bars, read in chunks. `symbols` and `limit` (number of ticks) restrict it.
 
-    Raises `SourceError`, here and while reading: no such file, not readable, a column missing, nothing in it.
+    Raises `SourceError`, here and while reading, if the file is missing, unreadable or empty, or lacks a column.
     """
 
     def __init__(self, path: Path, *, bars: bool = False, symbols: Collection[str] = (), limit: int | None = None) -> None:
@@ -211,15 +211,15 @@ class Recording:
             for i in np.flatnonzero(where & wanted).tolist():
                 bad.setdefault(i, reason)
         wanted[list(bad)] = False
-        told = [BadRow(int(numbers[i]), bad[i]) for i in sorted(bad)]
-        chunk = _Chunk(symbols, times, np.where(traded, value, np.nan), np.where(traded, volume, 0.0), quotes, texts, told)
+        bad_rows = [BadRow(int(numbers[i]), bad[i]) for i in sorted(bad)]
+        chunk = _Chunk(symbols, times, np.where(traded, value, np.nan), np.where(traded, volume, 0.0), quotes, texts, bad_rows)
         return chunk if wanted.all() else _take(chunk, np.flatnonzero(wanted))
 
 
 class ReplaySource:
-    """A recording as a source. `speed` is how often real time goes into it, None for as fast as it is read; `shift_ms` is added to every time.
+    """A recording as a source. `speed` is a multiple of real time, None for as fast as possible; `shift_ms` is added to every time.
 
-    Until `subscribe` is called all of its symbols come.
+    Until `subscribe` is called, it yields all symbols.
     """
 
     def __init__(self, recording: Recording, name: str, *, speed: float | None = None, shift_ms: int = 0, clock: Clock | None = None) -> None:
@@ -237,11 +237,11 @@ class ReplaySource:
         return self._name
 
     def subscribe(self, symbols: Collection[str]) -> None:
-        """From the next batch on."""
+        """Replaces the symbols, from the next batch on."""
         self._wanted = frozenset(symbols)
 
     def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
-        """A recording knows nothing but names."""
+        """Names only: a recording has no other metadata."""
         return [SymbolInfo(symbol=symbol, source=self.name) for symbol in sorted(symbols)]
 
     async def stream(self) -> AsyncIterator[Batch]:
@@ -302,9 +302,9 @@ def source_name(recording: Recording, *, rebased: bool = False) -> str:
 
 
 def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]], partitions: int, *, shift_ms: int = 0) -> str | None:
-    """Why ticks of this source would be rejected in a log of which `latest` holds each symbol's last row; None where they would not.
+    """Why a log would reject ticks of this source, given the last row of each symbol (`latest`); None if it would not.
 
-    A source that has been beyond a tick's second before would have it rejected as `late`, or within the last seconds count it twice.
+    If the source's watermark has passed a tick's second, the tick would be rejected as `late`; within the last seconds it would count twice.
     """
     held: dict[int, int] = {}
     for symbol, row in latest.items():

@@ -42,7 +42,7 @@ BLOCK_S = 300
 DAY_S = 86_400
 BLOCKS_A_DAY = DAY_S // BLOCK_S
 CATCH_UP_S = 5
-"""Seconds missed by at most this are sent at once; a longer stall leaves a gap, which is logged."""
+"""After a stall of at most this many seconds, the missed seconds are sent at once. A longer stall leaves a gap, which is logged."""
 SLICES_A_SECOND = 10
 
 DAY_MEMORY, DAY_PULL = 60, 0.95
@@ -58,7 +58,7 @@ EventKind = Literal["volume_spike", "price_drop", "price_rise", "jump"]
 
 @dataclass(frozen=True, slots=True)
 class MarketEvent:
-    """Something put into the market on purpose in this second. `size`: the second's shares for a spike, the signed fraction of the price for a move."""
+    """An event injected into the market in this second. `size`: the second's shares for a spike, the signed fraction of the price for a move."""
 
     second: int
     symbol: str
@@ -102,7 +102,7 @@ class _Block:
 
 
 class SimulatedMarket:
-    """The market of a seed, for these symbols. Raises `SourceError` on a symbol that is no symbol or is there twice."""
+    """The market of a seed, for these symbols. Raises `SourceError` if a symbol is invalid or listed twice."""
 
     def __init__(self, seed: int, symbols: Sequence[str]) -> None:
         if len(set(symbols)) != len(symbols):
@@ -175,7 +175,7 @@ class SimulatedMarket:
         })  # fmt: skip
 
     def events(self, first_second: int, last_second: int) -> list[MarketEvent]:
-        """What is put into the market in the seconds first to last (both included), by second and symbol."""
+        """The events injected in the seconds first to last (both included), by second and symbol."""
         found = []
         for number in range(first_second // BLOCK_S, last_second // BLOCK_S + 1):
             events = self._block(number).events
@@ -183,7 +183,7 @@ class SimulatedMarket:
         return found
 
     def prepare(self, second: int) -> None:
-        """Compute what `ticks(second)` needs, so that the call itself is quick."""
+        """Computes in advance what `ticks(second)` needs, so that the call itself is fast."""
         self._block(second // BLOCK_S)
 
     def describe(self, second: int) -> list[SymbolInfo]:
@@ -258,10 +258,10 @@ class SimulatedMarket:
 
 
 class SimulatedSource:
-    """The simulated market as a source, each tick at its own moment of the second, in slices of 100 ms.
+    """The simulated market as a source. Each tick has its own time within the second; ticks come in slices of 100 ms.
 
-    Events put into the market are appended to `events_file` as JSON lines (`time` in epoch ms, `symbol`, `kind`, `size`) as they happen. Where the file
-    cannot be written the market goes on, and `trouble` says why.
+    Injected events are appended to `events_file` as JSON lines (`time` in epoch ms, `symbol`, `kind`, `size`) as they happen. If the file cannot be
+    written, the market continues, and `trouble` gives the reason.
     """
 
     def __init__(self, seed: int, *, clock: Clock | None = None, events_file: Path | None = None) -> None:
@@ -270,7 +270,7 @@ class SimulatedSource:
         self._event_log = EventLog(events_file) if events_file is not None else None
         self._wanted: frozenset[str] = frozenset()
         self._sent: int | None = None
-        """Epoch ms before which all ticks have been handed out, by whichever stream."""
+        """Epoch ms before which all ticks have been yielded, by this stream or an earlier one."""
 
     @property
     def name(self) -> str:
@@ -278,18 +278,18 @@ class SimulatedSource:
 
     @property
     def trouble(self) -> str:
-        """Why events are not written; empty where they are."""
+        """Why events are not written; empty if they are."""
         return self._event_log.trouble if self._event_log is not None else ""
 
     def subscribe(self, symbols: Collection[str]) -> None:
-        """A new symbol begins with the next second, one that is gone ends at once."""
+        """Replaces the symbols. A new symbol starts with the next second; a removed one ends at once."""
         self._wanted = frozenset(symbols)
 
     def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
         return SimulatedMarket(self.seed, sorted(symbols)).describe(self._clock.now_ms() // 1000)
 
     async def stream(self) -> AsyncIterator[Batch]:
-        """Each slice's ticks once it is over. A second stream goes on where the one before ended, as after a stall."""
+        """Yields each slice's ticks once the slice is over. A second stream continues where the first ended, as after a stall."""
         step = 1000 // SLICES_A_SECOND
         sent = self._clock.now_ms() // step * step if self._sent is None else self._sent    # ticks before this moment are done
         market = await asyncio.to_thread(SimulatedMarket, self.seed, sorted(self._wanted))

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _quiet_clients() -> Iterator[None]:
-    """aiokafka tells of every broker that the cases take away; the cases do so themselves."""
+    """Silences aiokafka, which logs every broker that a case stops; the cases log that themselves."""
     logger = logging.getLogger("aiokafka")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

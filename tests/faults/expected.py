@@ -1,4 +1,4 @@
-"""What must come out: computed from the raw log that Kafka holds, by the one pure function, and checked by the model in `tests/model`."""
+"""The expected results, computed from the raw log in Kafka by the pure function, and checked by the model in `tests/model`."""
 
 from __future__ import annotations
 

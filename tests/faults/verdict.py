@@ -1,4 +1,4 @@
-"""Reads back all that a line has told and archived, and holds it to what its raw log says it must be."""
+"""Reads back all output and archive objects of a pipeline, and compares them with the results that its raw log requires."""
 
 from __future__ import annotations
 
