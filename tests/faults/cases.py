@@ -1,4 +1,4 @@
-"""The faults. Each case takes a cluster, a seed and a scale, does its harm under steady load, and raises `Failed` where anything is not exact."""
+"""The fault cases. Each takes a cluster, a seed and a scale, injects its fault under steady load, and raises `Failed` if any result is not exact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.kafka import Cluster
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of a case is run: the short form of `make test`, or the full numbers."""
+    """The size of a case: the short form of `make test`, or the full numbers."""
 
     full: bool = False
     say: Callable[[str], None] = print
@@ -174,7 +174,7 @@ ACTS: tuple[Act, ...] = (kill, join_and_leave, terminate, broker_killed, brokers
 
 
 def on_one_line(*acts: Act) -> Case:
-    """A case that does the acts one after the other on one line, and then judges all that it told."""
+    """A case that runs the acts one after the other on one pipeline, and then checks all of its output."""
 
     def case(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         rng = random.Random(seed)
@@ -227,7 +227,7 @@ def freeze(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 
 def skipped_and_holes(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """7. Offsets skipped inside the consumer are read again; real holes (aborted transactions, deleted records) are recorded and passed."""
+    """7. Offsets skipped inside the consumer are read again; real holes (aborted transactions, deleted records) are recorded and skipped."""
     rng = random.Random(seed)
     with Line(cluster, seed, **scale.line) as line:
         switch = line.folder / "switch"

@@ -25,7 +25,7 @@ from stockstream.transforms.windows.windows import Windows
 from tests.model import windows_model
 
 TIMES = ("made_at", "judged_at", "latency_ms")
-"""What may differ between two tellings of the same."""
+"""Fields that may differ between two messages with the same result."""
 
 Key = tuple[Any, ...]
 _encode = msgspec.json.Encoder().encode
@@ -68,7 +68,7 @@ def of_rejection(value: bytes) -> tuple[Key, bytes]:
 
 @dataclass(slots=True)
 class Told:
-    """What was or must be told, by topic: key -> digest of the content. `closings` are (log, partition, offset, source, after, second)."""
+    """The actual or expected output, by topic: key -> digest of the content. `closings` are (log, partition, offset, source, after, second)."""
 
     windows: dict[Key, bytes] = field(default_factory=dict)
     alerts: dict[Key, bytes] = field(default_factory=dict)
@@ -88,7 +88,7 @@ KINDS = ("windows", "alerts", "predictions", "outcomes", "rejected")
 
 @dataclass(slots=True)
 class Life:
-    """One partition of one raw log: its records, what must be told of them, and the cores as they must be at its end."""
+    """One partition of one raw log: its records, the output expected of them, and the expected state of the cores at its end."""
 
     partition: int
     log: str
@@ -130,7 +130,7 @@ class Cores:
 
 
 def expect(records: Sequence[RawRecord], partition: int, settings: Settings, model: ScoringModel | None, log: str) -> Life:
-    """What one partition's log must bring about."""
+    """Computes the expected output of one partition's log."""
     out = batch.run(
         records, partition=partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log, model=model
     )

@@ -1,4 +1,4 @@
-"""One line under test: its own prefix, folders and model on a shared cluster, its workers, its producer and who judges it."""
+"""One pipeline under test: its own prefix, folders and model on a shared cluster, its workers, its producer and its checks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Line:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a worker of this line gets."""
+        """The settings of this pipeline's workers, as environment variables."""
         own = self.settings
         return {
             "STOCKSTREAM_BROKER": own.broker, "STOCKSTREAM_TOPIC_PREFIX": own.topic_prefix, "STOCKSTREAM_PARTITIONS": str(own.partitions),
@@ -119,7 +119,7 @@ class Line:
         return worker.start()
 
     def begin(self, workers: int = 2, *, history_s: int = HISTORY_S, live: bool = True) -> None:
-        """Starts workers, then the producer with its history, and returns once rows are told and every worker is ready."""
+        """Starts workers, then the producer with its history, and returns once rows are published and every worker is ready."""
         for _ in range(workers):
             self.worker()
         for worker in self.workers:
@@ -128,7 +128,7 @@ class Line:
         self.wait_for_windows()
 
     def wait_for_windows(self, beyond: int | None = None, timeout_s: float = 40.0) -> None:
-        """Waits until every partition has told of raw offsets beyond `beyond` (where None: of what is in its log now)."""
+        """Waits until the output of every partition accounts for raw offsets beyond `beyond` (None: for the present content of its log)."""
         self.observer.read()
         marks = {p: (end if beyond is None else beyond) for p, end in self.observer.raw_end().items() if end and p not in self.observer.ignored}
 
@@ -145,7 +145,7 @@ class Line:
         self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True, view_partitions: Collection[int] | None = None,
         same_snapshots: bool = True,
     ) -> Verdict:
-        """Stops the producer, lets the line come to rest, and judges."""
+        """Stops the producer, waits until the pipeline is idle, and checks all results."""
         self.producer.stop()
         begun = time.monotonic()
         alive = [worker for worker in self.workers if worker.alive]
@@ -167,7 +167,7 @@ class Line:
         return verdict
 
     def _judge_producer(self, verdict: Verdict) -> None:
-        """What the broker confirmed is in the log once, at the offset that it said."""
+        """Checks that every confirmed message is in the log once, at the confirmed offset."""
         values = {(p, record.offset): record.value for life in self.observer.lives for p, records in life.items() for record in records}
         if len(self.observer.lives) == 1:
             begins = {p: self.deleted.get(p, 0) for p in range(self.settings.partitions)}
@@ -178,7 +178,7 @@ class Line:
             self.say(f"  note: {len(self.producer.failed)} sends of the producer failed, first {self.producer.failed[0]}")
 
     def check(self, verdict: Verdict) -> Verdict:
-        """Raises `Failed` where the verdict is not good."""
+        """Raises `Failed` if the verdict is not good."""
         verdict.done = self.done
         if not verdict.ok:
             (self.folder / "raw.pickle").write_bytes(

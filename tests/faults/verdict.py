@@ -30,7 +30,7 @@ from tests.faults.expected import KINDS, Key, Life, expect, of_alert, of_outcome
 from tests.faults.workers import PATIENCE, Worker
 
 FOREIGN = "fuzz"
-"""Header of messages that a case has forged: they are not ours to judge."""
+"""Header of messages that a case has forged. They are not checked."""
 QUIET_S = 2.5
 """The workers close what is open one idle time (1 s) after the last tick: a raw log that has not grown for this long will not, if they are well."""
 
@@ -73,7 +73,7 @@ class Verdict:
 
 
 class Observer:
-    """Follows a line's topics from the outside: `raw[p]` is partition p's log as it was read, before anything was deleted."""
+    """Reads the topics of a pipeline from outside: `raw[p]` is partition p's log as it was read, before any deletion."""
 
     def __init__(self, settings: Settings, model: ScoringModel | None) -> None:
         self.settings, self.model = settings, model
@@ -253,13 +253,13 @@ class Observer:
         return out
 
     def missing(self, lives: list[Life]) -> str:
-        """What has not been told yet, in short; empty where all has."""
+        """A short text on the output that is still missing; empty if none is."""
         short = {kind: sum(1 for life in lives for key in getattr(life.told, kind) if key not in self.told[kind]) for kind in KINDS}
         short["closings"] = sum(1 for life in lives for key in life.told.closings if key not in self.closings)
         return ", ".join(f"{count} {kind}" for kind, count in short.items() if count)
 
     def settle(self, timeout_s: float) -> tuple[list[Life], str]:
-        """Waits until the raw log stands still, every second is closed, and all was told; returns the lives and what is missing after `timeout_s`."""
+        """Waits until the raw log is idle, every second is closed and all output is there. Returns the logs, and what is missing after `timeout_s`."""
         deadline = time.monotonic() + PATIENCE * timeout_s
         lives: list[Life] = []
         missing = "not read yet"
@@ -287,7 +287,7 @@ class Observer:
         self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True,
         same_snapshots: bool = True, view_partitions: Collection[int] | None = None,
     ) -> Verdict:  # fmt: skip
-        """Waits for the line to come to rest, then judges everything; the workers' views of these partitions only, where they are given."""
+        """Waits until the pipeline is idle, then checks everything; the workers' views only of these partitions, if they are given."""
         out = Verdict()
         lives, missing = self.settle(timeout_s)
         if missing:

@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Failed(AssertionError):
-    """A case did not come out as it must; one line says what."""
+    """A case failed. The text is one line."""
 
 
 class NotPossible(Exception):
-    """A case cannot be run here; one line says why."""
+    """A case cannot be run here. The text is the reason, one line."""
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, interval_s: float = 0.1) -> Any:
@@ -191,7 +191,7 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether it says that the group has settled and its state is recovered."""
+        """Whether it reports that the group is stable and its state is restored."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2) as answer:
                 return bool(answer.status == 200)
@@ -206,7 +206,7 @@ class Worker:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def last_words(self) -> str:
-        """What became of it and the end of its log, for somebody who cannot look at the machine any more."""
+        """Its exit status and the end of its log, for a reader without access to the machine."""
         ended = ", ".join(str(status) for status, _ in self.exits) or "none"
         head = f"{self.name}: {len(self.starts)} starts, ended by itself with status: {ended}; it said at the end:"
         return "\n  ".join([head, *self.text().splitlines()[-TOLD_LINES:]])
