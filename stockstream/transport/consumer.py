@@ -48,7 +48,7 @@ class Consumer(driver.Consumer):
     app: Any
     _thread: ConsumerThread
     plain = False
-    """Whether all is fetched, also what this worker has written itself."""
+    """Whether every record is fetched, without loopback."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
@@ -203,7 +203,7 @@ class Consumer(driver.Consumer):
                     await self.sleep(0)
                     continue
                 count, epoch = 0, self.epoch
-                for tp, runs in self._furthest_first(fetched or {}):
+                for tp, runs in self._downstream_first(fetched or {}):
                     count += sum(run.count for run in runs)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
@@ -270,8 +270,8 @@ class Consumer(driver.Consumer):
         taken = False
         fetch = self._seeking or self.app.embedded or self.plain
         if epoch == self.epoch and not (fetch or confirmed.cancelled() or confirmed.exception()):
-            told = confirmed.result()
-            taken = self.own.add(tp, self.guard.expected.get(tp), told.offset, told.timestamp, told.timestamp_type, messages)
+            metadata = confirmed.result()
+            taken = self.own.add(tp, self.guard.expected.get(tp), metadata.offset, metadata.timestamp, metadata.timestamp_type, messages)
         if not taken:
             self.pace.arrived()                                          # a fetch brings it
 
@@ -289,14 +289,14 @@ class Consumer(driver.Consumer):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    def _furthest_first(self, found: Mapping[Any, S]) -> list[tuple[Any, S]]:
+    def _downstream_first(self, found: Mapping[Any, S]) -> list[tuple[Any, S]]:
         """The partitions, downstream topics first: `windows`, then `ticks.clean`, then `ticks.raw`."""
         last = {self.app.settings.topic("ticks.clean"): 1, self.app.settings.topic("ticks.raw"): 2}
         return sorted(found.items(), key=lambda item: last.get(item[0].topic, 0))
 
     async def _deliver_own(self) -> None:
         epoch = self.epoch
-        for tp, records in self._furthest_first(self.own.take()):
+        for tp, records in self._downstream_first(self.own.take()):
             expected = self.guard.expected.get(tp)
             if epoch == self.epoch and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
                 got = await self._admit(tp, records, 0)

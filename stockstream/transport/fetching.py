@@ -76,7 +76,7 @@ class Passed:
 
 
 class Fetched:
-    """Records as aiokafka has parsed them, in the place of runs."""
+    """Records that aiokafka has parsed, with the interface of a run."""
 
     def __init__(self, records: Sequence[Any]) -> None:
         self._records = records
@@ -166,7 +166,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
     plain = False
-    """Whether aiokafka fetches ahead and parses, as it does by itself."""
+    """Whether aiokafka fetches ahead and parses, as it does without stockstream's replacements."""
     last_heartbeat = 0.0
     silent_s = 0.0
     """How long the group has not answered a heartbeat; 0 where none is due."""
@@ -190,7 +190,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self.begun_anew: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
         self._positions: dict[Any, int] = {}
-        """By partition, where aiokafka parses: the offset behind what the last fetch has brought."""
+        """By partition, if aiokafka parses: the offset after the last fetch."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         if not self.plain:

@@ -22,15 +22,15 @@ from stockstream.transport.sending import REFUSED
 ZSTD_LEVEL = -1
 """Takes 0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes: measured on a log's frames, predictions and outcomes."""
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-"""By their numbers in a batch's attributes."""
+"""The codecs, by their numbers in a batch's attributes."""
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
 """The compiled module, or its twin in Python."""
 
 
 def install(*, plain: bool = False) -> None:
-    """Puts everything in, once for the process: called by whoever makes the app, never at import.
+    """Installs all replacements, once for the process. `create_app` calls it; nothing is replaced at import.
 
-    Where `plain`, only what correctness asks for: sequence numbers of refused batches, and no busy loop while a broker is away.
+    If `plain`, it installs only those that correctness needs: sequence numbers of refused batches, and pauses while a broker is unreachable.
     """
     pause_failed_updates()
     producer_sender.SendProduceReqHandler = Produce

@@ -748,7 +748,7 @@ class Reading:
     sent: Any = Consumer.sent
     _confirmed: Any = Consumer._confirmed
     _deliver_own: Any = Consumer._deliver_own
-    _furthest_first: Any = Consumer._furthest_first
+    _downstream_first: Any = Consumer._downstream_first
     _meanwhile: Any = Consumer._meanwhile
     _require_end: Any = Consumer._require_end
 
