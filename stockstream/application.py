@@ -60,7 +60,7 @@ class Part(Protocol):
 
 
 class Takeover(Recovery):
-    """Leaves if a step of a takeover times out. Faust mistakes the timeout for its own stop (tables/recovery.py:561) and would wait for ever."""
+    """Leaves if a step of a takeover times out. Faust mistakes the timeout for its own stop (faust/tables/recovery.py:561) and would wait for ever."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
         try:
@@ -74,7 +74,7 @@ class Takeover(Recovery):
 
 
 class Tables(TableManager):
-    """Starts without Faust's pause of a second (tables/manager.py:140): agents and topics start before it, and no table is created later."""
+    """Starts without Faust's pause of a second (faust/tables/manager.py:140): agents and topics start before it, and no table is created later."""
 
     @property
     def recovery(self) -> Recovery:
@@ -88,7 +88,7 @@ class Tables(TableManager):
 
 
 class Worker(faust.Worker):
-    """A worker without Faust's spinner, which turns at every debug record of every library (worker.py:390): a tenth of an idle worker's CPU.
+    """A worker without Faust's spinner, which turns at every debug record of every library (faust/worker.py:390): a tenth of an idle worker's CPU.
 
     It exits without Python's clean-up of modules, which costs as much as importing pyarrow and numpy; the system frees the memory anyway.
     """

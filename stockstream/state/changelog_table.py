@@ -99,7 +99,7 @@ class StateTable(faust.Table[bytes, bytes]):
     """Packed records in the changelog of a Faust table. The stage writes them through its pipe, never by item assignment.
 
     At every assignment the table reads the end of the changelog, and the ranges that the checkpoint there names. Faust's own recovery
-    (tables/recovery.py) is not used, because for partitions that stay it continues from its last position, and it counts a chunk that a rebalance
+    (faust/tables/recovery.py) is not used, because for partitions that stay it continues from its last position, and it counts a chunk that a rebalance
     dropped as read. `Consumer.highwaters` gives it nothing to recover.
     """
 

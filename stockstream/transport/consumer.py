@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Flow(FlowControlEvent):
-    """Resumes without emptying the agents' queues, unlike mode (utils/queues.py, `resume`): they may hold a chunk that was read right after the seek.
+    """Resumes without emptying the agents' queues, unlike mode (mode/utils/queues.py, `resume`): they may hold a chunk that was read right after the seek.
 
     Chunks of an earlier assignment carry its epoch, so that agents drop them.
     """
@@ -163,7 +163,7 @@ class Consumer(driver.Consumer):
     def _new_offset(self, tp: TP) -> int | None:
         """The offset after the last chunk of the contiguous acknowledged prefix; None if there is no new one.
 
-        Faust's own method counts each chunk as one message and commits beyond unacknowledged ones (faust-streaming/faust#606; consumer.py:1140).
+        Faust's own method counts each chunk as one message and commits past unacknowledged ones (faust-streaming/faust#606, faust/transport/consumer.py:1140).
         """
         delivered, acked = self._delivered[tp], set(self._acked[tp])
         done = None
@@ -235,7 +235,7 @@ class Consumer(driver.Consumer):
                 await self._meanwhile(self.pace.after(count))
         except BaseException as error:
             if not self.transport.app.should_stop:
-                # Faust takes any cancellation for an orderly stop (transport/consumer.py:178), also one from within aiokafka, and would stop reading silently
+                # Faust takes any cancellation for an orderly stop (faust/transport/consumer.py:178), even one from aiokafka, and would stop reading silently
                 with contextlib.suppress(FencedError):
                     self.app.fence.leave(f"reading ended: {type(error).__name__}: {error}")
                 raise

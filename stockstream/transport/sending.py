@@ -166,7 +166,8 @@ class _Job:
 class Pipe:
     """The ordered output of one agent for one partition. It sends results, waits for confirmation, then writes the state records that account for them.
 
-    `submit` waits only while PIPE_DEPTH jobs are in progress. A failed send ends the worker, and the next one resumes from the stored state.
+    `submit` waits only while PIPE_DEPTH jobs wait to be sent; as many more may wait for confirmation. A failed send ends the worker, and the next one
+    resumes from the stored state.
     """
 
     def __init__(self, sender: Sender, fence: Fence, name: str) -> None:

@@ -457,7 +457,7 @@ async def test_tables_start_without_the_pause_of_faust(app: App) -> None:
 
 
 def test_a_worker_that_warns_makes_no_debug_records(app: App) -> None:
-    """Faust's spinner sets the root logger to DEBUG (worker.py:390); `app.Worker` has none."""
+    """Faust's spinner sets the root logger to DEBUG (faust/worker.py:390); `app.Worker` has none."""
     assert "logger.setLevel(logging.DEBUG)" in source(faust.Worker._setup_spinner_handler)
     assert "self._setup_spinner_handler(logger, level)" in source(faust.Worker.on_setup_root_logger)
     root = logging.RootLogger(logging.WARNING)
