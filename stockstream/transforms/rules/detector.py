@@ -139,7 +139,7 @@ class Detector:
         """Whether these rows may open, update or close a thousand alerts."""
         if sum(len(source.alerts) for source in self._sources.values()) >= LONG_ALERTS or self._ahead:
             return True
-        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or(*conditions(rows)))) >= LONG_ALERTS // len(RULES)
+        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or.reduce(conditions(rows)))) >= LONG_ALERTS // len(RULES)
 
     # -- state --------------------------------------------------------------
 
