@@ -114,8 +114,8 @@ class FrameStage(Stage[Core]):
         return core is not None and any(self._takes_long(core, part.rows) for part in self.reader.parts(chunk))
 
     async def feed(self, core: Core, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
-        """As `FrameReader.feed`, but in a thread if the frame is slow."""
-        if self._takes_long(core, frame.rows):
+        """As `FrameReader.feed`, but in a thread for a partition that is processed apart."""
+        if chunk.partition in self._waiting:
             return await asyncio.to_thread(self.reader.feed, core, take, chunk, frame, offset)
         return self.reader.feed(core, take, chunk, frame, offset)
 
