@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,16 @@ _LIBRARIES = ("numpy", "pyarrow", "xgboost-cpu", "xgboost")
 
 class RegistryError(Exception):
     """A model cannot be stored, found or loaded. Its text is one line."""
+
+
+def _load_xgboost(name: str, version: str, feature_hash: str, files: Mapping[str, bytes]) -> ScoringModel:
+    from models import xgboost  # takes a second, and not every user of the registry loads a model
+
+    return xgboost.load(name, version, feature_hash, files)
+
+
+LOADERS: dict[str, Callable[[str, str, str, Mapping[str, bytes]], ScoringModel]] = {"xgboost": _load_xgboost}
+"""By kind of model: makes a model from its name, version, feature hash and files. Raises `ValueError`, `KeyError` or `TypeError` if the files are invalid."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,9 @@ class Registry:
         self.root = Path(path).absolute()
 
     def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
-        """Stores a model without promoting it. `kind` is the module of `models` that loads it. Raises `RegistryError`.
+        """Stores a model without promoting it. `kind` is a key of `LOADERS`. Raises `RegistryError`.
 
-        `metadata` holds what the caller knows: `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
+        `metadata` holds `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
         """
         folder = self._folder(name)
         made = (now or datetime.now(UTC)).astimezone(UTC)
@@ -165,17 +175,15 @@ class Registry:
         found, ours = entry.metadata.get("feature_hash"), features.feature_hash()
         if found != ours:
             raise RegistryError(f"model {name} {entry.version} was trained on other features (its hash {found}, this program's {ours}): train it again")
-        kind = entry.metadata.get("kind")
+        kind = str(entry.metadata.get("kind"))
+        if kind not in LOADERS:
+            raise RegistryError(f"model {name} {entry.version} has the kind {kind!r}, which this release cannot load; known kinds: {', '.join(sorted(LOADERS))}")
         try:
             files = {file: (entry.path / file).read_bytes() for file in entry.metadata["files"]}
             for file, digest in entry.metadata["files"].items():
                 if hashlib.sha256(files[file]).hexdigest() != digest:
                     raise RegistryError(f"model {name} {entry.version}: {file} is not what was stored")
-            if kind != "xgboost":
-                raise RegistryError(f"model {name} {entry.version} is of a kind this program does not know: {kind!r}")
-            from models import xgboost
-
-            return xgboost.load(name, entry.version, ours, files)
+            return LOADERS[kind](name, entry.version, ours, files)
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RegistryError(f"model {name} {entry.version} cannot be loaded: {error}") from error
 

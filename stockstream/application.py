@@ -176,7 +176,10 @@ class App(faust.App):
         if self.embedded:
             logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
         if accelerated.missing:
-            logger.warning("the inner loops are not compiled (%s): the same results, at up to twice the CPU; a C compiler builds them", accelerated.missing)
+            logger.warning(
+                "not compiled: %s. Results are the same, at up to twice the CPU. To compile these parts, install a C compiler and reinstall stockstream",
+                ", ".join(accelerated.missing),
+            )  # fmt: skip
         await super().on_start()
         self.add_future(watchdog(self))
 

@@ -118,7 +118,7 @@ class Metrics(Collector):
         self._dropped = self._counter("frames_dropped", "frames that an agent could not use", "agent", "why")
         self._restarts = self._counter("restarts", "things that had to begin anew", "what")
         self._unreadable = self._counter("tail_unreadable", "messages that the web's tail could not read", "topic", "reason")
-        self._skipped = self._counter("records_skipped", "records that a reader or writer passed over", "topic", "reason")
+        self._skipped = self._counter("records_skipped", "records that a reader or writer skipped", "topic", "reason")
         self._set_aside = self._counter("records_set_aside", "records and messages that an agent could not handle", "topic", "agent")
         self._source_failures = self._counter("source_failures", "attempts of a source that failed", "source")
         self._source_up = self._gauge("source_up", "1 while a source of this worker runs, or has nothing to bring; 0 while it starts or has failed", "source")

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from stockstream.skipped import LOG_EVERY_S, TALLIES, shortened
+from stockstream.limited_log import LimitedLog
+from stockstream.skipped import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,11 @@ class SetAside:
     """
 
     def __init__(self, prefix: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        self._prefix, self._clock = prefix, clock
+        self._prefix, self._log = prefix, LimitedLog(clock)
         self.count: Callable[[str, str], None] = lambda topic, agent: None
         """Called for each with its topic, without prefix, and the agent."""
         self.newest: deque[Aside] = deque(maxlen=KEPT)
         self.total = 0
-        self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     def add(self, topic: str, partition: int, offset: int, agent: str, reason: str, detail: str = "") -> None:
         """Sets one aside for `agent`. `reason` is one of a few fixed texts, `detail` describes this case."""
@@ -48,14 +48,7 @@ class SetAside:
         text = shortened(f"{reason}: {detail}" if detail else reason)
         self.newest.append(Aside(topic, partition, offset, agent, text, time.time_ns() // 1_000_000))
         self.count(topic.removeprefix(self._prefix), agent)
-        key = (topic, agent, reason)
-        if key not in self._logged and len(self._logged) >= TALLIES:
-            key = ("", "", "")
-        at, since = self._logged.get(key, (-LOG_EVERY_S, 0))
-        if self._logged.get(key) and self._clock() - at < LOG_EVERY_S:
-            self._logged[key] = at, since + 1
-            return
-        self._logged[key] = self._clock(), 0
-        more = f" ({since} more of them since the last such line)" if since else ""
-        where = f"{topic}[{partition}]" + (f" offset {offset}" if offset >= 0 else "")
-        logger.error("%s: %s set aside, %s%s", agent, where, text, more)
+        end = self._log.due(topic, agent, reason)
+        if end is not None:
+            where = f"{topic}[{partition}]" + (f" offset {offset}" if offset >= 0 else "")
+            logger.error("%s: %s set aside, %s%s", agent, where, text, end)

@@ -10,4 +10,4 @@ from stockstream import accelerated
 def need_compiled() -> None:
     """Skip the test where the compiled code is missing."""
     if accelerated.missing:
-        pytest.skip(f"not compiled: {accelerated.missing}")
+        pytest.skip(f"not compiled: {', '.join(accelerated.missing)}")

@@ -1,7 +1,7 @@
-"""What is compiled, each None where it was not built: then Python and numpy do the same, more slowly.
+"""The compiled parts. A part that was not built is None; then Python and numpy compute the same, more slowly.
 
-`batches` gives the records of Kafka's record batches, `ticks` reads plain ticks for `columns`, `ring` does for `windows` what is done to each cell. They are
-built with the package where there is a C compiler (docs/decisions/performance-log.md, 0012).
+`batches` reads the records of Kafka's record batches, `ticks` reads plain ticks for `columns`, and `ring` does the work on each cell of `windows`. They are
+built with the package if there is a C compiler (docs/decisions/performance-log.md, 0012).
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ ring: ModuleType | None
 ticks: ModuleType | None
 try:
     from stockstream.accelerated import _batches as batches
+except ImportError:
+    batches = None
+try:
     from stockstream.accelerated import _ring as ring
+except ImportError:
+    ring = None
+try:
     from stockstream.accelerated import _ticks as ticks
+except ImportError:
+    ticks = None
 
-    missing = ""
-except ImportError as error:
-    batches = ring = ticks = None
-    missing = str(error)
-    """Why they are not there; empty where they are."""
+missing = tuple(name for name, part in (("batches", batches), ("ring", ring), ("ticks", ticks)) if part is None)
+"""Names of the parts that were not built."""

@@ -6,12 +6,12 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from stockstream.errors import ArchiveError, ArchiveUnavailable
+from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.locations import archive_folder
 
 TEMPORARY = ".tmp"
@@ -42,8 +42,12 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store in a folder: `file://path` or a plain path. Raises `SettingsError`."""
-    return FileStore(archive_folder(url))
+    """The store that `url` names by its scheme; a plain path is a folder. Raises `SettingsError`."""
+    scheme = url.partition("://")[0] if "://" in url else "file"
+    if scheme not in STORES:
+        known = ", ".join(f"{name}://" for name in sorted(STORES))
+        raise SettingsError(f"archive {url!r} has the scheme {scheme}://, which is not supported; use a plain path or one of: {known}")
+    return STORES[scheme](url)
 
 
 def require_folder(url: str) -> Path:
@@ -142,6 +146,10 @@ class FileStore:
                 if time.time() - path.stat().st_mtime > STALE_S:
                     path.unlink()
         self._swept = True
+
+
+STORES: dict[str, Callable[[str], Store]] = {"file": lambda url: FileStore(archive_folder(url))}
+"""By scheme of an archive's URL: opens the store. Each may raise `SettingsError`."""
 
 
 def _failure(doing: str, error: OSError) -> ArchiveError:

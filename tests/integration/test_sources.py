@@ -124,4 +124,4 @@ def test_a_source_that_fails_and_records_that_nobody_can_use_stop_nobody(line: L
     text = line.get("/metrics")
     counted = [float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith('stockstream_records_skipped_total{') and 'topic="watchlist"' in row]
     assert sum(counted) == len(bad)
-    assert "passed over, invalid_symbol: " in line.worker.text()
+    assert "skipped, invalid_symbol: " in line.worker.text()

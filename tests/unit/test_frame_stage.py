@@ -380,7 +380,7 @@ def test_it_logs_one_line_a_minute_of_a_kind_and_keeps_the_newest(caplog: pytest
     aside.add(TOPIC, 3, -1, "detect", "too large", "1,200,000 bytes")
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 3 and told[0].startswith(f"score: {TOPIC}[3] offset 0 set aside, unreadable: no frame at all xxx") and len(told[0]) < 400
-    assert told[1].endswith("(249 more of them since the last such line)") and told[2] == f"detect: {TOPIC}[3] set aside, too large: 1,200,000 bytes"
+    assert told[1].endswith("(249 more since the last such line)") and told[2] == f"detect: {TOPIC}[3] set aside, too large: 1,200,000 bytes"
     assert [one.offset for one in aside.newest] == [*range(152, 251), -1] and aside.total == len(counted) == 252
     assert set(counted) == {("windows", "score"), ("windows", "detect")}
 

@@ -6,8 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stockstream import skipped
+from stockstream.limited_log import LOG_EVERY_S, MAX_KINDS, LimitedLog
 from stockstream.metrics import Metrics
-from stockstream.skipped import DETAIL_LENGTH, LOG_EVERY_S, TALLIES, Fault, SkippedRecords
+from stockstream.skipped import DETAIL_LENGTH, Fault, SkippedRecords
 from stockstream.transforms.cleaning.limits import MAX_SYMBOL, symbol_fault
 
 
@@ -27,16 +28,15 @@ def test_each_record_is_counted_and_a_topic_and_reason_is_logged_once_a_minute(c
         records.skip("pre.watchlist", 4, 6, Fault("invalid_json", "again"))
     assert counted(metrics) == {("watchlist", "invalid_json"): 6, ("watchlist", "other"): 1}
     first, second, third = (record.getMessage() for record in caplog.records)
-    assert first.startswith("watchlist[3] offset 0 passed over, invalid_json: xxx") and len(first) < DETAIL_LENGTH + 100
-    assert second == "watchlist[3] offset 5 passed over, other: two lines"
-    assert third == "watchlist[4] offset 6 passed over, invalid_json: again (4 more of them since the last such line)"
+    assert first.startswith("watchlist[3] offset 0 skipped, invalid_json: xxx") and len(first) < DETAIL_LENGTH + 100
+    assert second == "watchlist[3] offset 5 skipped, other: two lines"
+    assert third == "watchlist[4] offset 6 skipped, invalid_json: again (4 more since the last such line)"
 
 
-def test_its_memory_is_bounded() -> None:
-    records = SkippedRecords(Metrics())
-    for number in range(3 * TALLIES):
-        records.skip("t", 0, number, Fault(f"reason {number}", ""))
-    assert len(records._tallies) <= TALLIES + 1
+def test_the_memory_of_a_limited_log_is_bounded_and_further_kinds_are_one() -> None:
+    log = LimitedLog(lambda: 0.0)
+    lines = [log.due("topic", number) for number in range(3 * MAX_KINDS)]
+    assert lines == [""] * (MAX_KINDS + 1) + [None] * (2 * MAX_KINDS - 1) and len(log._kinds) == MAX_KINDS + 1
 
 
 @pytest.mark.parametrize("symbol", ["A", "B/C", "ÄÖ%", "A B", "漢" * MAX_SYMBOL])

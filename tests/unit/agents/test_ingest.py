@@ -63,9 +63,9 @@ def test_bad_records_among_good_ones_are_counted_and_logged_with_their_place(ing
     assert set(ingest._watched) == {"FIRST", "LAST"}
     assert {reason: skipped(reason) - count for reason, count in before.items()} == {"invalid_json": 2, "invalid_symbol": 1, "invalid_key": 1}
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3 and said[0].startswith("watchlist[3] offset 101 passed over, invalid_symbol: ")
-    assert said[1].startswith("watchlist[3] offset 102 passed over, invalid_json: ")
-    assert said[2].startswith("watchlist[3] offset 104 passed over, invalid_key: ")
+    assert len(said) == 3 and said[0].startswith("watchlist[3] offset 101 skipped, invalid_symbol: ")
+    assert said[1].startswith("watchlist[3] offset 102 skipped, invalid_json: ")
+    assert said[2].startswith("watchlist[3] offset 104 skipped, invalid_key: ")
 
 
 def test_an_error_that_nobody_has_foreseen_stops_no_other_record(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +80,7 @@ def test_an_error_that_nobody_has_foreseen_stops_no_other_record(ingest: Ingest,
     with caplog.at_level(logging.WARNING):
         stage.take(chunk(good("FIRST"), good("ODD"), good("LAST")))
     assert set(ingest._watched) == {"FIRST", "LAST"} and skipped("unexpected") == before + 1
-    assert "watchlist[3] offset 101 passed over, unexpected: ZeroDivisionError: odd (at " in caplog.text
+    assert "watchlist[3] offset 101 skipped, unexpected: ZeroDivisionError: odd (at " in caplog.text
 
 
 async def test_the_worker_tells_of_its_sources(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,8 @@ class TestFileStore(StoreContract):
 def test_urls(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/x")
     assert store.create("a", b"1") and (tmp_path / "x" / "a").read_bytes() == b"1"
-    for url in ("s3://bucket/x", "file://", ""):
+    for url in ("file://", ""):
         with pytest.raises(SettingsError, match="not file://path"):
             open_store(url)
+    with pytest.raises(SettingsError, match=r"archive 's3://bucket/x' has the scheme s3://, which is not supported; use a plain path or one of: file://$"):
+        open_store("s3://bucket/x")
