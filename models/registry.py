@@ -177,7 +177,7 @@ class Registry:
             raise RegistryError(f"model {name} {entry.version} was trained on other features (its hash {found}, this program's {ours}): train it again")
         kind = str(entry.metadata.get("kind"))
         if kind not in LOADERS:
-            raise RegistryError(f"model {name} {entry.version} has the kind {kind!r}, which this release cannot load; known kinds: {', '.join(sorted(LOADERS))}")
+            raise RegistryError(f"model {name} {entry.version} has the kind {kind!r}, which this release cannot load; known: {', '.join(sorted(LOADERS))}")
         try:
             files = {file: (entry.path / file).read_bytes() for file in entry.metadata["files"]}
             for file, digest in entry.metadata["files"].items():
