@@ -99,7 +99,7 @@ class Archiving:
             await self.archive.add_raw(partition, records, since)
 
     def _takes(self, chunk: Chunk) -> bool:
-        return chunk.epoch == app.reader.epoch and chunk.partition in self.owned
+        return chunk.assignment_number == app.chunk_consumer.assignment_number and chunk.partition in self.owned
 
     async def clean(self, chunk: Chunk) -> None:
         if self.archive is None or not self._takes(chunk):
@@ -134,7 +134,7 @@ async def archive_raw(stream: Any) -> None:
 async def archive_clean(stream: Any) -> None:
     """Archives accepted rows."""
     async for chunk in stream:
-        await app.reader.pace.let_pass(SEND_TURNS)                       # other agents go first: their output is awaited, the archive's is not
+        await app.chunk_consumer.pace.let_pass(SEND_TURNS)                       # other agents go first: their output is awaited, the archive's is not
         await stage.clean(chunk)
 
 

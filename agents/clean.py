@@ -79,10 +79,10 @@ class Cleaning(Stage[Cleaner]):
         return Cleaner.restore(partition, settings.partitions, records, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
-        epoch = app.reader.epoch
+        assignment_number = app.chunk_consumer.assignment_number
         found = dict(await super().assign(partitions))
         others = await self._other_logs()
-        if epoch != app.reader.epoch:
+        if assignment_number != app.chunk_consumer.assignment_number:
             return found                                                 # a newer assignment replaces this one
         for partition, core in list(self.cores.items()):
             if partition in others:
@@ -187,9 +187,9 @@ class Cleaning(Stage[Cleaner]):
                 # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
-            if core.expect != (app.reader.guard.expected.get(tp) or -1) or not app.reader.at_end(tp):
+            if core.expect != (app.chunk_consumer.guard.expected.get(tp) or -1) or not app.chunk_consumer.at_end(tp):
                 continue
-            polled = min(wall, app.reader.polled(tp))                    # up to this time the log had no newer record
+            polled = min(wall, app.chunk_consumer.polled(tp))                    # up to this time the log had no newer record
             for idle in core.idle():
                 second, at = self.told.get((partition, idle.source), (-1, 0.0))
                 if polled - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):

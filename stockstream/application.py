@@ -145,7 +145,7 @@ class App(faust.App):
     """What the start is waiting for, for users to read; empty once it waits for nothing."""
 
     @property
-    def reader(self) -> Consumer:
+    def chunk_consumer(self) -> Consumer:
         """The consumer, with its type."""
         consumer: Consumer = self.consumer  # type: ignore[assignment]
         return consumer
@@ -230,13 +230,13 @@ class App(faust.App):
     async def release(self, *_: Any, **__: Any) -> None:
         """Releases all parts concurrently, each within SETTLE_S."""
         if self._consumer is not None:
-            self.reader.let_go()
+            self.chunk_consumer.let_go()
         await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
 
     async def let_go(self, *sent: Any, **_: Any) -> None:
         """Releases all partitions if none is assigned, for which Faust asks for no positions. `sent`: the app, then the assigned partitions."""
         if not sent[-1]:
-            self.reader.let_go()
+            self.chunk_consumer.let_go()
             await self.positions(set())
 
     def worker_init_post_autodiscover(self) -> None:
@@ -342,9 +342,9 @@ def create_app(settings: Settings) -> App:
     def sent(out: Outgoing, handed: Handed) -> None:
         """Passes frames that this worker sends to its own consumer, which reads them by loopback."""
         if out.topic == clean:
-            app.reader.pace.closed(out.partition)
+            app.chunk_consumer.pace.closed(out.partition)
         if out.topic in (clean, windows):
-            app.reader.sent(TP(out.topic, out.partition), handed)
+            app.chunk_consumer.sent(TP(out.topic, out.partition), handed)
 
     clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
     app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in STATE_TABLES))

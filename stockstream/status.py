@@ -33,7 +33,7 @@ class Status:
 
     def _assigned(self) -> list[TP]:
         tables = self._app.tables.changelog_topics
-        return sorted(tp for tp in (self._app.reader.assignment() if self._app.consumer is not None else ()) if tp.topic not in tables)
+        return sorted(tp for tp in (self._app.chunk_consumer.assignment() if self._app.consumer is not None else ()) if tp.topic not in tables)
 
     def ready(self) -> tuple[bool, str]:
         """Ready once the group has settled and recovery is done."""
@@ -70,10 +70,10 @@ class Status:
     def pipeline(self) -> dict[str, Any]:
         if self._app.waiting_for:                                        # Faust has no consumer until then
             return {"app_id": self._app.settings.group}
-        reader, lags = self._app.reader, []
+        consumer, lags = self._app.chunk_consumer, []
         exported: set[tuple[str, int]] = set()
         for tp in self._assigned():
-            lag = reader.lag(tp)
+            lag = consumer.lag(tp)
             lags.append({"topic": tp.topic, "partition": tp.partition, "lag": lag})
             name = tp.topic.removeprefix(self._app.settings.topic_prefix)
             metrics.lag(name, tp.partition, lag)
@@ -81,7 +81,7 @@ class Status:
         for topic, partition in self._exported - exported:
             metrics.forget_lag(topic, partition)
         self._exported = exported
-        guard = reader.guard
+        guard = consumer.guard
         return {
             "app_id": self._app.settings.group,
             "generation": self._app.term,

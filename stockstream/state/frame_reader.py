@@ -13,7 +13,7 @@ from stockstream.errors import FrameError
 from stockstream.instance import app
 from stockstream.status import metrics, newer_messages
 from stockstream.transforms.frames import Assembler, Frame, decode_own, received
-from stockstream.transport.loopback import OwnRecord
+from stockstream.transport.loopback import LoopbackRecord
 from stockstream.transport.messages import Chunk
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
         record = chunk.records[number]
-        own = isinstance(record, OwnRecord)
+        own = isinstance(record, LoopbackRecord)
         frame = chunk.read[number] = decode_own(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
     return frame
 
@@ -120,4 +120,4 @@ class FrameReader:
 
 def _truncated(chunk: Chunk, offset: int) -> bool:
     """Whether the input topic has lost the records before `offset`, so that the frames missing before it will never come."""
-    return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.reader.guard.holes)
+    return any(hole.topic == chunk.topic and hole.partition == chunk.partition and hole.last + 1 == offset for hole in app.chunk_consumer.guard.holes)

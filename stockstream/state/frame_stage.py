@@ -105,7 +105,7 @@ class FrameStage(Stage[Core]):
         except Exception as error:
             if not _stays_here(error):
                 raise
-            if chunk.epoch != self.app.reader.epoch:
+            if chunk.assignment_number != self.app.chunk_consumer.assignment_number:
                 return                                                   # reassigned meanwhile: the new core reads the frame itself
             self._begin(chunk, error)
 
@@ -130,7 +130,7 @@ class FrameStage(Stage[Core]):
 
     async def _work_apart(self, waiting: deque[Chunk], error: Exception | None) -> None:
         """Processes the waiting chunks. After each error it first rebuilds the core."""
-        partition, epoch = waiting[0].partition, waiting[0].epoch
+        partition, assignment_number = waiting[0].partition, waiting[0].assignment_number
         try:
             while True:
                 try:
@@ -146,7 +146,7 @@ class FrameStage(Stage[Core]):
                 except Exception as again:
                     if not _stays_here(again):
                         raise
-                    if epoch != self.app.reader.epoch:
+                    if assignment_number != self.app.chunk_consumer.assignment_number:
                         return
                     error = again
         except FencedError:
@@ -169,7 +169,7 @@ class FrameStage(Stage[Core]):
         if place is None and len(taking.records) > 1:
             # the failure was not in a frame being fed: single records show which one causes it
             logger.error("%s[%d] from offset %d: building the core anew", taking.topic, taking.partition, taking.first, exc_info=error)
-            singles = [Chunk(taking.topic, taking.partition, [record], taking.epoch) for record in taking.records]
+            singles = [Chunk(taking.topic, taking.partition, [record], taking.assignment_number) for record in taking.records]
             if taking is waiting[0]:
                 waiting.popleft()
                 waiting.extendleft(reversed(singles))
@@ -193,16 +193,16 @@ class FrameStage(Stage[Core]):
         partition, pipe = chunk.partition, self.pipes.get(chunk.partition)
         if pipe is not None:
             await pipe.drain()
-            if chunk.epoch != self.app.reader.epoch or self.pipes.get(partition) is not pipe:
+            if chunk.assignment_number != self.app.chunk_consumer.assignment_number or self.pipes.get(partition) is not pipe:
                 return False
             del self.pipes[partition]
             await pipe.close(0.0)
-        if chunk.epoch != self.app.reader.epoch:
+        if chunk.assignment_number != self.app.chunk_consumer.assignment_number:
             return False
         self.cores.pop(partition, None)
         self.reader.reset(partition)
         stored = await self.table.read([partition], self._needs, self._readable)
-        if chunk.epoch != self.app.reader.epoch:
+        if chunk.assignment_number != self.app.chunk_consumer.assignment_number:
             return False
         begin = self.build(partition, stored[partition])
         core = self.cores[partition]
@@ -210,7 +210,7 @@ class FrameStage(Stage[Core]):
             async for record in records:
                 if self.cores.get(partition) is not core:
                     return False
-                await self._chunk(Chunk(self.topic, partition, [record], chunk.epoch))
+                await self._chunk(Chunk(self.topic, partition, [record], chunk.assignment_number))
         return self.cores.get(partition) is core
 
 

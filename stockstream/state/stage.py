@@ -59,9 +59,9 @@ class Stage(Generic[Core]):
         """
         await self.release(0.0)
         found: dict[TP, int | None] = {}
-        epoch = self.app.reader.epoch
+        assignment_number = self.app.chunk_consumer.assignment_number
         stored = await self.table.read(partitions.get(self.topic, []), self._needs, self._readable)
-        if epoch != self.app.reader.epoch:
+        if assignment_number != self.app.chunk_consumer.assignment_number:
             return found                                                 # a newer assignment is in progress
         for partition, kept in stored.items():
             found[TP(self.topic, partition)] = self.build(partition, kept)
@@ -93,7 +93,7 @@ class Stage(Generic[Core]):
 
     def core_of(self, chunk: Chunk) -> Core | None:
         """The core of a chunk's partition; None if the partition was revoked, or the chunk belongs to an earlier assignment."""
-        return self.cores.get(chunk.partition) if chunk.epoch == self.app.reader.epoch else None
+        return self.cores.get(chunk.partition) if chunk.assignment_number == self.app.chunk_consumer.assignment_number else None
 
     async def chunk(self, chunk: Chunk) -> None:
         """Processes a chunk: feeds its core, sends the results, stores the state."""
@@ -110,9 +110,9 @@ class Stage(Generic[Core]):
         """
         async for chunk in stream:
             try:
-                await self.app.reader.pace.let_pass(self.turns_before)
+                await self.app.chunk_consumer.pace.let_pass(self.turns_before)
                 await self.take(chunk)
-                await self.app.reader.pace.let_pass(self.turns_after)
+                await self.app.chunk_consumer.pace.let_pass(self.turns_after)
             except FencedError:
                 return
             except Exception as error:

@@ -20,7 +20,7 @@ from stockstream.clock import now_s
 from stockstream.errors import FencedError
 from stockstream.transport.fetching import ConsumerThread
 from stockstream.transport.guard import Guard
-from stockstream.transport.loopback import Own
+from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Handed, Message, cut, joined
 from stockstream.transport.pacing import SEND_TURNS, SMALL_FETCH, Pace, turns
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class Flow(FlowControlEvent):
     """Resumes without emptying the agents' queues, unlike mode (mode/utils/queues.py, `resume`): they may hold a chunk that was read right after the seek.
 
-    Chunks of an earlier assignment carry its epoch, so that agents drop them.
+    Chunks of an earlier assignment carry its number, so that agents drop them.
     """
 
     def resume(self) -> None:
@@ -52,15 +52,15 @@ class Consumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
-        self.own = Own()
+        self.loopback = Loopback()
         self._held: dict[TP, Sequence[Any]] = {}
         self._held_since: dict[TP, float] = {}
         self._delivered: dict[TP, list[int]] = defaultdict(list)
         self._begins: dict[TP, int] = {}
         self._through: dict[TP, int] = {}
         """By partition: the offset after everything that was fetched, transaction markers included; before the first fetch, where reading began."""
-        self.epoch = 0
-        """The number of assignments so far. A chunk carries it, so that agents drop chunks of an earlier assignment."""
+        self.assignment_number = 0
+        """Identifies the current assignment; rises at each assignment and revocation. A chunk carries it, so that agents drop chunks of an earlier assignment."""
         self._seeking = False
         super().__init__(*args, **kwargs)
         self.guard.on_hole = getattr(self.app, "on_hole", None)
@@ -79,8 +79,8 @@ class Consumer(driver.Consumer):
 
     def let_go(self) -> None:
         """Ends the assignment: invalidates its chunks and any takeover in progress."""
-        self.epoch += 1
-        self.own.forget()
+        self.assignment_number += 1
+        self.loopback.forget()
 
     async def perform_seek(self) -> None:
         """Seeks every partition to the position that its state gives; without state, to the beginning of the log.
@@ -98,10 +98,10 @@ class Consumer(driver.Consumer):
             raise
 
     async def _seek_to_state(self) -> None:
-        self.epoch = epoch = self.epoch + 1
+        self.assignment_number = number = self.assignment_number + 1
         self._seeking = True
         assigned = {tp for tp in self.assignment() if not self._is_changelog_tp(tp)}
-        self.own.forget()
+        self.loopback.forget()
         self._held.clear()
         self._held_since.clear()
         self._through.clear()
@@ -109,7 +109,7 @@ class Consumer(driver.Consumer):
         self._acked.clear()
         self._acked_index.clear()
         positions: Mapping[TP, int | None] = await self.app.positions(assigned)
-        if epoch != self.epoch:
+        if number != self.assignment_number:
             return                                                       # cancelled by a newer assignment, but an awaited call swallowed the cancellation
         known = {tp: offset for tp, offset in positions.items() if offset is not None and tp in assigned}
         unknown = [tp for tp in assigned if tp not in known]
@@ -117,7 +117,7 @@ class Consumer(driver.Consumer):
             # an offset, not just "the beginning", so that the guard recognises records that were fetched before the seek
             known |= {tp: offset or 0 for tp, offset in (await self.earliest_offsets(*unknown)).items()}
         await self._thread.call_thread(self._thread.seek_all, known)
-        if epoch != self.epoch:
+        if number != self.assignment_number:
             return
         self.guard.expected = {tp: known[tp] for tp in assigned}
         self._begins = {tp: known[tp] for tp in assigned}
@@ -202,25 +202,25 @@ class Consumer(driver.Consumer):
                 if not self.flow_active:
                     await self.sleep(0)
                     continue
-                count, epoch = 0, self.epoch
-                for tp, runs in self._downstream_first(fetched or {}):
-                    count += sum(run.count for run in runs)
+                count, number = 0, self.assignment_number
+                for tp, parts in self._downstream_first(fetched or {}):
+                    count += sum(part.count for part in parts)
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
-                    if self._is_changelog_tp(tp) or self._seeking or epoch != self.epoch:
+                    if self._is_changelog_tp(tp) or self._seeking or number != self.assignment_number:
                         continue                                         # fetched for the previous assignment: the seek reads it again
-                    before, self._through[tp] = self._through.get(tp, 0), runs[-1].offset + 1
+                    before, self._through[tp] = self._through.get(tp, 0), parts[-1].offset + 1
                     expected = self.guard.expected.get(tp)
-                    if expected is not None and runs[-1].offset < expected:
+                    if expected is not None and parts[-1].offset < expected:
                         self._require_end(tp, before)
                         continue                                         # loopback frames that were delivered before: drop them unparsed
-                    got = joined(run.records() for run in runs)
+                    got = joined(part.records() for part in parts)
                     if not got:
                         continue                                         # only transaction markers, or a batch that compaction has emptied
                     if tp.topic in unguarded:
                         self.guard.expected[tp] = got[-1].offset + 1
                     else:
                         got = await self._admit(tp, got, before)
-                    if epoch != self.epoch:
+                    if number != self.assignment_number:
                         continue
                     if not got:
                         continue
@@ -255,7 +255,7 @@ class Consumer(driver.Consumer):
     def _require_end(self, tp: TP, fetched: int) -> None:
         """Called when a fetch returned only known records: leaves if the topic ends before an offset already fetched or requested, since it was recreated."""
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
-        read = max(fetched, self._thread.furthest[tp] if tp in self._thread.begun_anew else 0)
+        read = max(fetched, self._thread.highest_requested[tp] if tp in self._thread.requested_below else 0)
         if high is not None and high < read and not self.app.embedded:
             self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
 
@@ -264,14 +264,14 @@ class Consumer(driver.Consumer):
     def sent(self, tp: TP, handed: Handed) -> None:
         """Registers messages handed to the producer for a partition that agents of this worker may read."""
         for confirmed, messages in handed:
-            confirmed.add_done_callback(partial(self._confirmed, tp, self.epoch, messages))
+            confirmed.add_done_callback(partial(self._confirmed, tp, self.assignment_number, messages))
 
-    def _confirmed(self, tp: TP, epoch: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
+    def _confirmed(self, tp: TP, number: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
         taken = False
         fetch = self._seeking or self.app.embedded or self.plain
-        if epoch == self.epoch and not (fetch or confirmed.cancelled() or confirmed.exception()):
+        if number == self.assignment_number and not (fetch or confirmed.cancelled() or confirmed.exception()):
             metadata = confirmed.result()
-            taken = self.own.add(tp, self.guard.expected.get(tp), metadata.offset, metadata.timestamp, metadata.timestamp_type, messages)
+            taken = self.loopback.add(tp, self.guard.expected.get(tp), metadata.offset, metadata.timestamp, metadata.timestamp_type, messages)
         if not taken:
             self.pace.arrived()                                          # a fetch brings it
 
@@ -280,8 +280,8 @@ class Consumer(driver.Consumer):
         task = asyncio.ensure_future(awaited)
         try:
             while True:
-                await asyncio.wait((task, self.own.arrival()), return_when=asyncio.FIRST_COMPLETED)
-                await self._deliver_own()
+                await asyncio.wait((task, self.loopback.arrival()), return_when=asyncio.FIRST_COMPLETED)
+                await self._deliver_loopback()
                 if task.done():
                     return task.result()
         finally:
@@ -294,20 +294,20 @@ class Consumer(driver.Consumer):
         last = {self.app.settings.topic("ticks.clean"): 1, self.app.settings.topic("ticks.raw"): 2}
         return sorted(found.items(), key=lambda item: last.get(item[0].topic, 0))
 
-    async def _deliver_own(self) -> None:
-        epoch = self.epoch
-        for tp, records in self._downstream_first(self.own.take()):
+    async def _deliver_loopback(self) -> None:
+        number = self.assignment_number
+        for tp, records in self._downstream_first(self.loopback.take()):
             expected = self.guard.expected.get(tp)
-            if epoch == self.epoch and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
+            if number == self.assignment_number and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
                 got = await self._admit(tp, records, 0)
-                if got and epoch == self.epoch:
-                    self.own.delivered(tp, got)
+                if got and number == self.assignment_number:
+                    self.loopback.delivered(tp, got)
                     await self._deliver(tp, got)
 
     async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
-        epoch = self.epoch
+        number = self.assignment_number
         for some in cut(records):
-            if epoch == self.epoch:
+            if number == self.assignment_number:
                 await self._deliver_chunk(tp, some)
 
     async def _deliver_chunk(self, tp: TP, records: Sequence[Any]) -> None:
@@ -316,7 +316,7 @@ class Consumer(driver.Consumer):
         begin, self._begins[tp] = self._begins.get(tp, -1), last.offset + 1
         message = ConsumerMessage(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type, [], None,
-            Chunk(tp.topic, tp.partition, records, self.epoch, begin), None, None, None, tp,  # type: ignore[arg-type]
+            Chunk(tp.topic, tp.partition, records, self.assignment_number, begin), None, None, None, tp,  # type: ignore[arg-type]
             generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
         if self._room_for(tp):

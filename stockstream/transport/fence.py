@@ -24,21 +24,21 @@ class Fence:
     def __init__(self, session_s: float, leave: Callable[[str], None] | None = None) -> None:
         self.limit_s = session_s / 2
         self._leave = leave or leave_now
-        self._seen: float | None = None                                  # time before the first watchdog tick (imports) does not count as a stall
+        self._last_tick: float | None = None                                  # time before the first watchdog tick (imports) does not count as a stall
         self.left = False
-        self.heard: Callable[[], float] = lambda: 0.0
+        self.last_heartbeat: Callable[[], float] = lambda: 0.0
         """When the group last confirmed this worker (s of `stockstream.clock`). Heartbeats have their own thread, so a long computation is no stall."""
 
     def tick(self) -> None:
         """Records that the process runs; the watchdog calls it several times a second. Raises `FencedError` as `check` does."""
         self.check()
-        self._seen = now_s()
+        self._last_tick = now_s()
 
     def check(self) -> None:
         """Leaves, and raises `FencedError`, if for half a session the process neither ran nor reached its group with a heartbeat."""
         if self.left:
             raise FencedError("this worker has left")
-        stood = 0.0 if self._seen is None else now_s() - max(self._seen, self.heard())
+        stood = 0.0 if self._last_tick is None else now_s() - max(self._last_tick, self.last_heartbeat())
         if stood > self.limit_s:
             self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
 

@@ -36,10 +36,10 @@ BATCH_PREFIX = struct.Struct(">qi")
 """Base offset, and the length of the rest of the batch."""
 
 
-class Run:
+class UnparsedBatch:
     """The records of one batch, without those before the requested offset. They are parsed where they are processed.
 
-    To aiokafka a run looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
+    To aiokafka it looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
     parsed the records, each would move from one CPU's cache to another's: a sixth of the whole cost of catching up.
 
     Args:
@@ -63,7 +63,7 @@ class Run:
         return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
 
 
-class Passed:
+class EmptyOffsets:
     """Offsets after the last record that hold none: transaction markers, and records that compaction removed."""
 
     count = 0
@@ -75,8 +75,8 @@ class Passed:
         return []
 
 
-class Fetched:
-    """Records that aiokafka has parsed, with the interface of a run."""
+class ParsedRecords:
+    """Records that aiokafka has parsed, with the interface of `UnparsedBatch`."""
 
     def __init__(self, records: Sequence[Any]) -> None:
         self._records = records
@@ -87,8 +87,8 @@ class Fetched:
         return self._records
 
 
-class _Batch:
-    """A batch that iterates as one run."""
+class _SingleItemBatch:
+    """A batch that iterates as one `UnparsedBatch`."""
 
     def __init__(self, batch: Any, parsed: PartitionRecords, data: memoryview) -> None:
         self._batch, self._parsed, self._data = batch, parsed, data
@@ -105,12 +105,12 @@ class _Batch:
             return bool(accelerated.batches.is_whole(self._data))
         return bool(self._batch.validate_crc())
 
-    def __iter__(self) -> Iterator[Run]:
-        yield Run(self._batch, self._parsed.next_fetch_offset, self._data)
+    def __iter__(self) -> Iterator[UnparsedBatch]:
+        yield UnparsedBatch(self._batch, self._parsed.next_fetch_offset, self._data)
 
 
-class Batches:
-    """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition. It yields runs once `parsed` is set."""
+class UnparsedBatches:
+    """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition. It yields unparsed batches once `parsed` is set."""
 
     def __init__(self, data: bytes) -> None:
         self._records, self._rest = MemoryRecords(data), memoryview(data)
@@ -121,43 +121,43 @@ class Batches:
         batch = self._records.next_batch()
         size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
         data, self._rest = self._rest[:size], self._rest[size:]
-        return batch if self.parsed is None else _Batch(batch, self.parsed, data)
+        return batch if self.parsed is None else _SingleItemBatch(batch, self.parsed, data)
 
 
-class _Fetched(dict[Any, Any]):
-    """The results of aiokafka's fetcher, by partition. They yield runs, which saves copying each record into a `ConsumerRecord`."""
+class _FetchResults(dict[Any, Any]):
+    """The results of aiokafka's fetcher, by partition. They yield unparsed batches, which saves copying each record into a `ConsumerRecord`."""
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
             # weak references, because reference cycles would leave 3,000 objects a second to the garbage collector
             parsed._records.parsed = weakref.proxy(parsed)
-            parsed._consumer_record = _as_it_is
+            parsed._consumer_record = _unchanged
             result.getall = partial(_take, weakref.proxy(result))
         super().__setitem__(partition, result)
 
 
-def _as_it_is(_: Any, run: Run) -> Run:
-    return run
+def _unchanged(_: Any, part: UnparsedBatch) -> UnparsedBatch:
+    return part
 
 
-def _take(result: FetchResult, max_records: None) -> list[Run | Passed]:
-    """Replaces `FetchResult.getall`: takes runs until they hold CHUNK_RECORDS."""
+def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyOffsets]:
+    """Replaces `FetchResult.getall`: takes batches until they hold CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
-    taken: list[Run | Passed] = []
+    taken: list[UnparsedBatch | EmptyOffsets] = []
     count, through = 0, parsed.next_fetch_offset
     while count < CHUNK_RECORDS:
-        run = next(parsed, None)
-        if run is None:
+        part = next(parsed, None)
+        if part is None:
             result._partition_records = None
             break
-        taken.append(run)
-        count += run.count
-        through = run.offset + 1
+        taken.append(part)
+        count += part.count
+        through = part.offset + 1
     if parsed.next_fetch_offset > through:
-        taken.append(Passed(parsed.next_fetch_offset))
+        taken.append(EmptyOffsets(parsed.next_fetch_offset))
     result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
     return taken
 
@@ -185,16 +185,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         self._asked = asyncio.Event()
-        self.furthest: dict[Any, int] = {}
+        self.highest_requested: dict[Any, int] = {}
         """By partition: the highest offset requested since the last seek."""
-        self.begun_anew: set[Any] = set()
+        self.requested_below: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
         self._positions: dict[Any, int] = {}
         """By partition, if aiokafka parses: the offset after the last fetch."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         if not self.plain:
-            fetcher._records = _Fetched(fetcher._records)
+            fetcher._records = _FetchResults(fetcher._records)
         fetcher._proc_fetch_request = partial(self._on_demand, fetcher._proc_fetch_request)
         coordinator = self._ensure_consumer()._coordinator
         if isinstance(coordinator, GroupCoordinator):
@@ -220,12 +220,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             except asyncio.CancelledError:
                 return False                                             # as the original does, whose result aiokafka uses
         self.consumer.pace.fetching()  # type: ignore[attr-defined]
-        self._pass_own(*request)
+        self._skip_loopback(*request)
         return await fetch(*request)
 
-    def _pass_own(self, assignment: Any, _: int, request: Any) -> None:
+    def _skip_loopback(self, assignment: Any, _: int, request: Any) -> None:
         """Moves a request and the positions past frames that were delivered without a fetch, and notes partitions whose requested offset went back."""
-        passed = self.consumer.own.passed  # type: ignore[attr-defined]
+        passed = self.consumer.loopback.delivered_ranges  # type: ignore[attr-defined]
         for topic, partitions in request.topics:
             for place, (partition, offset, size) in enumerate(partitions):
                 tp = TopicPartition(topic, partition)
@@ -234,10 +234,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                     assignment.state_value(tp).seek(end)
                     partitions[place] = partition, end, size
                     offset = end
-                if offset < self.furthest.get(tp, 0):
-                    self.begun_anew.add(tp)
+                if offset < self.highest_requested.get(tp, 0):
+                    self.requested_below.add(tp)
                 else:
-                    self.furthest[tp] = offset
+                    self.highest_requested[tp] = offset
 
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
@@ -248,12 +248,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._asked.clear()
         if self.plain:
             fetched = self._with_passed(fetched)
-        self._brought = sum(run.count for runs in fetched.values() for run in runs)
+        self._brought = sum(part.count for parts in fetched.values() for part in parts)
         return fetched
 
-    def _with_passed(self, fetched: Mapping[Any, Sequence[Any]]) -> dict[Any, list[Fetched | Passed]]:
-        """What aiokafka has fetched in the form of runs, and where it has passed markers of transactions behind them."""
-        out: dict[Any, list[Fetched | Passed]] = {tp: [Fetched(records)] for tp, records in fetched.items() if records}
+    def _with_passed(self, fetched: Mapping[Any, Sequence[Any]]) -> dict[Any, list[ParsedRecords | EmptyOffsets]]:
+        """What aiokafka has fetched, as parts with the interface of `UnparsedBatch`, and where it has passed markers of transactions behind them."""
+        out: dict[Any, list[ParsedRecords | EmptyOffsets]] = {tp: [ParsedRecords(records)] for tp, records in fetched.items() if records}
         assignment = self._ensure_consumer()._subscription.subscription.assignment
         for tp in assignment.tps if assignment is not None else ():
             state = assignment.state_value(tp)
@@ -261,7 +261,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 before, self._positions[tp] = self._positions.get(tp), state.position
                 through = out[tp][-1].offset + 1 if tp in out else before
                 if through is not None and state.position > through:
-                    out.setdefault(tp, []).append(Passed(state.position))
+                    out.setdefault(tp, []).append(EmptyOffsets(state.position))
         return out
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
@@ -279,8 +279,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def seek_all(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._ensure_consumer()
         for tp, offset in offsets.items():
-            self.furthest.pop(tp, None)
-            self.begun_anew.discard(tp)
+            self.highest_requested.pop(tp, None)
+            self.requested_below.discard(tp)
             if self.plain:
                 self._positions[tp] = offset
             if tp in self.assignment():

@@ -10,11 +10,11 @@ from faust.types import TP
 
 from stockstream.transport.messages import VERSION_HEADER, Message
 
-OWN_BYTES = 8_000_000
+LOOPBACK_BYTES = 8_000_000
 """The most bytes of written and not yet delivered frames that are kept. Frames beyond that are fetched."""
 
 
-class OwnRecord(NamedTuple):
+class LoopbackRecord(NamedTuple):
     """A record that this worker wrote, with its position and timestamp in the log."""
 
     offset: int
@@ -25,16 +25,16 @@ class OwnRecord(NamedTuple):
     headers: tuple[tuple[str, bytes], ...]
 
 
-class Own:
+class Loopback:
     """The confirmed frames that this worker wrote to partitions it reads, where they continue what was read.
 
     All in-sync replicas hold such a frame at the confirmed offset, so a fetch would return the same frame, later. The consumer drops copies that a fetch
-    returns. A frame that does not continue what was read, or exceeds `OWN_BYTES`, is left to the fetch.
+    returns. A frame that does not continue what was read, or exceeds `LOOPBACK_BYTES`, is left to the fetch.
     """
 
     def __init__(self) -> None:
-        self.records: dict[TP, list[OwnRecord]] = {}
-        self.passed: dict[TP, tuple[int, int]] = {}
+        self.records: dict[TP, list[LoopbackRecord]] = {}
+        self.delivered_ranges: dict[TP, tuple[int, int]] = {}
         """By partition: the first delivered offset and the offset after the last. The fetching thread skips this range."""
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -54,11 +54,11 @@ class Own:
         if first != (waiting[-1].offset + 1 if waiting else expected):
             return False
         size = sum(len(message.value) for message in messages)
-        if self._size + size > OWN_BYTES:
+        if self._size + size > LOOPBACK_BYTES:
             return False
         self._size += size
         self.records.setdefault(tp, []).extend(
-            OwnRecord(first + number, timestamp, timestamp_type, message.key, message.value, (VERSION_HEADER, *message.headers))
+            LoopbackRecord(first + number, timestamp, timestamp_type, message.key, message.value, (VERSION_HEADER, *message.headers))
             for number, message in enumerate(messages)
         )
         if self._waiter is not None and not self._waiter.done():
@@ -72,16 +72,16 @@ class Own:
             self._waiter.set_result(None)
         return self._waiter
 
-    def take(self) -> dict[TP, list[OwnRecord]]:
+    def take(self) -> dict[TP, list[LoopbackRecord]]:
         """Returns all frames, and keeps none."""
         taken, self.records, self._size = self.records, {}, 0
         return taken
 
     def forget(self) -> None:
         self.take()
-        self.passed.clear()
+        self.delivered_ranges.clear()
 
-    def delivered(self, tp: TP, records: Sequence[OwnRecord]) -> None:
+    def delivered(self, tp: TP, records: Sequence[LoopbackRecord]) -> None:
         """Records that these frames were delivered, so that they need not be fetched."""
-        first, _ = self.passed.get(tp, (records[0].offset, 0))
-        self.passed[tp] = first, records[-1].offset + 1
+        first, _ = self.delivered_ranges.get(tp, (records[0].offset, 0))
+        self.delivered_ranges[tp] = first, records[-1].offset + 1

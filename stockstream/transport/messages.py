@@ -43,8 +43,8 @@ class Chunk:
     topic: str
     partition: int
     records: Sequence[Any]
-    epoch: int = 0
-    """`Consumer.epoch` when it was read. A chunk of an earlier assignment does not fit the rebuilt state and is dropped."""
+    assignment_number: int = 0
+    """`Consumer.assignment_number` when it was read. A chunk of an earlier assignment does not fit the rebuilt state and is dropped."""
     begin: int = -1
     """The offset after the previous chunk, or where reading began. From there through the last record the broker holds only these records. -1: unknown."""
     read: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)

@@ -16,7 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stockstream import accelerated
 from stockstream.backoff import pause_failed_updates
-from stockstream.transport.fetching import Batches
+from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.sending import REFUSED
 
 ZSTD_LEVEL = -1
@@ -36,7 +36,7 @@ def install(*, plain: bool = False) -> None:
     producer_sender.SendProduceReqHandler = Produce
     if plain:
         return
-    fetcher.MemoryRecords = Batches
+    fetcher.MemoryRecords = UnparsedBatches
     compress_quickly()
     if accelerated.batches is not None:                                  # readers of state and the views read as aiokafka does
         aiokafka_batches.lz4_decode, aiokafka_batches.zstd_decode = (

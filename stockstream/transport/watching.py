@@ -19,7 +19,7 @@ async def watchdog(app: Any, interval_s: float = 0.25) -> None:
 
     Runs until it is cancelled or the worker leaves. It also logs when the broker is lost and when it is back.
     """
-    app.fence.heard = lambda: app.consumer.thread.last_heartbeat
+    app.fence.last_heartbeat = lambda: app.consumer.thread.last_heartbeat
     outage, reason = Outage("broker lost", "broker back after", logger.warning), ""
     while True:
         await asyncio.sleep(interval_s)

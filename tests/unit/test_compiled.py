@@ -24,7 +24,7 @@ from stockstream.records import TEXTS as NAMES_OF_TEXTS
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import columns
 from stockstream.transforms.frames import coded, nullable, spread
-from stockstream.transport.fetching import Batches
+from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.messages import joined
 from stockstream.transport.patches import builder_for
 from tests.compilation import need_compiled
@@ -217,7 +217,7 @@ def test_records_are_a_sequence_that_keeps_its_batches() -> None:
 
 
 def test_the_workers_producer_and_consumer_use_them() -> None:
-    assert fetcher.MemoryRecords is Batches
+    assert fetcher.MemoryRecords is UnparsedBatches
     accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()
     builder = builder_for(accumulator)
     assert type(builder) is batches().Builder

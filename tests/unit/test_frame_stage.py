@@ -22,7 +22,7 @@ from stockstream.state.frame_stage import FrameStage
 from stockstream.transforms import frames
 from stockstream.transforms.frames import Frame, empty, encode
 from stockstream.transport.fence import Fence
-from stockstream.transport.loopback import OwnRecord
+from stockstream.transport.loopback import LoopbackRecord
 from stockstream.transport.messages import Chunk, Message, Outgoing
 from stockstream.transport.pacing import Pace
 from tests.patience import PATIENCE_S
@@ -97,8 +97,8 @@ class Line:
         self.again: list[tuple[int, int | None, int]] = []
         self.read_fault: Exception | None = None
         self.app: Any = SimpleNamespace(
-            parts=[], reader=SimpleNamespace(epoch=1, pace=Pace(200), guard=SimpleNamespace(holes=[])), sender=self, fence=Fence(6.0, self.left.append),
-            set_aside=SetAside("stockstream."), settings=Settings(),
+            parts=[], chunk_consumer=SimpleNamespace(assignment_number=1, pace=Pace(200), guard=SimpleNamespace(holes=[])), sender=self,
+            fence=Fence(6.0, self.left.append), set_aside=SetAside("stockstream."), settings=Settings(),
         )  # fmt: skip
         self.stage = Summing(
             self.app, self, TOPIC, lambda partition, records, _: Core(self, partition, records),  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ class Line:
         return [SimpleNamespace(offset=at, timestamp=0, value=self.log[partition][at]) for at in range(begin, end)]
 
     def chunk(self, partition: int, begin: int, end: int) -> Chunk:
-        return Chunk(TOPIC, partition, self.records(partition, begin, end), self.app.reader.epoch)
+        return Chunk(TOPIC, partition, self.records(partition, begin, end), self.app.chunk_consumer.assignment_number)
 
     async def stream(self) -> AsyncIterator[Chunk]:
         for begin in range(0, 12, 4):
@@ -145,7 +145,7 @@ class Line:
 
     async def run(self) -> None:
         """All twelve frames of both partitions, in chunks of four, and what follows from failures."""
-        self.app.reader.epoch += 1
+        self.app.chunk_consumer.assignment_number += 1
         await self.stage.assign({TOPIC: [0, 1]})
         await self.stage.work(self.stream())
         async with asyncio.timeout(PATIENCE_S):
@@ -284,7 +284,7 @@ async def test_an_assignment_while_a_frame_takes_long_leaves_nothing_behind(line
     await line.stage.assign({TOPIC: [0]})
     await line.stage.take(line.chunk(0, 0, 8))
     assert line.stage.apart == [0]
-    line.app.reader.epoch += 1
+    line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     assert not line.stage.apart
     go_on.set()
@@ -333,7 +333,7 @@ async def test_an_assignment_meanwhile_ends_the_rebuild(line: Line, monkeypatch:
     await line.stage.take(line.chunk(0, 0, 8))
     while not line.stage.rebuilding:
         await asyncio.sleep(0)
-    line.app.reader.epoch += 1
+    line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     assert not line.stage.rebuilding and list(line.stage.cores) == [0]
     await line.stage.take(line.chunk(0, 0, 12))
@@ -356,7 +356,7 @@ async def test_a_frame_that_fails_after_its_assignment_has_gone_takes_no_chunk_f
     await line.stage.assign({TOPIC: [0]})
     old = asyncio.create_task(line.stage.take(line.chunk(0, 0, 8)))
     await failing.wait()
-    line.app.reader.epoch += 1
+    line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     go_on.set()
     await old
@@ -394,7 +394,7 @@ def test_only_what_this_worker_has_written_itself_is_not_validated(line: Line, m
         return of(data, schema, timestamp)
 
     monkeypatch.setattr("stockstream.state.frame_reader.received", noted)
-    own = OwnRecord(0, 77, 0, None, line.log[0][0], ())
+    own = LoopbackRecord(0, 77, 0, None, line.log[0][0], ())
     fetched = SimpleNamespace(offset=1, timestamp=0, value=line.log[0][1])
     assert [offset for _, offset, _ in line.stage.reader.frames(Chunk(TOPIC, 0, [own, fetched]))] == [0, 1]
     assert validated == [0]

@@ -74,24 +74,26 @@ class Line:
     """A stage, its table, and the app that it needs."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.left: list[str] = []
         self.table, self.sender = Table(), Sender()
-        self.app: Any = SimpleNamespace(parts=[], reader=SimpleNamespace(epoch=1, pace=Pace(200)), sender=self.sender, fence=Fence(6.0, self.told.append))
+        consumer = SimpleNamespace(assignment_number=1, pace=Pace(200))
+        self.app: Any = SimpleNamespace(parts=[], chunk_consumer=consumer, sender=self.sender, fence=Fence(6.0, self.left.append))
         self.stage: Stage[Core] = Stage(
             self.app, self.table, TOPIC, lambda partition, records, _: Core(partition, records),  # type: ignore[arg-type]
             lambda core: int(core.records[b"head"]) if core.records else None, everything,
         )  # fmt: skip
 
     async def assign(self, *partitions: int) -> Mapping[TP, int | None]:
-        self.app.reader.epoch += 1
+        self.app.chunk_consumer.assignment_number += 1
         return await self.stage.assign({TOPIC: list(partitions), "another": [7]})
 
     async def stream(self) -> AsyncIterator[Chunk]:
         for partition in range(3):
             yield self.chunk(partition)
 
-    def chunk(self, partition: int, epoch: int | None = None) -> Chunk:
-        return Chunk(TOPIC, partition, [SimpleNamespace(offset=5)], self.app.reader.epoch if epoch is None else epoch)
+    def chunk(self, partition: int, assignment_number: int | None = None) -> Chunk:
+        number = self.app.chunk_consumer.assignment_number if assignment_number is None else assignment_number
+        return Chunk(TOPIC, partition, [SimpleNamespace(offset=5)], number)
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ async def test_assign_builds_every_core_anew_also_of_partitions_that_stay(line: 
 
 async def test_core_of_drops_chunks_of_another_assignment_and_of_partitions_that_have_gone(line: Line) -> None:
     await line.assign(0)
-    now = line.app.reader.epoch
+    now = line.app.chunk_consumer.assignment_number
     assert line.stage.core_of(line.chunk(0)) is line.stage.cores[0]
     assert line.stage.core_of(line.chunk(0, now - 1)) is None
     assert line.stage.core_of(line.chunk(1)) is None
@@ -190,7 +192,7 @@ async def test_an_error_in_an_agent_ends_the_worker_and_no_further_chunk_is_take
 
     line.stage.chunk = take  # type: ignore[method-assign]
     await line.stage.work(line.stream())
-    assert (taken, line.told) == ([0, 1], ["test: ticks.clean[1] from offset 5: KeyError: 'x'"])
+    assert (taken, line.left) == ([0, 1], ["test: ticks.clean[1] from offset 5: KeyError: 'x'"])
 
 
 async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
@@ -354,7 +356,7 @@ async def test_state_that_no_core_can_be_made_of_ends_the_start_in_one_line_that
         raise KeyError(0)
 
     line.stage._restore = restore
-    with pytest.raises(StateError) as told:
+    with pytest.raises(StateError) as left:
         await line.assign(0)
-    assert str(told.value).startswith("the state of test for partition 0 cannot be read (KeyError: 0): stop all workers and delete the topic test-changelog; ")
-    assert "\n" not in str(told.value)
+    assert str(left.value).startswith("the state of test for partition 0 cannot be read (KeyError: 0): stop all workers and delete the topic test-changelog; ")
+    assert "\n" not in str(left.value)

@@ -26,9 +26,9 @@ from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.set_aside import SetAside
 from stockstream.transport.consumer import Consumer
 from stockstream.transport.fence import Fence
-from stockstream.transport.fetching import LOST_S, ConsumerThread, Passed
+from stockstream.transport.fetching import LOST_S, ConsumerThread, EmptyOffsets
 from stockstream.transport.guard import HOLES_KEPT, Guard, Hole
-from stockstream.transport.loopback import Own
+from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Handed, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
 from stockstream.transport.patches import Produce
@@ -208,10 +208,10 @@ def test_heartbeats_that_the_group_confirmed_keep_a_process_that_computes(clock:
     fence = Fence(6.0, told.append)
     fence.tick()
     clock.now += 30
-    fence.heard = lambda: clock.now - 1
+    fence.last_heartbeat = lambda: clock.now - 1
     fence.check()
     assert not told
-    fence.heard = lambda: clock.now - 4
+    fence.last_heartbeat = lambda: clock.now - 4
     with pytest.raises(FencedError):
         fence.check()
 
@@ -657,14 +657,14 @@ class SeekingThread:
 
 def seeking(positions: Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]) -> tuple[Consumer, SeekingThread]:
     read, thread = consumer([]), SeekingThread()
-    read.guard, read._held, read._held_since, read._begins, read._through, read.epoch, read._seeking = Guard(), {}, {}, {}, {P: 4}, 0, False
+    read.guard, read._held, read._held_since, read._begins, read._through, read.assignment_number, read._seeking = Guard(), {}, {}, {}, {P: 4}, 0, False
     read._thread = thread  # type: ignore[assignment]
     read._active_partitions, read._paused_partitions = set(), set()
     read.app = SimpleNamespace(
         positions=positions, tables=SimpleNamespace(changelog_topics=set()), conf=SimpleNamespace(broker_request_timeout=9.0),
         settings=SimpleNamespace(topic=lambda name: name),
     )  # fmt: skip
-    read.pace, read.own = Pace(200), Own()
+    read.pace, read.loopback = Pace(200), Loopback()
     return read, thread
 
 
@@ -677,7 +677,7 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
     await read.perform_seek()
     assert thread.sought == read.guard.expected == read._begins == {P: 17, TP("ticks.raw", 4): 104}
     assert not read.guard.probed and read._through == read._begins
-    assert (read.epoch, read._seeking) == (1, False)
+    assert (read.assignment_number, read._seeking) == (1, False)
     assert read.pace.partitions == {P.partition, 4}
 
 
@@ -696,15 +696,15 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
     first, second = asyncio.Event(), asyncio.Event()
 
     async def positions(assigned: set[TP]) -> Mapping[TP, int | None]:
-        epoch = read.epoch
-        await (first if epoch == 1 else second).wait()
-        return {P: epoch * 100}
+        assignment_number = read.assignment_number
+        await (first if assignment_number == 1 else second).wait()
+        return {P: assignment_number * 100}
 
     read, thread = seeking(positions)
     old = asyncio.create_task(read.perform_seek())
-    await eventually(lambda: read.epoch == 1)
+    await eventually(lambda: read.assignment_number == 1)
     new = asyncio.create_task(read.perform_seek())
-    await eventually(lambda: read.epoch == 2)
+    await eventually(lambda: read.assignment_number == 2)
     first.set()
     await old
     assert read._seeking and not thread.sought, "the newer one is not done"
@@ -734,20 +734,20 @@ class Reading:
             settings=SimpleNamespace(gather_ms=0, topic=lambda name: name), fence=Fence(6.0, self.told.append), should_stop=False, embedded=False
         )
         self.transport = SimpleNamespace(app=self.app)
-        self._stopped, self.flow_active, self._seeking, self.epoch = asyncio.Event(), True, False, 1
+        self._stopped, self.flow_active, self._seeking, self.assignment_number = asyncio.Event(), True, False, 1
         self._held: dict[TP, Any] = {}
         self._held_since: dict[TP, float] = {}
         self._through: dict[TP, int] = {}
         self.guard = Guard()
-        self.pace, self.own = Pace(200), Own()
+        self.pace, self.loopback = Pace(200), Loopback()
         self.high: int | None = None
-        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), furthest={}, begun_anew=set())
+        self._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: self.high), highest_requested={}, requested_below=set())
         self.delivered: list[tuple[TP, list[int]]] = []
 
     plain = False
     sent: Any = Consumer.sent
     _confirmed: Any = Consumer._confirmed
-    _deliver_own: Any = Consumer._deliver_own
+    _deliver_loopback: Any = Consumer._deliver_loopback
     _downstream_first: Any = Consumer._downstream_first
     _meanwhile: Any = Consumer._meanwhile
     _require_end: Any = Consumer._require_end
@@ -795,7 +795,7 @@ async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pyt
     """Else a log that ends with a transaction's marker would never be read to its end, and a quiet source's last second never closed."""
     reading = Reading({P: records(5)}, {P: []})
     reading.app.should_stop = True
-    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), Passed(8)])
+    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), EmptyOffsets(8)])
     await reading.run()
     assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 6} and reading._through == {P: 8}
 
@@ -844,11 +844,11 @@ def test_a_partition_that_the_broker_was_never_asked_for_was_never_polled() -> N
 async def test_many_records_are_delivered_in_chunks_until_the_assignment_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.transport.messages.CHUNK_RECORDS", 2)
     read, delivered = consumer([]), []
-    read.epoch = 1
+    read.assignment_number = 1
 
     async def deliver(tp: TP, some: list[Any]) -> None:
         delivered.append(offsets(some))
-        read.epoch += len(delivered) == 2
+        read.assignment_number += len(delivered) == 2
 
     read._deliver_chunk = deliver  # type: ignore[method-assign, assignment]
     await read._deliver(P, records(1, 2, 3))
@@ -985,16 +985,16 @@ def confirmed(offset: int) -> asyncio.Future[Any]:
 
 
 def test_what_this_worker_has_written_is_taken_where_it_follows_upon_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Own()
-    monkeypatch.setattr("stockstream.transport.loopback.OWN_BYTES", 200)
+    loopback = Loopback()
+    monkeypatch.setattr("stockstream.transport.loopback.LOOPBACK_BYTES", 200)
     for expected, first in ((None, 0), (7, 6), (7, 8), (7, -1)):
-        assert not own.add(CLEAN, expected, first, 5, 0, FRAMES), (expected, first)
-    assert own.add(CLEAN, 7, 7, 5, 0, FRAMES) and own.add(CLEAN, 7, 9, 6, 0, FRAMES)
-    assert not own.add(CLEAN, 7, 9, 6, 0, FRAMES) and not own.add(P, 1, 1, 5, 0, FRAMES), "told again; too much"
-    taken = own.take()[CLEAN]
+        assert not loopback.add(CLEAN, expected, first, 5, 0, FRAMES), (expected, first)
+    assert loopback.add(CLEAN, 7, 7, 5, 0, FRAMES) and loopback.add(CLEAN, 7, 9, 6, 0, FRAMES)
+    assert not loopback.add(CLEAN, 7, 9, 6, 0, FRAMES) and not loopback.add(P, 1, 1, 5, 0, FRAMES), "told again; too much"
+    taken = loopback.take()[CLEAN]
     assert [(r.offset, r.timestamp, r.key, r.value[:1]) for r in taken] == [(7, 5, None, b"a"), (8, 5, b"k", b"b"), (9, 6, None, b"a"), (10, 6, b"k", b"b")]
     assert taken[1].headers == (VERSION_HEADER, ("hops", b"[1]"))
-    assert not own.take() and own.add(P, 1, 1, 5, 0, FRAMES), "there is room again"
+    assert not loopback.take() and loopback.add(P, 1, 1, 5, 0, FRAMES), "there is room again"
 
 
 async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and_its_copy_is_dropped_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1050,10 +1050,10 @@ async def test_what_does_not_follow_upon_what_was_read_is_fetched(why: str) -> N
     reading.sent(CLEAN, [(future, FRAMES)])
     if why == "not assigned":
         del reading.guard.expected[CLEAN]
-    reading.epoch += why == "assigned anew"
+    reading.assignment_number += why == "assigned anew"
     reading._seeking, reading.app.embedded = why == "seeking", why == "embedded"
     await asyncio.sleep(0)
-    assert not reading.own.take() and reading.pace._arrived.is_set()
+    assert not reading.loopback.take() and reading.pace._arrived.is_set()
 
 
 @pytest.mark.parametrize("meanwhile", ["revoked", "suspended", "sought back", "read"])
@@ -1067,8 +1067,8 @@ async def test_what_is_of_no_use_any_more_when_its_turn_comes_is_not_delivered(m
     else:
         reading.guard.expected[CLEAN] = {"sought back": 6, "read": 9}.get(meanwhile, 7)
     reading.flow_active = meanwhile != "suspended"
-    await reading._deliver_own()
-    assert not reading.delivered and not reading.own.records
+    await reading._deliver_loopback()
+    assert not reading.delivered and not reading.loopback.records
 
 
 async def test_a_topic_that_ends_before_what_was_fetched_was_made_again_but_not_before_what_was_written() -> None:
@@ -1129,9 +1129,9 @@ class Fetching(ConsumerThread):
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self.furthest, self.begun_anew = {}, set()
+        self.highest_requested, self.requested_below = {}, set()
         self.sent: list[int] = []
-        self.consumer: Any = SimpleNamespace(pace=Pace(200), own=Own())
+        self.consumer: Any = SimpleNamespace(pace=Pace(200), loopback=Loopback())
 
     async def fetch(self, _: Any, number: int, request: Any) -> bool:
         self.sent.append(number)
@@ -1154,18 +1154,18 @@ async def test_a_fetch_is_sent_when_it_is_asked_for_and_ahead_in_a_backlog() -> 
 
 async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
     thread, sought = Fetching(), []
-    own = thread.consumer.own
+    loopback = thread.consumer.loopback
     for partition, offsets_ in ((3, (7, 8)), (3, (9,)), (4, (5,)), (5, (5, 6)), (6, (1,))):
-        own.delivered(TP("ticks.clean", partition), records(*offsets_))
+        loopback.delivered(TP("ticks.clean", partition), records(*offsets_))
     partitions = [(3, 8, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)]    # within; behind; before, as after a reset; none
     request = SimpleNamespace(topics=[("windows", [(3, 7, 100)]), ("ticks.clean", partitions)])
     assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: sought.append((tp, offset))))
     thread._brought = SMALL_FETCH
     await thread._on_demand(thread.fetch, assignment, 1, request)
     assert request.topics == [("windows", [(3, 7, 100)]), ("ticks.clean", [(3, 10, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)])]
-    assert sought == [(TP("ticks.clean", 3), 10)] and list(own.passed) == [TP("ticks.clean", 6)], "each is passed once"
-    own.forget()
-    assert not own.passed
+    assert sought == [(TP("ticks.clean", 3), 10)] and list(loopback.delivered_ranges) == [TP("ticks.clean", 6)], "each is passed once"
+    loopback.forget()
+    assert not loopback.delivered_ranges
 
 
 async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
@@ -1178,19 +1178,19 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
         await thread._on_demand(thread.fetch, assignment, 1, SimpleNamespace(topics=[("ticks.clean", [(3, offset, 100)])]))
 
     await ask(7)
-    thread.consumer.own.delivered(CLEAN, records(7, 8))
+    thread.consumer.loopback.delivered(CLEAN, records(7, 8))
     await ask(7)
-    assert not thread.begun_anew and thread.furthest == {CLEAN: 9}
+    assert not thread.requested_below and thread.highest_requested == {CLEAN: 9}
     await ask(0)
-    assert thread.begun_anew == {CLEAN}
+    assert thread.requested_below == {CLEAN}
     thread._consumer, thread.assignment = SimpleNamespace(), set  # type: ignore[method-assign]
     await thread.seek_all({CLEAN: 4})
     await ask(4)
-    assert not thread.begun_anew and thread.furthest == {CLEAN: 4}, "a seek of ours may go back"
+    assert not thread.requested_below and thread.highest_requested == {CLEAN: 4}, "a seek of ours may go back"
 
     reading = Reading({CLEAN: records(0, 1)})
     reading.guard.expected[CLEAN], reading.high, reading.app.should_stop = 9, 2, True
-    reading._thread.furthest, reading._thread.begun_anew = {CLEAN: 9}, {CLEAN}
+    reading._thread.highest_requested, reading._thread.requested_below = {CLEAN: 9}, {CLEAN}
     with pytest.raises(FencedError):
         await reading.run()
     assert "ends at 2, before 9" in reading.told[0]
@@ -1366,7 +1366,7 @@ async def test_the_watchdog_leaves_when_something_is_wrong(watched: Watched, spo
 
 
 def test_a_chunk_comes_to_the_agent_as_it_is() -> None:
-    chunk = Chunk("ticks.raw", 3, records(4, 5, 9), epoch=2)
+    chunk = Chunk("ticks.raw", 3, records(4, 5, 9), assignment_number=2)
     message = SimpleNamespace(key=None, value=chunk)
     schema = ChunkSchema(allow_empty=True)
     assert schema.loads_value(None, message) is chunk

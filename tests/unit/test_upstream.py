@@ -55,7 +55,7 @@ from stockstream.settings import Settings
 from stockstream.state.changelog_table import StateTable
 from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
-from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, Run, _Fetched
+from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, UnparsedBatch, _FetchResults
 from stockstream.transport.messages import Chunk
 from stockstream.transport.patches import CODECS, aiokafka_batches, compress_quickly
 from stockstream.transport.producer import Producer
@@ -127,8 +127,8 @@ async def test_a_chunk_fits_into_a_message_of_faust(room: bool) -> None:
 
     tp = TP("ticks.raw", 3)
     read: Any = SimpleNamespace(
-        _delivered=defaultdict(list), _begins={tp: 38}, epoch=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback, wait_first=wait_first,
-        suspend_flow=asyncio.Event(), _room_for=lambda tp: room,
+        _delivered=defaultdict(list), _begins={tp: 38}, assignment_number=4, app=SimpleNamespace(consumer_generation_id=7), callback=callback,
+        wait_first=wait_first, suspend_flow=asyncio.Event(), _room_for=lambda tp: room,
     )  # fmt: skip
     record = SimpleNamespace(offset=41, timestamp=1_700_000_000_123, timestamp_type=0)
     await Consumer._deliver_chunk(read, tp, [SimpleNamespace(offset=40), record])
@@ -202,19 +202,19 @@ def fetched(begin: int, *batches: bytes, check_crcs: bool = False) -> tuple[Fetc
         P, fetcher.MemoryRecords(b"".join(batches)), aborted_transactions=[], fetch_offset=begin, key_deserializer=None, value_deserializer=None,
         check_crcs=check_crcs, isolation_level=1,
     )  # fmt: skip
-    assigned, ours = Assigned(begin), _Fetched()
+    assigned, ours = Assigned(begin), _FetchResults()
     result = ours[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
     assert ours[P] is result
     return result, assigned
 
 
-def parsed(runs: list[Run]) -> list[Any]:
+def parsed(runs: list[UnparsedBatch]) -> list[Any]:
     return [record for run in runs for record in run.records()]
 
 
 @pytest.mark.usefixtures("engine")
 def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
-    """`transport.fetching._Fetched` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
+    """`transport.fetching._FetchResults` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
     result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
     runs = result.getall(None)
     assert [(run.offset, run.count) for run in runs] == [(1, 2), (7, 1)]
@@ -257,7 +257,7 @@ def test_what_the_broker_passes_behind_the_last_record_is_told() -> None:
 
 def test_batches_of_the_old_formats_have_no_first_offset() -> None:
     batch: Any = SimpleNamespace(next_offset=7)
-    assert (Run(batch, 4).offset, Run(batch, 4).count) == (6, 3)
+    assert (UnparsedBatch(batch, 4).offset, UnparsedBatch(batch, 4).count) == (6, 3)
 
 
 def test_the_broker_is_asked_for_each_partition_also_where_it_has_nothing() -> None:
@@ -274,7 +274,7 @@ def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
 
 @pytest.mark.usefixtures("engine")
 def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
-    """aiokafka asks the batch, which is ours: `transport.fetching._Batch.validate_crc`."""
+    """aiokafka asks the batch, which is ours: `transport.fetching._SingleItemBatch.validate_crc`."""
     batch = batch_of(0, b"a", b"b")
     result, _ = fetched(0, batch, check_crcs=True)
     assert [record.value for record in parsed(result.getall(None))] == [b"a", b"b"]
@@ -521,7 +521,7 @@ async def test_an_error_in_a_commit_crashes_faust_and_not_us(error: Exception) -
 async def test_faust_hard_codes_how_long_a_fetch_waits_and_ours_waits_less(app: App) -> None:
     """`transport.fetching.ConsumerThread._create_worker_consumer`; aiokafka reads both values at the start."""
     assert "fetch_max_wait_ms=1500" in source(driver.AIOKafkaConsumerThread._create_worker_consumer)
-    consumer = app.reader.thread._create_worker_consumer(app.transport)
+    consumer = app.chunk_consumer.thread._create_worker_consumer(app.transport)
     assert consumer._fetch_max_wait_ms == FETCH_MAX_WAIT_MS < 1_500
     assert consumer._isolation_level == "read_committed"
     started = source(aiokafka.AIOKafkaConsumer.start)
@@ -542,7 +542,7 @@ def test_aiokafka_fetches_ahead_and_then_nothing_until_that_is_taken() -> None:
 
 
 def test_a_request_to_fetch_is_asked_for_its_offsets_when_it_goes_and_when_it_is_answered() -> None:
-    """`transport.fetching.ConsumerThread._pass_own` moves both on: an answer whose offset is not the position is dropped."""
+    """`transport.fetching.ConsumerThread._skip_loopback` moves both on: an answer whose offset is not the position is dropped."""
     answered = source(Fetcher._proc_fetch_request)
     assert answered.index("self._client.send(node_id, request)") < answered.index("for topic, partitions in request.topics:")
     assert "tp_state.position != fetch_offset" in answered
@@ -626,8 +626,8 @@ def test_faust_makes_its_web_server_before_it_knows_whether_there_is_to_be_one()
 
 async def test_our_classes_are_the_ones_that_faust_makes(app: App) -> None:
     assert type(app.consumer) is Consumer and type(app.producer) is Producer
-    assert type(app.reader.thread) is ConsumerThread
-    assert app.reader._thread is app.reader.thread
+    assert type(app.chunk_consumer.thread) is ConsumerThread
+    assert app.chunk_consumer._thread is app.chunk_consumer.thread
 
 
 # -- membership -------------------------------------------------------------
@@ -703,7 +703,7 @@ async def test_heartbeats_are_noted_when_the_group_confirms_them(monkeypatch: py
     assert noted >= begun
     assert await coordinator._do_heartbeat() is False
     assert thread.last_heartbeat == noted
-    assert isinstance(thread._consumer._fetcher._records, _Fetched)
+    assert isinstance(thread._consumer._fetcher._records, _FetchResults)
 
 
 # -- the producer -----------------------------------------------------------
@@ -800,12 +800,12 @@ async def test_parts_are_released_before_a_rebalance_goes_on(app: App) -> None:
 
 async def test_what_is_under_way_of_an_assignment_that_is_over_is_of_no_use(app: App) -> None:
     """A takeover that is still reading state when its partitions are revoked must not go on: Faust cancels it at the next assignment only."""
-    epoch = app.reader.epoch
+    assignment_number = app.chunk_consumer.assignment_number
     await app.on_partitions_revoked.send({TP("ticks.raw", 3)})
     await app.on_partitions_assigned.send({TP("ticks.raw", 3)})
-    assert app.reader.epoch == epoch + 1
+    assert app.chunk_consumer.assignment_number == assignment_number + 1
     await app.on_partitions_assigned.send(set())
-    assert app.reader.epoch == epoch + 2
+    assert app.chunk_consumer.assignment_number == assignment_number + 2
 
 
 async def test_a_broker_that_does_not_answer_holds_the_end_up_for_a_while_only(app: App, monkeypatch: pytest.MonkeyPatch) -> None:

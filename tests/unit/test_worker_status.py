@@ -20,11 +20,11 @@ def lags() -> dict[tuple[str, str], float]:
     return {(sample.labels["topic"], sample.labels["partition"]): sample.value for sample in family.samples}
 
 
-def told_by(assigned: set[TP]) -> Status:
-    reader = SimpleNamespace(assignment=lambda: assigned, lag=lambda tp: tp.partition, guard=SimpleNamespace(holes=[], rereads=0))
+def status_of(assigned: set[TP]) -> Status:
+    consumer = SimpleNamespace(assignment=lambda: assigned, lag=lambda tp: tp.partition, guard=SimpleNamespace(holes=[], rereads=0))
     fake: Any = SimpleNamespace(
-        reader=reader, consumer=reader, settings=app.settings, term=1, tables=SimpleNamespace(changelog_topics=set()), set_aside=app.set_aside,
-        waiting_for="",
+        chunk_consumer=consumer, consumer=consumer, settings=app.settings, term=1, tables=SimpleNamespace(changelog_topics=set()),
+        set_aside=app.set_aside, waiting_for="",
     )
     return Status(fake)
 
@@ -32,7 +32,7 @@ def told_by(assigned: set[TP]) -> Status:
 def test_the_lag_of_a_partition_that_went_to_another_worker_is_exported_no_more() -> None:
     raw = app.settings.topic("ticks.raw")
     assigned = {TP(raw, number) for number in range(4)}
-    status = told_by(assigned)
+    status = status_of(assigned)
     status.pipeline()
     assert lags() == {("ticks.raw", str(number)): number for number in range(4)}
     assigned.difference_update({TP(raw, 0), TP(raw, 3)})

@@ -26,9 +26,9 @@ class Bench:
         self.stage, self.sends, self.stored = stage, list[Outgoing](), dict[bytes, bytes]()
         self.submissions = 0
         self.offset = 0
-        self.epoch = 7
-        reader = SimpleNamespace(epoch=self.epoch, guard=SimpleNamespace(holes=[]))
-        monkeypatch.setattr(type(app), "reader", reader)
+        self.assignment_number = 7
+        reader = SimpleNamespace(assignment_number=self.assignment_number, guard=SimpleNamespace(holes=[]))
+        monkeypatch.setattr(type(app), "chunk_consumer", reader)
         monkeypatch.setattr(type(app), "term", 1)
         self.place(core)
 
@@ -52,12 +52,12 @@ class Bench:
     async def close(self, timeout_s: float = 0.0) -> None:
         """In place of `Pipe.close`."""
 
-    def chunk(self, *frames: Frame, epoch: int | None = None, hops: Sequence[int] = ()) -> Chunk:
+    def chunk(self, *frames: Frame, assignment_number: int | None = None, hops: Sequence[int] = ()) -> Chunk:
         """The frames as records that follow each other in the agent's topic."""
         headers = hops_header(*hops) if hops else ()
         records = [SimpleNamespace(offset=self.offset + at, timestamp=0, value=encode(frame), headers=headers) for at, frame in enumerate(frames)]
         self.offset += len(records)
-        return Chunk(self.stage.topic, PARTITION, records, self.epoch if epoch is None else epoch)
+        return Chunk(self.stage.topic, PARTITION, records, self.assignment_number if assignment_number is None else assignment_number)
 
     def messages(self, topic: str) -> list[Message]:
         """What was sent to a topic, in order."""

@@ -126,5 +126,5 @@ async def test_a_restart_after_each_frame_changes_no_frame(bench: Bench) -> None
 
 
 async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(*ticking(range(4)), epoch=bench.epoch - 1))
+    await bench.stage.chunk(bench.chunk(*ticking(range(4)), assignment_number=bench.assignment_number - 1))
     assert (bench.submissions, bench.sends, bench.stored) == (0, [], {})

@@ -48,14 +48,14 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """A fake in place of the archive, with partitions 3 and 4 of this worker."""
     taken = Taken()
     monkeypatch.setattr(agents.archive, "settings", app.settings.model_copy(update={"archive": "file:///nowhere"}))
-    monkeypatch.setattr(type(app), "reader", SimpleNamespace(epoch=1))
+    monkeypatch.setattr(type(app), "chunk_consumer", SimpleNamespace(assignment_number=1))
     for name, value in {"archive": taken, "owned": {3, 4}, "begun": {3, 4}, "waiting": {}}.items():
         monkeypatch.setattr(stage, name, value)
     return taken
 
 
-def chunk(partition: int, begin: int, *offsets: int, epoch: int = 1) -> Chunk:
-    return Chunk(RAW, partition, [Record(offset) for offset in offsets], epoch, begin)
+def chunk(partition: int, begin: int, *offsets: int, assignment_number: int = 1) -> Chunk:
+    return Chunk(RAW, partition, [Record(offset) for offset in offsets], assignment_number, begin)
 
 
 async def test_small_chunks_wait_to_be_more(archive: Taken) -> None:
@@ -94,7 +94,7 @@ async def test_nobody_vouches_for_what_was_before_the_first_chunk_of_an_assignme
 async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends(archive: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
     await stage.raw(chunk(3, 10, 10))
     await stage.raw(chunk(4, 5, 5))
-    await stage.raw(chunk(4, 6, 6, epoch=0))
+    await stage.raw(chunk(4, 6, 6, assignment_number=0))
     assert await stage.assign({RAW: [3]}) == {}
     await stage.raw(chunk(4, 6, 6))
     await stage.raw(chunk(3, 11, 11))

@@ -159,7 +159,7 @@ async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
     cores[3] = SimpleNamespace(expect=expect, waiting=0, idle=lambda: [Idle("s", 2, 3_000)])
     tp = TP(stage.topic, 3)
     reader = SimpleNamespace(guard=SimpleNamespace(expected={tp: 12}), at_end=lambda of: at_end, polled=lambda of: polled)
-    monkeypatch.setattr(type(app), "reader", reader)
+    monkeypatch.setattr(type(app), "chunk_consumer", reader)
     for name, value in {"pipes": {3: None}, "saved": {3: 99}, "told": {}, "submit": submit}.items():
         monkeypatch.setattr(stage, name, value)
     monkeypatch.setattr(agents.clean, "now_ms", lambda: wall)

@@ -89,7 +89,7 @@ async def test_frames_that_come_again_raise_no_alert_twice(bench: Bench) -> None
 
 
 async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(second(0, spike("A", 0)), epoch=bench.epoch - 1))
+    await bench.stage.chunk(bench.chunk(second(0, spike("A", 0)), assignment_number=bench.assignment_number - 1))
     assert (bench.submissions, bench.sends, bench.stored) == (0, [], {})
 
 

@@ -41,7 +41,7 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     counted: list[tuple[str, str]] = []
     monkeypatch.setattr("stockstream.state.frame_reader.metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
     holes = [Hole("ticks.clean", 3, 5, 7), Hole("ticks.clean", 4, 5, 8)]
-    app = SimpleNamespace(reader=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings())
+    app = SimpleNamespace(chunk_consumer=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings())
     monkeypatch.setattr("stockstream.state.frame_reader.app", app)
     return counted
 
