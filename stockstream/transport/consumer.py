@@ -60,7 +60,7 @@ class Consumer(driver.Consumer):
         self._through: dict[TP, int] = {}
         """By partition: the offset after everything that was fetched, transaction markers included; before the first fetch, where reading began."""
         self.assignment_number = 0
-        """Number of the current assignment; rises at each assignment and revocation. A chunk carries it, so that agents drop chunks of an earlier assignment."""
+        """Number of the current assignment; rises at each assignment and revocation. A chunk carries it, so that agents drop those of an earlier assignment."""
         self._seeking = False
         super().__init__(*args, **kwargs)
         self.guard.on_hole = getattr(self.app, "on_hole", None)
