@@ -24,7 +24,7 @@ from stockstream.transport.messages import Chunk, Message, Outgoing
 from tables.aggregate import table
 
 LATEST_S = 60
-TOLD_MOST = 500_000
+LATEST_SENT_KEPT = 500_000
 """How many symbols a worker remembers. Beyond that it forgets the oldest, and may then send a row of `latest` before LATEST_S have passed."""
 settings = app.settings
 _encode = msgspec.json.Encoder().encode
@@ -41,15 +41,15 @@ class Aggregation(FrameStage[Windows]):
         super().__init__(
             app, table, settings.topic("ticks.clean"), _restore, Windows.needs, FrameReader("aggregate", TICKS_SCHEMA), Windows.readable, Windows.takes_long
         )
-        self.told: dict[str, tuple[str, int]] = {}
-        self._told_before: dict[str, tuple[str, int]] = {}
+        self.latest_sent: dict[str, tuple[str, int]] = {}
+        self._latest_sent_before: dict[str, tuple[str, int]] = {}
 
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
-        self._told_before.clear()
-        self.told.clear()                                                # rows in flight may have been dropped
+        self._latest_sent_before.clear()
+        self.latest_sent.clear()                                         # rows in flight may have been dropped
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         partition = chunk.partition
         core = self.core_of(chunk)
         if core is None:
@@ -85,17 +85,17 @@ class Aggregation(FrameStage[Windows]):
             source, due = part.source, []
             for symbol, row in newest.items():
                 second = int(part.values["second"][row])
-                before, last_second = self.told.get(symbol) or self._told_before.get(symbol, ("", 0))
+                before, last_second = self.latest_sent.get(symbol) or self._latest_sent_before.get(symbol, ("", 0))
                 if source != before:
                     # send at once; the next row comes after a delay that depends on the symbol, so that symbols that began together do not stay in step
-                    self.told[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
+                    self.latest_sent[symbol] = source, second + zlib.crc32(symbol.encode()) % LATEST_S
                 elif second - last_second >= LATEST_S:
-                    self.told[symbol] = source, second
+                    self.latest_sent[symbol] = source, second
                 else:
                     continue
                 due.append(row)
-            if len(self.told) > TOLD_MOST:
-                self.told, self._told_before = {}, self.told             # symbols without a new row are dropped the next time
+            if len(self.latest_sent) > LATEST_SENT_KEPT:
+                self.latest_sent, self._latest_sent_before = {}, self.latest_sent  # symbols without a new row are dropped the next time
             if due:
                 messages += [Message(row.symbol.encode(), _encode(row)) for row in part.json_rows(due, partition)]
         return messages

@@ -25,7 +25,7 @@ from stockstream.sinks.stores import open_store
 from stockstream.state.frame_reader import frame_of
 from stockstream.status import metrics, status
 from stockstream.transport.messages import Chunk, joined
-from stockstream.transport.pacing import SEND_TURNS
+from stockstream.transport.pacing import SEND_ITERATIONS
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Archiving:
     def __init__(self) -> None:
         self.archive: Archive | None = None
         self.owned: set[int] = set()
-        self.begun: set[int] = set()
+        self.received: set[int] = set()
         """Partitions that have received a chunk since they were assigned. Only from then on does `Chunk.begin` account for holes since the last chunk."""
-        self.waiting: dict[int, tuple[Sequence[Any], int | None]] = {}
+        self.buffered: dict[int, tuple[Sequence[Any], int | None]] = {}
         """By partition: contiguous records, and the offset from which on they are all that Kafka holds (None: unknown)."""
         app.parts.append(self)
 
@@ -61,7 +61,7 @@ class Archiving:
             metrics.forget_archive_offset(partition)
         for partition in now - self.owned:
             self.archive.assign(partition)
-        self.owned, self.begun = now, set()
+        self.owned, self.received = now, set()
         return {}
 
     async def release(self, timeout_s: float) -> None:
@@ -76,9 +76,9 @@ class Archiving:
             return
         partition = chunk.partition
         # after an assignment the reader seeks, so the first chunk need not follow the last one
-        begin = chunk.begin if partition in self.begun and chunk.begin >= 0 else None
-        self.begun.add(partition)
-        records, since = self.waiting.pop(partition, ([], begin))
+        begin = chunk.begin if partition in self.received and chunk.begin >= 0 else None
+        self.received.add(partition)
+        records, since = self.buffered.pop(partition, ([], begin))
         if records and chunk.begin != records[-1].offset + 1:
             await self._add(partition, records, since)
             records, since = [], begin
@@ -86,12 +86,12 @@ class Archiving:
         if len(records) >= TOGETHER:
             await self._add(partition, records, since)
         else:
-            self.waiting[partition] = records, since
+            self.buffered[partition] = records, since
 
     async def hand_over(self) -> None:
         """Passes all buffered records to the archive."""
-        waiting, self.waiting = self.waiting, {}
-        for partition, (records, since) in waiting.items():
+        buffered, self.buffered = self.buffered, {}
+        for partition, (records, since) in buffered.items():
             await self._add(partition, records, since)
 
     async def _add(self, partition: int, records: Sequence[Any], since: int | None) -> None:
@@ -134,7 +134,7 @@ async def archive_raw(stream: Any) -> None:
 async def archive_clean(stream: Any) -> None:
     """Archives accepted rows."""
     async for chunk in stream:
-        await app.chunk_consumer.pace.let_pass(SEND_TURNS)                       # other agents go first: their output is awaited, the archive's is not
+        await app.chunk_consumer.pace.let_pass(SEND_ITERATIONS)          # other agents go first: their output is awaited, the archive's is not
         await stage.clean(chunk)
 
 

@@ -63,11 +63,11 @@ class Cleaning(Stage[Cleaner]):
             app, table, settings.topic("ticks.raw"), self._from_records, lambda core: core.expect if core.expect >= 0 else None, _needs, Cleaner.readable
         )
         self.snapshot_due: dict[int, float] = {}
-        self.saved: dict[int, int] = {}
+        self.snapshot_offset: dict[int, int] = {}
         """By partition: the raw offset from which the last snapshot resumes."""
         self.flushed_at: dict[int, float] = {}
-        self.hops: dict[int, int] = {}
-        self.told: dict[tuple[int, str], tuple[int, float]] = {}
+        self.newest_arrival_ms: dict[int, int] = {}
+        self.punctuated: dict[tuple[int, str], tuple[int, float]] = {}
         """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
 
     def _new(self, partition: int) -> Cleaner:
@@ -98,8 +98,8 @@ class Cleaning(Stage[Cleaner]):
         now = time.monotonic()
         self.snapshot_due = dict.fromkeys(self.cores, now + SNAPSHOT_S)
         self.flushed_at = dict.fromkeys(self.cores, now)
-        self.saved = {partition: core.expect for partition, core in self.cores.items()}
-        self.told.clear()
+        self.snapshot_offset = {partition: core.expect for partition, core in self.cores.items()}
+        self.punctuated.clear()
         return found
 
     async def _other_logs(self) -> set[int]:
@@ -131,7 +131,7 @@ class Cleaning(Stage[Cleaner]):
         finally:
             await consumer.stop()
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         """Feeds a chunk to its core and sends the results that are due. Raises `StateError` if offsets were skipped."""
         partition, records = chunk.partition, chunk.records
         core = self.core_of(chunk)
@@ -145,7 +145,7 @@ class Cleaning(Stage[Cleaner]):
         before = core.accepted
         rejections = core.chunk(records)
         metrics.ticks_accepted(core.accepted - before)
-        self.hops[partition] = records[-1].timestamp
+        self.newest_arrival_ms[partition] = records[-1].timestamp
         await self.send(partition, core, rejections, force=False)
 
     async def send(self, partition: int, core: Cleaner, rejections: list[Rejection], *, force: bool) -> None:
@@ -159,7 +159,7 @@ class Cleaning(Stage[Cleaner]):
         if core.due or force:
             frame = core.frame()
             if frame is not None:
-                raw_ms = self.hops.get(partition, 0)
+                raw_ms = self.newest_arrival_ms.get(partition, 0)
                 header = hops_header(raw_ms, now_ms())
                 sends.append(Outgoing(settings.topic("ticks.clean"), partition, [Message(None, data, header) for data in encode_within(frame)]))
                 self.flushed_at[partition] = now
@@ -172,7 +172,7 @@ class Cleaning(Stage[Cleaner]):
     def _snapshot(self, partition: int, core: Cleaner, now: float) -> list[tuple[bytes, bytes]]:
         records = core.records(app.term)
         self.snapshot_due[partition] = now + max(SNAPSHOT_S, (time.monotonic() - now) / SNAPSHOT_SHARE)
-        self.saved[partition] = core.expect
+        self.snapshot_offset[partition] = core.expect
         return records
 
     async def timer(self) -> None:
@@ -183,7 +183,7 @@ class Cleaning(Stage[Cleaner]):
                 return                                                   # the partitions were revoked during the last await
             if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
-            elif not core.waiting and core.expect > self.saved.get(partition, -1) and now >= self.snapshot_due[partition]:
+            elif not core.waiting and core.expect > self.snapshot_offset.get(partition, -1) and now >= self.snapshot_due[partition]:
                 # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
@@ -191,10 +191,10 @@ class Cleaning(Stage[Cleaner]):
                 continue
             polled = min(wall, app.chunk_consumer.polled(tp))                    # up to this time the log had no newer record
             for idle in core.idle():
-                second, at = self.told.get((partition, idle.source), (-1, 0.0))
+                second, at = self.punctuated.get((partition, idle.source), (-1, 0.0))
                 if polled - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
                     continue
-                self.told[partition, idle.source] = idle.second, now
+                self.punctuated[partition, idle.source] = idle.second, now
                 value = _encode(Punctuation(punctuate=idle.second, source=idle.source))
                 await self.submit(core, partition, [Outgoing(self.topic, partition, [Message(None, value)])])
 

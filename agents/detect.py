@@ -15,7 +15,7 @@ from stockstream.state.frame_stage import FrameStage
 from stockstream.status import metrics
 from stockstream.transforms.rules.detector import Detector
 from stockstream.transport.messages import Chunk, Message, Outgoing
-from stockstream.transport.pacing import SEND_TURNS
+from stockstream.transport.pacing import SEND_ITERATIONS
 from tables.detect import table
 
 AT_ONCE = 500
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 class Detection(FrameStage[Detector]):
     """The cores of `detect`."""
 
-    turns_before = SEND_TURNS                                            # let `score` go first: it reads the same frames, and more work follows it
+    iterations_before = SEND_ITERATIONS                                  # let `score` go first: it reads the same frames, and more work follows it
 
     def __init__(self) -> None:
         super().__init__(
@@ -36,7 +36,7 @@ class Detection(FrameStage[Detector]):
             Detector.takes_long,
         )  # fmt: skip
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         partition = chunk.partition
         core = self.core_of(chunk)
         if core is None:

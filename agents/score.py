@@ -24,7 +24,7 @@ from stockstream.transforms.scoring.scorer import Scored, Scorer, encode_outcome
 from stockstream.transforms.warmup import warm_up
 from stockstream.transport.hops import hops_of, now_ms
 from stockstream.transport.messages import Chunk, Message, Outgoing
-from stockstream.transport.pacing import SEND_TURNS
+from stockstream.transport.pacing import SEND_ITERATIONS
 from tables.score import table
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class Scoring(FrameStage[Scorer]):
     A partition follows the registry's champion. While that model is suspended, the previous champion scores, if it can be loaded.
     """
 
-    turns_after = SEND_TURNS
+    iterations_after = SEND_ITERATIONS
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), Scorer.readable)
-        self.known = Champions(settings.models, settings.model)
-        self.unsaid: dict[int, int] = {}
+        self.champions = Champions(settings.models, settings.model)
+        self.end_offset_at_assignment: dict[int, int] = {}
         """By partition: the end of `windows` when the partition was assigned. Another worker may have scored frames before it."""
-        self._heard: dict[int, int] = {}
+        self._scored_end: dict[int, int] = {}
         """By partition: the offset of `windows` after the last frame scored since the assignment. A rebuilt core receives the frames before it again."""
         self.not_predicted: dict[Key, int] = {}
         """By model: rows that it should have predicted and did not, since this worker started."""
@@ -70,13 +70,13 @@ class Scoring(FrameStage[Scorer]):
 
     def load(self, name: str, version: str) -> ScoringModel:
         """Loads a stored model. Raises `ModelError` if it is missing or cannot be loaded."""
-        return self.known.load(name, version).model
+        return self.champions.load(name, version).model
 
     async def refresh(self) -> None:
         """Reads the registry again, and unloads models that no core uses."""
-        await asyncio.to_thread(self.known.refresh)
+        await asyncio.to_thread(self.champions.refresh)
         self._searched.clear()
-        self.known.keep(key for core in self.cores.values() for key in core.models)
+        self.champions.keep(key for core in self.cores.values() for key in core.models)
         self.remind()
 
     def remind(self) -> None:
@@ -88,19 +88,19 @@ class Scoring(FrameStage[Scorer]):
         if note:
             logger.warning("%s", note)
         else:
-            logger.info("the champion %s scores", " ".join(self.known.champion.key) if self.known.champion else "")
+            logger.info("the champion %s scores", " ".join(self.champions.champion.key) if self.champions.champion else "")
 
     # -- status of the models --------------------------------------------------
 
     def _suspended(self, core: Scorer) -> Member | None:
         """The registry's champion if this core has suspended it, else None."""
-        return next((m for m in core.members if m.suspended and m.key == (settings.model, self.known.version)), None)
+        return next((m for m in core.members if m.suspended and m.key == (settings.model, self.champions.version)), None)
 
     def note(self) -> str:
         """One line on why rows are not predicted, or not by the registry's champion; empty if they are."""
         cores = sorted(self.cores.items())
-        silent = [partition for partition, core in cores if core.champion is None and (core.members or not self.known.champion)]
-        why = self.known.problem
+        silent = [partition for partition, core in cores if core.champion is None and (core.members or not self.champions.champion)]
+        why = self.champions.problem
         if not why:
             out = next((member for _, core in cores if (member := self._suspended(core)) is not None), None)
             if out is not None:
@@ -110,7 +110,7 @@ class Scoring(FrameStage[Scorer]):
                 why = _suspension(listed) if listed else "the champion takes over at the next frame"
         if not why:
             return ""
-        if silent or not (cores or self.known.champion):
+        if silent or not (cores or self.champions.champion):
             where = "" if len(silent) == len(cores) else f" in partitions {', '.join(map(str, silent))}"
             return f"no predictions{where}: {why}"
         return f"{why}; the last good model goes on"
@@ -121,20 +121,20 @@ class Scoring(FrameStage[Scorer]):
         for partition, core in sorted(self.cores.items()):
             for member in core.members:
                 places.setdefault(member.key, []).append((partition, member, core.roster.since(member)))
-        champion, wanted = self.known.champion, (settings.model, self.known.version)
+        champion, wanted = self.champions.champion, (settings.model, self.champions.version)
         if champion is not None and not places:                          # no frame has come yet: the champion takes over at the first one
             places.setdefault(champion.key, [])
-        if self.known.problem:
+        if self.champions.problem:
             places.setdefault(wanted, [])
         out: list[dict[str, Any]] = []
         for key, listed in places.items():
             worst = next((member for _, member, _ in listed if member.suspended), None)
             state = _state(worst or listed[0][1]) if listed else "champion"
             reason = worst.detail if worst else ""
-            if key == wanted and self.known.problem:
-                state, reason = (state if listed else "missing"), self.known.problem
+            if key == wanted and self.champions.problem:
+                state, reason = (state if listed else "missing"), self.champions.problem
             out.append({
-                **self.known.metadata(key), "name": key[0], "version": key[1], "role": listed[0][1].role if listed else "champion", "state": state,
+                **self.champions.metadata(key), "name": key[0], "version": key[1], "role": listed[0][1].role if listed else "champion", "state": state,
                 "reason": reason, "not_predicted": self.not_predicted.get(key, 0),
                 "partitions": [
                     {"partition": partition, "state": _state(member), "since_offset": since, "reason": member.detail} for partition, member, since in listed
@@ -148,11 +148,11 @@ class Scoring(FrameStage[Scorer]):
         return Scorer.restore(partition, records, self.load, offsets)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Any:
-        await asyncio.to_thread(self.known.refresh)
+        await asyncio.to_thread(self.champions.refresh)
         self._searched.clear()
         found = await super().assign(partitions)
-        self._heard.clear()
-        self.unsaid = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
+        self._scored_end.clear()
+        self.end_offset_at_assignment = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
         return found
 
     def held_back(self, partition: int, core: Scorer, offset: int) -> bool:
@@ -160,11 +160,11 @@ class Scoring(FrameStage[Scorer]):
 
         The worker that had the partition before may have sent predictions of this frame and lost the state record. The same model must repeat them.
         """
-        return bool(core.members) and offset < max(self.unsaid.get(partition, 0), self._heard.get(partition, 0))
+        return bool(core.members) and offset < max(self.end_offset_at_assignment.get(partition, 0), self._scored_end.get(partition, 0))
 
     def new_champion(self, core: Scorer) -> Loaded | None:
         """The registry's champion if it should replace the core's; None if it is the core's already, or if the core has suspended this very artefact."""
-        wanted = self.known.champion
+        wanted = self.champions.champion
         if wanted is None or core.champion == wanted.key or any(m.key == wanted.key and tried(m, wanted.stamp) for m in core.members):
             return None
         return wanted
@@ -176,14 +176,14 @@ class Scoring(FrameStage[Scorer]):
         for name, version in dict.fromkeys([*core.roster.fallbacks, *others]):
             if (name, version) not in out:
                 try:
-                    return self.known.load(name, version)
+                    return self.champions.load(name, version)
                 except ModelError as error:
                     if self._unloadable.get((name, version)) != str(error):
                         self._unloadable[name, version] = str(error)
                         logger.warning("the former champion %s %s cannot be loaded: %s", name, version, error)
         return None
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         partition = chunk.partition
         core = self.core_of(chunk)
         if core is None:
@@ -206,12 +206,12 @@ class Scoring(FrameStage[Scorer]):
                     await pipe.drain()
                 if self.cores.get(partition) is not core:              # the partition was reassigned meanwhile
                     return
-            self._heard[partition] = max(offset + 1, self._heard.get(partition, 0))
+            self._scored_end[partition] = max(offset + 1, self._scored_end.get(partition, 0))
             scored = self.reader.feed(core, core.frame, chunk, frame, offset)
             if scored is None:
                 continue
             self.note_faults(scored)
-            self.tell(pending, scored, hops_of(record))
+            self.add_results(pending, scored, hops_of(record))
             await asyncio.sleep(0)                                       # the frames of a backlog take long: let heartbeats and deliveries run between them
         await self.send(partition, core, pending)
 
@@ -229,7 +229,7 @@ class Scoring(FrameStage[Scorer]):
             )
 
     @staticmethod
-    def tell(pending: _Pending, scored: Scored, hops: list[int]) -> None:
+    def add_results(pending: _Pending, scored: Scored, hops: list[int]) -> None:
         """Adds the predictions and outcomes of a frame to the results to send."""
         partition, made_at = scored.partition, now_ms()
         latency = {}
@@ -271,10 +271,10 @@ def tried(member: Member, stamp: str) -> bool:
 
 
 stage = Scoring()
-stage.known.refresh()
+stage.champions.refresh()
 warm_up_problem = ""
 try:
-    warm_up(stage.known.champion.model if stage.known.champion else None)
+    warm_up(stage.champions.champion.model if stage.champions.champion else None)
 except Exception as error:  # noqa: BLE001 (the warm-up only saves time: the worker starts without it)
     warm_up_problem = in_one_line(error)
 

@@ -34,7 +34,7 @@ from stockstream.settings import Settings
 from stockstream.transport import patches
 from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
-from stockstream.transport.messages import Handed, Outgoing
+from stockstream.transport.messages import Deliveries, Outgoing
 from stockstream.transport.producer import Producer, Transport
 from stockstream.transport.sending import Sender
 from stockstream.transport.watching import watchdog
@@ -230,13 +230,13 @@ class App(faust.App):
     async def release(self, *_: Any, **__: Any) -> None:
         """Releases all parts concurrently, each within SETTLE_S."""
         if self._consumer is not None:
-            self.chunk_consumer.let_go()
+            self.chunk_consumer.end_assignment()
         await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
 
-    async def let_go(self, *sent: Any, **_: Any) -> None:
+    async def end_assignment(self, *sent: Any, **_: Any) -> None:
         """Releases all partitions if none is assigned, for which Faust asks for no positions. `sent`: the app, then the assigned partitions."""
         if not sent[-1]:
-            self.chunk_consumer.let_go()
+            self.chunk_consumer.end_assignment()
             await self.positions(set())
 
     def worker_init_post_autodiscover(self) -> None:
@@ -339,15 +339,15 @@ def create_app(settings: Settings) -> App:
         mine: Producer = app.producer  # type: ignore[assignment]
         return mine.client
 
-    def sent(out: Outgoing, handed: Handed) -> None:
+    def sent(out: Outgoing, deliveries: Deliveries) -> None:
         """Passes frames that this worker sends to its own consumer, which reads them by loopback."""
         if out.topic == clean:
             app.chunk_consumer.pace.closed(out.partition)
         if out.topic in (clean, windows):
-            app.chunk_consumer.sent(TP(out.topic, out.partition), handed)
+            app.chunk_consumer.sent(TP(out.topic, out.partition), deliveries)
 
     clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
     app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in STATE_TABLES))
     app.on_partitions_revoked.connect(app.release)
-    app.on_partitions_assigned.connect(app.let_go)
+    app.on_partitions_assigned.connect(app.end_assignment)
     return app

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Needs = Callable[[Mapping[bytes, bytes]], list[Range] | None]
 """Gives the ranges of a changelog that a restart needs, from the records read so far; None if they do not name them."""
-PASSED_KEPT = 10_000
+SET_ASIDE_KEPT = 10_000
 """How many places of skipped records are kept, so that each is logged once."""
 TAIL = 64
 """How many records at the end of a changelog are read first. The last checkpoint is among them, unless the writer died within a large batch."""
@@ -107,13 +107,13 @@ class StateTable(faust.Table[bytes, bytes]):
         topic = app.topic(changelog(app.settings, name), schema=ChunkSchema(allow_empty=True), acks=False, internal=False, maxsize=4_096)
         super().__init__(app, name=name, changelog_topic=topic, recovery_buffer_size=1)
         self._app = app
-        self._passed: set[tuple[int, int]] = set()
+        self._set_aside: set[tuple[int, int]] = set()
         app.tables.add(self)
 
-    def _pass(self, place: Any, offset: int, fault: str) -> None:
+    def _set_record_aside(self, place: Any, offset: int, fault: str) -> None:
         """Sets an unreadable record aside, once."""
-        if (place.partition, offset) not in self._passed and len(self._passed) < PASSED_KEPT:
-            self._passed.add((place.partition, offset))
+        if (place.partition, offset) not in self._set_aside and len(self._set_aside) < SET_ASIDE_KEPT:
+            self._set_aside.add((place.partition, offset))
             self._app.set_aside.add(place.topic, place.partition, offset, self.name, "unreadable state", fault)
 
     async def read(self, partitions: Sequence[int], needs: Needs, readable: Readable = anything) -> dict[int, Stored]:
@@ -148,7 +148,7 @@ class StateTable(faust.Table[bytes, bytes]):
                         for record in records:
                             fault = found[place].stored.keep(record, readable)
                             if fault:
-                                self._pass(place, record.offset, fault)
+                                self._set_record_aside(place, record.offset, fault)
         finally:
             await consumer.stop()
         return {place.partition: reading.stored for place, reading in found.items()}

@@ -32,7 +32,7 @@ class FrameCore(Protocol):
     def skip_to(self, start: int) -> None: ...
 
 
-def resume_of(core: FrameCore) -> int | None:
+def input_position(core: FrameCore) -> int | None:
     """The reading position of a core in its input topic after a restart; None for the beginning."""
     return core.resume_input if core.expect >= 0 else None
 

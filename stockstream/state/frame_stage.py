@@ -26,7 +26,7 @@ from stockstream.application import App
 from stockstream.errors import BrokerError, FencedError, StateError, StockstreamError
 from stockstream.kafka.client import MAX_BATCH_BYTES, client_options
 from stockstream.state.changelog_table import Needs, Readable, StateTable, anything
-from stockstream.state.frame_reader import FrameCore, FrameReader, Taken, resume_of
+from stockstream.state.frame_reader import FrameCore, FrameReader, Taken, input_position
 from stockstream.state.stage import Stage
 from stockstream.transforms.frames import Frame
 from stockstream.transport.fetching import FETCH_MAX_WAIT_MS
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Core = TypeVar("Core", bound=FrameCore)
 
-MOST_WAITING = 64
+MAX_QUEUED = 64
 """How many chunks of a partition wait for its core before the agent itself waits."""
 FAILURES_KEPT = 10_000
 STALL_S = 30.0
@@ -60,11 +60,11 @@ class FrameStage(Stage[Core]):
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core], needs: Needs,
         reader: FrameReader, readable: Readable = anything, takes_long: Callable[[Core, pa.RecordBatch], bool] = never,
     ) -> None:  # fmt: skip
-        super().__init__(app, table, topic, restore, resume_of, needs, readable)
+        super().__init__(app, table, topic, restore, input_position, needs, readable)
         self.reader, self._takes_long = reader, takes_long
-        self._waiting: dict[int, deque[Chunk]] = {}
+        self._queued: dict[int, deque[Chunk]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._taking: dict[int, Chunk] = {}
+        self._current: dict[int, Chunk] = {}
         self._rebuilding: set[int] = set()
         self._failures: dict[int, dict[int, int]] = {}
         """By partition, then offset of a frame's first part: how often the frame has failed."""
@@ -77,11 +77,11 @@ class FrameStage(Stage[Core]):
     @property
     def apart(self) -> list[int]:
         """Partitions whose chunks are processed in a task of their own, because of a failure or a slow frame."""
-        return sorted(self._waiting)
+        return sorted(self._queued)
 
     async def release(self, timeout_s: float) -> None:
         tasks, self._tasks = list(self._tasks.values()), {}
-        self._waiting.clear()
+        self._queued.clear()
         self._rebuilding.clear()
         self._failures.clear()
         for task in tasks:
@@ -90,61 +90,61 @@ class FrameStage(Stage[Core]):
         await super().release(timeout_s)
         self.reader.forget()
 
-    async def take(self, chunk: Chunk) -> None:
-        waiting = self._waiting.get(chunk.partition)
-        if waiting is not None:
-            waiting.append(chunk)
-            if len(waiting) > MOST_WAITING:
+    async def handle(self, chunk: Chunk) -> None:
+        queued = self._queued.get(chunk.partition)
+        if queued is not None:
+            queued.append(chunk)
+            if len(queued) > MAX_QUEUED:
                 await asyncio.wait({self._tasks[chunk.partition]})
             return
-        if self._is_long(chunk):
-            self._begin(chunk)
+        if self._is_slow(chunk):
+            self._process_apart(chunk)
             return
         try:
-            await self._chunk(chunk)
+            await self._process_current(chunk)
         except Exception as error:
-            if not _stays_here(error):
+            if not _concerns_record_only(error):
                 raise
             if chunk.assignment_number != self.app.chunk_consumer.assignment_number:
                 return                                                   # reassigned meanwhile: the new core reads the frame itself
-            self._begin(chunk, error)
+            self._process_apart(chunk, error)
 
-    def _is_long(self, chunk: Chunk) -> bool:
+    def _is_slow(self, chunk: Chunk) -> bool:
         core = self.core_of(chunk)
         return core is not None and any(self._takes_long(core, part.rows) for part in self.reader.parts(chunk))
 
     async def feed(self, core: Core, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
         """As `FrameReader.feed`, but in a thread for a partition that is processed apart."""
-        if chunk.partition in self._waiting:
+        if chunk.partition in self._queued:
             return await asyncio.to_thread(self.reader.feed, core, take, chunk, frame, offset)
         return self.reader.feed(core, take, chunk, frame, offset)
 
-    def _begin(self, chunk: Chunk, error: Exception | None = None) -> None:
+    def _process_apart(self, chunk: Chunk, error: Exception | None = None) -> None:
         """Starts a task that processes a chunk, and later chunks of its partition, without holding up other partitions."""
-        waiting = self._waiting[chunk.partition] = deque([chunk])
-        self._tasks[chunk.partition] = asyncio.create_task(self._work_apart(waiting, error), name=f"{self.table.name}[{chunk.partition}] apart")
+        queued = self._queued[chunk.partition] = deque([chunk])
+        self._tasks[chunk.partition] = asyncio.create_task(self._work_off(queued, error), name=f"{self.table.name}[{chunk.partition}] apart")
 
-    async def _chunk(self, chunk: Chunk) -> None:
-        self._taking[chunk.partition] = chunk
-        await self.chunk(chunk)
+    async def _process_current(self, chunk: Chunk) -> None:
+        self._current[chunk.partition] = chunk
+        await self.process(chunk)
 
-    async def _work_apart(self, waiting: deque[Chunk], error: Exception | None) -> None:
+    async def _work_off(self, queued: deque[Chunk], error: Exception | None) -> None:
         """Processes the waiting chunks. After each error it first rebuilds the core."""
-        partition, assignment_number = waiting[0].partition, waiting[0].assignment_number
+        partition, assignment_number = queued[0].partition, queued[0].assignment_number
         try:
             while True:
                 try:
                     if error is not None:
                         self._rebuilding.add(partition)
-                        self._judge(waiting, error)
-                        if not await self._rebuild(waiting[0]):
+                        self._retry_or_set_aside(queued, error)
+                        if not await self._rebuild(queued[0]):
                             return                                       # reassigned: the new owner resumes from the stored state
-                    while waiting:
-                        await self._chunk(waiting[0])
-                        waiting.popleft()
+                    while queued:
+                        await self._process_current(queued[0])
+                        queued.popleft()
                     return
                 except Exception as again:
-                    if not _stays_here(again):
+                    if not _concerns_record_only(again):
                         raise
                     if assignment_number != self.app.chunk_consumer.assignment_number:
                         return
@@ -157,25 +157,25 @@ class FrameStage(Stage[Core]):
             with contextlib.suppress(FencedError):
                 self.app.fence.leave(f"{self.table.name}: {self.topic}[{partition}]: {why}")
         finally:
-            if self._waiting.get(partition) is waiting:
-                del self._waiting[partition]
+            if self._queued.get(partition) is queued:
+                del self._queued[partition]
                 self._tasks.pop(partition, None)
                 self._rebuilding.discard(partition)
 
-    def _judge(self, waiting: deque[Chunk], error: Exception) -> None:
+    def _retry_or_set_aside(self, queued: deque[Chunk], error: Exception) -> None:
         """Decides whether the failed frame is tried again or set aside. Raises `_Unhandled` if setting it aside did not help."""
-        taking = self._taking[waiting[0].partition]
-        place = self.reader.current.get(taking.partition)
-        if place is None and len(taking.records) > 1:
+        current = self._current[queued[0].partition]
+        place = self.reader.current.get(current.partition)
+        if place is None and len(current.records) > 1:
             # the failure was not in a frame being fed: single records show which one causes it
-            logger.error("%s[%d] from offset %d: building the core anew", taking.topic, taking.partition, taking.first, exc_info=error)
-            singles = [Chunk(taking.topic, taking.partition, [record], taking.assignment_number) for record in taking.records]
-            if taking is waiting[0]:
-                waiting.popleft()
-                waiting.extendleft(reversed(singles))
+            logger.error("%s[%d] from offset %d: building the core anew", current.topic, current.partition, current.first, exc_info=error)
+            singles = [Chunk(current.topic, current.partition, [record], current.assignment_number) for record in current.records]
+            if current is queued[0]:
+                queued.popleft()
+                queued.extendleft(reversed(singles))
             return
-        first, last = place or (taking.first, taking.last)
-        failures = self._failures.setdefault(taking.partition, {})
+        first, last = place or (current.first, current.last)
+        failures = self._failures.setdefault(current.partition, {})
         while len(failures) > FAILURES_KEPT:
             del failures[next(iter(failures))]
         count = failures[first] = failures.get(first, 0) + 1
@@ -183,10 +183,10 @@ class FrameStage(Stage[Core]):
         if count > 2:
             raise _Unhandled(f"offset {first}: {what}, also when it is passed over") from error
         if count == 1:
-            logger.error("%s[%d] offset %d: building the core anew and trying again", taking.topic, taking.partition, first, exc_info=error)
+            logger.error("%s[%d] offset %d: building the core anew and trying again", current.topic, current.partition, first, exc_info=error)
             return
-        self.reader.aside.setdefault(taking.partition, set()).update({first, last})
-        self.app.set_aside.add(taking.topic, taking.partition, first, self.table.name, type(error).__name__, str(error))
+        self.reader.aside.setdefault(current.partition, set()).update({first, last})
+        self.app.set_aside.add(current.topic, current.partition, first, self.table.name, type(error).__name__, str(error))
 
     async def _rebuild(self, chunk: Chunk) -> bool:
         """Rebuilds the partition's core and feeds it the records before `chunk`. Returns False if the partition was reassigned meanwhile."""
@@ -210,7 +210,7 @@ class FrameStage(Stage[Core]):
             async for record in records:
                 if self.cores.get(partition) is not core:
                     return False
-                await self._chunk(Chunk(self.topic, partition, [record], chunk.assignment_number))
+                await self._process_current(Chunk(self.topic, partition, [record], chunk.assignment_number))
         return self.cores.get(partition) is core
 
 
@@ -218,7 +218,7 @@ class _Unhandled(StockstreamError):
     """Ends the worker: a frame fails although it was set aside."""
 
 
-def _stays_here(error: Exception) -> bool:
+def _concerns_record_only(error: Exception) -> bool:
     """Whether an error concerns this record alone. Errors of the broker, the fence and state of a newer format concern the worker."""
     return not isinstance(error, (FencedError, StateError, KafkaError, _Unhandled)) and not getattr(error, "retriable", False)
 

@@ -37,10 +37,10 @@ class Stage(Generic[Core]):
         readable: decides which records can be used.
     """
 
-    turns_before: ClassVar[int] = 0
-    """How many turns of the event loop other tasks get before each chunk. An agent whose results can wait lets others go first."""
-    turns_after: ClassVar[int] = 0
-    """How many turns other tasks get after each chunk, so that its results are sent before the next chunk is processed."""
+    iterations_before: ClassVar[int] = 0
+    """For how many iterations of the event loop other tasks run before each chunk. An agent whose results can wait lets others go first."""
+    iterations_after: ClassVar[int] = 0
+    """For how many iterations of the event loop other tasks run after each chunk, so that its results are sent before the next chunk is processed."""
 
     def __init__(
         self, app: App, table: StateTable, topic: str, restore: Callable[[int, Mapping[bytes, bytes], Mapping[bytes, int]], Core],
@@ -95,24 +95,24 @@ class Stage(Generic[Core]):
         """The core of a chunk's partition; None if the partition was revoked, or the chunk belongs to an earlier assignment."""
         return self.cores.get(chunk.partition) if chunk.assignment_number == self.app.chunk_consumer.assignment_number else None
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         """Processes a chunk: feeds its core, sends the results, stores the state."""
         raise NotImplementedError
 
-    async def take(self, chunk: Chunk) -> None:
+    async def handle(self, chunk: Chunk) -> None:
         """Processes a chunk. Subclasses handle its errors here."""
-        await self.chunk(chunk)
+        await self.process(chunk)
 
     async def work(self, stream: Any) -> None:
-        """Processes the chunks of a stream. An error that `take` does not handle ends the worker, because its core may account for results not sent.
+        """Processes the chunks of a stream. An error that `handle` does not handle ends the worker, because its core may account for results not sent.
 
         Faust itself would acknowledge the chunk and continue with the next (faust-streaming/faust#189).
         """
         async for chunk in stream:
             try:
-                await self.app.chunk_consumer.pace.let_pass(self.turns_before)
-                await self.take(chunk)
-                await self.app.chunk_consumer.pace.let_pass(self.turns_after)
+                await self.app.chunk_consumer.pace.let_pass(self.iterations_before)
+                await self.handle(chunk)
+                await self.app.chunk_consumer.pace.let_pass(self.iterations_after)
             except FencedError:
                 return
             except Exception as error:

@@ -21,8 +21,8 @@ from stockstream.errors import FencedError
 from stockstream.transport.fetching import ConsumerThread
 from stockstream.transport.guard import Guard
 from stockstream.transport.loopback import Loopback
-from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Handed, Message, cut, joined
-from stockstream.transport.pacing import SEND_TURNS, SMALL_FETCH, Pace, turns
+from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Deliveries, Message, cut, joined
+from stockstream.transport.pacing import SEND_ITERATIONS, SMALL_FETCH, Pace, yield_to_loop
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Consumer(driver.Consumer):
 
     # -- where to read ------------------------------------------------------
 
-    def let_go(self) -> None:
+    def end_assignment(self) -> None:
         """Ends the assignment: invalidates its chunks and any takeover in progress."""
         self.assignment_number += 1
         self.loopback.forget()
@@ -261,9 +261,9 @@ class Consumer(driver.Consumer):
 
     # -- loopback: frames that this worker wrote itself ------------------------
 
-    def sent(self, tp: TP, handed: Handed) -> None:
+    def sent(self, tp: TP, deliveries: Deliveries) -> None:
         """Registers messages handed to the producer for a partition that agents of this worker may read."""
-        for confirmed, messages in handed:
+        for confirmed, messages in deliveries:
             confirmed.add_done_callback(partial(self._confirmed, tp, self.assignment_number, messages))
 
     def _confirmed(self, tp: TP, number: int, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
@@ -322,7 +322,7 @@ class Consumer(driver.Consumer):
         if self._room_for(tp):
             await self.callback(message)                                 # without `wait_first`: its two tasks would cost more than the delivery
             if len(records) >= SMALL_FETCH:
-                await turns(SEND_TURNS)                                  # process it while it is in the CPU's cache, before the next is parsed
+                await yield_to_loop(SEND_ITERATIONS)                     # process it while it is in the CPU's cache, before the next is parsed
         else:
             await self.wait_first(self.callback(message), self.suspend_flow.wait())
 

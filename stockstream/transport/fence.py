@@ -38,9 +38,9 @@ class Fence:
         """Leaves, and raises `FencedError`, if for half a session the process neither ran nor reached its group with a heartbeat."""
         if self.left:
             raise FencedError("this worker has left")
-        stood = 0.0 if self._last_tick is None else now_s() - max(self._last_tick, self.last_heartbeat())
-        if stood > self.limit_s:
-            self.leave(f"this process stood still for {stood:.1f} s, more than half the session")
+        stalled_s = 0.0 if self._last_tick is None else now_s() - max(self._last_tick, self.last_heartbeat())
+        if stalled_s > self.limit_s:
+            self.leave(f"this process stood still for {stalled_s:.1f} s, more than half the session")
 
     def leave(self, why: str) -> None:
         """Ends the process, once. Raises `FencedError`."""

@@ -33,7 +33,7 @@ class Outgoing(NamedTuple):
     messages: Sequence[Message]
 
 
-Handed = list[tuple[asyncio.Future[Any], Sequence[Message]]]
+Deliveries = list[tuple[asyncio.Future[Any], Sequence[Message]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ COMPANY_S = 0.005
 BACKLOG_S = 3.0
 """A worker counts as catching up for this long after a large fetch. The full pipeline needs two seconds for what one fetch can return of eight partitions."""
 SMALL_FETCH = 500
-SEND_TURNS = 6
+SEND_ITERATIONS = 6
+"""How many iterations of the event loop it takes to produce: pipe, sender, request, and the answer to the last request."""
 
 
-async def turns(count: int) -> None:
-    """Yields `count` turns of the event loop to other tasks. Producing takes about SEND_TURNS: pipe, sender, request, and the answer to the last request."""
+async def yield_to_loop(count: int) -> None:
+    """Lets other tasks run for `count` iterations of the event loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -64,9 +65,9 @@ class Pace:
         return time.monotonic() - self._backlog < BACKLOG_S
 
     async def let_pass(self, count: int) -> None:
-        """Yields `count` turns to other tasks, except in a backlog, where that would only delay the task with the most work."""
+        """Lets other tasks run for `count` iterations of the event loop, except in a backlog, where that would only delay the task with the most work."""
         if count and not self.catching_up:
-            await turns(count)
+            await yield_to_loop(count)
 
     def awaited(self, partition: int, first: int, last: int) -> bool:
         """Whether ticks that arrived from `first` to `last` (epoch ms) should go to `clean` at once because they may close an open second."""

@@ -18,7 +18,7 @@ from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.set_aside import SetAside
 from stockstream.skipped import shortened
 from stockstream.transport.fence import Fence
-from stockstream.transport.messages import VERSION_HEADER, Handed, Message, Outgoing
+from stockstream.transport.messages import VERSION_HEADER, Deliveries, Message, Outgoing
 
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
@@ -43,12 +43,12 @@ class Sender:
     """
 
     def __init__(
-        self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Handed], None] | None = None,
+        self, producer: Callable[[], aiokafka.AIOKafkaProducer], fence: Fence, sent: Callable[[Outgoing, Deliveries], None] | None = None,
         aside: SetAside | None = None, state_topics: Collection[str] = (),
     ) -> None:  # fmt: skip
         self._producer, self._fence, self._sent = producer, fence, sent
         self._aside, self._state_topics = aside or SetAside(), state_topics
-        self._turns: dict[tuple[str, int], asyncio.Lock] = {}
+        self._locks: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; more than two go as batches. Returns one future per message or batch.
@@ -59,13 +59,13 @@ class Sender:
         if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
             out = self._fitting(out)
         # aiokafka accepts a batch once the partition's last has left, in no fair order, and all of detect's pipes write one partition of `market`
-        async with self._turns.setdefault((out.topic, out.partition), asyncio.Lock()):
-            handed = await self._hand_over(producer, out)
-        for confirmed, messages in handed:
+        async with self._locks.setdefault((out.topic, out.partition), asyncio.Lock()):
+            deliveries = await self._hand_over(producer, out)
+        for confirmed, messages in deliveries:
             confirmed.add_done_callback(partial(self._refused, out, messages))
-        if self._sent is not None and handed:
-            self._sent(out, handed)
-        return [confirmed for confirmed, _ in handed]
+        if self._sent is not None and deliveries:
+            self._sent(out, deliveries)
+        return [confirmed for confirmed, _ in deliveries]
 
     def _fitting(self, out: Outgoing) -> Outgoing:
         """Sets aside the messages that are too large, and returns the others. Raises `StateError` if one of them is state."""
@@ -109,7 +109,7 @@ class Sender:
                 if time.monotonic() >= deadline:
                     raise
 
-    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> Handed:
+    async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> Deliveries:
         if len(out.messages) <= 2:
             return [
                 (await self._room(partial(
@@ -117,7 +117,7 @@ class Sender:
                 )), [message])
                 for message in out.messages
             ]  # fmt: skip
-        handed: Handed = []
+        deliveries: Deliveries = []
         batch, first = producer.create_batch(), 0
         now = int(time.time() * 1000)
         for number, message in enumerate(out.messages):
@@ -125,11 +125,11 @@ class Sender:
             while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
                 if not batch.record_count():
                     raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
-                handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:number]))
+                deliveries.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:number]))
                 batch, first = producer.create_batch(), number
         batch.close()
-        handed.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
-        return handed
+        deliveries.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
+        return deliveries
 
 
 def _size(message: Message) -> int:
@@ -156,7 +156,7 @@ async def delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
 
 
 @dataclass(slots=True)
-class _Job:
+class _Step:
     sends: Sequence[Outgoing]
     records: Outgoing | None
     stored: Callable[[int, int], None] | None
@@ -174,10 +174,10 @@ class Pipe:
         self._sender, self._fence, self.name = sender, fence, name
         self._closed = False
         self._gone = asyncio.Event()
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(PIPE_DEPTH)
-        self._turn = asyncio.Lock()                                      # `Queue.put` lets a newcomer overtake a caller that was woken but has not run yet
-        self._sent: asyncio.Queue[tuple[_Job, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
-        self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._settle)]
+        self._jobs: asyncio.Queue[_Step] = asyncio.Queue(PIPE_DEPTH)
+        self._submit_lock = asyncio.Lock()                               # `Queue.put` lets a newcomer overtake a caller that was woken but has not run yet
+        self._sent: asyncio.Queue[tuple[_Step, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
+        self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._confirm)]
 
     async def submit(
         self, sends: Sequence[Outgoing] = (), records: Outgoing | None = None,
@@ -188,21 +188,21 @@ class Pipe:
         Steps run in the order of the calls, also if several callers wait.
         `stored` is called with the first and last offset of the records, -1 where the broker did not report them.
         """
-        async with self._turn:
+        async with self._submit_lock:
             if not self._closed:
-                await self._jobs.put(_Job(sends, records, stored, delivered))
+                await self._jobs.put(_Step(sends, records, stored, delivered))
 
     async def drain(self) -> None:
         """Waits until every submitted step is confirmed and its state written, or the pipe is closed."""
         gone = asyncio.create_task(self._gone.wait())
-        settled = asyncio.create_task(self._settled())
+        drained = asyncio.create_task(self._drained())
         try:
-            await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((gone, drained), return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            settled.cancel()
+            drained.cancel()
 
-    async def _settled(self) -> None:
+    async def _drained(self) -> None:
         await self._jobs.join()
         await self._sent.join()
 
@@ -211,7 +211,7 @@ class Pipe:
         self._closed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._settled()
+                await self._drained()
         self._gone.set()
         for task in self._tasks:
             task.cancel()
@@ -239,7 +239,7 @@ class Pipe:
             await self._sent.put((job, futures))
             self._jobs.task_done()
 
-    async def _settle(self) -> None:
+    async def _confirm(self) -> None:
         while True:
             job, futures = await self._sent.get()
             if futures:

@@ -64,7 +64,7 @@ class Core:
 class Summing(FrameStage[Any]):
     """An agent: sends what each frame brings, then stores the sum."""
 
-    async def chunk(self, chunk: Chunk) -> None:
+    async def process(self, chunk: Chunk) -> None:
         core = self.core_of(chunk)
         if core is None:
             return
@@ -282,13 +282,13 @@ async def test_an_assignment_while_a_frame_takes_long_leaves_nothing_behind(line
     line.long = {0}
     line.fail = lambda partition, offset: (go_on.wait(PATIENCE_S), None)[1]  # type: ignore[method-assign]
     await line.stage.assign({TOPIC: [0]})
-    await line.stage.take(line.chunk(0, 0, 8))
+    await line.stage.handle(line.chunk(0, 0, 8))
     assert line.stage.apart == [0]
     line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     assert not line.stage.apart
     go_on.set()
-    await line.stage.take(line.chunk(0, 0, 12))
+    await line.stage.handle(line.chunk(0, 0, 12))
     async with asyncio.timeout(PATIENCE_S):
         while line.stage.apart:
             await asyncio.sleep(0.001)
@@ -313,7 +313,7 @@ async def test_state_that_cannot_be_read_again_ends_the_worker(line: Line) -> No
     line.failures = {(0, 5): errors(1)}
     await line.stage.assign({TOPIC: [0, 1]})
     line.read_fault = StateError("not ours")
-    await line.stage.take(line.chunk(0, 0, 8))
+    await line.stage.handle(line.chunk(0, 0, 8))
     async with asyncio.timeout(PATIENCE_S):
         while not line.left:
             await asyncio.sleep(0.001)
@@ -330,20 +330,20 @@ async def test_an_assignment_meanwhile_ends_the_rebuild(line: Line, monkeypatch:
     monkeypatch.setattr(frame_stage, "records_between", endless)
     line.failures = {(0, 5): errors(1)}
     await line.stage.assign({TOPIC: [0, 1]})
-    await line.stage.take(line.chunk(0, 0, 8))
+    await line.stage.handle(line.chunk(0, 0, 8))
     while not line.stage.rebuilding:
         await asyncio.sleep(0)
     line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     assert not line.stage.rebuilding and list(line.stage.cores) == [0]
-    await line.stage.take(line.chunk(0, 0, 12))
+    await line.stage.handle(line.chunk(0, 0, 12))
     await line.stage.pipes[0].drain()
     assert line.out[0] == brought()
 
 
 async def test_a_frame_that_fails_after_its_assignment_has_gone_takes_no_chunk_from_the_next(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     failing, go_on = asyncio.Event(), asyncio.Event()
-    chunk_of = line.stage.chunk
+    chunk_of = line.stage.process
 
     async def slow(chunk: Chunk) -> None:
         if not go_on.is_set():
@@ -352,15 +352,15 @@ async def test_a_frame_that_fails_after_its_assignment_has_gone_takes_no_chunk_f
             raise KeyError("x")
         await chunk_of(chunk)
 
-    monkeypatch.setattr(line.stage, "chunk", slow)
+    monkeypatch.setattr(line.stage, "process", slow)
     await line.stage.assign({TOPIC: [0]})
-    old = asyncio.create_task(line.stage.take(line.chunk(0, 0, 8)))
+    old = asyncio.create_task(line.stage.handle(line.chunk(0, 0, 8)))
     await failing.wait()
     line.app.chunk_consumer.assignment_number += 1
     await line.stage.assign({TOPIC: [0]})
     go_on.set()
     await old
-    await line.stage.take(line.chunk(0, 0, 12))
+    await line.stage.handle(line.chunk(0, 0, 12))
     async with asyncio.timeout(PATIENCE_S):
         while line.stage.rebuilding:
             await asyncio.sleep(0.001)

@@ -190,7 +190,7 @@ async def test_an_error_in_an_agent_ends_the_worker_and_no_further_chunk_is_take
         if chunk.partition == 1:
             raise KeyError("x")
 
-    line.stage.chunk = take  # type: ignore[method-assign]
+    line.stage.process = take  # type: ignore[method-assign]
     await line.stage.work(line.stream())
     assert (taken, line.left) == ([0, 1], ["test: ticks.clean[1] from offset 5: KeyError: 'x'"])
 
@@ -202,7 +202,7 @@ async def test_a_fenced_worker_takes_no_further_chunk(line: Line) -> None:
         taken.append(chunk.partition)
         raise FencedError("gone")
 
-    line.stage.chunk = take  # type: ignore[method-assign]
+    line.stage.process = take  # type: ignore[method-assign]
     await line.stage.work(line.stream())
     assert taken == [0]
 
@@ -262,7 +262,7 @@ async def read(
     needs: Needs = everything, readable: Readable = anything, aside: SetAside | None = None,
 ) -> dict[int, dict[bytes, bytes]]:  # fmt: skip
     table: Any = StateTable.__new__(StateTable)
-    table._app, table._passed, table.name = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside()), set(), "test"
+    table._app, table._set_aside, table.name = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside()), set(), "test"
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
     monkeypatch.setattr("stockstream.state.changelog_table.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
     async with asyncio.timeout(PATIENCE_S):

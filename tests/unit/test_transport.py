@@ -29,7 +29,7 @@ from stockstream.transport.fence import Fence
 from stockstream.transport.fetching import LOST_S, ConsumerThread, EmptyOffsets
 from stockstream.transport.guard import HOLES_KEPT, Guard, Hole
 from stockstream.transport.loopback import Loopback
-from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Handed, Message, Outgoing, cut
+from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Deliveries, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
 from stockstream.transport.patches import Produce
 from stockstream.transport.sending import PIPE_DEPTH, Pipe, Sender, delivered
@@ -444,13 +444,13 @@ async def test_a_worker_that_was_frozen_while_it_waited_for_its_turn_sends_nothi
     producer, fence = Producer(), Fence(6.0, lambda _: None)
     sender = Sender(lambda: producer, fence)
     fence.tick()
-    turn = sender._turns.setdefault(("t", 3), asyncio.Lock())
-    await turn.acquire()
+    lock = sender._locks.setdefault(("t", 3), asyncio.Lock())
+    await lock.acquire()
     sending = asyncio.create_task(sender.send(out("t", b"a")))
     for _ in range(5):
         await asyncio.sleep(0)
     clock.now += 4
-    turn.release()
+    lock.release()
     with pytest.raises(FencedError):
         await sending
     assert not producer.sent
@@ -683,7 +683,7 @@ async def test_reading_goes_on_where_the_state_says_else_at_the_beginning() -> N
 
 async def test_a_seek_whose_partitions_were_revoked_meanwhile_changes_nothing() -> None:
     async def positions(assigned: set[TP]) -> Mapping[TP, int | None]:
-        read.let_go()
+        read.end_assignment()
         return {P: 17, TP("ticks.raw", 4): 18}
 
     read, thread = seeking(positions)
@@ -1115,8 +1115,8 @@ def test_the_last_closings_say_when_the_next_are_due(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_sender_tells_what_it_has_handed_over() -> None:
-    told: list[tuple[str, Handed]] = []
-    sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, handed: told.append((out.topic, handed))), [Message(None, b"1")]
+    told: list[tuple[str, Deliveries]] = []
+    sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, deliveries: told.append((out.topic, deliveries))), [Message(None, b"1")]
     [confirmed] = await sender.send(Outgoing("windows", 3, messages))
     assert told == [("windows", [(confirmed, messages)])]
 

@@ -821,7 +821,7 @@ async def test_a_broker_that_does_not_answer_holds_the_end_up_for_a_while_only(a
 
 
 async def test_who_is_left_with_no_partition_lets_go_of_all(app: App) -> None:
-    """Faust calls `perform_seek` only where something is assigned; `App.let_go` is told of it by a signal that comes in any case."""
+    """Faust calls `perform_seek` only where something is assigned; `App.end_assignment` is told of it by a signal that comes in any case."""
     assert "if assignment:" in source(Recovery.on_recovery_completed)
     assert "await T(self.on_partitions_assigned.send)(assigned)" in source(faust.App._on_partitions_assigned)
     given: list[Any] = []

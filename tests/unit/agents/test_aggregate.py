@@ -13,7 +13,7 @@ import pytest
 from agents.aggregate import LATEST_S, Aggregation, stage
 from stockstream import topics
 from stockstream.records import WINDOWS_SCHEMA
-from stockstream.state.frame_reader import resume_of
+from stockstream.state.frame_reader import input_position
 from stockstream.transforms.frames import Frame, decode
 from stockstream.transforms.windows.rows import Part, Rows
 from stockstream.transforms.windows.windows import Windows
@@ -29,7 +29,7 @@ async def aggregation() -> AsyncIterator[Aggregation]:
     await stage.release(0)
 
 
-def told(aggregation: Aggregation, *rows: tuple[str, int, float | None], source: str = "simulated.1") -> list[tuple[str, int]]:
+def latest_of(aggregation: Aggregation, *rows: tuple[str, int, float | None], source: str = "simulated.1") -> list[tuple[str, int]]:
     symbols, seconds, prices = zip(*rows, strict=True)
     known = sorted(set(symbols))
     values = {column.name: np.zeros(len(rows), column.type.to_pandas_dtype()) for column in WINDOWS_SCHEMA if column.type != pa.string()}
@@ -40,31 +40,31 @@ def told(aggregation: Aggregation, *rows: tuple[str, int, float | None], source:
 
 
 async def test_the_last_priced_row_of_a_symbol_is_told_once_a_minute(aggregation: Aggregation) -> None:
-    assert told(aggregation, ("A", 100, 1.0), ("B", 100, None), ("A", 101, 2.0)) == [("A", 101)]
-    assert told(aggregation, ("A", 101 + LATEST_S - 1, 3.0), ("B", 102, 5.0)) == [("B", 102)]
-    again = next(second for second in range(101, 101 + 2 * LATEST_S) if told(aggregation, ("A", second, 4.0)))
+    assert latest_of(aggregation, ("A", 100, 1.0), ("B", 100, None), ("A", 101, 2.0)) == [("A", 101)]
+    assert latest_of(aggregation, ("A", 101 + LATEST_S - 1, 3.0), ("B", 102, 5.0)) == [("B", 102)]
+    again = next(second for second in range(101, 101 + 2 * LATEST_S) if latest_of(aggregation, ("A", second, 4.0)))
     assert again >= 101 + LATEST_S
-    assert told(aggregation, ("A", again + LATEST_S - 1, 5.0)) == []
-    assert told(aggregation, ("A", again + LATEST_S, 6.0)) == [("A", again + LATEST_S)]
+    assert latest_of(aggregation, ("A", again + LATEST_S - 1, 5.0)) == []
+    assert latest_of(aggregation, ("A", again + LATEST_S, 6.0)) == [("A", again + LATEST_S)]
 
 
 async def test_symbols_heard_first_in_one_second_are_not_all_told_in_one_later(aggregation: Aggregation) -> None:
     symbols = [f"S{number}" for number in range(300)]
-    assert len(told(aggregation, *((symbol, 100, 1.0) for symbol in symbols))) == 300
-    counts = [len(told(aggregation, *((symbol, second, 1.0) for symbol in symbols))) for second in range(101, 101 + 2 * LATEST_S)]
+    assert len(latest_of(aggregation, *((symbol, 100, 1.0) for symbol in symbols))) == 300
+    counts = [len(latest_of(aggregation, *((symbol, second, 1.0) for symbol in symbols))) for second in range(101, 101 + 2 * LATEST_S)]
     assert sum(counts) >= 300 and max(counts) < 30
 
 
 async def test_another_source_of_a_symbol_is_told_at_once(aggregation: Aggregation) -> None:
-    told(aggregation, ("A", 100, 1.0))
-    assert told(aggregation, ("A", 101, 2.0), source="yahoo") == [("A", 101)]
+    latest_of(aggregation, ("A", 100, 1.0))
+    assert latest_of(aggregation, ("A", 101, 2.0), source="yahoo") == [("A", 101)]
 
 
 async def test_what_a_rebalance_may_have_dropped_is_told_again(aggregation: Aggregation) -> None:
     """Else a symbol that has gone quiet would keep an old face, or none."""
-    assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
+    assert latest_of(aggregation, ("A", 100, 1.0)) == [("A", 100)]
     await aggregation.release(0)
-    assert told(aggregation, ("A", 100, 1.0)) == [("A", 100)]
+    assert latest_of(aggregation, ("A", 100, 1.0)) == [("A", 100)]
 
 
 @pytest.fixture
@@ -87,24 +87,24 @@ def rows(bench: Bench) -> list[tuple[str, int, float]]:
 
 
 async def test_closed_seconds_go_to_windows_and_the_open_one_does_not(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(*ticking(range(4))))
+    await bench.stage.process(bench.chunk(*ticking(range(4))))
     assert rows(bench) == [("A", at, 100.0 + at) for at in range(3)]
     assert bench.partitions(bench.stage.app.settings.topic("windows")) == {PARTITION} and bench.submissions == 1
 
 
 async def test_a_frame_that_closes_nothing_sends_nothing(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(dataclasses.replace(Feed().frame([("s", "A", START, 100.0)], {}), log=LOG)))
+    await bench.stage.process(bench.chunk(dataclasses.replace(Feed().frame([("s", "A", START, 100.0)], {}), log=LOG)))
     assert bench.sends == []
 
 
 async def test_the_latest_row_goes_to_its_symbol(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(*ticking(range(4), "AB")))
+    await bench.stage.process(bench.chunk(*ticking(range(4), "AB")))
     assert [(message.key, msgspec.json.decode(message.value)["second"] - START) for message in bench.messages(topics.latest)] == [(b"A", 0), (b"B", 0)]
 
 
 async def test_the_times_of_the_hops_before_travel_on_with_the_frame(bench: Bench) -> None:
     first, second = ticking(range(2))
-    await bench.stage.chunk(bench.chunk(first, second, hops=[1_000, 2_000]))
+    await bench.stage.process(bench.chunk(first, second, hops=[1_000, 2_000]))
     raw, clean, sent = hops_of(bench.messages(bench.stage.app.settings.topic("windows"))[-1])
     assert (raw, clean) == (1_000, 2_000) and sent > 2_000
 
@@ -112,19 +112,19 @@ async def test_the_times_of_the_hops_before_travel_on_with_the_frame(bench: Benc
 async def test_a_restart_after_each_frame_changes_no_frame(bench: Bench) -> None:
     frames, windows = ticking(range(8), "AB"), bench.stage.app.settings.topic("windows")
     for frame in frames:
-        await bench.stage.chunk(bench.chunk(frame))
+        await bench.stage.process(bench.chunk(frame))
     whole = [message.value for message in bench.messages(windows)]
     bench.sends.clear()
     bench.stored.clear()
     for number in range(len(frames)):
         core = Windows.restore(PARTITION, bench.stored, revise_s=30)
         bench.place(core)
-        bench.offset = resume_of(core) or 0
-        await bench.stage.chunk(bench.chunk(*frames[bench.offset : number + 1]))
+        bench.offset = input_position(core) or 0
+        await bench.stage.process(bench.chunk(*frames[bench.offset : number + 1]))
     again = [message.value for message in bench.messages(windows)]
     assert list(dict.fromkeys(again)) == whole and len(whole) == len(frames)
 
 
 async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:
-    await bench.stage.chunk(bench.chunk(*ticking(range(4)), assignment_number=bench.assignment_number - 1))
+    await bench.stage.process(bench.chunk(*ticking(range(4)), assignment_number=bench.assignment_number - 1))
     assert (bench.submissions, bench.sends, bench.stored) == (0, [], {})

@@ -29,18 +29,18 @@ class Taken:
     """Stands for `Archive`: notes what it is given, and when it loses or ends."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     async def add_raw(self, partition: int, records: list[Record], start: int | None) -> None:
-        self.told.append((partition, [record.offset for record in records], start))
+        self.calls.append((partition, [record.offset for record in records], start))
 
     def assign(self, partition: int) -> None: ...
 
     def revoke(self, partition: int) -> None:
-        self.told.append(("revoked", partition))
+        self.calls.append(("revoked", partition))
 
     async def close(self) -> None:
-        self.told.append("closed")
+        self.calls.append("closed")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Taken:
     taken = Taken()
     monkeypatch.setattr(agents.archive, "settings", app.settings.model_copy(update={"archive": "file:///nowhere"}))
     monkeypatch.setattr(type(app), "chunk_consumer", SimpleNamespace(assignment_number=1))
-    for name, value in {"archive": taken, "owned": {3, 4}, "begun": {3, 4}, "waiting": {}}.items():
+    for name, value in {"archive": taken, "owned": {3, 4}, "received": {3, 4}, "buffered": {}}.items():
         monkeypatch.setattr(stage, name, value)
     return taken
 
@@ -62,17 +62,17 @@ async def test_small_chunks_wait_to_be_more(archive: Taken) -> None:
     await stage.raw(chunk(3, 10, 10, 11))
     await stage.raw(chunk(4, 5, 6))
     await stage.raw(chunk(3, 12, 12, 14))
-    assert archive.told == []
+    assert archive.calls == []
     await stage.hand_over()
-    assert sorted(archive.told) == [(3, [10, 11, 12, 14], 10), (4, [6], 5)]
+    assert sorted(archive.calls) == [(3, [10, 11, 12, 14], 10), (4, [6], 5)]
     await stage.hand_over()
-    assert len(archive.told) == 2
+    assert len(archive.calls) == 2
 
 
 async def test_a_large_chunk_goes_at_once_with_what_waits(archive: Taken) -> None:
     await stage.raw(chunk(3, 10, 10))
     await stage.raw(chunk(3, 11, *range(11, 10 + TOGETHER)))
-    assert archive.told == [(3, list(range(10, 10 + TOGETHER)), 10)] and stage.waiting == {}
+    assert archive.calls == [(3, list(range(10, 10 + TOGETHER)), 10)] and stage.buffered == {}
 
 
 async def test_what_does_not_follow_is_not_vouched_for_together(archive: Taken) -> None:
@@ -80,7 +80,7 @@ async def test_what_does_not_follow_is_not_vouched_for_together(archive: Taken) 
     await stage.raw(chunk(3, -1, 20))
     await stage.raw(chunk(3, 30, 30))
     await stage.hand_over()
-    assert archive.told == [(3, [10], 10), (3, [20], None), (3, [30], 30)]
+    assert archive.calls == [(3, [10], 10), (3, [20], None), (3, [30], 30)]
 
 
 async def test_nobody_vouches_for_what_was_before_the_first_chunk_of_an_assignment(archive: Taken) -> None:
@@ -88,7 +88,7 @@ async def test_nobody_vouches_for_what_was_before_the_first_chunk_of_an_assignme
     await stage.raw(chunk(3, 10, 10))
     await stage.raw(chunk(3, 11, 11))
     await stage.hand_over()
-    assert archive.told == [("revoked", 4), (3, [10, 11], None)]
+    assert archive.calls == [("revoked", 4), (3, [10, 11], None)]
 
 
 async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends(archive: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ async def test_what_waits_is_handed_over_before_partitions_go_or_the_worker_ends
     await stage.raw(chunk(3, 11, 11))
     monkeypatch.setattr(type(app), "should_stop", True)
     await stage.release(0.0)
-    assert archive.told == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
+    assert archive.calls == [(3, [10], 10), (4, [5], 5), ("revoked", 4), (3, [11], None), "closed"]
 
 
 async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobody_else(archive: Taken) -> None:
@@ -114,11 +114,11 @@ async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobod
 
     async def add_clean(partition: int, frame: Frame) -> None:
         whole = assembler.feed(frame)
-        archive.told += [(partition, whole.start)] if whole is not None else []
+        archive.calls += [(partition, whole.start)] if whole is not None else []
 
     archive.add_clean = add_clean  # type: ignore[attr-defined]
     await stage.clean(Chunk("ticks.clean", 3, [SimpleNamespace(offset=at, timestamp=0, value=value) for at, value in enumerate(values)], 1, 0))
-    assert archive.told == [(3, 10)]
+    assert archive.calls == [(3, 10)]
 
 
 def test_a_folder_that_another_demo_holds_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
     monkeypatch.setattr(stage, "core_of", lambda chunk: core)
     records = [SimpleNamespace(offset=9, value=b"{}", timestamp=1)]
     with pytest.raises(StateError, match="offsets 7 to 8 were read and did not arrive"):
-        await stage.chunk(Chunk("ticks.raw", 3, records, 0, 9))
+        await stage.process(Chunk("ticks.raw", 3, records, 0, 9))
     fed: list[Any] = []
 
     def take(records: list[Any]) -> list[Any]:
@@ -135,7 +135,7 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
         return []
 
     core.chunk, core.accepted, core.due = take, 0, False
-    await stage.chunk(Chunk("ticks.raw", 3, records, 0, 7))
+    await stage.process(Chunk("ticks.raw", 3, records, 0, 7))
     assert fed == records, "7 and 8 are a hole in the log"
 
 
@@ -160,7 +160,7 @@ async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
     tp = TP(stage.topic, 3)
     reader = SimpleNamespace(guard=SimpleNamespace(expected={tp: 12}), at_end=lambda of: at_end, polled=lambda of: polled)
     monkeypatch.setattr(type(app), "chunk_consumer", reader)
-    for name, value in {"pipes": {3: None}, "saved": {3: 99}, "told": {}, "submit": submit}.items():
+    for name, value in {"pipes": {3: None}, "snapshot_offset": {3: 99}, "punctuated": {}, "submit": submit}.items():
         monkeypatch.setattr(stage, name, value)
     monkeypatch.setattr(agents.clean, "now_ms", lambda: wall)
     assert agents.clean.settings.idle_ms == 1_000

@@ -87,15 +87,15 @@ class Agent:
         self.versions.clear()
         frame = frame_of(self.offset, 1_000 + self.offset, ["A"], ["s"])
         chunk: Any = SimpleNamespace(partition=0, frames=[(frame, self.offset, SimpleNamespace(headers=[]))])
-        await self.stage.chunk(chunk)
+        await self.stage.process(chunk)
         self.offset += 1
         assert len(self.versions) <= 1
         return self.versions[0] if self.versions else ""
 
     def restart(self) -> None:
         """A new process with the records that were written."""
-        self.stage.known = Champions(self.stage.known.url, self.stage.known.name)
-        self.stage.known.refresh()
+        self.stage.champions = Champions(self.stage.champions.url, self.stage.champions.name)
+        self.stage.champions.refresh()
         self.stage.cores[0] = Scorer.restore(0, self.kept, self.stage.load)
         self.stage._searched.clear()
 
@@ -110,9 +110,9 @@ async def drain_nothing(timeout_s: float = 0) -> None: ...
 async def agent(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Agent]:
     stage = agents.score.stage
     await stage.release(0)
-    monkeypatch.setattr(stage, "known", Champions(f"file://{registry.root}", "xgboost"))
-    monkeypatch.setattr(stage, "unsaid", {})
-    monkeypatch.setattr(stage, "_heard", {})
+    monkeypatch.setattr(stage, "champions", Champions(f"file://{registry.root}", "xgboost"))
+    monkeypatch.setattr(stage, "end_offset_at_assignment", {})
+    monkeypatch.setattr(stage, "_scored_end", {})
     monkeypatch.setattr(stage, "not_predicted", {})
     monkeypatch.setattr(stage, "_reminded", ("", 0.0))
     stage._searched.clear()
@@ -172,7 +172,7 @@ async def test_a_new_champion_is_taken_into_use_and_written_before_it_is_used(ag
     assert await agent.feed() == one
     agent.restart()
     assert await agent.feed() == one and agent.drained == 3
-    assert set(agent.stage.known._loaded) == {("xgboost", one)}
+    assert set(agent.stage.champions._loaded) == {("xgboost", one)}
 
 
 @pytest.mark.parametrize("healing", ["another", "the old one", "the same again", "mended", "none, but a restart"])
@@ -225,7 +225,7 @@ async def test_a_faulty_champion_is_suspended_the_last_good_one_goes_on_and_a_pr
 async def test_a_first_champion_that_is_faulty_leaves_nothing_predicted_until_another_comes(agent: Agent, registry: Registry, files: dict[str, bytes]) -> None:
     bad = store(registry, faulty(files))
     await agent.stage.refresh()
-    warm_up(agent.stage.known.champion.model if agent.stage.known.champion else None)
+    warm_up(agent.stage.champions.champion.model if agent.stage.champions.champion else None)
     assert [await agent.feed() for _ in range(3)] == ["", "", ""]
     assert agent.stage.note().startswith(f"no predictions: model xgboost {bad} is suspended (not finite: ")
     assert agent.stage.models()[0]["not_predicted"] == 3
@@ -288,7 +288,7 @@ async def test_what_may_have_been_told_by_another_is_told_by_the_same_model(agen
     assert await agent.feed() == one
     two = store(registry, files, days=1)
     await agent.stage.refresh()
-    agent.stage.unsaid = {0: 2}
+    agent.stage.end_offset_at_assignment = {0: 2}
     assert [await agent.feed() for _ in range(2)] == [one, two]
 
 
@@ -311,7 +311,7 @@ async def test_a_core_that_is_built_anew_tells_the_same_by_the_same_model(agent:
     ("file://./relative", "xgboost", str(Path.cwd())),
 ])  # fmt: skip
 async def test_a_registry_or_a_name_that_cannot_be_used_is_said_and_stops_nobody(agent: Agent, url: str, name: str, word: str) -> None:
-    agent.stage.known = Champions(url, name)
+    agent.stage.champions = Champions(url, name)
     await agent.stage.refresh()
     assert await agent.feed() == ""
     assert agent.stage.note().startswith("no predictions: ") and word in agent.stage.note()
@@ -417,7 +417,7 @@ async def test_models_that_nobody_scores_with_any_more_are_let_go(
         await reloading.turn()
         assert await agent.feed() == versions[-1]
     await reloading.turn()
-    assert {version for _, version in agent.stage.known._loaded} == {version for _, version in agent.core.models}
+    assert {version for _, version in agent.stage.champions._loaded} == {version for _, version in agent.core.models}
 
 
 async def test_the_reloading_task_ends_with_the_worker(agent: Agent, reloading: Reloading) -> None:
