@@ -17,7 +17,7 @@ from stockstream.state.frame_reader import FrameReader
 from stockstream.state.frame_stage import FrameStage
 from stockstream.status import metrics
 from stockstream.transforms.frames import Frame, encode_within
-from stockstream.transforms.windows.rows import Rows
+from stockstream.transforms.windows.rows import WindowRows
 from stockstream.transforms.windows.windows import Windows
 from stockstream.transport.hops import hops_header, hops_of, now_ms
 from stockstream.transport.messages import Chunk, Message, Outgoing
@@ -57,7 +57,7 @@ class Aggregation(FrameStage[Windows]):
         messages: list[Message] = []
         latest: list[Message] = []
         for frame, offset, record in self.reader.frames(chunk):
-            rows = await self.feed(core, core.frame, chunk, frame, offset)
+            rows = await self.feed(core, core.take_frame, chunk, frame, offset)
             if rows is None or not rows.closings:
                 continue
             batch = rows.batch(partition)
@@ -75,10 +75,10 @@ class Aggregation(FrameStage[Windows]):
         await self.submit(core, partition, sends, core.records(app.term), core.index)
 
     @staticmethod
-    def _frame(core: Windows, rows: Rows, batch: pa.RecordBatch) -> Frame:
-        return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch, clock=rows.clock)
+    def _frame(core: Windows, rows: WindowRows, batch: pa.RecordBatch) -> Frame:
+        return Frame(core.log, rows.start, rows.through, tuple(rows.closings), batch, log_clock=rows.log_clock)
 
-    def _latest(self, rows: Rows, partition: int) -> list[Message]:
+    def _latest(self, rows: WindowRows, partition: int) -> list[Message]:
         """The last priced row of each symbol for which no row was sent for LATEST_S seconds of event time."""
         messages: list[Message] = []
         for part, newest in rows.newest():

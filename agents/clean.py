@@ -157,7 +157,7 @@ class Cleaning(Stage[Cleaner]):
         records: list[tuple[bytes, bytes]] = []
         now = time.monotonic()
         if core.due or force:
-            frame = core.frame()
+            frame = core.make_frame()
             if frame is not None:
                 raw_ms = self.newest_arrival_ms.get(partition, 0)
                 header = hops_header(raw_ms, now_ms())
@@ -181,9 +181,9 @@ class Cleaning(Stage[Cleaner]):
         for partition, core in list(self.cores.items()):
             if partition not in self.pipes:
                 return                                                   # the partitions were revoked during the last await
-            if core.waiting and now - self.flushed_at[partition] >= FLUSH_S:
+            if core.pending_offsets and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
-            elif not core.waiting and core.expect > self.snapshot_offset.get(partition, -1) and now >= self.snapshot_due[partition]:
+            elif not core.pending_offsets and core.expect > self.snapshot_offset.get(partition, -1) and now >= self.snapshot_due[partition]:
                 # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)

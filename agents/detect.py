@@ -44,7 +44,7 @@ class Detection(FrameStage[Detector]):
         alerts: list[Message] = []
         market: list[Message] = []
         for frame, offset, _ in self.reader.frames(chunk):
-            found = await self.feed(core, core.feed, chunk, frame, offset)
+            found = await self.feed(core, core.take_frame, chunk, frame, offset)
             if found is None:
                 continue
             for first in range(0, len(found.alerts), AT_ONCE):

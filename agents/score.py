@@ -207,7 +207,7 @@ class Scoring(FrameStage[Scorer]):
                 if self.cores.get(partition) is not core:              # the partition was reassigned meanwhile
                     return
             self._scored_end[partition] = max(offset + 1, self._scored_end.get(partition, 0))
-            scored = self.reader.feed(core, core.frame, chunk, frame, offset)
+            scored = self.reader.feed(core, core.take_frame, chunk, frame, offset)
             if scored is None:
                 continue
             self.note_faults(scored)

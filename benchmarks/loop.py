@@ -162,12 +162,12 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
             records = [Record(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages]
             for rejection in cleaners[p].chunk(records):
                 kafka.send(prefix + "ticks.rejected", p, encode(rejection))
-            frame = cleaners[p].frame()
+            frame = cleaners[p].make_frame()
             if frame is None:
                 continue
             if archives:
                 archives[p].add(records, frame.rows)
-            rows = windows[p].frame(frame)
+            rows = windows[p].take_frame(frame)
             windows[p].records(0)
             if rows is None or not rows.closings:
                 continue
@@ -176,13 +176,13 @@ def full(kafka: Kafka, prefix: str, models: str, archive: Path | None, max_bytes
                 kafka.send(prefix + "windows", p, data)
             if model is None:
                 continue
-            found = detectors[p].feed(closed)
+            found = detectors[p].take_frame(closed)
             if found is not None:
                 for alert in found.alerts:
                     kafka.send(prefix + "alerts", p, encode(alert), alert.symbol.encode())
                 for summary in found.markets:
                     kafka.send(prefix + "market", 0, encode(summary))
-            scored = scorers[p].frame(closed)
+            scored = scorers[p].take_frame(closed)
             if scored is not None:
                 for symbol, value in zip(scored.symbols, encode_predictions(scored, 0, {}), strict=True):
                     kafka.send(prefix + "predictions", p, value, symbol.encode())

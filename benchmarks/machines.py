@@ -58,12 +58,12 @@ def once(records: Sequence[RawRecord], kind: type[Cleaner], chunk: int) -> dict[
     for at in range(0, len(records), chunk):
         some = records[at : at + chunk]
         steps.time("judge", lambda: cleaner.chunk(some))  # noqa: B023
-        frame = steps.time("its frame", cleaner.frame)
+        frame = steps.time("its frame", cleaner.make_frame)
         assert frame is not None
         data = steps.time("its frame", lambda: list(encode_within(frame)))  # noqa: B023
         for part in data:
             read = steps.time("read the frame", lambda: decode(part, TICKS_SCHEMA))  # noqa: B023
-            rows = steps.time("windows", lambda: windows.frame(read))  # noqa: B023
+            rows = steps.time("windows", lambda: windows.take_frame(read))  # noqa: B023
             if rows is not None and rows.closings:
                 batch = steps.time("their frame", lambda: rows.batch(0))  # noqa: B023
                 closed = Frame("x", rows.start, rows.through, tuple(rows.closings), batch)

@@ -145,14 +145,14 @@ def read(schema: pa.Schema, data: bytes) -> bool:
     if schema is TICKS_SCHEMA:
         machine = Windows(0, revise_s=30)
         try:
-            rows = machine.frame(frame)
+            rows = machine.take_frame(frame)
         except FrameError:
             return True
         if rows is not None:
             rows.batch(0)
         machine.records(0)
     else:
-        Detector(0).feed(frame)
+        Detector(0).take_frame(frame)
         live = Live()
         try:
             live.frame(0, frame)

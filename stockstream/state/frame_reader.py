@@ -12,7 +12,7 @@ import pyarrow as pa
 from stockstream.errors import FrameError
 from stockstream.instance import app
 from stockstream.status import metrics, newer_messages
-from stockstream.transforms.frames import Assembler, Frame, decode_own, received
+from stockstream.transforms.frames import Assembler, Frame, decode_trusted, received
 from stockstream.transport.loopback import LoopbackRecord
 from stockstream.transport.messages import Chunk
 
@@ -43,7 +43,7 @@ def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
     if frame is None:
         record = chunk.records[number]
         own = isinstance(record, LoopbackRecord)
-        frame = chunk.read[number] = decode_own(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
+        frame = chunk.read[number] = decode_trusted(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
     return frame
 
 

@@ -68,22 +68,22 @@ def run(
         scorer.set_champion(model, 0)
     for some in _chunks(records, chunk):
         out.rejections += cleaner.chunk(some)
-        frame = cleaner.frame()
+        frame = cleaner.make_frame()
         if frame is None:
             continue
         if keep_clean:
             out.clean.append(frame)
-        rows = windows.frame(frame)
+        rows = windows.take_frame(frame)
         windows.records(0)
         if rows is None or not rows.closings:
             continue
-        closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), clock=rows.clock)
+        closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), log_clock=rows.log_clock)
         out.windows.append(closed)
-        found = detector.feed(closed)
+        found = detector.take_frame(closed)
         if found is not None:
             out.alerts += found.alerts
         if model is not None:
-            scored = scorer.frame(closed)
+            scored = scorer.take_frame(closed)
             if scored is not None:
                 out.scored.append(scored)
     return out

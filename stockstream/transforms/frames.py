@@ -50,7 +50,7 @@ class Frame:
     rows: pa.RecordBatch
     part: int = 0
     parts: int = 1
-    clock: int = 0
+    log_clock: int = 0
     """Newest Kafka time (epoch ms) of an accepted record up to `through`: what is forgotten, and when, follows from it. 0 where it is not known: in
     frames of version 1, and in all but the last of the messages that one frame was cut into."""
 
@@ -60,7 +60,7 @@ def encode(frame: Frame) -> bytes:
     metadata = {
         b"log": frame.log.encode(), b"from": b"%d" % frame.start, b"through": b"%d" % frame.through,
         b"closings": _encode_closings(frame.closings), b"part": b"%d" % frame.part, b"parts": b"%d" % frame.parts,
-        b"version": b"%d" % FRAME_VERSION, b"clock": b"%d" % frame.clock,
+        b"version": b"%d" % FRAME_VERSION, b"clock": b"%d" % frame.log_clock,
     }  # fmt: skip
     return b"".join((frame.rows.schema.with_metadata(metadata).serialize(), frame.rows.serialize(), END_OF_STREAM))
 
@@ -93,7 +93,7 @@ def decode(data: bytes, schema: pa.Schema) -> Frame:
     return frame
 
 
-def decode_own(data: bytes, schema: pa.Schema) -> Frame:
+def decode_trusted(data: bytes, schema: pa.Schema) -> Frame:
     """The frame in bytes that `encode` has made of it in this process: nothing is validated. Bytes from elsewhere go through `decode`."""
     reader = pa.ipc.open_stream(data)
     metadata = reader.schema.metadata
@@ -116,7 +116,7 @@ def received(data: bytes, schema: pa.Schema, timestamp: int) -> Frame:
 def _cut_at(frame: Frame, cut: int) -> tuple[Frame, Frame]:
     """The frame before and from raw offset `cut` on."""
     split = int(frame.rows.column("offset").to_numpy().searchsorted(cut))
-    before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split), clock=0)
+    before = replace(frame, through=cut - 1, closings=tuple(c for c in frame.closings if c.offset < cut), rows=frame.rows.slice(0, split), log_clock=0)
     after = replace(frame, start=cut, closings=tuple(c for c in frame.closings if c.offset >= cut), rows=frame.rows.slice(split))
     return before, after
 

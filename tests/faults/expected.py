@@ -120,13 +120,13 @@ class Cores:
         windows = self.windows
         if windows.expect >= 0 and frame.through < windows.expect:
             return None, [], None
-        rows = windows.frame(frame)
+        rows = windows.take_frame(frame)
         windows.records(0)
         if rows is None or not rows.closings:
             return None, [], None
         closed = Frame(windows.log, rows.start, rows.through, tuple(rows.closings), rows.batch(windows.partition))
-        found = self.detector.feed(closed)
-        return closed, found.alerts if found else [], self.scorer.frame(closed)
+        found = self.detector.take_frame(closed)
+        return closed, found.alerts if found else [], self.scorer.take_frame(closed)
 
 
 def expect(records: Sequence[RawRecord], partition: int, settings: Settings, model: ScoringModel | None, log: str) -> Life:
@@ -154,7 +154,7 @@ def expect(records: Sequence[RawRecord], partition: int, settings: Settings, mod
     told.rejected.update(of_rejection(_encode(rejection)) for rejection in out.rejections)
     cleaner = Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log)
     cleaner.chunk(records)
-    cleaner.frame()
+    cleaner.make_frame()
     cores = Cores(cleaner, Windows(partition, revise_s=settings.revise_s), Detector(partition), Scorer(partition))
     if model is not None:
         cores.scorer.set_champion(model, 0)
@@ -248,7 +248,7 @@ def state_faults(
     if cleaner.log != life.log:
         return [f"partition {partition}: clean's log is {cleaner.log}, the frames' is {life.log}"]
     cleaner.chunk([record for record in life.records if record.offset >= cleaner.expect])
-    cleaner.frame()
+    cleaner.make_frame()
     if same_snapshot and cleaner.expect >= 0 and _plain(cleaner.snapshot()) != _plain(life.cores.cleaner.snapshot()):
         faults.append(f"partition {partition}: the snapshot of clean is another")
     restored = Cores(
@@ -267,18 +267,18 @@ def state_faults(
     closed: list[Frame] = []
     mine = Windows(partition, revise_s=settings.revise_s)
     for frame in life.clean:
-        rows = mine.frame(frame)
+        rows = mine.take_frame(frame)
         mine.records(0)
         if rows is not None and rows.closings:
-            closed.append(Frame(mine.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), clock=rows.clock))
+            closed.append(Frame(mine.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), log_clock=rows.log_clock))
     for frame in life.clean:
-        if frame.through >= restored.windows.expect and restored.windows.frame(frame) is None:
+        if frame.through >= restored.windows.expect and restored.windows.take_frame(frame) is None:
             faults.append(f"partition {partition}: aggregate's state goes on at {restored.windows.expect}, which no frame follows")
             return faults
         restored.windows.records(0)
     for frame in closed:
         for core in (restored.detector, restored.scorer):
-            if frame.through >= core.expect and (core.feed(frame) if isinstance(core, Detector) else core.frame(frame)) is None:
+            if frame.through >= core.expect and core.take_frame(frame) is None:
                 faults.append(f"partition {partition}: the state of {type(core).__name__} goes on at {core.expect}, which no frame follows")
                 return faults
     probe = _continuation(life)
@@ -296,7 +296,7 @@ def state_faults(
 def _plain(snapshot: bytes) -> Any:
     """A snapshot's content, whatever the order in which its sources and symbols became known."""
     state = cleaning_state.decoded(snapshot)
-    columns = (state.expect, state.log, state.lateness_ms, state.revise_s, state.partitions, state.last_record, state.accepted, state.rejected, state.clock)
+    columns = (state.expect, state.log, state.lateness_ms, state.revise_s, state.partitions, state.last_record, state.accepted, state.rejected, state.log_clock)
     return columns, state.sources(), state.held()
 
 
@@ -327,7 +327,7 @@ def _answers(cores: Cores, probe: Sequence[RawRecord]) -> dict[str, dict[Key, by
     told = Told()
     for record in probe:
         told.rejected.update(of_rejection(_encode(rejection)) for rejection in cores.cleaner.chunk([record]))
-        frame = cores.cleaner.frame()
+        frame = cores.cleaner.make_frame()
         if frame is None:
             continue
         closed, alerts, scored = cores.frame(frame)

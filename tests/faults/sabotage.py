@@ -113,7 +113,7 @@ def poisoned() -> None:
     """`aggregate` cannot take a frame with a tick of POISON: it fails half changed, each time."""
     from stockstream.transforms.windows.windows import Windows
 
-    inner = Windows.frame
+    inner = Windows.take_frame
 
     def frame(self: Any, frame: Any, input_offset: int = 0) -> Any:
         if "POISON" in frame.rows.column("symbol").to_pylist():
@@ -122,7 +122,7 @@ def poisoned() -> None:
             raise KeyError("SABOTAGE: POISON")
         return inner(self, frame, input_offset)
 
-    Windows.frame = frame  # type: ignore[method-assign]
+    Windows.take_frame = frame  # type: ignore[method-assign]
 
 
 def source_faults() -> None:

@@ -78,8 +78,8 @@ def corpus() -> Corpus:
         messages["ticks.rejected"] += [msgspec.to_builtins(r) for r in live.cleaner.chunk([record])]
         if number % FRAME_RECORDS:
             continue
-        frame = live.cleaner.frame()
-        rows = live.windows.frame(frame) if frame is not None else None
+        frame = live.cleaner.make_frame()
+        rows = live.windows.take_frame(frame) if frame is not None else None
         assert frame is not None and rows is not None
         (out.clean_after if cut else out.clean).append(encode(frame))
         states["aggregate"].update(live.windows.records(1))
@@ -88,7 +88,7 @@ def corpus() -> Corpus:
         closed = Frame(LOG, rows.start, rows.through, tuple(rows.closings), rows.batch(PARTITION))
         (out.windows_after if cut else out.windows).append(encode(closed))
         messages["latest"] += closed.rows.to_pylist()
-        found, scored = live.detector.feed(closed), live.scorer.frame(closed)
+        found, scored = live.detector.take_frame(closed), live.scorer.take_frame(closed)
         assert found is not None and scored is not None
         messages["alerts"] += [msgspec.to_builtins(alert) for alert in found.alerts]
         messages["market"] += found.markets

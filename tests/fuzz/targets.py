@@ -94,12 +94,12 @@ def raw_ticks(rng: Rng, count: int, batch: Batch) -> None:
             raise Found("a rejection of an offset that was not in the chunk")
         for rejection in rejections[:LOUD]:
             msgspec.json.encode(rejection)
-        frame = cleaner.frame()
+        frame = cleaner.make_frame()
         if frame is None:
             raise Found("no frame after records")
         read = [decode(data, TICKS_SCHEMA) for data in encode_within(frame)]
         assembled = _assembled(read)
-        rows = [machines.windows.frame(part) for part in assembled]
+        rows = [machines.windows.take_frame(part) for part in assembled]
         machines.windows.records(1)
         if any(row is None for row in rows):
             raise Found("aggregate has no use for a frame that clean has made")
@@ -221,14 +221,14 @@ def _after_windows(machines: Machines, frame: Frame) -> None:
     """What the agents `detect` and `score` do with a frame. Raises `FrameError`."""
     faults = []
     try:
-        found = machines.detector.feed(frame)
+        found = machines.detector.take_frame(frame)
         if found is not None:
             msgspec.json.encode([*found.alerts[:LOUD], *found.markets[:LOUD]])
             machines.detector.records(1)
     except FrameError as error:
         faults.append(error)
     try:
-        scored = machines.scorer.frame(frame)
+        scored = machines.scorer.take_frame(frame)
         if scored is not None:
             encode_predictions(scored, 0, {})
             encode_outcomes(scored, 0)
@@ -244,8 +244,8 @@ def _exact_after(source: Corpus, machines: Machines) -> None:
     fresh = source.machines.copy()
     for data in source.windows_after:
         frame = decode(data, WINDOWS_SCHEMA)
-        got, want = machines.detector.feed(frame), fresh.detector.feed(frame)
-        mine, theirs = machines.scorer.frame(frame), fresh.scorer.frame(frame)
+        got, want = machines.detector.take_frame(frame), fresh.detector.take_frame(frame)
+        mine, theirs = machines.scorer.take_frame(frame), fresh.scorer.take_frame(frame)
         if got != want:
             raise Found("after frames that were refused, detect says otherwise of good ones")
         if mine is None or theirs is None or encode_predictions(mine, 0, {}) != encode_predictions(theirs, 0, {}):
@@ -269,7 +269,7 @@ def clean_frames(rng: Rng, count: int, batch: Batch) -> None:
         if frame is None:
             continue
         try:
-            rows = windows.frame(frame)
+            rows = windows.take_frame(frame)
             if rows is not None and rows.closings:
                 closed = Frame(windows.log, rows.start, rows.through, tuple(rows.closings), rows.batch(PARTITION))
                 if closed.rows.schema.names != WINDOWS_SCHEMA.names:
@@ -285,7 +285,7 @@ def clean_frames(rng: Rng, count: int, batch: Batch) -> None:
         fresh = source.machines.copy()
         for data in source.clean_after:
             frame = decode(data, TICKS_SCHEMA)
-            mine, theirs = windows.frame(frame), fresh.windows.frame(frame)
+            mine, theirs = windows.take_frame(frame), fresh.windows.take_frame(frame)
             if mine is None or theirs is None or mine.batch(PARTITION) != theirs.batch(PARTITION):
                 raise Found("after frames that were refused, aggregate says otherwise of good ones")
 
@@ -379,12 +379,12 @@ def _use(machine: Any, source: Corpus) -> None:
     """Good input after a restart: a machine may have no use for it, and must say so in the documented way."""
     if isinstance(machine, Cleaner):
         machine.chunk([RawRecord(max(0, machine.expect) + n, r.timestamp, r.value) for n, r in enumerate(source.records_after)])
-        machine.frame()
+        machine.make_frame()
         clean_records(machine)
         list(machine.idle())
     elif isinstance(machine, Windows):
         for data in source.clean_after[:3]:
-            rows = machine.frame(decode(data, TICKS_SCHEMA))
+            rows = machine.take_frame(decode(data, TICKS_SCHEMA))
             machine.records(2)
             if rows is not None:
                 rows.batch(PARTITION)
@@ -392,9 +392,9 @@ def _use(machine: Any, source: Corpus) -> None:
         for data in source.windows_after[:3]:
             frame = decode(data, WINDOWS_SCHEMA)
             if isinstance(machine, Detector):
-                machine.feed(frame)
+                machine.take_frame(frame)
             else:
-                machine.frame(frame)
+                machine.take_frame(frame)
             machine.records(2)
 
 

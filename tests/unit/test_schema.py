@@ -155,7 +155,7 @@ def test_what_the_line_says() -> None:
     holds("Prediction", [value for scored in said.scored for value in encode_predictions(scored, 1, {"total": 1})])
     holds("Outcomes", [value for scored in said.scored for value in encode_outcomes(scored, 1)])
     detector = Detector(0)
-    found = [detector.feed(frame) for frame in said.windows]
+    found = [detector.take_frame(frame) for frame in said.windows]
     holds("MarketSummary", [encode(summary) for detected in found if detected is not None for summary in detected.markets])
 
 

@@ -29,8 +29,8 @@ from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_SIZE,
 from stockstream.transforms.cleaning.many import OddRecord, require_none, weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, extras_fit, range_fault, rejection
-from stockstream.transforms.cleaning.rows import Rows
-from stockstream.transforms.cleaning.state import DIGESTED, SLOTS, VERSION, Feed, Held, Source, State, digest
+from stockstream.transforms.cleaning.rows import AcceptedTicks
+from stockstream.transforms.cleaning.state import DIGESTED, SLOTS, VERSION, Feed, Held, SourceState, State, digest
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
@@ -59,7 +59,7 @@ _encode = msgspec.json.Encoder().encode
 class Cleaner:
     """Judges the records of one partition in offset order.
 
-    `chunk` takes consecutive records and returns the rejections; what was accepted and closed waits until `frame` takes it. `snapshot` is exact at
+    `chunk` takes consecutive records and returns the rejections; what was accepted and closed waits until `make_frame` takes it. `snapshot` is exact at
     `expect`: restored from it and given the log from there, a Cleaner says the same again.
 
     Args:
@@ -83,7 +83,7 @@ class Cleaner:
         self.memory = Memory()
         self._slot = 0
         """Where the next snapshot that is too large for a message goes."""
-        self._rows = Rows()
+        self._rows = AcceptedTicks()
         self._closings: list[Closing] = []
         self._only_trades = True
         """Whether the last records that were taken at once had nothing but trades; only how the next are tried first."""
@@ -91,9 +91,9 @@ class Cleaner:
         """Whether the last such had to be decoded as any JSON: else that is not tried with many, of which only one will be odd."""
 
     @property
-    def clock(self) -> int:
+    def log_clock(self) -> int:
         """The log's clock: the greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
-        return self.memory.clock
+        return self.memory.log_clock
 
     # -- the log ------------------------------------------------------------
 
@@ -153,8 +153,8 @@ class Cleaner:
                         rows.ticks.append(item)
                         rows.offsets.append(offset)
                     event_time = item.event_time
-                    if event_time > source.clock:
-                        source.clock = event_time
+                    if event_time > source.watermark:
+                        source.watermark = event_time
                         if event_time >= source.closes_at:
                             self._close(source, item.source, offset, None if fault else event_time // 1000)
                 return
@@ -207,7 +207,7 @@ class Cleaner:
         closings: list[Closing] = []
         for move in accepted.moves:
             source = move.source
-            source.clock, source.ts, source.heard = move.clock, move.ts, move.heard
+            source.watermark, source.ts, source.heard = move.watermark, move.ts, move.heard
             source.newest, source.unsent = max(source.newest, move.newest), True
             if move.closings:
                 source.closed = move.closings[-1].second
@@ -219,7 +219,7 @@ class Cleaner:
 
     # -- one record at a time -----------------------------------------------
 
-    def _accept_plain(self, tick: Tick, ts: int) -> Source | None:
+    def _accept_plain(self, tick: Tick, ts: int) -> SourceState | None:
         """Accepts what most ticks are, a tick of a known symbol and source with nothing unusual about it; None leaves it to `_judge`, unchanged.
 
         The same verdicts in a third of the time: a test holds both to each other.
@@ -229,7 +229,7 @@ class Cleaner:
         held = memory.held.get(symbol)
         source = memory.sources.get(name)
         price, size, seq = tick.price, tick.size, tick.seq
-        now = ts if ts > memory.clock else memory.clock
+        now = ts if ts > memory.log_clock else memory.log_clock
         remembered = now - FORGET_MS
         if (
             held is None
@@ -261,7 +261,7 @@ class Cleaner:
             held.newest = second
         if second > source.newest:
             source.newest = second
-        held.ts = source.ts = memory.clock = now
+        held.ts = source.ts = memory.log_clock = now
         source.heard, source.unsent = ts, True
         return source
 
@@ -280,7 +280,7 @@ class Cleaner:
             return
         ticks: list[Tick] = []
         indexes: list[int] = []
-        clocks: dict[str, int] = {}
+        watermarks: dict[str, int] = {}
         earliest: dict[str, int] = {}
         texts: list[msgspec.Raw] | None = None
         for index, tick in enumerate(item) if type(item[0]) is Tick else item:
@@ -297,13 +297,13 @@ class Cleaner:
                 indexes.append(index)
                 if event_time < earliest.get(name, MAX_TIME):
                     earliest[name] = event_time
-            if event_time > clocks.get(name, 0):
-                clocks[name] = event_time
+            if event_time > watermarks.get(name, 0):
+                watermarks[name] = event_time
         self._rows.add_record(offset, ticks, indexes)
-        for name in sorted(clocks):
+        for name in sorted(watermarks):
             source = self.memory.sources[name]
-            source.clock = max(source.clock, clocks[name])
-            if source.clock >= source.closes_at:
+            source.watermark = max(source.watermark, watermarks[name])
+            if source.watermark >= source.closes_at:
                 self._close(source, name, offset, earliest[name] // 1000 if name in earliest else None)
 
     def _punctuate(self, item: Punctuation, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
@@ -314,14 +314,14 @@ class Cleaner:
             fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
         elif item.punctuate * 1000 > ts + FUTURE_MS:
             fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
-        now = max(self.memory.clock, ts)
-        if fault is None and self.memory.known(item.source, now) is None and self.memory.crowded("source", now):
+        now = max(self.memory.log_clock, ts)
+        if fault is None and self.memory.living_source(item.source, now) is None and self.memory.crowded("source", now):
             fault = too_many_sources(item.source)
         if fault:
             rejections.append(self._reject(fault, offset, 0, value))
             return
-        source = self.memory.source(item.source, ts)
-        source.clock = max(source.clock, (item.punctuate + 1) * 1000 + self.lateness_ms)
+        source = self.memory.heard_source(item.source, ts)
+        source.watermark = max(source.watermark, (item.punctuate + 1) * 1000 + self.lateness_ms)
         self._close(source, item.source, offset, None, punctuation=True)
         self.memory.make_room()
 
@@ -332,7 +332,7 @@ class Cleaner:
         if fault is not None:
             return fault
         symbol, name, event_time = tick.symbol, tick.source, tick.event_time
-        now = max(memory.clock, ts)
+        now = max(memory.log_clock, ts)
         held = memory.held.get(symbol)
         if held is None:
             home = home_partition(symbol, self.partitions)
@@ -342,7 +342,7 @@ class Cleaner:
             held = None
         if event_time > ts + FUTURE_MS:
             return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
-        known = memory.known(name, now)
+        known = memory.living_source(name, now)
         kept = tick.seq is not None or tick.snapshot or tick.day_volume is not None
         feed = known.feeds.get(symbol) if known is not None else None
         if feed is not None and now - feed.ts > FORGET_MS:
@@ -362,7 +362,7 @@ class Cleaner:
         if (held is None and memory.crowded("symbol", now)) or (feed is None and kept and memory.crowded("feed", now)):
             return too_many_symbols()
 
-        source = memory.source(name, ts)
+        source = memory.heard_source(name, ts)
         if held is None:
             memory.held[symbol] = Held(name, second, now)
         else:
@@ -389,9 +389,9 @@ class Cleaner:
         memory.make_room()
         return None
 
-    def _close(self, source: Source, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
+    def _close(self, source: SourceState, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
         """The clock has moved: closes what it has passed. `first` is the earliest second that the record brought for this source."""
-        new = (source.clock - self.lateness_ms) // 1000 - 1
+        new = (source.watermark - self.lateness_ms) // 1000 - 1
         if source.closed is None:
             source.closed = new if first is None else min(new, first - 1)
         if new > source.closed or punctuation:
@@ -401,7 +401,7 @@ class Cleaner:
             source.unsent = source.newest > source.closed
         self._set_thresholds(source)
 
-    def _set_thresholds(self, source: Source) -> None:
+    def _set_thresholds(self, source: SourceState) -> None:
         """Sets what follows from the last closed second."""
         assert source.closed is not None
         source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
@@ -418,15 +418,15 @@ class Cleaner:
         return bool(self._closings) or len(self._rows) >= FRAME_TICKS
 
     @property
-    def waiting(self) -> int:
+    def pending_offsets(self) -> int:
         """Offsets that no frame covers yet."""
         return self.expect - self.frame_from
 
-    def frame(self) -> Frame | None:
+    def make_frame(self) -> Frame | None:
         """Takes what waits as the next frame of the log; None where no offset waits."""
         if self.expect <= self.frame_from:
             return None
-        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), clock=min(self.memory.clock, MAX_TIME))
+        frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), log_clock=min(self.memory.log_clock, MAX_TIME))
         self.frame_from = self.expect
         self._closings = []
         return frame
@@ -444,7 +444,7 @@ class Cleaner:
         self.memory.purge()
         state = State(
             v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness_ms, revise_s=self.revise_s, partitions=self.partitions,
-            last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, clock=self.memory.clock,
+            last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, log_clock=self.memory.log_clock,
         )  # fmt: skip
         state.put(self.memory.sources, self.memory.held)
         return cleaning_state.encoded(state)
@@ -464,7 +464,7 @@ class Cleaner:
     @staticmethod
     def complete(records: Mapping[bytes, bytes]) -> bool:
         """Whether some snapshot is there as a whole. Raises `StateError` where a newer stockstream wrote one."""
-        return cleaning_state.furthest(records) is not None
+        return cleaning_state.highest_snapshot(records) is not None
 
     @classmethod
     def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int, revise_s: int) -> Cleaner:
@@ -473,7 +473,7 @@ class Cleaner:
         Raises `StateError` where there is none, it belongs to other settings, or a newer stockstream wrote one.
         """
         try:
-            found = cleaning_state.furthest(records)
+            found = cleaning_state.highest_snapshot(records)
             if found is None:
                 raise StateError("its changelog holds no complete snapshot: use another STOCKSTREAM_TOPIC_PREFIX, or delete the changelog to begin a new log")
             state, slot = found
@@ -482,7 +482,7 @@ class Cleaner:
             cleaner.memory.sources, cleaner.memory.held = state.sources(), state.held()
         except StateError as error:
             raise StateError(f"clean, partition {partition}: {error}") from error
-        cleaner.last_record, cleaner.memory.clock = state.last_record, state.clock
+        cleaner.last_record, cleaner.memory.log_clock = state.last_record, state.log_clock
         cleaner.accepted, cleaner.rejected = state.accepted, state.rejected
         cleaner._slot = (slot + 1) % SLOTS                                # never into the pieces that this was made of
         cleaner.memory.feed_count = sum(len(source.feeds) for source in cleaner.memory.sources.values())

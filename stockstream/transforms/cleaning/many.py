@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stockstream.records import Closing
 from stockstream.transforms.cleaning.columns import Columns, Ints
 from stockstream.transforms.cleaning.memory import Memory
-from stockstream.transforms.cleaning.state import Feed, Held, Source
+from stockstream.transforms.cleaning.state import Feed, Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
 
 
@@ -22,9 +22,9 @@ from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
 class Move:
     """What plain ticks of one source do to it: for each of their records that closes something its offset, and the last second closed before and by it."""
 
-    source: Source
+    source: SourceState
     name: str
-    clock: int
+    watermark: int
     newest: int
     ts: int
     heard: int
@@ -93,15 +93,15 @@ def move(plain: Columns, memory: Memory, number: int, now: Ints, *, lateness_ms:
     require_none(times > heard + FUTURE_MS, record)
     begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
     single = len(begins) == len(times)
-    clock = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.clock)
-    closed = np.maximum((clock - lateness_ms) // 1000 - 1, source.closed)
+    watermark = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.watermark)
+    closed = np.maximum((watermark - lateness_ms) // 1000 - 1, source.closed)
     before = np.concatenate([[source.closed], closed[:-1]])
     open_from = (before - revise_s + 1) * 1000
     require_none(times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times)))), record)
     at = np.flatnonzero(closed > before)
     closed_by = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
     closings = [Closing(offset, name, after, second) for offset, after, second in closed_by]
-    return Move(source, name, int(clock[-1]), int(times.max()) // 1000, int(now[record[-1]]), int(heard[-1]), closings, bool(closed[-1] > before[-1]))
+    return Move(source, name, int(watermark[-1]), int(times.max()) // 1000, int(now[record[-1]]), int(heard[-1]), closings, bool(closed[-1] > before[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Accepted:
         newest, heard = np.zeros(len(self.held), np.int64), np.empty(len(self.held), np.int64)
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
         heard[plain.symbol] = self.now[plain.record]                              # of several the last stays
-        memory.clock = int(self.now[-1])
+        memory.log_clock = int(self.now[-1])
         for holder, second, ts in zip(self.held, newest.tolist(), heard.tolist(), strict=True):
             holder.newest, holder.ts = max(holder.newest, second), ts
         for (feed, seq), ts in zip(self.feeds, heard.tolist(), strict=False):
@@ -131,7 +131,7 @@ class Accepted:
 
 def weigh(plain: Columns, memory: Memory, *, lateness_ms: int, revise_s: int) -> Accepted:
     """What accepting all of these ticks would change; nothing is changed yet. Raises `OddRecord` where one of them must be judged by itself."""
-    now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.clock)
+    now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.log_clock)
     held = holders(plain, memory, int(now[-1]))
     feeds = numbered(plain, memory, held, int(now[-1]))
     moves = [move(plain, memory, number, now, lateness_ms=lateness_ms, revise_s=revise_s) for number in range(len(plain.sources))]

@@ -7,7 +7,7 @@ tick by that clock, or by the Kafka time of the record that is judged where that
 from __future__ import annotations
 
 from stockstream.transforms.cleaning.rejections import Fault
-from stockstream.transforms.cleaning.state import Held, Source
+from stockstream.transforms.cleaning.state import Held, SourceState
 from stockstream.transforms.timing import FORGET_MS
 
 MAX_SOURCES = 1_000
@@ -24,9 +24,9 @@ class Memory:
     """The living sources, symbols and feeds of one partition."""
 
     def __init__(self) -> None:
-        self.clock = 0
+        self.log_clock = 0
         """Greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, SourceState] = {}
         self.held: dict[str, Held] = {}
         """By symbol: its living series."""
         self.feed_count = 0
@@ -34,18 +34,18 @@ class Memory:
         self._oldest = dict.fromkeys(LIMITS, 0)
         """By kind of entry: no entry's `ts` is below that."""
 
-    def known(self, name: str, now: int) -> Source | None:
+    def living_source(self, name: str, now: int) -> SourceState | None:
         """The source, where it is known and not forgotten."""
         source = self.sources.get(name)
         return None if source is None or source.forgotten(now) else source
 
-    def source(self, name: str, ts: int) -> Source:
+    def heard_source(self, name: str, ts: int) -> SourceState:
         """The source, of which something is accepted in a record of this time."""
-        now = self.clock = max(self.clock, ts)
+        now = self.log_clock = max(self.log_clock, ts)
         source = self.sources.get(name)
         if source is None or source.forgotten(now):
             self.feed_count -= len(source.feeds) if source is not None else 0
-            source = self.sources[name] = Source()
+            source = self.sources[name] = SourceState()
         source.ts, source.heard = now, ts
         return source
 
@@ -74,7 +74,7 @@ class Memory:
 
     def purge(self) -> None:
         """Drops what is forgotten by `clock`, which every later verdict has forgotten too."""
-        now, oldest = self.clock, self._oldest
+        now, oldest = self.log_clock, self._oldest
         if now - min(oldest.values()) <= FORGET_MS:
             return
         self.sources = {name: source for name, source in self.sources.items() if not source.forgotten(now)}

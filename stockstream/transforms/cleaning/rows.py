@@ -14,7 +14,7 @@ from stockstream.transforms.frames import empty
 
 
 @dataclass(slots=True)
-class Rows:
+class AcceptedTicks:
     """Accepted ticks that wait for their frame: whole batches, and behind them ticks, as lists of all: a list of tuples costs twice the time.
 
     Where `indexes` ends early, the rest is 0.

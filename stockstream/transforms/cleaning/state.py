@@ -44,13 +44,13 @@ class Feed:
 
 
 @dataclass(slots=True)
-class Source:
+class SourceState:
     """A source's clock in this partition. Where nothing is closed yet, `closed` is None.
 
     `ts` is the log's clock when a tick or punctuation of it was accepted last, `heard` the Kafka time of that record.
     """
 
-    clock: int = 0
+    watermark: int = 0
     closed: int | None = None
     closes_at: int = 0
     late_before: int = 0
@@ -88,9 +88,9 @@ class State(Stored):
     last_record: tuple[int, int] = (0, 0)
     accepted: int = 0
     rejected: int = 0
-    clock: int = 0
+    log_clock: int = msgspec.field(default=0, name="clock")
     source_names: list[str] = []
-    source_clocks: list[int] = []
+    source_watermarks: list[int] = msgspec.field(default_factory=list, name="source_clocks")
     source_closed: list[int | None] = []
     source_ts: list[int] = []
     source_heard: list[int] = []
@@ -112,12 +112,12 @@ class State(Stored):
     held_ts: list[int] = []
     compressed: bytes = b""
 
-    def put(self, sources: Mapping[str, Source], held: Mapping[str, Held]) -> None:
+    def put(self, sources: Mapping[str, SourceState], held: Mapping[str, Held]) -> None:
         """Takes these as its columns."""
         of = sources.values()
         feeds = [feed for source in of for feed in source.feeds.values()]
         self.source_names = list(sources)
-        self.source_clocks, self.source_closed = [s.clock for s in of], [s.closed for s in of]
+        self.source_watermarks, self.source_closed = [s.watermark for s in of], [s.closed for s in of]
         self.source_ts, self.source_heard = [s.ts for s in of], [s.heard for s in of]
         self.source_newest, self.source_unsent = [s.newest for s in of], [s.unsent for s in of]
         self.feed_counts = [len(s.feeds) for s in of]
@@ -133,7 +133,7 @@ class State(Stored):
         """Raises `ValueError` where `sources` or `held` would fail, or no log has such an offset; it takes a quarter of their time."""
         if not -1 <= self.expect <= MAX_OFFSET:
             raise ValueError(f"no log goes on from offset {self.expect}")
-        sources = (self.source_clocks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest, self.source_unsent)
+        sources = (self.source_watermarks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest, self.source_unsent)
         feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
         held = (self.held_owners, self.held_newest, self.held_ts)
         for first, others in ((self.source_names, (*sources, self.feed_counts)), (self.feed_symbols, feeds), (self.held_symbols, held)):
@@ -145,7 +145,7 @@ class State(Stored):
             if places and not 0 <= min(places) <= max(places) < len(of):
                 raise ValueError("a place that is none of its list")
 
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, SourceState]:
         """The sources, without what follows from the settings. Raises `ValueError` or `IndexError` where columns do not fit together."""
         feeds = [
             Feed(seq, volume, time, self.sessions[session], snapshot, ts)
@@ -153,15 +153,15 @@ class State(Stored):
                 self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts, strict=True
             )
         ]
-        found: dict[str, Source] = {}
+        found: dict[str, SourceState] = {}
         at = 0
         columns = zip(
-            self.source_names, self.source_clocks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest,
+            self.source_names, self.source_watermarks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest,
             self.source_unsent, self.feed_counts, strict=True,
         )  # fmt: skip
-        for name, clock, closed, ts, heard, newest, unsent, count in columns:
+        for name, watermark, closed, ts, heard, newest, unsent, count in columns:
             mine = dict(zip(self.feed_symbols[at : at + count], feeds[at : at + count], strict=True))
-            found[name] = Source(clock, closed, 0, 0, ts, newest, unsent, mine, heard)
+            found[name] = SourceState(watermark, closed, 0, 0, ts, newest, unsent, mine, heard)
             at += count
         if at != len(feeds):
             raise ValueError(f"{len(feeds)} feeds where the sources have {at}")
@@ -202,13 +202,13 @@ def upgrade(value: bytes) -> State:
     """The state in a value of version 1: a packed array, compressed by zlib where it was large. Raises `msgspec.MsgspecError`, `ValueError`, `zlib.error`."""
     data = zlib.decompress(value) if value[:1] == b"\x78" else value
     expect, log, lateness, revise, of, last_record, accepted, rejected, packed, symbols, owners, newest, seen = msgspec.msgpack.decode(data)
-    sources: dict[str, Source] = {}
-    for name, clock, closed, ts, newest_second, unsent, feed_symbols, feeds in packed:
+    sources: dict[str, SourceState] = {}
+    for name, watermark, closed, ts, newest_second, unsent, feed_symbols, feeds in packed:
         mine = {
             symbol: Feed(seq, volume, time, session, digest(snapshot) if snapshot else b"", heard)
             for symbol, (seq, volume, time, session, snapshot, heard) in zip(feed_symbols, feeds, strict=True)
         }
-        sources[name] = Source(clock, closed, 0, 0, ts, newest_second, unsent, mine, ts)
+        sources[name] = SourceState(watermark, closed, 0, 0, ts, newest_second, unsent, mine, ts)
     names = list(sources)
     held = {
         symbol: Held(owner if isinstance(owner, str) else names[owner], second, ts)
@@ -219,7 +219,7 @@ def upgrade(value: bytes) -> State:
             source.ts = max(source.ts, holder.ts)                        # it was the last record's time, which may have gone back
     state = State(
         v=VERSION, expect=expect, log=log, lateness_ms=lateness, revise_s=revise, partitions=of, last_record=(last_record[0], last_record[1]),
-        accepted=accepted, rejected=rejected, clock=max((*(source.ts for source in sources.values()), *(holder.ts for holder in held.values())), default=0),
+        accepted=accepted, rejected=rejected, log_clock=max((*(source.ts for source in sources.values()), *(holder.ts for holder in held.values())), default=0),
     )  # fmt: skip
     state.put(sources, held)
     return msgspec.msgpack.decode(stored.pack(state), type=State)         # checks the types of what was an untyped array
@@ -259,7 +259,7 @@ def readable(key: bytes, value: bytes) -> str:
     return ""
 
 
-def furthest(records: Mapping[bytes, bytes]) -> tuple[State, int] | None:
+def highest_snapshot(records: Mapping[bytes, bytes]) -> tuple[State, int] | None:
     """The complete snapshot of the newest log that counts the furthest, and the slot of its pieces (-1: it is whole); None where there is none.
 
     What cannot be read is passed over. Raises `StateError` where a newer stockstream wrote one.

@@ -24,7 +24,7 @@ from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules import state as alert_state
 from stockstream.transforms.rules.columns import Columns, Hit
 from stockstream.transforms.rules.conditions import QUIET_S, RULES, VOLUME_SPIKE, alert_of, closing_sentence, conditions, judge, sentence
-from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, Head, Kept, OpenAlert, bucket_of, source_id
+from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, Checkpoint, Kept, OpenAlert, bucket_of, source_id
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS, pack
 
@@ -33,7 +33,7 @@ LONG_ALERTS = 1_000
 
 
 @dataclass(slots=True)
-class _Source:
+class _SourceAlerts:
     """What is kept of a source while it has open alerts."""
 
     alerts: dict[tuple[str, str], OpenAlert] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Detector:
         self.expect = -1
         self.resume_input = 0
         """Offset in `windows` to go on from."""
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, _SourceAlerts] = {}
         self._owner: dict[str, str] = {}
         self._buckets: dict[int, _Bucket] = {}
         self._dirty: set[int] = set()
@@ -99,7 +99,7 @@ class Detector:
         ahead = [alert for kept in self._ahead.values() for alert in kept.alerts]
         return sorted(ahead + [alert for source in self._sources.values() for alert in source.alerts.values()], key=alert_order)
 
-    def feed(self, frame: Frame, input_offset: int = 0) -> Detected | None:
+    def take_frame(self, frame: Frame, input_offset: int = 0) -> Detected | None:
         """Apply a whole frame of `windows`, in log order.
 
         None where the shell must drop the frame: it starts beyond `expect`, or belongs to an older log. What was applied before changes nothing.
@@ -125,7 +125,7 @@ class Detector:
             found.markets.extend(summaries.get(place, ()))
         if self._ahead:
             self._reach(frame.through + 1)
-        self._end_silent(frame.clock, {closing.source for closing in closings}, found.alerts)
+        self._end_silent(frame.log_clock, {closing.source for closing in closings}, found.alerts)
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._moved = True
@@ -164,11 +164,11 @@ class Detector:
         buckets = {number: bucket.stored for number, bucket in self._buckets.items()}
         buckets |= {number: kept.stored for number, kept in self._ahead.items() if kept.alerts}
         self.index.keep({str(number) for number in buckets})
-        head = Head(
-            v=FORMAT, through=through, log=self.log, resume=self.resume_input, ranges=self.index.needed({}), buckets=buckets, lasts=lasts,
+        checkpoint = Checkpoint(
+            v=FORMAT, through=through, log=self.log, resume_input=self.resume_input, ranges=self.index.needed({}), buckets=buckets, lasts=lasts,
             sources={source_id(name): (source.touched, source.closed) for name, source in self._sources.items()},
         )  # fmt: skip
-        out.append((f"{place}/head".encode(), pack(head)))
+        out.append((f"{place}/head".encode(), pack(checkpoint)))
         self.index.written({}, [str(number) for number in self._dirty])
         self._dirty.clear()
         self._moved = False
@@ -197,8 +197,8 @@ class Detector:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best head among these records names; None where there is no head."""
-        heads = [alert_state.head_of(value) for key, value in records.items() if alert_state.is_head(key)]
-        return max(heads, key=lambda head: (head.log, head.through, head.resume)).ranges if heads else None
+        checkpoints = [alert_state.checkpoint_of(value) for key, value in records.items() if alert_state.is_checkpoint(key)]
+        return max(checkpoints, key=lambda one: (one.log, one.through, one.resume_input)).ranges if checkpoints else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None) -> Detector:
@@ -209,8 +209,8 @@ class Detector:
         detector = cls(partition)
         detector.log, found, buckets = alert_state.restored(partition, records)
         if found is not None:
-            head, key = found
-            detector.expect, detector.resume_input = head.through + 1, head.resume
+            checkpoint, key = found
+            detector.expect, detector.resume_input = checkpoint.through + 1, checkpoint.resume_input
             if offsets:
                 detector.index.restored(offsets[key], {})                # what is needed of before has a name
         for number, kept in buckets.items():
@@ -219,7 +219,7 @@ class Detector:
                 detector.index.restored(max(places), {}, [str(number)], first=min(places))
             detector._ahead[number] = kept
             for alert in kept.alerts:
-                detector._sources.setdefault(alert.source, _Source())
+                detector._sources.setdefault(alert.source, _SourceAlerts())
         known = found[0].sources if found is not None else {}
         for name, source in detector._sources.items():
             source.touched, source.closed = known.get(source_id(name), (0, -1))
@@ -254,7 +254,7 @@ class Detector:
     def _keep(self, alert: OpenAlert, number: int) -> None:
         source = self._sources.get(alert.source)
         if source is None:
-            source = self._sources[alert.source] = _Source()
+            source = self._sources[alert.source] = _SourceAlerts()
         source.alerts[alert.symbol, alert.rule] = alert
         source.due = min(source.due, alert.last + QUIET_S)
         self._owner[alert.symbol] = alert.source
@@ -315,16 +315,16 @@ class Detector:
             left = self._sources[self._owner[symbol]].alerts
             out += [self._end(left[symbol, rule]) for rule in RULES if (symbol, rule) in left]
 
-    def _end_silent(self, clock: int, heard: set[str], out: list[Alert]) -> None:
+    def _end_silent(self, log_clock: int, heard: set[str], out: list[Alert]) -> None:
         """Close what sources left open that were in no frame for FORGET_MS of the log's time."""
         for name in sorted(self._sources):
             source = self._sources[name]
             if name in heard or not source.touched:
-                source.touched = clock
-            elif clock - source.touched > FORGET_MS:
+                source.touched = log_clock
+            elif log_clock - source.touched > FORGET_MS:
                 self._end_all(source, out)
 
-    def _end_all(self, source: _Source, out: list[Alert]) -> None:
+    def _end_all(self, source: _SourceAlerts, out: list[Alert]) -> None:
         out += [self._end(alert) for alert in sorted(source.alerts.values(), key=alert_order)]
 
     def _hit(self, hit: Hit, source: str) -> list[Alert]:

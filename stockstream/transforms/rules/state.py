@@ -84,12 +84,12 @@ class Bucket(Stored):
     alerts: list[_Alert] = msgspec.field(default_factory=list)
 
 
-class Head(Stored):
+class Checkpoint(Stored):
     """How far a detector has counted."""
 
     through: _Offset
     log: str
-    resume: _Offset
+    resume_input: _Offset = msgspec.field(name="resume")
     """Offset in `windows` to go on from."""
     ranges: list[Range] = msgspec.field(default_factory=list)
     buckets: dict[int, int] | None = None
@@ -100,7 +100,7 @@ class Head(Stored):
     """Of each source with open alerts, by `source_id`: the clock (epoch ms) when it was last in a frame (0: not known) and its last closed second."""
 
 
-class _Head1(msgspec.Struct, array_like=True):
+class _Checkpoint1(msgspec.Struct, array_like=True):
     through: _Offset
     log: str
     resume: _Offset
@@ -200,12 +200,12 @@ def _upgraded(value: bytes) -> list[Bucket]:
     return [bucket(record.through, record.log, number, 0, alerts.get(number, ()), 1) for number in range(BUCKETS)]
 
 
-def head_of(value: bytes) -> Head:
+def checkpoint_of(value: bytes) -> Checkpoint:
     """The head in a record of any known version. Raises `StateError` for newer ones, `msgspec.MsgspecError` where it is none."""
     if version_of(value) >= 2:
-        return unpack(Head, value, FORMAT)
-    first = msgspec.msgpack.decode(value, type=_Head1)
-    return Head(v=1, through=first.through, log=first.log, resume=first.resume, ranges=first.ranges)
+        return unpack(Checkpoint, value, FORMAT)
+    first = msgspec.msgpack.decode(value, type=_Checkpoint1)
+    return Checkpoint(v=1, through=first.through, log=first.log, resume_input=first.resume, ranges=first.ranges)
 
 
 def _name(key: bytes) -> tuple[bytes, ...]:
@@ -218,7 +218,7 @@ def _name(key: bytes) -> tuple[bytes, ...]:
     return ()
 
 
-def is_head(key: bytes) -> bool:
+def is_checkpoint(key: bytes) -> bool:
     return _name(key) == (b"head",)
 
 
@@ -231,7 +231,7 @@ def readable(key: bytes, value: bytes) -> str:
         version = version_of(value)
         require_known(version, FORMAT)
         if name[0] == b"head":
-            head_of(value)
+            checkpoint_of(value)
         elif len(name) == 1:
             if version == 1:
                 for one in _upgraded(value):
@@ -245,13 +245,13 @@ def readable(key: bytes, value: bytes) -> str:
     return ""
 
 
-def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple[Head, bytes] | None, dict[int, Kept]]:
+def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple[Checkpoint, bytes] | None, dict[int, Kept]]:
     """The newest log of a partition's records, its best head with its key, and the buckets by number. What is left out is empty.
 
     Raises `StateError` where a record cannot be read, or one that the head names is not there.
     """
     prefix = b"%d/" % partition
-    heads: list[tuple[Head, bytes]] = []
+    checkpoints: list[tuple[Checkpoint, bytes]] = []
     buckets: list[Bucket] = []
     keys: dict[int, list[bytes]] = {}
     pieces: dict[bytes, dict[bytes, bytes]] = {}
@@ -259,7 +259,7 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
         for key, value in records.items():
             name = _name(key) if key.startswith(prefix) else ()
             if name == (b"head",):
-                heads.append((head_of(value), key))
+                checkpoints.append((checkpoint_of(value), key))
             elif len(name) == 1:
                 require_known(version_of(value), 1)
                 buckets += _upgraded(value)
@@ -270,35 +270,37 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
             if whole is not None:                                        # else its writer died in the middle of it: the other slot has the one before
                 buckets.append(unpack(Bucket, whole, FORMAT))
                 keys[id(buckets[-1])] = list(some)
-        log = max([*(head.log for head, _ in heads), *(one.log for one in buckets)], default="")
-        found = max((found for found in heads if found[0].log == log), key=lambda found: (found[0].through, found[0].resume), default=None)
-        head = found[0] if found is not None else None
+        log = max([*(one.log for one, _ in checkpoints), *(one.log for one in buckets)], default="")
+        found = max((found for found in checkpoints if found[0].log == log), key=lambda found: (found[0].through, found[0].resume_input), default=None)
+        checkpoint = found[0] if found is not None else None
         best: dict[int, Bucket] = {}
         for one in buckets:
-            if one.log == log and _counts(one, head) and (one.number not in best or one.through > best[one.number].through):
+            if one.log == log and _counts(one, checkpoint) and (one.number not in best or one.through > best[one.number].through):
                 best[one.number] = one
-        if head is not None and (missing := (head.buckets or {}).keys() - best.keys()):
+        if checkpoint is not None and (missing := (checkpoint.buckets or {}).keys() - best.keys()):
             raise StateError(
                 f"the state of detect for partition {partition} has lost {len(missing)} records that it names, the first bucket {min(missing)}: stop all "
                 "workers and delete the changelog topic of detect; it then begins anew with what its input still holds"
             )
-        return log, found, {number: _kept(one, head, keys.get(id(one), [])) for number, one in best.items()}
+        return log, found, {number: _kept(one, checkpoint, keys.get(id(one), [])) for number, one in best.items()}
     except (msgspec.MsgspecError, IndexError, UnicodeError, RecursionError) as error:
         raise StateError(f"the state of detect for partition {partition} cannot be read: {error}") from error
 
 
-def _counts(one: Bucket, head: Head | None) -> bool:
+def _counts(one: Bucket, checkpoint: Checkpoint | None) -> bool:
     if not 0 <= one.number < BUCKETS:
         return False
-    return head is None or one.through > head.through or (one.v == 1 if head.buckets is None else head.buckets.get(one.number) == one.through)
+    if checkpoint is None or one.through > checkpoint.through:
+        return True
+    return one.v == 1 if checkpoint.buckets is None else checkpoint.buckets.get(one.number) == one.through
 
 
-def _kept(one: Bucket, head: Head | None, keys: list[bytes]) -> Kept:
+def _kept(one: Bucket, checkpoint: Checkpoint | None, keys: list[bytes]) -> Kept:
     alerts = alerts_in(one)
     through = one.through
-    if head is not None and one.through <= head.through:
-        through = head.through
-        for alert, after in zip(alerts, head.lasts.get(one.number, ()), strict=False):
+    if checkpoint is not None and one.through <= checkpoint.through:
+        through = checkpoint.through
+        for alert, after in zip(alerts, checkpoint.lasts.get(one.number, ()), strict=False):
             alert.last = min(max(alert.opened, alert.opened + after), MAX_TIME // 1000)
-    touched = bool(alerts) and through > one.through and head is not None and one.number in head.lasts
+    touched = bool(alerts) and through > one.through and checkpoint is not None and one.number in checkpoint.lasts
     return Kept(through, one.through, one.slot, alerts, one.v < FORMAT, touched, keys)

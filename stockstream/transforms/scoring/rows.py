@@ -15,7 +15,7 @@ from stockstream.transforms.scoring.scored import Floats, Ints
 
 
 @dataclass(slots=True)
-class Rows:
+class RowsToScore:
     """The rows to score, in log order; `spans` says where each closing's are, second by second."""
 
     batch: pa.RecordBatch
@@ -26,7 +26,7 @@ class Rows:
     spans: dict[tuple[int, str], dict[int, slice]]
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, expect: int) -> Rows:
+    def of(cls, batch: pa.RecordBatch, expect: int) -> RowsToScore:
         """Of `windows` rows those at or beyond `expect` that are not `revised` and have a price."""
         price = numbers(batch, "price")
         wanted = (price > 0) & ~numbers(batch, "revised") & (numbers(batch, "offset") >= expect)

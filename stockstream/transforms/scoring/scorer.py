@@ -32,10 +32,10 @@ from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.scoring import state as state
 from stockstream.transforms.scoring.asking import RING_S, ModelFault, ask, require_usable
+from stockstream.transforms.scoring.pending import Judged, ModelAnswer, Pending, SourcePredictions, judge, outcomes_of, pending_of, predictions_of
 from stockstream.transforms.scoring.roster import Entry, Key, Member, Roster
-from stockstream.transforms.scoring.rows import Rows
+from stockstream.transforms.scoring.rows import RowsToScore
 from stockstream.transforms.scoring.scored import Missed, Outcomes, Predictions, Scored, encode_outcomes, encode_predictions
-from stockstream.transforms.scoring.slots import Judged, ModelAnswer, Slot, Source, judge, outcomes_of, predictions_of, slot_of
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS
 
@@ -72,12 +72,12 @@ class Scorer:
         self.expect = -1
         self.sent = -1
         self.resume_input = 0
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, SourcePredictions] = {}
         self._models: dict[Key, ScoringModel] = {}
         self._missing: dict[Key, str] = {}
         """Why a model of the roster could not be loaded."""
         self.roster = Roster()
-        self._unsaved: dict[tuple[str, int], Slot] = {}
+        self._unsaved: dict[tuple[str, int], Pending] = {}
         self._closed_since = False
         self._undated: set[str] = set()
         """Sources that were heard since the frames' clock was last known."""
@@ -148,7 +148,7 @@ class Scorer:
 
     # -- frames -------------------------------------------------------------
 
-    def frame(self, frame: Frame, input_offset: int = 0) -> Scored | None:
+    def take_frame(self, frame: Frame, input_offset: int = 0) -> Scored | None:
         """Takes a whole `windows` frame; returns what is to be sent, or None where the frame is of no use now.
 
         A frame that starts beyond `expect` is somebody else's future, one of an older log is past: dropped. What was counted before changes nothing.
@@ -164,27 +164,27 @@ class Scorer:
             if frame.through < self.expect:
                 return Scored(self.partition, self.expect - 1)
         closings = sorted((c for c in frame.closings if c.offset >= self.expect), key=lambda c: (c.offset, c.source))
-        rows = Rows.of(frame.rows, self.expect)
+        rows = RowsToScore.of(frame.rows, self.expect)
         answered, predictions, missed, faults = self._score(rows)
         judged: list[Judged] = []
         for closing in closings:
             source = self._sources.get(closing.source)
             if source is None:
-                source = self._sources[closing.source] = Source(closing.after, closing.offset)
+                source = self._sources[closing.source] = SourcePredictions(closing.after, closing.offset)
             elif closing.after < source.closed:                          # heard again after clean forgot the source: another series
-                source = self._sources[closing.source] = Source(closing.after, closing.offset)
+                source = self._sources[closing.source] = SourcePredictions(closing.after, closing.offset)
                 self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
                 self.index.forget(closing.source)
             due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), answered)
             if closing.offset > self.sent:
                 judged += due
-            source.heard = frame.clock
-            if not frame.clock:
+            source.heard = frame.log_clock
+            if not frame.log_clock:
                 self._undated.add(closing.source)
         outcomes = outcomes_of(judged)
         for name in {closing.source for closing in closings}:
             self._sources[name].compact()
-        self._forget(frame.clock)
+        self._forget(frame.log_clock)
         self.expect = frame.through + 1
         self.resume_input = input_offset + 1
         self._closed_since |= bool(closings)
@@ -193,23 +193,23 @@ class Scorer:
             self._drop_models()
         return Scored(self.partition, frame.through, predictions, outcomes, missed, suspended)
 
-    def _forget(self, clock: int) -> None:
+    def _forget(self, log_clock: int) -> None:
         """Drops sources that were not heard for `FORGET_MS` of the frames' clock (0: not known)."""
-        if clock <= 0:
+        if log_clock <= 0:
             return
         for name in self._undated:
             if name in self._sources:
-                self._sources[name].heard = clock
+                self._sources[name].heard = log_clock
         self._undated.clear()
-        self._oldest = min(self._oldest, clock)
-        if clock - self._oldest <= FORGET_MS:
+        self._oldest = min(self._oldest, log_clock)
+        if log_clock - self._oldest <= FORGET_MS:
             return
-        gone = {name for name, source in self._sources.items() if clock - source.heard > FORGET_MS}
+        gone = {name for name, source in self._sources.items() if log_clock - source.heard > FORGET_MS}
         for name in gone:
             del self._sources[name]
             self.index.forget(name)
         self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] not in gone}
-        self._oldest = min((source.heard for source in self._sources.values()), default=clock)
+        self._oldest = min((source.heard for source in self._sources.values()), default=log_clock)
 
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
@@ -225,7 +225,7 @@ class Scorer:
         self.roster.saved, self._closed_since = not self.roster.entries, False
 
     def _score(
-        self, rows: Rows
+        self, rows: RowsToScore
     ) -> tuple[list[tuple[slice, list[ModelAnswer]]], tuple[Predictions, ...], tuple[Missed, ...], dict[Member, ModelFault]]:
         """What each model answers, for runs of rows with the same models, the champions' predictions that are to be sent, who missed rows, and who failed."""
         answered: list[tuple[slice, list[ModelAnswer]]] = []
@@ -255,7 +255,7 @@ class Scorer:
                         # a closing's rows are predicted together or not at all
                         end = int(rows.offset.searchsorted(rows.offset[low + fault.row]))
                     if answer is not None and end > low:
-                        answer = answer if fault is None else answer.part(0, end - low)
+                        answer = answer if fault is None else answer.rows(0, end - low)
                         answers.append((end, answer))
                         first = max(low, sent)
                         if member.role == "champion" and first < end:
@@ -271,7 +271,7 @@ class Scorer:
             if len(cuts) == 2:
                 answered.append((slice(low, high), [answer for end, answer in answers if end == high]))
             else:
-                answered += [(slice(a, b), [answer.part(a - low, b - low) for end, answer in answers if end >= b]) for a, b in pairwise(cuts)]
+                answered += [(slice(a, b), [answer.rows(a - low, b - low) for end, answer in answers if end >= b]) for a, b in pairwise(cuts)]
         return answered, tuple(predictions), tuple(Missed(*who, count) for who, count in missed.items()), faults
 
     def _ask(self, member: Member, matrix: NDArray[np.float32]) -> tuple[ModelAnswer | None, str, ModelFault | None]:
@@ -284,7 +284,8 @@ class Scorer:
         return ModelAnswer(member.role, member.name, member.version, answer.horizons_s, answer.returns, answer.p_up), answer.feature_hash, answer.fault
 
     def _close(
-        self, name: str, source: Source, second: int, rows: Rows, fresh: Mapping[int, slice], answered: Sequence[tuple[slice, list[ModelAnswer]]]
+        self, name: str, source: SourcePredictions, second: int, rows: RowsToScore, fresh: Mapping[int, slice],
+        answered: Sequence[tuple[slice, list[ModelAnswer]]],
     ) -> list[Judged]:
         """One closing: takes each second's rows, then judges what is due at that second, second by second."""
         start, answers = 0, list[ModelAnswer]()
@@ -297,11 +298,11 @@ class Scorer:
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
             # prices count, whoever predicts, as long as a prediction is to be judged by them
             if moment in fresh and (answers or source.due):
-                slot = slot_of(source, moment, rows, fresh[moment], answers, start)
+                slot = pending_of(source, moment, rows, fresh[moment], answers, start)
                 source.add(slot)
                 self._unsaved[name, moment] = slot
             for made in sorted(source.due.pop(moment, ())):
-                judged += judge(source, source.slots[made], moment)
+                judged += judge(source, source.pending[made], moment)
         source.advance(second)
         return judged
 
@@ -325,18 +326,18 @@ class Scorer:
         if self._closed_since or (everything and self.expect >= 0):
             slots = self._unsaved
             if everything:
-                slots = {(name, second): slot for name, source in self._sources.items() for second, slot in source.slots.items()}
+                slots = {(name, second): slot for name, source in self._sources.items() for second, slot in source.pending.items()}
             for (name, second), slot in slots.items():
                 if second > self._sources[name].closed - RING_S:
                     out += self._slot_records(term, name, slot, through)
                     newest[name] = max(second, newest.get(name, second))
-            sources = {name: state.SourceState(source.closed, source.begun, source.heard) for name, source in self._sources.items()}
+            sources = {name: state.SourceProgress(source.closed, source.series_offset, source.heard) for name, source in self._sources.items()}
             needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
             self._generation = 1 - self._generation
-            head = state.Head(
+            checkpoint = state.Checkpoint(
                 v=state.VERSION, through=through, log=self.log, expect=self.expect, resume_input=self.resume_input, sources=sources, needed=needed
             )
-            out += state.head_records(self.partition, term % TERMS, self._generation, head)
+            out += state.checkpoint_records(self.partition, term % TERMS, self._generation, checkpoint)
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
             # an entry may go from the next record once no reader of the head already written needs it
             self.roster.prune(self._saved_expect)
@@ -348,7 +349,7 @@ class Scorer:
     def _key(self, kind: str, term: int, *place: str | int) -> bytes:
         return state.key_of(self.partition, self.log, kind, term % TERMS, *place)
 
-    def _slot_records(self, term: int, name: str, slot: Slot, through: int) -> Iterator[tuple[bytes, bytes]]:
+    def _slot_records(self, term: int, name: str, slot: Pending, through: int) -> Iterator[tuple[bytes, bytes]]:
         names = self._sources[name].names
         symbols = [names[number] for number in slot.index.tolist()]
         records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
@@ -358,9 +359,9 @@ class Scorer:
         for part, record in enumerate(records):
             yield self._key("slot", term, name, slot.second % RING_S, part), record
 
-    def _slot_record(self, name: str, slot: Slot, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
+    def _slot_record(self, name: str, slot: Pending, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
         said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
-        return stored.pack(state.Slot(
+        return stored.pack(state.PendingState(
             v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
             price=_bytes(slot.price[run]), said=said,
         ))  # fmt: skip
@@ -373,8 +374,8 @@ class Scorer:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best checkpoint among these records names; None where there is no whole one. Raises `StateError`."""
-        heads = [head for _, head in state.whole_heads(records)]
-        return max(heads, key=lambda head: (head.log, head.through, head.expect)).needed if heads else None
+        checkpoints = [one for _, one in state.whole_checkpoints(records)]
+        return max(checkpoints, key=lambda one: (one.log, one.through, one.expect)).needed if checkpoints else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], load: Load, offsets: Mapping[bytes, int] | None = None) -> Scorer:
@@ -389,18 +390,18 @@ class Scorer:
             own = [item for item in keyed if item[0].partition == partition]
             scorer.log = max((key.log for key, _, _ in own), default="")
             rosters: list[tuple[int, state.RosterState]] = []
-            slots: list[tuple[int, state.Slot]] = []
+            slots: list[tuple[int, state.PendingState]] = []
             for key, raw, value in own:
                 if key.kind != "head" and (key.log == scorer.log or (key.kind == "roster" and not key.log)):
                     record, offset = state.read(key, value), offsets[raw] if offsets else 0
                     if isinstance(record, state.RosterState):
                         rosters.append((offset, record))
-                    elif isinstance(record, state.Slot):
+                    elif isinstance(record, state.PendingState):
                         slots.append((offset, record))
                 elif key.kind == "head":
                     state.read(key, value)
-            heads = [head for key, head in state.whole_heads(records) if (key.partition, key.log) == (partition, scorer.log)]
-            scorer._restore(rosters, slots, heads)
+            checkpoints = [one for key, one in state.whole_checkpoints(records) if (key.partition, key.log) == (partition, scorer.log)]
+            scorer._restore(rosters, slots, checkpoints)
         except state.UNREADABLE as error:
             raise StateError(f"partition {partition}: a record of score cannot be read: {error}") from error
         for name, version in sorted(scorer.roster.keys):
@@ -410,25 +411,25 @@ class Scorer:
                 scorer._missing[name, version] = str(error)
         return scorer
 
-    def _restore(self, rosters: list[tuple[int, state.RosterState]], slots: list[tuple[int, state.Slot]], heads: list[state.Head]) -> None:
+    def _restore(self, rosters: list[tuple[int, state.RosterState]], slots: list[tuple[int, state.PendingState]], checkpoints: list[state.Checkpoint]) -> None:
         if rosters:
             offset, roster = max(rosters, key=lambda item: (item[1].log, item[1].begins, item[1].change))
             self.index.restored(offset, {}, ["roster"])
             self.roster = roster.restored()
-        self.sent = max([-1, *(slot.through for _, slot in slots), *(head.through for head in heads)])
-        if not heads:
+        self.sent = max([-1, *(slot.through for _, slot in slots), *(one.through for one in checkpoints)])
+        if not checkpoints:
             return
-        head = max(heads, key=lambda one: one.through)
-        self.expect, self.resume_input = head.expect, head.resume_input
-        sources = head.sources
-        slots = [(offset, slot) for offset, slot in slots if slot.source not in sources or slot.through >= sources[slot.source].begun]
+        checkpoint = max(checkpoints, key=lambda one: one.through)
+        self.expect, self.resume_input = checkpoint.expect, checkpoint.resume_input
+        sources = checkpoint.sources
+        slots = [(offset, slot) for offset, slot in slots if slot.source not in sources or slot.through >= sources[slot.source].series_offset]
         for offset, slot in sorted(slots, key=lambda item: item[0]):
             self.index.restored(offset, {slot.source: slot.second})
         self._saved_expect = self.expect
         self.roster.prune(self.expect)
-        self._sources = {name: Source(source.closed, source.begun, source.heard) for name, source in sources.items()}
+        self._sources = {name: SourcePredictions(source.closed, source.series_offset, source.heard) for name, source in sources.items()}
         self._undated = {name for name, source in sources.items() if not source.heard}
-        best: dict[tuple[str, int], dict[int, dict[int, state.Slot]]] = {}
+        best: dict[tuple[str, int], dict[int, dict[int, state.PendingState]]] = {}
         for _, slot in slots:
             # a slot beyond the head was written by one that died before its head: its rows come again
             if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
@@ -448,7 +449,7 @@ class Scorer:
                 for place, first in enumerate(parts[0].said)
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part.symbols]
-            source.add(Slot(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), answers))
+            source.add(Pending(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), answers))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

@@ -38,22 +38,22 @@ class Key(NamedTuple):
     place: tuple[Any, ...] = ()
 
 
-class SourceState(msgspec.Struct, array_like=True):
+class SourceProgress(msgspec.Struct, array_like=True):
     """Of a source: the second that it is closed through, the raw offset of its first closing, and when it was last heard (epoch ms, 0: not known)."""
 
     closed: int
-    begun: int = -1
+    series_offset: int = -1
     heard: int = 0
 
 
-class Head(Stored, kw_only=True):
+class Checkpoint(Stored, kw_only=True):
     """The checkpoint: how far the log is counted, and where the records lie that belong to it."""
 
     through: int
     log: str
     expect: int
     resume_input: int
-    sources: dict[str, SourceState]
+    sources: dict[str, SourceProgress]
     needed: list[Range] = msgspec.field(default_factory=list)
 
 
@@ -68,7 +68,7 @@ class Said(msgspec.Struct, omit_defaults=True):
     p_up: bytes
 
 
-class Slot(Stored, kw_only=True):
+class PendingState(Stored, kw_only=True):
     """Rows of one source and second that were predicted; `price` is little-endian float64 (n)."""
 
     through: int
@@ -127,12 +127,12 @@ class RosterState(Stored, kw_only=True):
         return Roster((entry.restored() for entry in self.entries), self.change)
 
 
-class _HeadV1(msgspec.Struct, array_like=True):
+class _CheckpointV1(msgspec.Struct, array_like=True):
     through: int
     log: str
     expect: int
     resume_input: int
-    sources: dict[str, SourceState]
+    sources: dict[str, SourceProgress]
     needed: list[Range]
 
 
@@ -145,7 +145,7 @@ class _SaidV1(msgspec.Struct, array_like=True):
     p_up: bytes
 
 
-class _SlotV1(msgspec.Struct, array_like=True):
+class _PendingV1(msgspec.Struct, array_like=True):
     through: int
     log: str
     source: str
@@ -163,9 +163,9 @@ class _RosterV1(msgspec.Struct, array_like=True):
     entries: list[tuple[int, list[tuple[Role, str, str]]]]
 
 
-Record = Head | Slot | RosterState | stored.Part
-_TYPES: dict[str, type[Head] | type[Slot] | type[RosterState]] = {"head": Head, "slot": Slot, "roster": RosterState}
-_V1: dict[str, type[_HeadV1] | type[_SlotV1] | type[_RosterV1]] = {"head": _HeadV1, "slot": _SlotV1, "roster": _RosterV1}
+Record = Checkpoint | PendingState | RosterState | stored.Part
+_TYPES: dict[str, type[Checkpoint] | type[PendingState] | type[RosterState]] = {"head": Checkpoint, "slot": PendingState, "roster": RosterState}
+_V1: dict[str, type[_CheckpointV1] | type[_PendingV1] | type[_RosterV1]] = {"head": _CheckpointV1, "slot": _PendingV1, "roster": _RosterV1}
 _key = msgspec.msgpack.Decoder(list[Any]).decode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -201,16 +201,16 @@ def read(key: Key, value: bytes) -> Record:
     return record
 
 
-def upgrade(kind: str, value: bytes) -> Head | Slot | RosterState:
+def upgrade(kind: str, value: bytes) -> Checkpoint | PendingState | RosterState:
     """A record of version 1 as one of version 2. Raises one of `UNREADABLE`."""
     old = msgspec.msgpack.decode(value, type=_V1[kind])
-    if isinstance(old, _HeadV1):
-        return Head(
+    if isinstance(old, _CheckpointV1):
+        return Checkpoint(
             v=VERSION, through=old.through, log=old.log, expect=old.expect, resume_input=old.resume_input, sources=old.sources, needed=old.needed
         )
-    if isinstance(old, _SlotV1):
+    if isinstance(old, _PendingV1):
         said = [Said(s.role, s.name, s.version, s.horizons_s, s.returns, s.p_up) for s in old.said]
-        return Slot(
+        return PendingState(
             v=VERSION, through=old.through, log=old.log, source=old.source, second=old.second, part=old.part, parts=old.parts, symbols=old.symbols,
             price=old.price, said=said,
         )  # fmt: skip
@@ -218,9 +218,9 @@ def upgrade(kind: str, value: bytes) -> Head | Slot | RosterState:
     return RosterState(v=VERSION, begins=old.begins, log=old.log, entries=entries)
 
 
-def _check(record: Head | Slot | RosterState) -> None:
+def _check(record: Checkpoint | PendingState | RosterState) -> None:
     """Raises `ValueError` where a record's parts do not fit each other."""
-    if isinstance(record, Slot):
+    if isinstance(record, PendingState):
         count = len(record.symbols)
         fits = 0 <= record.part < record.parts and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
         for said in record.said:
@@ -245,9 +245,9 @@ def readable(key: bytes, value: bytes) -> str:
     return ""
 
 
-def whole_heads(records: Mapping[bytes, bytes]) -> list[tuple[Key, Head]]:
+def whole_checkpoints(records: Mapping[bytes, bytes]) -> list[tuple[Key, Checkpoint]]:
     """The checkpoints among the records, those in parts put together; what is no checkpoint or not whole is left out. Raises `StateError`."""
-    out: list[tuple[Key, Head]] = []
+    out: list[tuple[Key, Checkpoint]] = []
     parts: dict[tuple[Any, ...], list[tuple[Key, bytes]]] = {}
     for raw, value in records.items():
         try:
@@ -257,7 +257,7 @@ def whole_heads(records: Mapping[bytes, bytes]) -> list[tuple[Key, Head]]:
             record = read(key, value)
         except UNREADABLE:
             continue
-        if isinstance(record, Head):
+        if isinstance(record, Checkpoint):
             out.append((key, record))
         else:
             parts.setdefault((key.partition, key.log, key.term, key.place[0]), []).append((key, value))
@@ -268,17 +268,17 @@ def whole_heads(records: Mapping[bytes, bytes]) -> list[tuple[Key, Head]]:
             joined = read(key, data) if data is not None else None
         except UNREADABLE:
             continue
-        if isinstance(joined, Head):
+        if isinstance(joined, Checkpoint):
             out.append((key, joined))
     return out
 
 
-def head_records(partition: int, term: int, generation: int, head: Head) -> list[tuple[bytes, bytes]]:
+def checkpoint_records(partition: int, term: int, generation: int, checkpoint: Checkpoint) -> list[tuple[bytes, bytes]]:
     """The record of a checkpoint, or those of its parts."""
-    pieces = stored.split(stored.pack(head), VERSION)
+    pieces = stored.split(stored.pack(checkpoint), VERSION)
     if len(pieces) == 1:
-        return [(key_of(partition, head.log, "head", term), pieces[0])]
-    return [(key_of(partition, head.log, "head", term, generation, number), piece) for number, piece in enumerate(pieces)]
+        return [(key_of(partition, checkpoint.log, "head", term), pieces[0])]
+    return [(key_of(partition, checkpoint.log, "head", term, generation, number), piece) for number, piece in enumerate(pieces)]
 
 
 def cut_rows(names: list[str], bytes_of_a_row: int, most: int) -> Iterator[slice]:

@@ -63,17 +63,17 @@ class Ring:
         """Second -> first raw offset with an effect that no stored bucket has."""
         self.stored = NEVER
         """Newest second that has a bucket."""
-        self.counted = NEVER
+        self.counted_through = NEVER
         """Last closing's offset: all ticks up to it in seconds up to `closed` are in buckets."""
-        self.begun = NEVER
+        self.series_offset = NEVER
         """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
         self.through: dict[int, int] = {}
         """After a restart: second -> offset that its stored bucket counts through."""
-        self.resumed = NEVER
+        self.closed_before_gap = NEVER
         """The last second of the life before, while ticks of another life have come that begins far behind it, and not its first closing."""
         self.restored: tuple[int, int] = (NEVER, NEVER)
         """After a restart: `closed` and `counted` of the head."""
-        self.waiting: dict[int, list[Second]] = {}
+        self.pending_restored: dict[int, list[Second]] = {}
         """After a restart: stored seconds beyond `closed`, put in place when the log gets there again."""
         self.changed: set[tuple[int, int]] = set()
         """(Row, closed second) of late ticks whose revision was not sent."""
@@ -155,19 +155,19 @@ class Ring:
                 cells.reset(second)
             self.closed = second
 
-    def resume_far(self, second: int) -> None:
+    def jump_gap(self, second: int) -> None:
         """A source that `clean` had forgotten is heard again, first at `second`, before its first closing: no room is needed for what lies between.
 
         That closing will say after which second the series begins: one of the two before `second`, as the milliseconds have it.
         """
         if self.closed != NEVER and second - self.closed > self.past.depth + self.revise_s and not self.unsaved:
-            self.resumed = self.closed
+            self.closed_before_gap = self.closed
             self.skip_to(second - 2)
 
     @property
     def known_closed(self) -> int:
         """The last second that a closing has named: what a restart goes on from."""
-        return self.closed if self.resumed == NEVER else self.resumed
+        return self.closed if self.closed_before_gap == NEVER else self.closed_before_gap
 
     # -- ticks --------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Ring:
         if (self.through or self.restored != (NEVER, NEVER)) and offset > max(self.restored[1], *self.through.values(), NEVER):
             self.restored, self.through = (NEVER, NEVER), {}
 
-    def uncounted(self, ticks: Ticks) -> Ticks:
+    def not_yet_stored(self, ticks: Ticks) -> Ticks:
         """The ticks that no stored bucket counts; all of them but for a while after a restart."""
         if self.restored == (NEVER, NEVER) and not self.through:
             return ticks
@@ -255,17 +255,17 @@ class Ring:
 
     def apply_restored(self, second: int) -> None:
         """Puts stored seconds up to this one back in their place."""
-        due = sorted(s for s in self.waiting if s <= second)
+        due = sorted(s for s in self.pending_restored if s <= second)
         while due and due[0] < second - RESTORE_S - self.revise_s:
-            del self.waiting[due.pop(0)]                                 # of no use to any window by then
+            del self.pending_restored[due.pop(0)]                                 # of no use to any window by then
         if due:
             self.ensure_capacity(due[0], second)
         known: list[str] = []
-        for waiting in due:
-            for part in self.waiting.pop(waiting):
+        for pending in due:
+            for part in self.pending_restored.pop(pending):
                 if part.symbols is not known:
                     known, rows = part.symbols, _as_slice(self.register_symbols(part.symbols))
                 stored = np.frombuffer(part.data, np.int64).reshape(len(STORED), -1)
-                self.heard[rows] = waiting
+                self.heard[rows] = pending
                 for cells, places in arithmetic.stored_places(self.own, self.past):
-                    cells.cells[: len(places), waiting % cells.width, rows] = stored[places]
+                    cells.cells[: len(places), pending % cells.width, rows] = stored[places]

@@ -28,7 +28,7 @@ def _quality(values: Mapping[str, NDArray[Any]]) -> Ints:
 
 
 @dataclass(slots=True)
-class Part:
+class SourceRows:
     """Rows of one source, by offset of the closing, second and symbol."""
 
     source: str
@@ -50,20 +50,20 @@ class Part:
 
 
 @dataclass(slots=True)
-class Rows:
+class WindowRows:
     """What one frame brings: the closings to send, all of them in order, and their rows."""
 
     start: int
     through: int
-    clock: int = 0
+    log_clock: int = 0
     """Newest Kafka time (epoch ms) of an accepted record up to `through`; 0: not known."""
     closings: list[Closing] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    by_source: list[SourceRows] = field(default_factory=list)
 
-    def newest(self) -> list[tuple[Part, dict[str, int]]]:
+    def newest(self) -> list[tuple[SourceRows, dict[str, int]]]:
         """By part and symbol the row that is the last of the symbol to have a price."""
-        found: list[tuple[Part, dict[str, int]]] = []
-        for part in sorted(self.parts, key=lambda part: part.source):
+        found: list[tuple[SourceRows, dict[str, int]]] = []
+        for part in sorted(self.by_source, key=lambda part: part.source):
             priced = np.flatnonzero(~np.isnan(part.values["price"]))
             last = np.full(len(part.symbols), -1)
             last[part.symbol[priced]] = priced                           # of several the last stays
@@ -78,7 +78,7 @@ class Rows:
 
     def batch(self, partition: int) -> pa.RecordBatch:
         """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
-        parts = sorted(self.parts, key=lambda part: part.source)
+        parts = sorted(self.by_source, key=lambda part: part.source)
         if not parts:
             return empty(WINDOWS_SCHEMA)
         values, symbols = parts[0].values, [spread(part.symbols, part.symbol) for part in parts]

@@ -46,33 +46,33 @@ class Bucket(Stored):
     """What `data` holds."""
 
 
-class Source(msgspec.Struct, array_like=True, gc=False):
+class RingProgress(msgspec.Struct, array_like=True, gc=False):
     """What a head says of a source."""
 
     closed: _Second = -1
     """The last closed second."""
-    counted: _Offset = -1
+    counted_through: _Offset = -1
     """Offset of the last closing."""
     stored: _Second = -1
     """The newest second that has a bucket."""
-    begun: _Offset = -1
+    series_offset: _Offset = -1
     """Raw offset from which on the source tells of this series."""
     touched: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)] = 0
     """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
 
 
-class Head(Stored):
+class Checkpoint(Stored):
     """How far a partition is counted."""
 
     last: _Offset
     """Offset of the last closing."""
     log: str
-    resume: _Offset
+    resume_raw: _Offset = msgspec.field(name="resume")
     """First raw offset whose effect is not stored."""
     resume_input: _Offset = 0
     """Offset in `ticks.clean` of the frame that first brought it."""
     sent_from: _Offset = -1
-    sources: dict[str, Source] = msgspec.field(default_factory=dict)
+    sources: dict[str, RingProgress] = msgspec.field(default_factory=dict)
     ranges: list[Range] = msgspec.field(default_factory=list)
     slot: int = 0
 
@@ -84,13 +84,13 @@ class _Bucket1(msgspec.Struct, array_like=True):
     seconds: list[Second]
 
 
-class _Head1(msgspec.Struct, array_like=True):
+class _Checkpoint1(msgspec.Struct, array_like=True):
     last: _Offset
     log: str
-    resume: _Offset
+    resume_raw: _Offset = msgspec.field(name="resume")
     resume_input: _Offset
     sent_from: _Offset
-    sources: dict[str, Source]
+    sources: dict[str, RingProgress]
     ranges: list[Range]
 
 
@@ -98,7 +98,7 @@ class Restored(NamedTuple):
     """What a restart uses of a partition's records: those of the newest log."""
 
     log: str
-    head: Head | None
+    checkpoint: Checkpoint | None
     buckets: list[tuple[Bucket, int]]
     """With their offsets in the changelog."""
 
@@ -114,10 +114,10 @@ def bucket_record(key: list[str | int], term: int, bucket: Bucket) -> tuple[byte
     return _pack([*key, term]), pack(bucket)
 
 
-def head_records(head: Head, term: int) -> Iterator[tuple[bytes, bytes]]:
+def checkpoint_records(checkpoint: Checkpoint, term: int) -> Iterator[tuple[bytes, bytes]]:
     """The head in as many records as it needs."""
-    for number, piece in enumerate(split(pack(head), FORMAT)):
-        yield _pack(["head", term, head.slot, number]), piece
+    for number, piece in enumerate(split(pack(checkpoint), FORMAT)):
+        yield _pack(["head", term, checkpoint.slot, number]), piece
 
 
 def bucket_of(value: bytes) -> Bucket:
@@ -145,18 +145,18 @@ def _with_our_fields(bucket: Bucket) -> Bucket:
     return msgspec.structs.replace(bucket, fields=STORED)
 
 
-def head_of(value: bytes) -> Head:
+def checkpoint_of(value: bytes) -> Checkpoint:
     """The head in a whole value of any known version."""
     if version_of(value) >= 2:
-        return unpack(Head, value, FORMAT)
-    first = msgspec.msgpack.decode(value, type=_Head1)
-    return Head(
-        v=FORMAT, last=first.last, log=first.log, resume=first.resume, resume_input=first.resume_input, sent_from=first.sent_from, sources=first.sources,
-        ranges=first.ranges,
+        return unpack(Checkpoint, value, FORMAT)
+    first = msgspec.msgpack.decode(value, type=_Checkpoint1)
+    return Checkpoint(
+        v=FORMAT, last=first.last, log=first.log, resume_raw=first.resume_raw, resume_input=first.resume_input, sent_from=first.sent_from,
+        sources=first.sources, ranges=first.ranges,
     )  # fmt: skip
 
 
-def is_head(key: bytes) -> bool:
+def is_checkpoint(key: bytes) -> bool:
     """Whether a key is one of a head, or of its piece."""
     try:
         kind, *place = _key(key)
@@ -165,24 +165,24 @@ def is_head(key: bytes) -> bool:
     return kind == "head" and len(place) in (1, 3) and all(isinstance(part, int) for part in place)
 
 
-def furthest(head: Head) -> tuple[str, int, int]:
+def progress(checkpoint: Checkpoint) -> tuple[str, int, int]:
     """What the head of a state that counts further has more of."""
-    return head.log, head.last, head.resume
+    return checkpoint.log, checkpoint.last, checkpoint.resume_raw
 
 
-def heads_in(records: Iterable[tuple[bytes, bytes]]) -> list[Head]:
+def checkpoints_in(records: Iterable[tuple[bytes, bytes]]) -> list[Checkpoint]:
     """The heads that are whole among these records of heads."""
     pieces: dict[tuple[Any, ...], list[bytes]] = {}
     for key, value in records:
         pieces.setdefault(tuple(_key(key)[:3]), []).append(value)
     whole = (joined(some) for some in pieces.values())
-    return [head_of(value) for value in whole if value is not None]
+    return [checkpoint_of(value) for value in whole if value is not None]
 
 
 def readable(key: bytes, value: bytes) -> str:
     """Why a record is of no use; empty where it can be read. Raises `StateError` where a newer stockstream wrote it."""
     try:
-        if not is_head(key):
+        if not is_checkpoint(key):
             source, kind, *place = _key(key)
             if kind not in ("one", "run") or len(place) != 3 or not all(isinstance(part, int) for part in place):
                 return "no key of a record of aggregate"
@@ -191,7 +191,7 @@ def readable(key: bytes, value: bytes) -> str:
         require_known(version_of(value), FORMAT)
         whole = joined([value])
         if whole is not None:
-            head_of(whole)
+            checkpoint_of(whole)
     except _FAULTS as error:
         return f"no record of aggregate: {error}"
     return ""
@@ -200,19 +200,19 @@ def readable(key: bytes, value: bytes) -> str:
 def restored(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None) -> Restored:
     """Raises `StateError` where a record cannot be read."""
     try:
-        heads = heads_in((key, value) for key, value in records.items() if is_head(key))
-        buckets = [(bucket_of(value), offsets[key] if offsets else 0) for key, value in records.items() if not is_head(key)]
+        checkpoints = checkpoints_in((key, value) for key, value in records.items() if is_checkpoint(key))
+        buckets = [(bucket_of(value), offsets[key] if offsets else 0) for key, value in records.items() if not is_checkpoint(key)]
     except _FAULTS as error:
         raise StateError(f"partition {partition}: a record of aggregate cannot be read: {error}") from error
-    log = max([*(head.log for head in heads), *(bucket.log for bucket, _ in buckets)], default="")
-    head = max((head for head in heads if head.log == log), key=furthest, default=None)
-    return Restored(log, head, [(bucket, offset) for bucket, offset in buckets if bucket.log == log and _counts(bucket, head)])
+    log = max([*(checkpoint.log for checkpoint in checkpoints), *(bucket.log for bucket, _ in buckets)], default="")
+    checkpoint = max((one for one in checkpoints if one.log == log), key=progress, default=None)
+    return Restored(log, checkpoint, [(bucket, offset) for bucket, offset in buckets if bucket.log == log and _counts(bucket, checkpoint)])
 
 
-def _counts(bucket: Bucket, head: Head | None) -> bool:
+def _counts(bucket: Bucket, checkpoint: Checkpoint | None) -> bool:
     """Whether a bucket is one of the series that its source tells of now. Buckets of a source that the head does not know are of one that has been dropped,
     unless they count further than the head."""
-    if head is None:
+    if checkpoint is None:
         return True
-    source = head.sources.get(bucket.source)
-    return bucket.through > head.last if source is None else bucket.through >= source.begun
+    source = checkpoint.sources.get(bucket.source)
+    return bucket.through > checkpoint.last if source is None else bucket.through >= source.series_offset

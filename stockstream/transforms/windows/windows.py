@@ -28,8 +28,8 @@ from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
-from stockstream.transforms.windows.rows import Part, Rows
-from stockstream.transforms.windows.state import FORMAT, Bucket, Head, Second, Source
+from stockstream.transforms.windows.rows import SourceRows, WindowRows
+from stockstream.transforms.windows.state import FORMAT, Bucket, Checkpoint, RingProgress, Second
 from stockstream.transforms.windows.ticks import Ticks
 
 SLOTS = 2 * RESTORE_S + 121
@@ -62,15 +62,15 @@ class Windows:
         self._rings: dict[str, Ring] = {}
         self._inputs: deque[tuple[int, int]] = deque()
         self._records: list[tuple[list[str | int], Bucket]] = []
-        self._head_slot = 0
+        self._checkpoint_slot = 0
         self._frames = 0
-        self._last = self._head_last = -1
+        self._last = self._checkpoint_last = -1
         self._sent_from = -1
         self._taking = False
         """While a frame is taken, and after one that failed."""
         self.index = ChangelogIndex()
 
-    def frame(self, frame: Frame, input_offset: int = 0) -> Rows | None:
+    def take_frame(self, frame: Frame, input_offset: int = 0) -> WindowRows | None:
         """Takes a `ticks.clean` frame; returns the closings and rows to send, or None where the frame is of no use now.
 
         A frame that starts beyond `expect` is somebody else's future: dropped. `input_offset` is the frame's own offset in its topic.
@@ -89,7 +89,7 @@ class Windows:
             self.expect = self._sent_from = frame.start
         if frame.start > self.expect:
             return None
-        out = Rows(self._sent_from, frame.through, frame.clock)
+        out = WindowRows(self._sent_from, frame.through, frame.log_clock)
         if frame.through < self.expect:
             return out
         done = self.expect - 1
@@ -106,7 +106,7 @@ class Windows:
             self._source(source, ticks, closings.pop(source, []), out)
         for source, only in closings.items():
             self._source(source, None, only, out)
-        self._look_after(sources, frame.clock)
+        self._look_after(sources, frame.log_clock)
         out.closings.sort(key=lambda c: (c.offset, c.source))
         self.expect = frame.through + 1
         self._last = max([self._last, *(c.offset for c in frame.closings)])
@@ -125,30 +125,30 @@ class Windows:
             return True
         return rows.num_rows >= LONG_SYMBOLS and len(rows.column("symbol").unique()) >= LONG_SYMBOLS
 
-    def _ring(self, name: str, begun: int) -> Ring:
+    def _ring(self, name: str, series_offset: int) -> Ring:
         """The ring of a source, awake; a new one tells of raw offsets from `begun` on."""
         ring = self._rings.get(name)
         if ring is None:
             ring = self._rings[name] = Ring(self.revise_s)
-            ring.begun = begun
+            ring.series_offset = series_offset
         ring.wake()
         return ring
 
-    def _look_after(self, heard: Collection[str], clock: int) -> None:
+    def _look_after(self, heard: Collection[str], log_clock: int) -> None:
         """After a whole frame: drops sources that were in no frame for FORGET_MS of the log's time, and packs those that were in none for a while."""
         for name in heard:
             ring = self._rings[name]
-            ring.touched, ring.frame = clock, self._frames
+            ring.touched, ring.frame = log_clock, self._frames
         for name, ring in list(self._rings.items()):
             if name in heard:
                 continue
             if not ring.touched:
-                ring.touched = clock
-            elif clock - ring.touched > FORGET_MS and not ring.unsaved:
+                ring.touched = log_clock
+            elif log_clock - ring.touched > FORGET_MS and not ring.unsaved:
                 del self._rings[name]
                 self.index.forget(name)
                 continue
-            if clock - ring.touched > REST_MS or self._frames - ring.frame > REST_FRAMES:
+            if log_clock - ring.touched > REST_MS or self._frames - ring.frame > REST_FRAMES:
                 ring.rest()
 
     def _by_source(self, frame: Frame, done: int) -> dict[str, Ticks]:
@@ -180,7 +180,7 @@ class Windows:
             out[source] = Ticks(rows_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source)
         return out
 
-    def _source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: Rows) -> None:
+    def _source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:
         """One source's part of a frame: ticks up to each closing, the closing, and the ticks behind the last; of one series after the other."""
         while True:
             ring = self._ring(name, self.expect)
@@ -199,7 +199,7 @@ class Windows:
             closings = closings[len(before) :]
             ticks = ticks.take(slice(at, len(ticks.offset))) if ticks is not None and at < len(ticks.offset) else None
 
-    def _series(self, ring: Ring, name: str, ticks: Ticks | None, closed: Ints | None, closings: list[Closing], out: Rows) -> None:
+    def _series(self, ring: Ring, name: str, ticks: Ticks | None, closed: Ints | None, closings: list[Closing], out: WindowRows) -> None:
         if ticks is None or closed is None:
             for closing in closings:
                 self._step(ring, name, None, [closing], out)
@@ -209,16 +209,16 @@ class Windows:
     def _anew(self, ring: Ring, ticks: Ticks | None, closed_before: Ints | None, closings: list[Closing]) -> int | None:
         """Raw offset from which on the source, heard again after `clean` forgot it, tells of earlier seconds: of another series; None where it does not."""
         found: list[int] = []
-        closed, offset = ring.closed, ring.counted
+        closed, offset = ring.closed, ring.counted_through
         for closing in closings:
-            if closing.offset > ring.counted:
-                first = closed == NEVER or (ring.resumed != NEVER and closing is closings[0])
+            if closing.offset > ring.counted_through:
+                first = closed == NEVER or (ring.closed_before_gap != NEVER and closing is closings[0])
                 if closing.after != closed and not first:               # closings of one life follow upon each other
                     found.append(offset + 1)
                     break
                 closed, offset = closing.second, closing.offset
         if ticks is not None and closed_before is not None:
-            far = (ticks.second <= closed_before - self.revise_s) & (ticks.offset > ring.counted)
+            far = (ticks.second <= closed_before - self.revise_s) & (ticks.offset > ring.counted_through)
             if ring.closed == NEVER and closings:
                 far &= ticks.offset > closings[0].offset
             if far.any():
@@ -230,10 +230,10 @@ class Windows:
         known = self._rings[name].symbols
         ring = self._rings[name] = Ring(self.revise_s)
         ring.register_symbols(known)
-        ring.begun = offset
+        ring.series_offset = offset
         self.index.forget(name)
 
-    def _ticks(self, ring: Ring, name: str, ticks: Ticks, late: NDArray[np.bool_], closings: list[Closing], out: Rows) -> None:
+    def _ticks(self, ring: Ring, name: str, ticks: Ticks, late: NDArray[np.bool_], closings: list[Closing], out: WindowRows) -> None:
         """Ticks of one series, `late` where their second was closed before their record, with their closings."""
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
@@ -279,18 +279,18 @@ class Windows:
         late = late & (ticks.second > ring.closed - ring.revise_s)       # read again after a restart, of long ago: its revision was sent
         if late.any():
             ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
-        Windows._put(ring, ring.uncounted(ticks))
+        Windows._put(ring, ring.not_yet_stored(ticks))
 
     @staticmethod
     def _put(ring: Ring, ticks: Ticks) -> None:
         """Adds ticks where there is room for them by then, behind what is stored of their seconds."""
         if len(ticks.second):
-            ring.resume_far(int(ticks.second[ticks.offset == ticks.offset[0]].min()))
+            ring.jump_gap(int(ticks.second[ticks.offset == ticks.offset[0]].min()))
             ring.ensure_capacity(int(ticks.second.min()), int(ticks.second.max()))
             ring.apply_restored(int(ticks.second.max()))
             ring.add(ticks)
 
-    def _step(self, ring: Ring, name: str, ticks: tuple[Ticks, NDArray[np.bool_]] | None, closings: list[Closing], out: Rows) -> None:
+    def _step(self, ring: Ring, name: str, ticks: tuple[Ticks, NDArray[np.bool_]] | None, closings: list[Closing], out: WindowRows) -> None:
         """Ticks, then the closings that they lead to: several where no tick is late and no second far, else one."""
         first, last = closings[0].after, closings[-1]
         send = last.offset > self.sent
@@ -300,9 +300,9 @@ class Windows:
             if late.any():
                 self._add(ring, fresh.take(late), late[late])
                 fresh = fresh.take(~late)
-            fresh = ring.uncounted(fresh)
-        if ring.closed == NEVER or ring.resumed != NEVER:
-            ring.resumed = NEVER
+            fresh = ring.not_yet_stored(fresh)
+        if ring.closed == NEVER or ring.closed_before_gap != NEVER:
+            ring.closed_before_gap = NEVER
             ring.ensure_capacity(first, first)
             ring.apply_restored(first)
             rows, seconds = ring.cells_between(ring.own.base, first)             # heard before anything closed, and late already
@@ -314,8 +314,8 @@ class Windows:
                 self._emit(ring, name, rows, seconds, np.full(len(rows), last.offset), True, out)
             ring.changed.clear()
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
-        ring.counted = max(ring.counted, last.offset)
-        if fresh is not None and not ring.waiting and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
+        ring.counted_through = max(ring.counted_through, last.offset)
+        if fresh is not None and not ring.pending_restored and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
             self._put(ring, fresh)                                       # later seconds are not looked at before they close
             fresh = None
         after = first
@@ -352,7 +352,7 @@ class Windows:
         """The seconds after < s <= second that have ticks, as (first, last) of stretches short enough to lay out at once."""
         if second - after <= FAR_S:
             return [(after + 1, second)]
-        active = {s for s in (*ring.unsaved, *ring.waiting) if after < s <= second}
+        active = {s for s in (*ring.unsaved, *ring.pending_restored) if after < s <= second}
         if ticks is not None:
             active.update(np.unique(ticks.second[(ticks.second > after) & (ticks.second <= second)]).tolist())
         longest = ring.at_once
@@ -390,12 +390,12 @@ class Windows:
         self._records.append(([source, kind, second % SLOTS, part], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
 
     @staticmethod
-    def _emit(ring: Ring, name: str, rows: Ints, seconds: Ints, offsets: Ints, revised: bool, out: Rows) -> None:
+    def _emit(ring: Ring, name: str, rows: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:
         if not len(rows):
             return
         values = ring.statistics(rows, seconds)
         values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
-        out.parts.append(Part(name, ring.names.tolist(), rows, values))
+        out.by_source.append(SourceRows(name, ring.names.tolist(), rows, values))
 
     # -- state --------------------------------------------------------------
 
@@ -404,31 +404,32 @@ class Windows:
 
         Pass to `index.confirmed` the offsets where they were written.
         """
-        if not self._records and self._last <= self._head_last:
+        if not self._records and self._last <= self._checkpoint_last:
             return []
         records = [window_state.bucket_record(key, term % TERMS, bucket) for key, bucket in self._records]
         newest: dict[str, int] = {}
         for _, bucket in self._records:
             newest[bucket.source] = max(bucket.seconds[-1].second, newest.get(bucket.source, NEVER))
         self._records = []
-        self._head_last = self._last
-        resume = min((min(ring.unsaved.values()) for ring in self._rings.values() if ring.unsaved), default=self.expect)
-        while len(self._inputs) > 1 and self._inputs[0][0] < resume:
+        self._checkpoint_last = self._last
+        resume_raw = min((min(ring.unsaved.values()) for ring in self._rings.values() if ring.unsaved), default=self.expect)
+        while len(self._inputs) > 1 and self._inputs[0][0] < resume_raw:
             self._inputs.popleft()
-        through, self.resume_input = self._inputs[0] if self._inputs else (resume - 1, self.resume_input)
-        if through < resume:
+        through, self.resume_input = self._inputs[0] if self._inputs else (resume_raw - 1, self.resume_input)
+        if through < resume_raw:
             self.resume_input += 1
         sources = {
-            name: Source(ring.known_closed, ring.counted, ring.stored, ring.begun, ring.touched) for name, ring in self._rings.items() if ring.closed != NEVER
+            name: RingProgress(ring.known_closed, ring.counted_through, ring.stored, ring.series_offset, ring.touched)
+            for name, ring in self._rings.items() if ring.closed != NEVER
         }
         needed = self.index.needed({name: ring.known_closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
         self.index.written(newest)
-        self._head_slot = 1 - self._head_slot
-        head = Head(
-            v=FORMAT, last=self._last, log=self.log, resume=resume, resume_input=self.resume_input, sent_from=self._sent_from, sources=sources,
-            ranges=needed, slot=self._head_slot,
+        self._checkpoint_slot = 1 - self._checkpoint_slot
+        checkpoint = Checkpoint(
+            v=FORMAT, last=self._last, log=self.log, resume_raw=resume_raw, resume_input=self.resume_input, sent_from=self._sent_from, sources=sources,
+            ranges=needed, slot=self._checkpoint_slot,
         )  # fmt: skip
-        return [*records, *window_state.head_records(head, term % TERMS)]
+        return [*records, *window_state.checkpoint_records(checkpoint, term % TERMS)]
 
     @staticmethod
     def readable(key: bytes, value: bytes) -> str:
@@ -438,8 +439,8 @@ class Windows:
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
         """The ranges of the changelog that the best whole head among these records names; None where there is none."""
-        heads = window_state.heads_in((key, value) for key, value in records.items() if window_state.is_head(key))
-        return max(heads, key=window_state.furthest).ranges if heads else None
+        checkpoints = window_state.checkpoints_in((key, value) for key, value in records.items() if window_state.is_checkpoint(key))
+        return max(checkpoints, key=window_state.progress).ranges if checkpoints else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None, *, revise_s: int) -> Windows:
@@ -448,11 +449,12 @@ class Windows:
         Raises `StateError`.
         """
         windows = cls(partition, revise_s=revise_s)
-        windows.log, head, buckets = window_state.restored(partition, records, offsets)
-        sources: dict[str, Source] = {}
-        if head is not None:
-            windows._last, windows.expect, windows.resume_input, windows._sent_from = head.last, head.resume, head.resume_input, head.sent_from
-            windows._head_last, windows._head_slot, sources = head.last, head.slot, head.sources
+        windows.log, checkpoint, buckets = window_state.restored(partition, records, offsets)
+        sources: dict[str, RingProgress] = {}
+        if checkpoint is not None:
+            windows._last, windows.expect = checkpoint.last, checkpoint.resume_raw
+            windows.resume_input, windows._sent_from = checkpoint.resume_input, checkpoint.sent_from
+            windows._checkpoint_last, windows._checkpoint_slot, sources = checkpoint.last, checkpoint.slot, checkpoint.sources
         windows.sent = max([windows._last, *(bucket.through for bucket, _ in buckets)])
         for bucket, offset in sorted(buckets, key=lambda pair: pair[1]):
             windows.index.restored(offset, {bucket.source: bucket.seconds[-1].second})
@@ -465,29 +467,30 @@ class Windows:
                     seconds[part.second] = (bucket.through, [part])
                 elif bucket.through == known[0]:
                     known[1].append(part)
-        clock = max((source.touched for source in sources.values()), default=0)
+        log_clock = max((source.touched for source in sources.values()), default=0)
         try:
             for name in {*best, *sources}:
-                state = sources.get(name, Source(begun=windows._last + 1))
+                state = sources.get(name, RingProgress(series_offset=windows._last + 1))
                 ring = windows._rings[name] = cls._restore_ring(best.get(name, {}), state, revise_s)
-                if ring.touched and clock - ring.touched > REST_MS:
+                if ring.touched and log_clock - ring.touched > REST_MS:
                     ring.rest()
         except FrameError as error:
             raise StateError(f"partition {partition}: the state of aggregate cannot be restored: {error}") from error
         return windows
 
     @staticmethod
-    def _restore_ring(seconds: dict[int, tuple[int, list[Second]]], state: Source, revise_s: int) -> Ring:
+    def _restore_ring(seconds: dict[int, tuple[int, list[Second]]], state: RingProgress, revise_s: int) -> Ring:
         ring = Ring(revise_s)
-        closed, ring.counted, ring.stored, ring.begun, ring.touched = state.closed, state.counted, state.stored, state.begun, state.touched
-        ring.restored = closed, ring.counted
+        closed, ring.stored, ring.touched = state.closed, state.stored, state.touched
+        ring.counted_through, ring.series_offset = state.counted_through, state.series_offset
+        ring.restored = closed, ring.counted_through
         newest = closed if closed != NEVER else min(seconds, default=NEVER)
         needed = {s: bucket for s, bucket in seconds.items() if s > newest - RESTORE_S - revise_s}
         ring.stored = max([ring.stored, *needed])
         lists: list[list[str]] = [[]]
         for second, (through, parts) in sorted(needed.items()):
             ring.through[second] = through
-            ring.waiting[second] = parts
+            ring.pending_restored[second] = parts
             for part in parts:
                 if part.symbols != lists[-1]:
                     lists.append(part.symbols)

@@ -15,7 +15,7 @@ from stockstream import topics
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.state.frame_reader import input_position
 from stockstream.transforms.frames import Frame, decode
-from stockstream.transforms.windows.rows import Part, Rows
+from stockstream.transforms.windows.rows import SourceRows, WindowRows
 from stockstream.transforms.windows.windows import Windows
 from stockstream.transport.hops import hops_of
 from tests.unit.agents.bench import LOG, PARTITION, Bench
@@ -34,8 +34,8 @@ def latest_of(aggregation: Aggregation, *rows: tuple[str, int, float | None], so
     known = sorted(set(symbols))
     values = {column.name: np.zeros(len(rows), column.type.to_pandas_dtype()) for column in WINDOWS_SCHEMA if column.type != pa.string()}
     values |= {"second": np.array(seconds), "price": np.array(prices, float)}
-    part = Part(source, known, np.array([known.index(symbol) for symbol in symbols]), values)
-    messages = aggregation._latest(Rows(0, 1, parts=[part]), 0)
+    part = SourceRows(source, known, np.array([known.index(symbol) for symbol in symbols]), values)
+    messages = aggregation._latest(WindowRows(0, 1, by_source=[part]), 0)
     return [(str(message.key, "utf-8"), msgspec.json.decode(message.value)["second"]) for message in messages if message.key]
 
 

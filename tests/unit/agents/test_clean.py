@@ -156,7 +156,7 @@ async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
     async def submit(core: Any, partition: int, sends: Any = (), records: Any = ()) -> None:
         sent.extend(message for out in sends for message in out.messages)
 
-    cores[3] = SimpleNamespace(expect=expect, waiting=0, idle=lambda: [Idle("s", 2, 3_000)])
+    cores[3] = SimpleNamespace(expect=expect, pending_offsets=0, idle=lambda: [Idle("s", 2, 3_000)])
     tp = TP(stage.topic, 3)
     reader = SimpleNamespace(guard=SimpleNamespace(expected={tp: 12}), at_end=lambda of: at_end, polled=lambda of: polled)
     monkeypatch.setattr(type(app), "chunk_consumer", reader)

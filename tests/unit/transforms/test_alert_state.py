@@ -34,7 +34,7 @@ def storm(symbols: Sequence[str], source: str, offset: int, second: int, close: 
 
 
 def fed(detector: Detector, frame: Frame) -> Detected:
-    found = detector.feed(frame)
+    found = detector.take_frame(frame)
     assert found is not None
     return found
 
@@ -64,9 +64,9 @@ def test_a_storm_of_twenty_thousand_symbols_is_stored_in_records_that_a_message_
 
 def test_one_alert_of_many_rewrites_only_its_bucket() -> None:
     detector = Detector(3)
-    detector.feed(storm([f"S{number}" for number in range(2_000)], "s", 0, START, 98.0, 0))
+    detector.take_frame(storm([f"S{number}" for number in range(2_000)], "s", 0, START, 98.0, 0))
     whole = sum(len(value) for _, value in detector.records())
-    detector.feed(storm(["S7"], "s", 1, START + 1, 97.0, 0))
+    detector.take_frame(storm(["S7"], "s", 1, START + 1, 97.0, 0))
     records = detector.records()
     assert [key for key, _ in records] == [b"3/log-1/0/open/%d/1/0" % bucket_of("S7"), b"3/log-1/0/head"]
     assert sum(len(value) for _, value in records) < whole / 30
@@ -77,12 +77,12 @@ def test_symbols_that_share_a_bucket_are_split(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("stockstream.transforms.rules.detector.bucket_of", lambda symbol: 5)
     monkeypatch.setattr("stockstream.transforms.rules.state.bucket_of", lambda symbol: 5)
     detector, symbols = Detector(3), [f"S{number:05d}" for number in range(9_000)]
-    detector.feed(storm(symbols, "s", 0, START, 98.0, 0))
+    detector.take_frame(storm(symbols, "s", 0, START, 98.0, 0))
     first = detector.records()
     assert len(first) >= 4 and max(len(value) for _, value in first) < 2 * MAX_VALUE_BYTES
     kept = detector.open_alerts
     before = msgspec.msgpack.encode(kept)
-    detector.feed(storm(symbols, "s", 1, START + 1, 97.0, 0))
+    detector.take_frame(storm(symbols, "s", 1, START + 1, 97.0, 0))
     second = detector.records()
     for cut in range(len(second)):
         again = Detector.restore(3, dict(first) | dict(second[:cut]))
@@ -95,7 +95,7 @@ def test_lasts_that_a_head_cannot_hold_are_written_with_their_buckets(monkeypatc
     monkeypatch.setattr("stockstream.transforms.rules.detector.MAX_LASTS", 100)
     detector, stored, symbols = Detector(3), dict[bytes, bytes](), [f"S{number}" for number in range(1_000)]
     for at in range(4):
-        detector.feed(storm(symbols, "s", at, START + at, 98.0, 0))
+        detector.take_frame(storm(symbols, "s", at, START + at, 98.0, 0))
         stored.update(detector.records())
         assert Detector.restore(3, stored).open_alerts == detector.open_alerts
 
@@ -142,7 +142,7 @@ def test_a_writer_that_dies_anywhere_in_a_batch_loses_and_changes_nothing(seed: 
 def test_a_source_that_has_ended_closes_its_alerts_after_a_day_of_the_logs_time() -> None:
     def heard(offset: int, source: str, second: int, clock: int, *rows: Any) -> Frame:
         made = frame([(Closing(offset, source, second - 1, second), list(rows))], offset, offset)
-        return Frame(made.log, made.start, made.through, made.closings, made.rows, clock=clock)
+        return Frame(made.log, made.start, made.through, made.closings, made.rows, log_clock=clock)
 
     def told(restart: bool) -> list[tuple[str, str, int]]:
         detector, stored = Detector(3), dict[bytes, bytes]()
@@ -219,7 +219,7 @@ def some_records() -> dict[bytes, bytes]:
     detector = Detector(3)
     log = quiet(range(START, START + 2))
     log[0][1].append(row("A", START, volume=1000))
-    detector.feed(frame(log, 0, 1))
+    detector.take_frame(frame(log, 0, 1))
     return dict(detector.records())
 
 
@@ -260,7 +260,8 @@ def test_rubbish_is_told_from_records_and_never_raises_anything_else() -> None:
     keys = [*good, b"3/log-1/0/open"]
     values: list[bytes] = [
         b"", b"\xc1", b"[]", b"\x80", msgspec.msgpack.encode([1, 2]), msgspec.msgpack.encode([1, "x", [{"symbol": "A"}]]), b"\x91" * 5_000,
-        pack(alert_state.Bucket(v=2, through=1 << 62, log="z", number=1 << 40)), pack(alert_state.Head(v=2, through=-1, log="z", resume=0, lasts={900: [1]})),
+        pack(alert_state.Bucket(v=2, through=1 << 62, log="z", number=1 << 40)),
+        pack(alert_state.Checkpoint(v=2, through=-1, log="z", resume_input=0, lasts={900: [1]})),
     ]  # fmt: skip
     for value in good.values():
         values += [value[: rng.randrange(len(value))] for _ in range(20)]
@@ -273,7 +274,7 @@ def test_rubbish_is_told_from_records_and_never_raises_anything_else() -> None:
             try:
                 bad = Detector.readable(key, value)
                 detector = Detector.restore(3, good | {key: value})
-                detector.feed(frame(quiet([START + 2, START + 500], first_offset=2), 2, 3, "zzz"))
+                detector.take_frame(frame(quiet([START + 2, START + 500], first_offset=2), 2, 3, "zzz"))
             except StateError:
                 continue
             assert isinstance(bad, str)

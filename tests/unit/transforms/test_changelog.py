@@ -91,17 +91,17 @@ def test_a_restart_late_in_a_long_log_reads_the_last_windows_and_says_the_same(s
             for n in range(symbols)
         ]
         cleaner.chunk([RawRecord(second * symbols + n, (10_000 + second) * 1_000 + 300 * n, value) for n, value in enumerate(said)])
-        frame = cleaner.frame()
+        frame = cleaner.make_frame()
         assert frame is not None
         inputs.append(frame)
     restarts, at, term = sorted(rng.sample(range(900, seconds), 3)), 0, 0
     told = {}
     for place, frame in enumerate(inputs):
-        rows = steady.frame(frame, place)
+        rows = steady.take_frame(frame, place)
         assert rows is not None
         told[frame.start] = rows.batch(0)
     while at < seconds:
-        rows = core.frame(inputs[at], at)
+        rows = core.take_frame(inputs[at], at)
         assert rows is not None and (not rows.closings or rows.batch(0).equals(told[inputs[at].start]))
         changelog.write(core.records(term), core.index)
         at += 1

@@ -41,7 +41,7 @@ def ticks(core: Cleaner, count: int, offset: int = 0, **changes: Any) -> None:
     tick = {"event_time": NOW, "price": 1.5, "size": 2, "seq": offset}
     values = [json.dumps({"symbol": f"S{number}"} | tick | changes).encode() for number in range(count)]
     assert core.chunk([RawRecord(offset + number, NOW, value) for number, value in enumerate(values)]) == []
-    core.frame()
+    core.make_frame()
 
 
 def cjk(number: int, length: int) -> str:
@@ -62,12 +62,12 @@ def test_the_largest_state_goes_in_pieces_that_fit_and_comes_back_exactly() -> N
             for number in range(first, first + 500)
         ]  # fmt: skip
         assert core.chunk([RawRecord(first, NOW, json.dumps(frame, ensure_ascii=False).encode())]) == []
-    core.frame()
+    core.make_frame()
     records = core.records(3)
     assert len(records) > 2 and max(len(value) for _, value in records) < MAX_BATCH_BYTES - 1_000
     assert len({key for key, _ in records}) == len(records) and all(Cleaner.readable(*record) == "" for record in records)
     again = restored(dict(random.Random(1).sample(records, len(records))))
-    assert (again.memory.sources, again.memory.held, again.expect, again.clock) == (core.memory.sources, core.memory.held, core.expect, core.clock)
+    assert (again.memory.sources, again.memory.held, again.expect, again.log_clock) == (core.memory.sources, core.memory.held, core.expect, core.log_clock)
     assert again.snapshot() == core.snapshot()
 
 

@@ -33,15 +33,15 @@ def ticks(*rows: tuple[int, int]) -> pa.RecordBatch:
 def test_a_core_that_failed_in_a_frame_takes_no_other_one() -> None:
     core = Windows(0, revise_s=30)
     with pytest.raises(FrameError, match="lie"):
-        core.frame(Frame(LOG, 0, 1, (Closing(1, "a", S, S + 1),), ticks((0, S - 600_000_000), (1, S + 1))))
+        core.take_frame(Frame(LOG, 0, 1, (Closing(1, "a", S, S + 1),), ticks((0, S - 600_000_000), (1, S + 1))))
     with pytest.raises(FrameError, match="must be restored first"):
-        core.frame(Frame(LOG, 0, 1, (Closing(1, "a", S, S + 1),), ticks((0, S), (1, S + 1))))
+        core.take_frame(Frame(LOG, 0, 1, (Closing(1, "a", S, S + 1),), ticks((0, S), (1, S + 1))))
 
 
 def test_closings_that_do_not_follow_upon_each_other_are_series_of_their_own() -> None:
     core = Windows(0, revise_s=30)
     closings = tuple(Closing(number, "a", S + 3 * number, S + 3 * number + 1) for number in range(1_500))
-    rows = core.frame(Frame(LOG, 0, 1_499, closings, empty(TICKS_SCHEMA)))
+    rows = core.take_frame(Frame(LOG, 0, 1_499, closings, empty(TICKS_SCHEMA)))
     assert rows is not None and tuple(rows.closings) == closings
 
 
@@ -56,11 +56,11 @@ def test_a_bucket_with_an_alert_twice_or_of_another_bucket_is_not_readable(forge
 
 
 def test_a_head_with_times_for_an_empty_bucket_is_no_fault() -> None:
-    head = alert_state.Head(v=alert_state.FORMAT, through=9, log=LOG, resume=1, buckets={7: 5}, lasts={7: [1]})
+    head = alert_state.Checkpoint(v=alert_state.FORMAT, through=9, log=LOG, resume_input=1, buckets={7: 5}, lasts={7: [1]})
     records = dict(alert_state.bucket_records(f"0/{LOG}/0", alert_state.bucket(5, LOG, 7, 0, [])))
     core = Detector.restore(0, {**records, f"0/{LOG}/0/head".encode(): pack(head)})
     _, frame = good_frames()[-1]
-    core.feed(replace(frame, log=LOG, start=10, through=99, closings=()))
+    core.take_frame(replace(frame, log=LOG, start=10, through=99, closings=()))
     assert core.records()
 
 
@@ -71,7 +71,7 @@ def test_alerts_of_a_symbol_in_two_sources_both_end() -> None:
     core.expect = 6
     _, frame = good_frames()[-1]
     closings = (Closing(10, "a", S, S + 90), Closing(11, "b", S, S + 90))
-    found = core.feed(replace(frame, log=LOG, start=6, through=11, closings=closings, rows=frame.rows.slice(0, 0)))
+    found = core.take_frame(replace(frame, log=LOG, start=6, through=11, closings=closings, rows=frame.rows.slice(0, 0)))
     assert found is not None and [alert.state for alert in found.alerts] == ["closed", "closed"] and not core.open_alerts
 
 

@@ -96,8 +96,8 @@ def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[in
     while at < len(records):
         size = next(chunks) if chunks is not None else len(records)
         rejected += [(r.offset, r.index, r.reason) for r in core.chunk(records[at : at + size])]
-        frame = core.frame()
-        assert frame is not None and frame.clock == core.clock
+        frame = core.make_frame()
+        assert frame is not None and frame.log_clock == core.log_clock
         accepted += zip(frame.rows["offset"].to_pylist(), frame.rows["index"].to_pylist(), strict=True)
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
         if number in restarts:
@@ -135,7 +135,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
         assert rejected == model.rejected
         assert accepted == model.accepted
         assert closings == model.closings
-        assert core.clock == model.log_clock
+        assert core.log_clock == model.log_clock
         whole = judged(log)[3]
         assert restarted(core).snapshot() and _content(core) == _content(whole), "the state is a function of the log"
         model.now = model.log_clock
@@ -151,7 +151,7 @@ def _content(core: Cleaner) -> tuple[Any, ...]:
     core.snapshot()
     held = {symbol: (h.source, h.newest, h.ts) for symbol, h in core.memory.held.items()}
     feeds = {(name, symbol): feed for name, source in core.memory.sources.items() for symbol, feed in source.feeds.items()}
-    return set(core.memory.sources), held, feeds, core.clock
+    return set(core.memory.sources), held, feeds, core.log_clock
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -174,7 +174,7 @@ def test_a_rejected_record_ahead_and_a_snapshot_forget_nothing() -> None:
     """Findings, H9: garbage stamped 25 h ahead and a snapshot at the right moment made a repeated number count twice."""
     core = cleaner()
     core.chunk(raw([(0, NOW, tick("A", "s", NOW, seq=7)), (1, NOW + 25 * HOUR_MS, None)]))
-    core.frame()
+    core.make_frame()
     core = restarted(core)
     again = core.chunk(raw([(2, NOW + 10, tick("A", "s", NOW, seq=7))]))
     assert [r.reason for r in again] == ["duplicate"]
@@ -242,13 +242,13 @@ def test_nothing_grows_in_thirty_days_of_new_symbols_and_sources() -> None:
             steady += [(offset + len(records) + 1 + n, now + 3_000, {"punctuate": now // 1000, "source": f"run-{day}-{hour}-{n}"}) for n in range(20)]
             offset += len(steady)
             assert core.chunk(raw(steady)) == []
-            core.frame()
+            core.make_frame()
         sizes.append(len(core.snapshot()))
         counts.append((len(core.memory.sources), len(core.memory.held), sum(len(source.feeds) for source in core.memory.sources.values())))
     assert max(sizes[2:]) < 1.1 * sizes[1] and len(set(counts[2:])) == 1, (sizes, counts)
     assert core.memory.feed_count == counts[-1][2]
     core.chunk(raw([(offset, NOW + 40 * 24 * HOUR_MS, tick("Z", "z", NOW))]))
-    core.frame()
+    core.make_frame()
     core.snapshot()
     assert (set(core.memory.held), set(core.memory.sources), core.memory.feed_count) == ({"Z"}, {"z"}, 0)
 
@@ -257,6 +257,6 @@ def test_a_kafka_time_beyond_all_times_makes_a_frame_that_is_read() -> None:
     """A topic may keep its producers' times, whatever they are. A frame whose `clock` is out of range is refused, and its offsets would be missing for ever."""
     core = cleaner()
     assert core.chunk([RawRecord(0, 1 << 62, json.dumps(tick("S", "a", NOW)).encode())]) == []
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
-    assert decode(encode(frame), TICKS_SCHEMA).clock == MAX_TIME
+    assert decode(encode(frame), TICKS_SCHEMA).log_clock == MAX_TIME

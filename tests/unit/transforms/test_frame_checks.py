@@ -81,7 +81,7 @@ def test_closings_of_4000_sources_with_long_names_go_in_parts(offsets: str, rows
     closings = tuple(Closing(offset, name, 3, 4) for offset, name in zip(at, names, strict=True))
     tick = {"symbol": "AAA", "event_time": 4_500, "price": 10.5, "size": 3, "index": 0}
     table = [tick | {"source": names[number], "offset": at[number]} for number in range(rows)]
-    sent = Frame("x", 7, at[-1], closings, pa.RecordBatch.from_pylist(table, schema=TICKS_SCHEMA), clock=5_000)
+    sent = Frame("x", 7, at[-1], closings, pa.RecordBatch.from_pylist(table, schema=TICKS_SCHEMA), log_clock=5_000)
     messages = list(encode_within(sent))
     assert len(messages) > 1 and max(map(len, messages)) <= MAX_FRAME_BYTES
     assembler = Assembler()
@@ -89,7 +89,7 @@ def test_closings_of_4000_sources_with_long_names_go_in_parts(offsets: str, rows
     assert [one.start for one in got] + [sent.through + 1] == [sent.start] + [one.through + 1 for one in got]
     assert [closing for one in got for closing in one.closings] == list(closings)
     assert pa.Table.from_batches([one.rows for one in got]).to_pylist() == sent.rows.to_pylist()
-    assert got[-1].clock == 5_000
+    assert got[-1].log_clock == 5_000
     if offsets == "one offset":
         assert len(got) == 1
 

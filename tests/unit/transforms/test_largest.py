@@ -20,7 +20,7 @@ from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT
 from stockstream.transforms.frames import Assembler, Frame, decode, encode_within
 from stockstream.transforms.rules.detector import Detected, Detector
 from stockstream.transforms.scoring.scorer import Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.windows.rows import Rows
+from stockstream.transforms.windows.rows import WindowRows
 from stockstream.transforms.windows.windows import Windows
 from tests.fixtures.make import Model
 
@@ -59,7 +59,7 @@ class Pipeline:
         rejections = self.cleaner.chunk(records)
         fits(map(msgspec.json.encode, rejections), "ticks.rejected")
         out: dict[str, list[Any]] = {"rejections": [(r.reason, r.offset, r.index) for r in rejections]} | {name: [] for name in ("rows", "alerts", "told")}
-        frame = self.cleaner.frame()
+        frame = self.cleaner.make_frame()
         assert frame is not None
         self._store("clean", self.cleaner.records(1))
         assembler = Assembler()
@@ -72,7 +72,7 @@ class Pipeline:
         return out
 
     def _clean(self, frame: Frame, number: int, out: dict[str, list[Any]]) -> None:
-        rows = self.windows.frame(frame, number)
+        rows = self.windows.take_frame(frame, number)
         assert rows is not None
         if rows.closings:
             closed = Frame("a", rows.start, rows.through, tuple(rows.closings), rows.batch(0))
@@ -88,7 +88,7 @@ class Pipeline:
 
     def _windows(self, frame: Frame, out: dict[str, list[Any]]) -> None:
         out["rows"] += frame.rows.to_pylist()
-        found, scored = self.detector.feed(frame), self.scorer.frame(frame)
+        found, scored = self.detector.take_frame(frame), self.scorer.take_frame(frame)
         assert found is not None and scored is not None
         alerts = [msgspec.json.encode(alert) for alert in found.alerts]
         told = [*encode_predictions(scored, 0, {}), *encode_outcomes(scored, 0)]
@@ -114,7 +114,7 @@ class Pipeline:
         again.at, again.stored = self.at, self.stored
         for number, frame in enumerate(self.frames):
             if number >= again.windows.resume_input:
-                rows = again.windows.frame(frame, number)
+                rows = again.windows.take_frame(frame, number)
                 assert rows is not None
         return again
 
@@ -124,9 +124,9 @@ class Noted(Windows):
 
     long: ClassVar[list[bool]] = []
 
-    def frame(self, frame: Frame, input_offset: int = 0) -> Rows | None:
+    def take_frame(self, frame: Frame, input_offset: int = 0) -> WindowRows | None:
         self.long.append(self.takes_long(frame.rows))
-        return super().frame(frame, input_offset)
+        return super().take_frame(frame, input_offset)
 
 
 def arrays(ticks: Sequence[Tick]) -> list[list[Tick]]:
@@ -176,13 +176,13 @@ def test_frames_that_hold_others_up_are_known_before_they_are_taken() -> None:
     pipeline.windows = Noted(0, revise_s=30)
     many = 4_000
     said: list[bool] = []
-    feed = pipeline.detector.feed
+    feed = pipeline.detector.take_frame
 
     def noted(frame: Frame) -> Detected | None:
         said.append(pipeline.detector.takes_long(frame.rows))
         return feed(frame)
 
-    pipeline.detector.feed = noted  # type: ignore[method-assign, assignment]
+    pipeline.detector.take_frame = noted  # type: ignore[method-assign, assignment]
 
     def second(number: int, count: int, price: float, size: int) -> tuple[bool, bool]:
         Noted.long.clear()

@@ -40,7 +40,7 @@ def cleaned(kind: type[Cleaner], records: list[RawRecord]) -> pa.RecordBatch:
     assert cleaner.chunk(records[:1]) == []                              # the symbol is known from here on
     end = RawRecord(len(records), NOW + 10_000, b'{"punctuate":%d,"source":"s"}' % (NOW // 1000 + 5))
     assert cleaner.chunk([*records[1:], end]) == []
-    frame = cleaner.frame()
+    frame = cleaner.make_frame()
     assert frame is not None
     return decode(encode(frame), TICKS_SCHEMA).rows
 
@@ -72,7 +72,7 @@ def test_one_that_is_too_long_is_rejected(name: str, kind: type[Cleaner]) -> Non
 def test_a_frame_from_before_it_was_there_has_nulls(name: str) -> None:
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
     cleaner.chunk([record(0), RawRecord(1, NOW + 10_000, b'{"punctuate":%d,"source":"s"}' % (NOW // 1000 + 5))])
-    frame = cleaner.frame()
+    frame = cleaner.make_frame()
     assert frame is not None
     older = frame.rows.drop_columns([name])
     with_metadata = pa.ipc.open_stream(encode(frame)).schema.metadata

@@ -82,7 +82,7 @@ def restored(release: Release) -> tuple[Cleaner, Windows, Detector, Scorer]:
     scorer = Scorer.restore(partition, release.state("score")[0], lambda name, version: Model(name, version), release.state("score")[1])
     for offset, frame in release.frames("clean"):
         if offset >= windows.resume_input:
-            rows = windows.frame(frame, offset)
+            rows = windows.take_frame(frame, offset)
             assert rows is not None and not rows.closings, f"{release.name}: a closing that the release had told is told anew"
             windows.records(4)
     newest = release.frames("windows")[-1][0]
@@ -97,13 +97,13 @@ def results_of(machines: tuple[Cleaner, Windows, Detector, Scorer], records: lis
     out: dict[str, list[Any]] = {"rows": [], "alerts": [], "predictions": [], "outcomes": [], "rejections": []}
     for record in records:
         out["rejections"] += [msgspec.to_builtins(rejection) for rejection in cleaner.chunk([record])]
-        frame = cleaner.frame()
-        rows = windows.frame(frame) if frame is not None else None
+        frame = cleaner.make_frame()
+        rows = windows.take_frame(frame) if frame is not None else None
         if rows is None or not rows.closings:
             continue
         closed = Frame(windows.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition))
         out["rows"] += closed.rows.to_pylist()
-        found, scored = detector.feed(closed), scorer.frame(closed)
+        found, scored = detector.take_frame(closed), scorer.take_frame(closed)
         assert found is not None and scored is not None
         out["alerts"] += [msgspec.to_builtins(alert) for alert in found.alerts]
         out["predictions"] += [json.loads(value) for value in encode_predictions(scored, 0, {})]

@@ -15,7 +15,7 @@ from stockstream.errors import StateError
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame, empty
 from stockstream.transforms.rules.detector import Detected, Detector
-from stockstream.transforms.rules.state import Head, bucket_of
+from stockstream.transforms.rules.state import Checkpoint, bucket_of
 from stockstream.transforms.versioned import pack
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def frame(log: Sequence[tuple[Closing, list[Row]]], start: int, through: int, na
 
 
 def run(log: Log, name: str = "log-1") -> Detected:
-    found = Detector(3).feed(frame(log, 0, log[-1][0].offset, name))
+    found = Detector(3).take_frame(frame(log, 0, log[-1][0].offset, name))
     assert found is not None
     return found
 
@@ -142,13 +142,13 @@ def test_the_market_summary_counts_each_second_once() -> None:
 def test_frames_beyond_what_is_expected_or_of_an_older_log_are_dropped_and_a_newer_log_starts_afresh() -> None:
     log = quiet(range(START, START + 10))
     detector = Detector(3)
-    assert detector.feed(frame(log[4:5], 4, 4)) is not None and detector.expect == 5
-    assert detector.feed(frame(log[6:], 6, 9)) is None and detector.expect == 5
-    assert detector.feed(frame(log[:5], 0, 4)) == Detected() and detector.expect == 5
-    assert detector.feed(frame(log, 0, 9, "log-0")) is None
+    assert detector.take_frame(frame(log[4:5], 4, 4)) is not None and detector.expect == 5
+    assert detector.take_frame(frame(log[6:], 6, 9)) is None and detector.expect == 5
+    assert detector.take_frame(frame(log[:5], 0, 4)) == Detected() and detector.expect == 5
+    assert detector.take_frame(frame(log, 0, 9, "log-0")) is None
     spike = quiet([START])
     spike[0][1].append(row("A", START, volume=1000))
-    assert detector.feed(frame(spike, 0, 0, "log-2")) is not None
+    assert detector.take_frame(frame(spike, 0, 0, "log-2")) is not None
     assert (detector.log, detector.expect, len(detector.open_alerts)) == ("log-2", 1, 1)
 
 
@@ -162,17 +162,17 @@ def test_records_hold_only_what_changed_and_others_partitions_and_older_logs_are
     log[1][1].append(row("A", START + 1, volume=1000))
     log[3][1].append(row("A", START + 3, volume=900))
     detector = Detector(3)
-    detector.feed(frame(log[:1], 0, 0))
+    detector.take_frame(frame(log[:1], 0, 0))
     assert [key for key, _ in detector.records()] == [b"3/log-1/0/head"]
     assert detector.records() == []
-    detector.feed(frame(log[1:2], 1, 1))
+    detector.take_frame(frame(log[1:2], 1, 1))
     records = dict(detector.records())
     assert list(records) == [b"3/log-1/0/open/%d/0/0" % bucket_of("A"), b"3/log-1/0/head"]
     assert all(msgspec.msgpack.decode(value)["through"] == 1 for value in records.values())
-    other = {b"33/log-9/0/head": records[b"3/log-1/0/head"], b"3/log-0/0/head": pack(Head(v=2, through=99, log="log-0", resume=9))}
+    other = {b"33/log-9/0/head": records[b"3/log-1/0/head"], b"3/log-0/0/head": pack(Checkpoint(v=2, through=99, log="log-0", resume_input=9))}
     again = Detector.restore(3, records | other)
     assert (again.log, again.expect, again.open_alerts) == ("log-1", 2, detector.open_alerts)
-    again.feed(frame(log[2:4], 2, 3))
+    again.take_frame(frame(log[2:4], 2, 3))
     assert [key for key, _ in again.records()] == [b"3/log-1/0/head"], "that it goes on is in the head"
 
 
@@ -238,7 +238,7 @@ def test_any_cut_with_repeats_and_restarts_gives_the_same_alerts(log: Log, data:
     detector, stored, found = Detector(3), dict[bytes, bytes](), []
     for start, stop in zip([0, *cuts], [*cuts, last + 1], strict=True):
         back = data.draw(st.integers(0, start))
-        got = detector.feed(frame([item for item in log if back <= item[0].offset < stop], back, stop - 1))
+        got = detector.take_frame(frame([item for item in log if back <= item[0].offset < stop], back, stop - 1))
         assert got is not None
         found.append(got)
         stored.update(detector.records())

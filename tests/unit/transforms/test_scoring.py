@@ -174,7 +174,7 @@ def test_any_cutting_tells_the_same_in_the_same_order(seed: int) -> None:
         scorer, reader = Scorer(3, [Contender(V1), Contender(SHADOW, "shadow")]), Subscriber()
         scorer.set_champion(V2, change)
         for frame in frames:
-            reader.read(scorer.frame(frame))
+            reader.read(scorer.take_frame(frame))
         reader.holds(oracle(log, roster))
         orders.append([t for t in reader.told if isinstance(t, tuple)])
     assert orders[0] == orders[1] == orders[2]
@@ -193,7 +193,7 @@ def test_a_scorer_that_dies_anywhere_says_nothing_else_and_misses_nothing(seed: 
     table.write(scorer.records(term), scorer.index)
     place = 0
     while place < len(frames):
-        reader.read(scorer.frame(frames[place], place))
+        reader.read(scorer.take_frame(frames[place], place))
         place += 1
         records = scorer.records(term, everything=rng.random() < 0.1)
         if rng.random() < 0.4:
@@ -220,13 +220,13 @@ def test_frames_again_early_late_and_overlapping_change_nothing(seed: int) -> No
     for frame in log.cut(cuts):
         before = scorer.expect
         if before >= 0:
-            assert scorer.frame(log.frame(before + 1, max(before + 1, log.end))) is None
+            assert scorer.take_frame(log.frame(before + 1, max(before + 1, log.end))) is None
             old = rng.randrange(before + 1)
-            again = scorer.frame(log.frame(old, before - 1)) if old < before else None
+            again = scorer.take_frame(log.frame(old, before - 1)) if old < before else None
             assert again is None or (not again.predictions and not again.outcomes)
             assert scorer.expect == before
             frame = log.frame(old, frame.through)
-        reader.read(scorer.frame(frame))
+        reader.read(scorer.take_frame(frame))
     reader.holds(oracle(log, [(0, [(V1, "champion")])]))
     assert len(reader.told) == len(set(reader.told))
 
@@ -239,7 +239,7 @@ def small() -> Log:
 def test_a_closing_that_jumps_leaks_no_later_price() -> None:
     reader = Subscriber()
     scorer = Scorer(3, [Contender(V1)])
-    reader.read(scorer.frame(small().frame(0, 6)))
+    reader.read(scorer.take_frame(small().frame(0, 6)))
     assert reader.outcomes["A-102000-fake-1", 10][4] == 110.0
 
 
@@ -257,7 +257,7 @@ def test_a_source_that_was_forgotten_is_judged_anew(back: int, length: int) -> N
     def outcomes(log: Log, begin: int, length: int) -> Counter[tuple[int, int, float]]:
         scorer, kept, told = Scorer(3, [Contender(V1)]), dict[bytes, bytes](), Counter[tuple[int, int, float]]()
         for start in range(begin, log.end + 1, length):
-            scored = scorer.frame(log.frame(start, min(start + length - 1, log.end)))
+            scored = scorer.take_frame(log.frame(start, min(start + length - 1, log.end)))
             assert scored is not None
             for message in encode_outcomes(scored, 5):
                 told.update((o["as_of"], o["horizon_s"], o["price_then"]) for o in msgspec.json.decode(message))
@@ -272,10 +272,10 @@ def test_a_source_that_was_forgotten_is_judged_anew(back: int, length: int) -> N
 
 def test_a_newer_log_starts_afresh_and_an_older_is_dropped() -> None:
     log, scorer = small(), Scorer(3, [Contender(V1)])
-    assert scorer.frame(log.frame(0, 6, "b"))
-    assert scorer.frame(log.frame(7, 9, "a")) is None
+    assert scorer.take_frame(log.frame(0, 6, "b"))
+    assert scorer.take_frame(log.frame(7, 9, "a")) is None
     assert scorer.expect == 7
-    again = scorer.frame(log.frame(0, 1, "c"))
+    again = scorer.take_frame(log.frame(0, 1, "c"))
     assert again is not None and again.symbols == ["A"] and not again.outcomes
     assert (scorer.log, scorer.expect) == ("c", 2)
     table = dict(scorer.records())
@@ -284,9 +284,9 @@ def test_a_newer_log_starts_afresh_and_an_older_is_dropped() -> None:
 
 def test_an_older_logs_records_with_higher_offsets_lose() -> None:
     log, scorer = small(), Scorer(3, [Contender(V1)])
-    scorer.frame(log.frame(0, 600, "b"))
+    scorer.take_frame(log.frame(0, 600, "b"))
     table = dict(scorer.records())
-    scorer.frame(log.frame(0, 1, "c"))
+    scorer.take_frame(log.frame(0, 1, "c"))
     table |= dict(scorer.records())
     restored = Scorer.restore(3, table, load)
     assert (restored.log, restored.expect, restored.champion) == ("c", 2, ("fake", "1"))
@@ -295,12 +295,12 @@ def test_an_older_logs_records_with_higher_offsets_lose() -> None:
 def test_every_value_begins_with_its_offset_and_nothing_is_written_without_a_closing() -> None:
     scorer = Scorer(3, [Contender(V1)])
     assert len(scorer.records()) == 1                                   # the roster, before it is used
-    scorer.frame(small().frame(0, 2))
+    scorer.take_frame(small().frame(0, 2))
     first = scorer.records()
     assert [msgspec.msgpack.decode(key)[2] for key, _ in first] == ["roster", "slot", "head"]
     values = [msgspec.msgpack.decode(value) for _, value in first]
     assert [value["v"] for value in values] == [2, 2, 2] and [value.get("through") for value in values] == [None, 2, 2]
-    scorer.frame(small().frame(3, 4))
+    scorer.take_frame(small().frame(3, 4))
     assert scorer.records() == []
     assert len(scorer.records(everything=True)) == 3
 
@@ -310,10 +310,10 @@ def test_many_symbols_are_split_into_parts_and_a_missing_part_is_told(monkeypatc
     rows = [row(name, 101, 100.0 + i, 1) for i, name in enumerate("ABCDE")]
     log = Log([Closing(1, "s", 100, 101), Closing(2, "s", 101, 111)], rows, 3)
     scorer, reader = Scorer(3, [Contender(V1)]), Subscriber()
-    reader.read(scorer.frame(log.frame(0, 1)))
+    reader.read(scorer.take_frame(log.frame(0, 1)))
     table = dict(scorer.records())
     assert len(table) == 5
-    reader.read(Scorer.restore(3, table, load).frame(log.frame(2, 3)))
+    reader.read(Scorer.restore(3, table, load).take_frame(log.frame(2, 3)))
     assert len(reader.outcomes) == 5
     del table[next(key for key in table if msgspec.msgpack.decode(key)[2:3] == ["slot"])]
     with pytest.raises(StateError, match="parts of second 101"):
@@ -327,13 +327,13 @@ def test_garbage_in_the_state_is_one_clear_line() -> None:
 
 def test_other_partitions_are_ignored() -> None:
     scorer = Scorer(4, [Contender(V1)])
-    scorer.frame(small().frame(0, 2))
+    scorer.take_frame(small().frame(0, 2))
     assert Scorer.restore(3, dict(scorer.records()), load).expect == -1
 
 
 def test_models_that_cannot_score_are_refused() -> None:
     scorer = Scorer(3, [Contender(V1)])
-    scorer.frame(small().frame(0, 2))
+    scorer.take_frame(small().frame(0, 2))
     with pytest.raises(ModelError, match="behind 3"):
         scorer.set_champion(V2, 2)
     with pytest.raises(ModelError, match="other features"):
@@ -389,7 +389,7 @@ def test_a_faulty_model_is_suspended_alone_from_the_next_offset_on(way: str, rol
     scorer, reader = Scorer(3, [Contender(bad, role), other]), Subscriber()
     missed: Counter[tuple[str, str, str]] = Counter()
     for start in range(0, 20, 4):
-        scored = scorer.frame(log.frame(start, start + 3))
+        scored = scorer.take_frame(log.frame(start, start + 3))
         assert scored is not None
         reader.read(scored)
         missed.update({item[:3]: item.rows for item in scored.missed})
@@ -410,9 +410,9 @@ def test_a_faulty_model_is_suspended_alone_from_the_next_offset_on(way: str, rol
 def test_a_suspended_champion_comes_back_with_another_stamp_and_the_one_before_is_remembered() -> None:
     log, bad = life(1_000, 0), Faulty(version="bad", from_second=1_010)
     scorer = Scorer(3, [Contender(V1)])
-    scorer.frame(log.frame(0, 4))
+    scorer.take_frame(log.frame(0, 4))
     scorer.set_champion(bad, scorer.expect, "x")
-    scorer.frame(log.frame(5, 12))
+    scorer.take_frame(log.frame(5, 12))
     assert scorer.champion is None and scorer.roster.fallbacks == (("fake", "1"),)
     kept = dict(scorer.records())
     scorer = Scorer.restore(3, kept, load)
@@ -420,35 +420,35 @@ def test_a_suspended_champion_comes_back_with_another_stamp_and_the_one_before_i
     scorer.set_champion(V1, scorer.expect, "y")
     assert scorer.champion == ("fake", "1") and [m.key for m in scorer.members if m.suspended] == [("fake", "bad")]
     scorer.set_champion(Fake("bad"), scorer.expect, "z")
-    scored = scorer.frame(log.frame(13, 14))
+    scored = scorer.take_frame(log.frame(13, 14))
     assert scored is not None and {of.version for of in scored.predictions} == {"bad"} and not scored.missed
     assert not any(m.suspended for m in scorer.members)
 
 
 def test_a_model_of_the_roster_that_cannot_be_loaded_is_no_reason_to_fail() -> None:
     log, scorer = life(1_000, 0), Scorer(3, [Contender(V1)])
-    scorer.frame(log.frame(0, 9))
+    scorer.take_frame(log.frame(0, 9))
     kept = dict(scorer.records())
 
     def gone(name: str, version: str) -> Fake:
         raise ModelError("the registry is empty")
 
     scorer, reader = Scorer.restore(3, kept, gone), Subscriber()
-    scored = scorer.frame(log.frame(10, 12))
+    scored = scorer.take_frame(log.frame(10, 12))
     reader.read(scored)
     assert scored is not None and not scored.predictions and scored.missed == (scoring.Missed("fake", "1", "missing", 3),)
     assert {horizon for _, horizon in reader.outcomes} == {10} and len(reader.outcomes) == 3         # what it said before is judged
     (out,) = scorer.members
     assert (out.suspended, out.detail) == ("missing", "the registry is empty")
-    scored = scorer.frame(log.frame(13, 14))
+    scored = scorer.take_frame(log.frame(13, 14))
     assert scored is not None and scored.missed == (scoring.Missed("fake", "1", "missing", 2),)
     scorer.set_champion(V1, scorer.expect)
-    scored = scorer.frame(log.frame(15, 16))
+    scored = scorer.take_frame(log.frame(15, 16))
     assert scored is not None and len(scored.symbols) == 2 and not scored.missed
 
 
 def test_rows_without_any_model_are_counted() -> None:
-    scored = Scorer(3).frame(life(1_000, 0).frame(0, 9))
+    scored = Scorer(3).take_frame(life(1_000, 0).frame(0, 9))
     assert scored is not None and scored.missed == (scoring.Missed("", "", "no_model", 10),)
 
 
@@ -511,7 +511,7 @@ def test_models_that_fail_and_kills_around_their_suspension_say_nothing_with_two
         for entry in scorer.roster.entries:
             if entry.start <= frames[place].through:
                 assert history.setdefault(entry.start, entry.members) == entry.members
-        reader.read(scorer.frame(frames[place], place))
+        reader.read(scorer.take_frame(frames[place], place))
         place += 1
         furthest = max(furthest, place)
         records = scorer.records(term, everything=rng.random() < 0.1)
@@ -527,7 +527,7 @@ def test_models_that_fail_and_kills_around_their_suspension_say_nothing_with_two
 
 def test_messages_have_exactly_the_records_fields() -> None:
     scorer = Scorer(3, [Contender(V1)])
-    scored = scorer.frame(small().frame(0, 6))
+    scored = scorer.take_frame(small().frame(0, 6))
     assert scored is not None
     prediction = msgspec.json.decode(encode_predictions(scored, 1, {"ingest": 3})[0])
     assert set(prediction) == set(Prediction.__struct_fields__)
@@ -589,7 +589,7 @@ def test_outcomes_are_the_bytes_that_the_records_themselves_become(data: st.Data
 
 def test_many_outcomes_are_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(3, [Contender(V1)])
-    scored = scorer.frame(small().frame(0, 6))
+    scored = scorer.take_frame(small().frame(0, 6))
     assert scored is not None
     whole = msgspec.json.decode(encode_outcomes(scored, 5)[0])
     monkeypatch.setattr(scored_columns, "OUTCOMES_OF_A_MESSAGE", 2)
@@ -599,7 +599,7 @@ def test_many_outcomes_are_several_messages(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_models_only_the_offset_moves() -> None:
     scorer = Scorer(3)
-    scored = scorer.frame(small().frame(0, 6))
+    scored = scorer.take_frame(small().frame(0, 6))
     assert scored is not None and not scored.symbols and not scored.outcomes and scorer.expect == 7
     scorer.set_champion(V1, scorer.expect)
     assert scorer.champion == ("fake", "1")

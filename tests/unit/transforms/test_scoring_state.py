@@ -18,8 +18,8 @@ from stockstream.transforms import versioned as stored
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.scoring import state as state
 from stockstream.transforms.scoring.asking import RING_S
+from stockstream.transforms.scoring.pending import NAMES_KEPT
 from stockstream.transforms.scoring.scorer import Contender, Scorer, encode_outcomes, encode_predictions
-from stockstream.transforms.scoring.slots import NAMES_KEPT
 from stockstream.transforms.timing import FORGET_MS
 from tests.changelogs import Changelog
 from tests.unit.transforms.test_scoring import Fake
@@ -44,7 +44,7 @@ def frame_of(offset: int, second: int, symbols: list[str], sources: list[str], c
     columns["revised"] = pa.array([False] * n)
     rows = pa.RecordBatch.from_arrays([columns[name] for name in WINDOWS_SCHEMA.names], schema=WINDOWS_SCHEMA)
     before = second - 1 if after is None else after
-    return Frame("a", offset, offset, tuple(Closing(offset, source, before, second) for source in sorted(sources)), rows, clock=clock)
+    return Frame("a", offset, offset, tuple(Closing(offset, source, before, second) for source in sorted(sources)), rows, log_clock=clock)
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_every_record_and_message_is_within_its_bound_with_20_000_long_symbols_a
     values: list[bytes] = []
     kept: dict[bytes, bytes] = {}
     for offset, second in enumerate((1_000, 1_010, 1_020)):
-        scored = scorer.frame(frame_of(offset, second, symbols, ["s"], after=second - 10))
+        scored = scorer.take_frame(frame_of(offset, second, symbols, ["s"], after=second - 10))
         assert scored is not None and len(scored.symbols) == 20_000
         values += encode_outcomes(scored, 1)
         records = scorer.records()
@@ -66,7 +66,7 @@ def test_every_record_and_message_is_within_its_bound_with_20_000_long_symbols_a
     again = Scorer.restore(0, kept, lambda name, version: next(c.model for c in shadows if c.model.version == version) if version[0] != "1" or name != "m" * 63
                            else Fake("1" * 40, "m" * 63))  # fmt: skip
     nxt = frame_of(3, 1_030, symbols, ["s"], after=1_020)
-    mine, theirs = scorer.frame(nxt), again.frame(nxt)
+    mine, theirs = scorer.take_frame(nxt), again.take_frame(nxt)
     assert mine is not None and theirs is not None and encode_outcomes(mine, 1) == encode_outcomes(theirs, 1)
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_2_000_sources_with_long_names_is_cut_and_survives_a_kil
     scorer = Scorer(0, [Contender(Fake())])
     log: list[tuple[bytes, bytes]] = []
     for offset in range(3):
-        scorer.frame(frame_of(offset, 1_000 + offset, ["A"], sources))
+        scorer.take_frame(frame_of(offset, 1_000 + offset, ["A"], sources))
         records = scorer.records()
         assert all(len(key) + len(value) < MESSAGE for key, value in records)
         heads = [record for record in records if state.read_key(record[0]).kind == "head"]
@@ -96,7 +96,7 @@ def test_a_changelog_with_cut_checkpoints_is_read_from_its_end() -> None:
     rng = random.Random(1)
     table, scorer = Changelog(rng), Scorer(0, [Contender(Fake())])
     for offset in range(5):
-        scorer.frame(frame_of(offset, 1_000 + offset, ["A", "B"], sources))
+        scorer.take_frame(frame_of(offset, 1_000 + offset, ["A", "B"], sources))
         table.write(scorer.records(), scorer.index)
     for _ in range(5):
         found = table.read(Scorer.needs)
@@ -105,7 +105,7 @@ def test_a_changelog_with_cut_checkpoints_is_read_from_its_end() -> None:
 
 def test_unknown_fields_are_ignored_missing_ones_have_their_default_and_newer_versions_are_refused() -> None:
     scorer = Scorer(3, [Contender(Fake())])
-    scorer.frame(frame_of(0, 1_000, ["A"], ["s"]))
+    scorer.take_frame(frame_of(0, 1_000, ["A"], ["s"]))
     later: dict[bytes, bytes] = {}
     for key, value in scorer.records(everything=True):
         fields = msgspec.msgpack.decode(value)
@@ -143,7 +143,7 @@ def test_records_of_version_1_are_read() -> None:
 
 def test_rubbish_under_keys_like_ours_is_told_from_records() -> None:
     scorer = Scorer(3, [Contender(Fake())])
-    scorer.frame(frame_of(0, 1_000, ["A", "B"], ["s"]))
+    scorer.take_frame(frame_of(0, 1_000, ["A", "B"], ["s"]))
     rng = random.Random(3)
     for key, value in scorer.records(everything=True):
         assert Scorer.readable(key, value) == ""
@@ -167,11 +167,11 @@ def test_thirty_days_with_new_symbols_and_sources_each_day_leave_memory_and_stat
             clock = begin_ms + day * DAY_MS + step * DAY_MS // 48
             second = clock // 1_000
             symbols = [f"D{day}-{(step * 25 + number) % 300}" for number in range(100)]
-            scorer.frame(frame_of(offset, second, symbols, ["feed"], clock, after=second - 1))
+            scorer.take_frame(frame_of(offset, second, symbols, ["feed"], clock, after=second - 1))
             offset += 1
             if step < 20:
                 replay = [f"replay.{day}.{step}"]
-                scorer.frame(frame_of(offset, second, ["A", "B"], replay, clock if step % 2 else 0, after=second - 1))
+                scorer.take_frame(frame_of(offset, second, ["A", "B"], replay, clock if step % 2 else 0, after=second - 1))
                 offset += 1
             records = scorer.records()
             if records:
@@ -190,7 +190,7 @@ def test_a_source_is_forgotten_by_the_frames_clock_whether_there_was_a_restart_o
 
     def take(offset: int, source: str, clock: int) -> None:
         nonlocal scorer
-        scorer.frame(frame_of(offset, 1_000 + offset, ["A"], [source], clock))
+        scorer.take_frame(frame_of(offset, 1_000 + offset, ["A"], [source], clock))
         kept.update(scorer.records())
         if restart:
             scorer = Scorer.restore(0, kept, load)
@@ -212,7 +212,7 @@ def test_symbols_are_forgotten_once_nothing_of_them_is_to_be_judged_and_outcomes
     scorer, out = Scorer(0, [Contender(Fake())]), []
     for second in range(400):
         symbols = [f"S{second * 20 + number}" for number in range(20)] + ["ALWAYS"]
-        scored = scorer.frame(frame_of(second, 1_000 + second, symbols, ["s"]))
+        scored = scorer.take_frame(frame_of(second, 1_000 + second, symbols, ["s"]))
         assert scored is not None
         out += [item for message in encode_outcomes(scored, 1) for item in msgspec.json.decode(message)]
     assert len(scorer._sources["s"].names) <= max(NAMES_KEPT, 2 * 21 * RING_S) + 21

@@ -44,7 +44,7 @@ def judge(*values: bytes, of: Cleaner | None = None, timestamp: int = NOW) -> tu
     core = of or cleaner()
     begin = max(core.expect, 0)
     rejections = core.chunk([RawRecord(begin + i, timestamp, value) for i, value in enumerate(values)])
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
     rows = frame.rows.to_pydict()
     return [(r.offset, r.index, r.reason) for r in rejections], list(zip(rows["offset"], rows["index"], strict=True))
@@ -150,7 +150,7 @@ def test_the_snapshot_of_thousands_of_symbols_fits_into_a_message_and_is_restore
     symbols = [symbol for symbol in (f"SYM{number:06d}.LSE" for number in range(64_000)) if home_partition(symbol, 8) == core.partition][:6_000]
     changes = {"snapshot": True, "exchange": "XLON", "currency": "GBP", "session": "regular", "bid": 1.0, "ask": 1.1}
     core.chunk([RawRecord(offset, NOW, tick(symbol=symbol, day_volume=1_000 + offset, **changes)) for offset, symbol in enumerate(symbols)])
-    core.frame()
+    core.make_frame()
     data = core.snapshot()
     assert core.accepted == len(symbols) > 5_000 and len(data) < MAX_BATCH_BYTES
     again = restored(core.records(3))
@@ -197,7 +197,7 @@ def test_a_field_that_nobody_reads_may_hold_anything() -> None:
 def test_a_frame_with_one_bad_tick_loses_only_that(bad: bytes) -> None:
     core = cleaner()
     rejections = core.chunk([RawRecord(0, NOW, b"[" + b",".join([tick(), bad, tick(price=12)]) + b"]")])
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
     assert [(r.offset, r.index, r.value) for r in rejections] == [(0, 1, bad.decode())]
     assert frame.rows["index"].to_pylist() == [0, 2]
@@ -234,7 +234,7 @@ def test_size_follows_from_the_days_volume(session: str, volume: int, expected: 
     core = cleaner()
     for day_volume, at, kind in ((0, 0, "regular"), (100, 1, "regular"), (volume, 2, session)):
         core.chunk([RawRecord(at, NOW, tick(size="absent", day_volume=day_volume, session=kind, event_time=NOW + at))])
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
     assert frame.rows["size"].to_pylist() == expected
 
@@ -242,7 +242,7 @@ def test_size_follows_from_the_days_volume(session: str, volume: int, expected: 
 def test_state_of_other_settings_is_refused_in_words() -> None:
     core = cleaner()
     core.chunk([RawRecord(0, NOW, tick())])
-    core.frame()
+    core.make_frame()
     with pytest.raises(StateError, match=r"STOCKSTREAM_LATENESS_MS is 300 .* another STOCKSTREAM_TOPIC_PREFIX"):
         restored(core.records(0), lateness_ms=300)
 
@@ -264,7 +264,7 @@ def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, 
     closings, rejections = [], []
     for some in cuts(rng, records_of(log)):
         rejections += core.chunk(some)
-        frame = core.frame()
+        frame = core.make_frame()
         assert frame is not None
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
         if rng.random() < 0.3:
@@ -303,7 +303,7 @@ def test_a_tick_and_a_frame_of_that_one_tick_are_judged_alike(seed: int) -> None
     single = alone.chunk([RawRecord(i, at, value) for i, (at, value) in enumerate(values)])
     in_frames = framed.chunk([RawRecord(i, at, b"[" + value + b"]") for i, (at, value) in enumerate(values)])
     assert [(r.offset, r.reason) for r in single] == [(r.offset, r.reason) for r in in_frames]
-    one, other = alone.frame(), framed.frame()
+    one, other = alone.make_frame(), framed.make_frame()
     assert one is not None and other is not None
     assert one.rows == other.rows and one.closings == other.closings
     alone.last_record = framed.last_record                              # the bytes differ by the brackets
@@ -351,7 +351,7 @@ def judged(chunks: list[list[RawRecord]], kind: type[Cleaner]) -> list[Cleaner]:
         assert short.chunk(records) == long.chunk(records)
         assert short.idle() == long.idle()
         if len(records) % 2:
-            one, other = short.frame(), long.frame()
+            one, other = short.make_frame(), long.make_frame()
             assert one is not None and one == other
             one.rows.validate(full=True)
             assert short.snapshot() == long.snapshot()
@@ -465,7 +465,7 @@ def test_odd_records_among_many_are_judged_by_themselves(odd: bytes, places: lis
     for some in (records[:MANY], records[MANY:-200], records[-200:]):
         core.one_by_one = 0
         assert core.chunk(some) == [rejection for record in some for rejection in other.chunk([record])]
-    assert core.frame() == other.frame() and core.snapshot() == other.snapshot()
+    assert core.make_frame() == other.make_frame() and core.snapshot() == other.snapshot()
     if engine == "compiled" and 80 in places:
         assert core.one_by_one == (120 if b"seq" in odd else 1), "where some are numbered, those that are not are judged by themselves"
 
@@ -567,17 +567,17 @@ def test_rows_are_the_accepted_ticks_in_the_order_of_the_log() -> None:
     core.chunk([RawRecord(offset, NOW, value) for offset, value in enumerate([tick(), frame, tick(size=4), frame, tick(price=None, size=0)])])
     several = [row(), *(row(price=price, offset=offset, index=index) for offset in (1, 3) for price, index in ((1, 0), (2, 2)))]
     several.insert(3, row(size=4, offset=2))
-    first = core.frame()
+    first = core.make_frame()
     assert first is not None
     assert first.rows.schema.equals(TICKS_SCHEMA)
     assert first.rows.to_pylist() == [several[0] | {"offset": 0}, *several[1:], row(price=None, size=0, offset=4)]
     core.chunk([RawRecord(5, NOW, tick()), RawRecord(6, NOW, tick(size=7.0))])
-    second = core.frame()
+    second = core.make_frame()
     assert second is not None
     assert second.rows.to_pylist() == [row(offset=5), row(size=7, offset=6)]
     quote = {"bid": 1.0, "ask": 2.0, "bid_size": 3.0, "ask_size": 4.0, "exchange": "N", "condition": "@"}
     core.chunk([RawRecord(7, NOW, tick(**quote)), RawRecord(8, NOW, tick())])
-    third = core.frame()
+    third = core.make_frame()
     assert third is not None
     assert third.rows.to_pylist() == [row(offset=7, **quote), row(offset=8)]
 
@@ -587,8 +587,8 @@ def test_a_frame_of_several_sources_names_each() -> None:
     for offset, values in enumerate([("AAA", "a"), ("AAA", "a"), (HOME[1], "b"), ("AAA", "a")]):
         core.chunk([RawRecord(offset, NOW, tick(symbol=values[0], source=values[1]))])
         if offset == 0:
-            core.frame()
-    frame = core.frame()
+            core.make_frame()
+    frame = core.make_frame()
     assert frame is not None
     assert frame.rows["source"].to_pylist() == ["a", "b", "a"]
 
@@ -596,7 +596,7 @@ def test_a_frame_of_several_sources_names_each() -> None:
 def test_a_frame_may_cover_offsets_and_have_no_rows() -> None:
     core = cleaner()
     core.chunk([RawRecord(0, NOW, b"no")])
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
     assert (frame.rows.num_rows, frame.rows.schema) == (0, TICKS_SCHEMA)
 
@@ -661,7 +661,7 @@ def test_a_record_that_raises_what_nobody_foresaw_is_rejected_and_its_neighbours
     core = cleaner()
     values = [tick(), odd, tick(), b"[" + tick(price=-1) + b"," + tick() + b"," + odd + b"]", tick()]
     rejections = core.chunk([RawRecord(offset, NOW, value) for offset, value in enumerate(values)])
-    frame = core.frame()
+    frame = core.make_frame()
     assert frame is not None
     assert [(r.offset, r.index, r.reason, r.value) for r in rejections] == [(n, 0, "internal_error", values[n].decode()) for n in (1, 3)]
     assert rejections[0].detail == "RuntimeError: odd: a fault of stockstream, not of the record; please report it with this message"
@@ -676,7 +676,7 @@ def test_many_that_raise_what_nobody_foresaw_are_judged_one_by_one(where: str, m
     records = [RawRecord(number, NOW + 2_000, tick(event_time=NOW + 1_300 + number)) for number in range(4 * MANY)]
     for some in (records[:MANY], records[MANY:]):
         assert core.chunk(some) == other.chunk(some) == []
-    assert core.frame() == other.frame() and core.snapshot() == other.snapshot()
+    assert core.make_frame() == other.make_frame() and core.snapshot() == other.snapshot()
     assert "judging them one by one" in caplog.text
 
 

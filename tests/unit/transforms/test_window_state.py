@@ -61,12 +61,12 @@ class Feed:
             self.offset += 1
         self.offset += 1
         rows = pa.RecordBatch.from_pydict(columns, TICKS_SCHEMA) if columns else pa.RecordBatch.from_pylist([], TICKS_SCHEMA)
-        return Frame("log", start, self.offset - 1, tuple(told), rows, clock=clock)
+        return Frame("log", start, self.offset - 1, tuple(told), rows, log_clock=clock)
 
 
 def rows_of(core: Windows, frames: Sequence[Frame], *, state: bool = True) -> Iterator[list[dict[str, Any]]]:
     for at, frame in enumerate(frames):
-        rows = core.frame(frame, at)
+        rows = core.take_frame(frame, at)
         assert rows is not None
         if state:
             core.records(0)
@@ -119,14 +119,14 @@ def test_symbols_that_fell_silent_give_up_their_rows_and_the_bits_stay() -> None
     core = Windows(0, revise_s=30)
     got, most = [], 0
     for at, frame in enumerate(frames):
-        rows = core.frame(frame, at)
+        rows = core.take_frame(frame, at)
         assert rows is not None
         got.append([repr(row) for row in rows.batch(0).to_pylist()])
         most = max(most, len(core._rings["s"].symbols))
     assert most < 100, "of 480 symbols"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ring, "make_room", lambda *_: None)
-        want = [[repr(row) for row in rows.batch(0).to_pylist()] for rows in map(Windows(0, revise_s=30).frame, frames) if rows is not None]
+        want = [[repr(row) for row in rows.batch(0).to_pylist()] for rows in map(Windows(0, revise_s=30).take_frame, frames) if rows is not None]
     assert got == want
 
 
@@ -148,7 +148,7 @@ def test_a_source_is_dropped_a_day_of_the_logs_time_after_its_last_frame_also_ac
     for restart in (False, True):
         core, changelog, known, got = Windows(0, revise_s=30), Changelog(random.Random(1)), [], []
         for at, frame in enumerate(frames):
-            rows = core.frame(frame, at)
+            rows = core.take_frame(frame, at)
             assert rows is not None
             got.append([{name: repr(value) for name, value in row.items()} for row in rows.batch(0).to_pylist()])
             changelog.write(core.records(at), core.index)
@@ -158,7 +158,7 @@ def test_a_source_is_dropped_a_day_of_the_logs_time_after_its_last_frame_also_ac
             known.append(sorted(core._rings))
         assert got == want
         assert known == [["gone", "live"]] * 4 + [["live"], ["gone", "live"]]
-        assert {"gone", "live"} == set(core._rings) and core._rings["gone"].begun > 0
+        assert {"gone", "live"} == set(core._rings) and core._rings["gone"].series_offset > 0
     assert steady._rings["gone"].closed == START - 500
 
 
@@ -179,14 +179,14 @@ def test_thirty_days_of_new_symbols_and_sources_keep_memory_and_state_flat() -> 
                 name = f"replay.{day}.{step}"
                 ticks += [(name, f"{name}.{number}", now + second, 10.0) for second in range(0, 300, 20) for number in range(30)]
                 closings[name] = now + 300
-            rows = core.frame(feed.frame(ticks, closings, clock=now * 1_000), day * 48 + step)
+            rows = core.take_frame(feed.frame(ticks, closings, clock=now * 1_000), day * 48 + step)
             assert rows is not None
             records = core.records(0)
             core.index.confirmed(feed.offset * 10, feed.offset * 10 + len(records) - 1)
             rings = core._rings.values()
             now_is = [
                 len(rings), sum(ring.array_bytes for ring in rings), sum(len(ring.symbols) for ring in rings),
-                sum(len(value) for key, value in records if window_state.is_head(key)),
+                sum(len(value) for key, value in records if window_state.is_checkpoint(key)),
             ]  # fmt: skip
             most = [max(*pair) for pair in zip(most, now_is, strict=True)]
         by_day[day] = most
@@ -203,10 +203,10 @@ def test_records_of_many_sources_and_symbols_with_long_names_stay_below_a_messag
     stored: dict[bytes, bytes] = {}
     for second in (START, START + 1):
         ticks: list[Tick] = [(name, "銘" * 32, second, 10.0) for name in names]
-        assert core.frame(feed.frame(ticks, dict.fromkeys(names, second)), second - START) is not None
+        assert core.take_frame(feed.frame(ticks, dict.fromkeys(names, second)), second - START) is not None
         records = core.records(0)
         assert max(len(value) for _, value in records) < MAX_VALUE_BYTES + 1_000
-        heads = [key for key, _ in records if window_state.is_head(key)]
+        heads = [key for key, _ in records if window_state.is_checkpoint(key)]
         assert len(heads) > 1
         before, stored = dict(stored), stored | dict(records)
     for cut in range(1, len(heads) + 1):
@@ -219,7 +219,7 @@ def test_records_of_many_sources_and_symbols_with_long_names_stay_below_a_messag
 @pytest.mark.slow
 def test_a_second_of_twenty_thousand_symbols_is_cut_by_bytes() -> None:
     feed, core, symbols = Feed(), Windows(0, revise_s=30), ["銘" * 26 + f"{number:06d}" for number in range(20_000)]
-    core.frame(feed.frame([("s", symbol, START, 10.0) for symbol in symbols], {"s": START}))
+    core.take_frame(feed.frame([("s", symbol, START, 10.0) for symbol in symbols], {"s": START}))
     records = core.records(0)
     assert len(records) > 6 and max(len(value) for _, value in records) < MAX_VALUE_BYTES + 1_000
     with pytest.MonkeyPatch.context() as patch:
@@ -233,10 +233,10 @@ def version_1(records: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     out = {}
     for key, value in records:
         kind = msgspec.msgpack.decode(key)
-        if window_state.is_head(key):
-            head = window_state.head_of(value)
-            sources = {name: [s.closed, s.counted, s.stored, s.begun] for name, s in head.sources.items()}
-            record: Any = [head.last, head.log, head.resume, head.resume_input, head.sent_from, sources, head.ranges]
+        if window_state.is_checkpoint(key):
+            head = window_state.checkpoint_of(value)
+            sources = {name: [s.closed, s.counted_through, s.stored, s.series_offset] for name, s in head.sources.items()}
+            record: Any = [head.last, head.log, head.resume_raw, head.resume_input, head.sent_from, sources, head.ranges]
             out[msgspec.msgpack.encode(kind[:2])] = msgspec.msgpack.encode(record)
         else:
             bucket = window_state.bucket_of(value)
@@ -249,7 +249,7 @@ def test_records_of_version_1_are_read() -> None:
     want = list(rows_of(Windows(0, revise_s=30), frames))
     core, stored = Windows(0, revise_s=30), dict[bytes, bytes]()
     for at, frame in enumerate(frames[:40]):
-        core.frame(frame, at)
+        core.take_frame(frame, at)
         stored |= version_1(core.records(0))
     assert all(Windows.readable(key, value) == "" for key, value in stored.items())
     again = Windows.restore(0, stored, revise_s=30)
@@ -259,7 +259,7 @@ def test_records_of_version_1_are_read() -> None:
 def some_records() -> dict[bytes, bytes]:
     core, stored = Windows(0, revise_s=30), dict[bytes, bytes]()
     for at, frame in enumerate(sparse(random.Random(6), 30)):
-        core.frame(frame, at)
+        core.take_frame(frame, at)
         stored |= dict(core.records(0))
     return stored
 
@@ -269,7 +269,7 @@ def test_unknown_fields_are_ignored_missing_ones_are_zero_and_newer_formats_are_
     fields = [*window_state.STORED[1:], "mood"]
     for key, value in stored.items():
         record = msgspec.msgpack.decode(value) | {"colour": "green"}
-        if not window_state.is_head(key):
+        if not window_state.is_checkpoint(key):
             for second in record["seconds"]:
                 columns = np.frombuffer(second[2], np.int64).reshape(len(window_state.STORED), -1)
                 second[2] = np.concatenate([columns[1:], columns[:1]]).tobytes()
@@ -291,7 +291,7 @@ def test_unknown_fields_are_ignored_missing_ones_are_zero_and_newer_formats_are_
 def test_rubbish_is_told_from_records_and_never_raises_anything_else() -> None:
     rng, good = random.Random(1), some_records()
     assert all(Windows.readable(key, value) == "" for key, value in good.items())
-    keys = rng.sample(list(good), 4) + [key for key in good if window_state.is_head(key)] + [msgspec.msgpack.encode(["head", 0]), b"\xc1", b"[]"]
+    keys = rng.sample(list(good), 4) + [key for key in good if window_state.is_checkpoint(key)] + [msgspec.msgpack.encode(["head", 0]), b"\xc1", b"[]"]
     values = [b"", b"\xc1", b"[]", b"\x80", msgspec.msgpack.encode([1, 2]), b"\x91" * 5_000]
     values.append(msgspec.msgpack.encode([1, "log", "a", [[1 << 31, ["A"], b"123"]]]))
     far = [window_state.Second(second, ["A"], bytes(8 * len(window_state.STORED))) for second in (5, START, 1 << 31)]
@@ -349,7 +349,7 @@ def test_a_restart_between_the_first_tick_after_days_and_its_closing_loses_no_ro
     frames.append(feed.frame([("a", "X", monday + 1, 12.0)], {"a": monday + 1}))
     told: list[tuple[str, int]] = []
     for number, frame in enumerate(frames):
-        rows = core.frame(frame, number)
+        rows = core.take_frame(frame, number)
         assert rows is not None
         told += [(row["symbol"], row["second"]) for row in rows.batch(0).to_pylist()]
         log.write(core.records(0), core.index)
@@ -358,5 +358,5 @@ def test_a_restart_between_the_first_tick_after_days_and_its_closing_loses_no_ro
             core = Windows.restore(0, stored.records, stored.offsets, revise_s=30)
             for again, earlier in enumerate(frames[:3]):
                 if again >= core.resume_input:
-                    core.frame(earlier, again)
+                    core.take_frame(earlier, again)
     assert told == [("X", START), ("Y", START), ("Y", START + 1), ("X", monday), ("X", monday + 1)]

@@ -41,7 +41,7 @@ def frames_of(rng: random.Random, records: list[Any], longest: int) -> list[Fram
     out = []
     for some in cuts(rng, records, longest):
         core.chunk(some)
-        frame = core.frame()
+        frame = core.make_frame()
         assert frame is not None
         out.append(frame)
     return out
@@ -73,7 +73,7 @@ class Judge:
 
 
 def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str, Any]], list[tuple[bytes, bytes]]]:
-    rows = core.frame(frame, at)
+    rows = core.take_frame(frame, at)
     if rows is None:
         return [], []
     return rows.batch(0).to_pylist(), core.records(term)
@@ -205,7 +205,7 @@ def test_restarts_within_long_series_change_no_bit() -> None:
     frames = []
     for some in cuts(rng, day_records(late_day(), "replay.late"), 60):
         cleaner.chunk(some)
-        frames.append(cleaner.frame())
+        frames.append(cleaner.make_frame())
     changelog: dict[bytes, bytes] = {}
     core, restarted = Windows(0, revise_s=30), Windows(0, revise_s=30)
     sent: dict[Key, str] = {}
@@ -279,9 +279,9 @@ def test_a_long_silence_costs_no_memory() -> None:
     later = day.assign(event_time=day.event_time + 40 * 86_400_000)
     core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
     cleaner.chunk(day_records(pd.concat([day, later], ignore_index=True), "replay.two"))
-    frame = cleaner.frame()
+    frame = cleaner.make_frame()
     assert frame is not None
-    rows = core.frame(frame)
+    rows = core.take_frame(frame)
     assert rows is not None
     assert oracle.differences(rows.batch(0).to_pandas(), pd.concat([oracle.rows(day), oracle.rows(later)])) == []
     ring = core._rings["replay.two"]
@@ -297,9 +297,9 @@ def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
     day = generated_day(seconds=1_500, symbols=5)
     core, cleaner = Windows(0, revise_s=30), Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
     cleaner.chunk(day_records(day, "replay.a"))
-    frame = cleaner.frame()
+    frame = cleaner.make_frame()
     assert frame is not None
-    core.frame(frame)
+    core.take_frame(frame)
     ring = Windows.restore(0, dict(core.records(0)), revise_s=30)._rings["replay.a"]
     before = core._rings["replay.a"]
     assert (ring.own.width, ring.past.width) == (31 + SPARE_S, 331 + SPARE_S)
@@ -325,7 +325,7 @@ def rows_of(log: list[tuple[int, dict[str, Any]]], chunk: int, restarts: Collect
     for at in range(0, len(log), chunk):
         some = [RawRecord(offset, ts, json.dumps(value).encode()) for offset, (ts, value) in enumerate(log[at : at + chunk], at)]
         assert cleaner.chunk(some) == []
-        frame = cleaner.frame()
+        frame = cleaner.make_frame()
         assert frame is not None
         frames.append(frame)
         if at in restarts:

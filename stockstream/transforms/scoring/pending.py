@@ -12,7 +12,7 @@ import numpy as np
 from stockstream.records import Role
 from stockstream.transforms.scoring.asking import RING_S, UNITS_OF_P_UP, UNITS_OF_RETURN, Units
 from stockstream.transforms.scoring.roster import Member
-from stockstream.transforms.scoring.rows import Rows
+from stockstream.transforms.scoring.rows import RowsToScore
 from stockstream.transforms.scoring.scored import Floats, Ints, Outcomes, Predictions
 
 NAMES_KEPT: Final = 1_024
@@ -31,13 +31,13 @@ class ModelAnswer:
     returns: Units
     p_up: Units
 
-    def part(self, low: int, high: int) -> ModelAnswer:
+    def rows(self, low: int, high: int) -> ModelAnswer:
         """Its answer for some of the rows."""
         return ModelAnswer(self.role, self.name, self.version, self.horizons_s, self.returns[low:high], self.p_up[low:high])
 
 
 @dataclass(slots=True)
-class Slot:
+class Pending:
     """The scored rows of one source and second; `index` are numbers of the source's symbols."""
 
     second: int
@@ -55,25 +55,25 @@ class Judged:
     """What one model answered for a slot over one horizon, the `column`-th, and the prices at its end; `names` are the source's symbols."""
 
     names: list[str]
-    slot: Slot
+    slot: Pending
     answer: ModelAnswer
     column: int
     price_then: Floats
 
 
-class Source:
+class SourcePredictions:
     """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
 
-    def __init__(self, closed: int, begun: int = -1, heard: int = 0) -> None:
+    def __init__(self, closed: int, series_offset: int = -1, heard: int = 0) -> None:
         self.closed = closed
-        self.begun = begun
+        self.series_offset = series_offset
         """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
         self.heard = heard
         """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
         self._compact_at = NAMES_KEPT
         self.names: list[str] = []
         self.last = np.full(64, np.nan)
-        self.slots: dict[int, Slot] = {}
+        self.pending: dict[int, Pending] = {}
         self.due: dict[int, list[int]] = {}
         self._number: dict[str, int] = {}
 
@@ -93,20 +93,20 @@ class Source:
         if len(self.names) <= self._compact_at:
             return
         none = np.zeros(0, np.int64)
-        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.slots.values())]))
+        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.pending.values())]))
         place = np.full(len(self.names), -1)
         place[kept] = np.arange(len(kept))
-        for slot in self.slots.values():
+        for slot in self.pending.values():
             slot.index = place[slot.index]
         self.last = self.last[kept]
         self.names = [self.names[number] for number in kept.tolist()]
         self._number = {name: number for number, name in enumerate(self.names)}
         self._compact_at = max(NAMES_KEPT, 2 * len(kept))
 
-    def add(self, slot: Slot) -> None:
+    def add(self, slot: Pending) -> None:
         """Takes the slot's prices as the last ones, and waits for its outcomes."""
         self.last[slot.index] = slot.price
-        self.slots[slot.second] = slot
+        self.pending[slot.second] = slot
         for horizon in slot.horizons:
             if slot.second + horizon > self.closed:
                 self.due.setdefault(slot.second + horizon, []).append(slot.second)
@@ -114,11 +114,11 @@ class Source:
     def advance(self, second: int) -> None:
         """Closes through `second` and forgets what no horizon reaches."""
         self.closed = max(self.closed, second)
-        while self.slots and (oldest := next(iter(self.slots))) <= self.closed - RING_S:
-            del self.slots[oldest]
+        while self.pending and (oldest := next(iter(self.pending))) <= self.closed - RING_S:
+            del self.pending[oldest]
 
 
-def predictions_of(rows: Rows, which: slice, answer: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
+def predictions_of(rows: RowsToScore, which: slice, answer: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
     return Predictions(
         answer.name, answer.version, feature_hash, answer.horizons_s,
         rows.symbol[which], (rows.second[which] + 1) * 1000, rows.price[which], rows.offset[which],
@@ -126,15 +126,15 @@ def predictions_of(rows: Rows, which: slice, answer: ModelAnswer, skip: int, fea
     )  # fmt: skip
 
 
-def slot_of(source: Source, second: int, rows: Rows, span: slice, answers: Sequence[ModelAnswer], start: int) -> Slot:
+def pending_of(source: SourcePredictions, second: int, rows: RowsToScore, span: slice, answers: Sequence[ModelAnswer], start: int) -> Pending:
     """Of the rows in `span` and of the models' answers for the run of rows from `start` on."""
     own = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
     mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in answers]
-    return Slot(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
+    return Pending(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
 
 
-def judge(source: Source, slot: Slot, moment: int) -> Iterator[Judged]:
+def judge(source: SourcePredictions, slot: Pending, moment: int) -> Iterator[Judged]:
     price_then = source.last[slot.index]
     for answer in slot.answers:
         for column, horizon in enumerate(answer.horizons_s):
