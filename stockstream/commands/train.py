@@ -50,11 +50,11 @@ class TrainedModel:
         """Its quality and its folder, one line each."""
         out = []
         for horizon, numbers in self.metrics.items():
-            correlation, hits = _share(numbers["correlation"], "{:+.3f}"), _share(numbers["sign_hit_rate"], "{:.1%}")
+            correlation = _share(numbers["correlation"], "{:+.3f}")
+            hits = f"sign right in {numbers['sign_hit_rate']:.1%} of {counted(numbers['moved'], 'move')}" if numbers["moved"] else "no price moved"
             out.append(
                 f"{horizon} s ahead, {counted(numbers['n'], 'held-out prediction')}: correlation {correlation}, "
-                f"sign right in {hits} of {counted(numbers['moved'], 'move')}; "
-                f"p_up Brier {numbers['brier']:.4f} (always saying the usual share: {numbers['brier_baseline']:.4f})"
+                f"{hits}; p_up Brier {numbers['brier']:.4f} (always saying the usual share: {numbers['brier_baseline']:.4f})"
             )
         if self.simulated:
             out.append("This model has learned from simulation only: no signal is planted there, so expect it to know nothing of real markets.")

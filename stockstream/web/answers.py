@@ -91,13 +91,18 @@ class Bar(msgspec.Struct, kw_only=True):
 
 
 class OutcomeCount(msgspec.Struct, kw_only=True):
-    """What this worker has seen of one model's outcomes since it began to read: `hits` have the sign right, errors are of log returns."""
+    """What this worker has seen of one model's outcomes since it began to read.
+
+    `moved` are the outcomes whose price changed (`realised_return` is not 0), `hits` those of them whose prediction has the sign right; their share is
+    undefined while `moved` is 0. Errors are of log returns, over all outcomes.
+    """
 
     model: str
     version: str
     role: str
     horizon_s: int
     outcomes: int = 0
+    moved: int = 0
     hits: int = 0
     mean_absolute_error: float = 0.0
 

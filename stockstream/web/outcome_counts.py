@@ -42,7 +42,9 @@ class OutcomeCounts:
                 return
             count = self._counts[key] = OutcomeCount(model=item.model, version=item.version, role=item.role, horizon_s=item.horizon_s)
         count.outcomes += 1
-        count.hits += (item.predicted_return > 0) == (item.realised_return > 0)
+        if item.realised_return:
+            count.moved += 1
+            count.hits += item.predicted_return > 0 if item.realised_return > 0 else item.predicted_return < 0
         count.mean_absolute_error += (abs(item.predicted_return - item.realised_return) - count.mean_absolute_error) / count.outcomes
 
     def by_model(self) -> list[OutcomeCount]:

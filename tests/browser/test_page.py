@@ -13,7 +13,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from stockstream.metrics import Metrics
-from stockstream.records import WINDOWS_SCHEMA, Alert, Closing
+from stockstream.records import WINDOWS_SCHEMA, Alert, Closing, Outcome
 from stockstream.transforms.frames import Frame
 from stockstream.web import views
 from stockstream.web.live import Live
@@ -51,6 +51,13 @@ def alert(state: Any) -> bytes:
         id="S00003:price_drop:1", symbol="S00003", rule="price_drop", state=state, severity="critical", opened_at=SECOND * 1_000, as_of=SECOND * 1_000,
         value=-0.02, baseline=10.0, threshold=-0.01, message="<b>2 % below</b> the price 60 s before", window={},
     ))  # fmt: skip
+
+
+def outcome(as_of: int, realised: float) -> bytes:
+    return msgspec.json.encode([Outcome(
+        id=f"S00003:{as_of}", symbol="S00003", as_of=as_of, horizon_s=10, predicted_return=0.1, p_up=0.6, model="xgboost", version="1", role="champion",
+        realised_return=realised, price_then=10.0, judged_at=as_of,
+    )])  # fmt: skip
 
 
 @pytest_asyncio.fixture
@@ -95,5 +102,11 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
         assert "ticks.raw" in await page.until("document.getElementById('pipeline').textContent")
         assert await page.ask("document.getElementById('models-note').textContent") == NOTE
         assert await page.ask("document.getElementById('models-note').hidden") is False
+
+        live.outcomes(outcome(1, realised=0.0))
+        await page.until("document.getElementById('pipeline').textContent.includes('no moves yet')")
+        live.outcomes(outcome(2, realised=-0.1))
+        live.outcomes(outcome(3, realised=0.1))
+        await page.until("document.getElementById('pipeline').textContent.includes('50.0 %')")
         assert page.errors == []
         assert page.requests and all(request.startswith(url + "/") for request in page.requests)

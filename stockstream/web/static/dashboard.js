@@ -200,7 +200,7 @@ function drawPipeline() {
   }
   if (pipeline.outcomes.length) {
     parts.push(figures("Predictions judged since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
-      `${o.model} ${o.version}, ${o.horizon_s} s`, count(o.outcomes), o.outcomes ? `${((100 * o.hits) / o.outcomes).toFixed(1)} %` : "–", signed(o.mean_absolute_error, 3).replace("+", ""),
+      `${o.model} ${o.version}, ${o.horizon_s} s`, count(o.outcomes), o.moved ? `${((100 * o.hits) / o.moved).toFixed(1)} %` : "no moves yet", signed(o.mean_absolute_error, 3).replace("+", ""),
     ])));
   }
   if (!parts.length) {

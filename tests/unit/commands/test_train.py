@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,10 @@ def test_the_demos_first_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], say=said.append)
     assert made.simulated and Registry(f"file://{tmp_path}").champion("m") == made.entry.version and said
     assert any("simulation" in sentence for sentence in made.sentences())
+    numbers = {"n": 1_200, "moved": 0, "correlation": None, "sign_hit_rate": None, "brier": 0.25, "brier_baseline": 0.25}
+    assert "1,200 held-out predictions: correlation unknown, no price moved; p_up" in replace(made, metrics={"10": numbers}).sentences()[0]
+    moving = numbers | {"moved": 1, "sign_hit_rate": 1.0}
+    assert "sign right in 100.0% of 1 move; p_up" in replace(made, metrics={"10": moving}).sentences()[0]
 
 
 @pytest.mark.parametrize(

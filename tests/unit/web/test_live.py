@@ -228,8 +228,20 @@ def test_outcomes_are_counted_once(make: Any) -> None:
     live.outcomes(message)
     live.outcomes(message)
     (count,) = live.outcome_counts()
-    assert (count.outcomes, count.hits) == (2, 1)
+    assert (count.outcomes, count.moved, count.hits) == (2, 2, 1)
     assert count.mean_absolute_error == pytest.approx(0.15)
+
+
+def test_hits_are_of_prices_that_moved(make: Any) -> None:
+    live = Live()
+    still = [make.outcome(predicted, 0.0, as_of) for as_of, predicted in enumerate((0.1, -0.1, 0.0), 1)]
+    live.outcomes(msgspec.json.encode(still))
+    (count,) = live.outcome_counts()
+    assert (count.outcomes, count.moved, count.hits) == (3, 0, 0)
+    moves = [(0.1, 0.2), (-0.1, -0.2), (0.1, -0.2), (-0.1, 0.2), (0.0, -0.2), (1e-300, 1e-300)]
+    live.outcomes(msgspec.json.encode([make.outcome(predicted, realised, as_of) for as_of, (predicted, realised) in enumerate(moves, 10)]))
+    (count,) = live.outcome_counts()
+    assert (count.outcomes, count.moved, count.hits) == (9, 6, 3)
 
 
 def test_symbols_are_bounded(make: Any) -> None:
