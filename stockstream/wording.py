@@ -1,4 +1,4 @@
-"""Formats counts for messages."""
+"""Formats counts, prices and sizes for messages."""
 
 from __future__ import annotations
 
@@ -6,3 +6,16 @@ from __future__ import annotations
 def counted(count: int, noun: str) -> str:
     """The count with its noun, in the plural unless the count is 1: `1 symbol`, `1,200 symbols`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def figure(value: float, decimals: int = 2, digits: int = 6) -> str:
+    """A finite number with at least `decimals` decimal places, and with more where it takes them to show `digits` significant digits.
+
+    Further zeros are left out: with the defaults 98.5 is `98.50`, 750000.5 is `750,000.50`, 0.000318 is `0.000318`. `figure` of `web/static/format.js`
+    gives the same text.
+    """
+    places = max(decimals, digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2]))
+    text = f"{value:,.{places}f}"
+    whole, _, fraction = text.partition(".")
+    fraction = fraction[:decimals] + fraction[decimals:].rstrip("0")
+    return f"{whole}.{fraction}" if fraction else whole

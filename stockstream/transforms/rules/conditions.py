@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stockstream.records import Alert
 from stockstream.transforms.frames import numbers
 from stockstream.transforms.rules.state import WINDOW_COLUMNS, OpenAlert, Severity
+from stockstream.wording import figure
 
 VOLUME_SPIKE: Final = "volume_spike"
 PRICE_DROP: Final = "price_drop"
@@ -56,8 +57,9 @@ def sentence(alert: OpenAlert) -> str:
     """What an alert says while it is open."""
     if alert.rule == VOLUME_SPIKE:
         times = f"{alert.value / alert.baseline:.1f} times"
-        return f"{alert.symbol}: {alert.value:,.0f} shares in one second, {times} the 5-minute average of {alert.baseline:,.1f}."
-    return f"{alert.symbol}: {alert.value:,.2f} is {100 * (1 - alert.value / alert.baseline):.2f} % below {alert.baseline:,.2f}, the price 60 s before."
+        return f"{alert.symbol}: {figure(alert.value, 0)} shares in one second, {times} the 5-minute average of {figure(alert.baseline, 1, 4)}."
+    below = f"{100 * (1 - alert.value / alert.baseline):.2f} % below"
+    return f"{alert.symbol}: {figure(alert.value)} is {below} {figure(alert.baseline)}, the price 60 s before."
 
 
 def closing_sentence(alert: OpenAlert) -> str:

@@ -1,6 +1,6 @@
 // A table of any length of which only the visible rows exist.
 
-import { count, direction, price, share, short, signed, stamp, time } from "./format.js";
+import { count, direction, price, share, signed, size, stamp, time } from "./format.js";
 
 const ROW = 34;
 const SPARE = 4;
@@ -117,7 +117,7 @@ export class SymbolTable {
     put(8, bell, row.open_alerts ? `\u25cf ${row.open_alerts === 1 ? "alert" : `${row.open_alerts} alerts`}` : "");
     put(1, cells[1], price(row.price));
     put(2, cells[2], signed(row.return_60s), `number ${direction(row.return_60s)}`);
-    put(3, cells[3], short(row.volume_5m));
+    put(3, cells[3], size(row.volume_5m));
     put(4, cells[4], row.predicted_return == null ? "–" : `${signed(row.predicted_return, 3)} in ${row.horizon_s} s`, `number ${direction(row.predicted_return)}`);
     put(5, cells[5], share(row.p_up));
     put(6, cells[6], time(row.second));

@@ -96,6 +96,18 @@ def test_a_price_drop_says_by_how_much_and_three_per_cent_are_critical() -> None
     assert (first.severity, second.severity) == ("warning", "critical")
 
 
+@pytest.mark.parametrize(("values", "message"), [
+    ({"close": 0.000301, "price_60s": 0.000318}, "A: 0.000301 is 5.35 % below 0.000318, the price 60 s before."),
+    ({"close": 187.5, "price_60s": 189.42}, "A: 187.50 is 1.01 % below 189.42, the price 60 s before."),
+    ({"close": 727_500.5, "price_60s": 750_000.5}, "A: 727,500.50 is 3.00 % below 750,000.50, the price 60 s before."),
+    ({"volume": 800, "volume_5m": 10_000}, "A: 800 shares in one second, 24.0 times the 5-minute average of 33.33."),
+])  # fmt: skip
+def test_an_alert_keeps_the_digits_of_small_figures(values: Row, message: str) -> None:
+    log = quiet([START])
+    log[0][1].append(row("A", START, **values))
+    assert [alert.message for alert in run(log).alerts] == [message]
+
+
 def test_a_condition_in_the_sixtieth_second_keeps_the_alert_open() -> None:
     log = quiet(range(START, START + 61))
     log[0][1].append(row("A", START, volume=1000))
