@@ -17,7 +17,7 @@ from benchmarks.load import Log
 from benchmarks.outputs import Reader
 from models import features
 from models.registry import Registry
-from models.xgboost import XGBoostModel, train_head
+from models.xgboost import XGBoostModel, train_horizon
 from stockstream.commands.train import HORIZONS_S
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.settings import load_settings
@@ -69,7 +69,7 @@ def model_store() -> str:
         rng = np.random.default_rng(7)
         matrix = rng.normal(size=(4_000, len(features.FEATURES))).astype(np.float32)
         returns = matrix[:, 0] * 1e-4 + rng.normal(scale=1e-3, size=4_000)
-        heads = tuple(train_head(horizon, matrix, returns, seed=7) for horizon in HORIZONS_S)
+        heads = tuple(train_horizon(horizon, matrix, returns, seed=7) for horizon in HORIZONS_S)
         entry = registry.store("xgboost", "xgboost", XGBoostModel("", "", "", heads).files(), {"horizons_s": list(HORIZONS_S), "metrics": {}})
         registry.promote("xgboost", entry.version)
     return f"file://{folder}"

@@ -125,7 +125,7 @@ def train(
         raise TrainingError("the test data begins before the training data ends")
     matrix = features.matrix(columns)
     test_matrix = features.matrix(test) if test is not None else matrix
-    heads, metrics = [], {}
+    horizon_models, metrics = [], {}
     rows: dict[str, int] = {}
     for horizon_s in horizons_s:
         returns = label(columns, horizon_s)
@@ -140,15 +140,15 @@ def train(
             if count < MIN_ROWS:
                 raise TrainingError(f"too little data to {part} at {horizon_s} s: {count} rows with a known outcome, {MIN_ROWS} are needed")
         progress(f"{horizon_s} s: training on {counts['train']:,} rows")
-        head = xgboost.train_head(horizon_s, matrix[parts[0]], returns[parts[0]], rounds=rounds, seed=seed, threads=threads)
+        horizon_model = xgboost.train_horizon(horizon_s, matrix[parts[0]], returns[parts[0]], rounds=rounds, seed=seed, threads=threads)
         baseline = float((returns[parts[0]] > 0).mean())
         independent = len(np.unique(second[parts[1]])) / horizon_s
-        head = xgboost.calibrated(head, matrix[parts[1]], returns[parts[1]], base=baseline, independent=independent)
+        horizon_model = xgboost.calibrated(horizon_model, matrix[parts[1]], returns[parts[1]], base=baseline, independent=independent)
         progress(f"{horizon_s} s: measuring on {counts['test']:,} rows")
-        alone = xgboost.XGBoostModel("", "", features.feature_hash(), (head,))
+        alone = xgboost.XGBoostModel("", "", features.feature_hash(), (horizon_model,))
         predicted, p_up = alone.predict(test_matrix if test is not None else matrix[parts[2]])
         metrics[str(horizon_s)] = evaluate(predicted[:, 0], p_up[:, 0], test_returns, baseline)
-        heads.append(head)
+        horizon_models.append(horizon_model)
         rows = rows or counts
-    model = xgboost.XGBoostModel("", "", features.feature_hash(), tuple(heads))
+    model = xgboost.XGBoostModel("", "", features.feature_hash(), tuple(horizon_models))
     return Trained(model.files(), tuple(horizons_s), metrics, rows, split)

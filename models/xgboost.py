@@ -32,7 +32,7 @@ Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Head:
+class HorizonModel:
     """The model of one horizon: its boosters, and Platt's `slope` and `intercept` on the margin of `up`."""
 
     horizon_s: int
@@ -80,37 +80,38 @@ class XGBoostModel:
     name: str
     version: str
     feature_hash: str
-    heads: tuple[Head, ...] = field(repr=False)
+    horizon_models: tuple[HorizonModel, ...] = field(repr=False)
     forest: Forest = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forest", Forest([booster for head in self.heads for booster in (head.returns, head.up)]))
+        object.__setattr__(self, "forest", Forest([booster for model in self.horizon_models for booster in (model.returns, model.up)]))
 
     @property
     def horizons_s(self) -> tuple[int, ...]:
-        return tuple(head.horizon_s for head in self.heads)
+        return tuple(model.horizon_s for model in self.horizon_models)
 
     def predict(self, matrix: Matrix) -> tuple[Floats, Floats]:
         """Expected log returns and probabilities of a rise, each (n, h) float64."""
         if not len(matrix):
-            return np.empty((0, len(self.heads))), np.empty((0, len(self.heads)))
+            return np.empty((0, len(self.horizon_models))), np.empty((0, len(self.horizon_models)))
         margins = self.forest.margins(matrix)
-        slopes, intercepts = np.array([head.slope for head in self.heads]), np.array([head.intercept for head in self.heads])
+        slopes, intercepts = np.array([model.slope for model in self.horizon_models]), np.array([model.intercept for model in self.horizon_models])
         return margins[:, 0::2] * BASIS_POINT, 1 / (1 + np.exp(-(intercepts + slopes * margins[:, 1::2])))
 
     def files(self) -> dict[str, bytes]:
         """The files to store in the registry, by name."""
-        out = {"heads.json": json.dumps([{"horizon_s": h.horizon_s, "slope": h.slope, "intercept": h.intercept} for h in self.heads], indent=1).encode()}
-        for head in self.heads:
-            out[f"return_{head.horizon_s}s.ubj"] = bytes(head.returns.save_raw("ubj"))
-            out[f"up_{head.horizon_s}s.ubj"] = bytes(head.up.save_raw("ubj"))
+        calibrations = [{"horizon_s": model.horizon_s, "slope": model.slope, "intercept": model.intercept} for model in self.horizon_models]
+        out = {"heads.json": json.dumps(calibrations, indent=1).encode()}
+        for model in self.horizon_models:
+            out[f"return_{model.horizon_s}s.ubj"] = bytes(model.returns.save_raw("ubj"))
+            out[f"up_{model.horizon_s}s.ubj"] = bytes(model.up.save_raw("ubj"))
         return out
 
 
 def load(name: str, version: str, feature_hash: str, files: Mapping[str, bytes]) -> XGBoostModel:
     """The model in a registry's files. Raises `ValueError` or `KeyError` if they are not those of `XGBoostModel.files`."""
-    heads = tuple(
-        Head(
+    horizon_models = tuple(
+        HorizonModel(
             item["horizon_s"],
             _booster(files[f"return_{item['horizon_s']}s.ubj"]),
             _booster(files[f"up_{item['horizon_s']}s.ubj"]),
@@ -119,10 +120,10 @@ def load(name: str, version: str, feature_hash: str, files: Mapping[str, bytes])
         )
         for item in json.loads(files["heads.json"])
     )
-    return XGBoostModel(name, version, feature_hash, heads)
+    return XGBoostModel(name, version, feature_hash, horizon_models)
 
 
-def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int = ROUNDS, seed: int = 1, threads: int = 1) -> Head:
+def train_horizon(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int = ROUNDS, seed: int = 1, threads: int = 1) -> HorizonModel:
     """Trains the uncalibrated model of one horizon on a feature matrix (n, k) and the realised log returns (n,), without NaN."""
     points = returns / BASIS_POINT
     limit = float(np.quantile(np.abs(points), _CLIP_QUANTILE))
@@ -136,17 +137,17 @@ def train_head(horizon_s: int, matrix: Matrix, returns: Floats, *, rounds: int =
     up = xgb.train({**common, "objective": "binary:logistic", "eta": 0.1, "min_child_weight": leaf / 5}, data, up_rounds)
     for made in (booster, up):
         made.set_param({"nthread": 1})
-    return Head(horizon_s, booster, up)
+    return HorizonModel(horizon_s, booster, up)
 
 
-def calibrated(head: Head, matrix: Matrix, returns: Floats, *, base: float, independent: float) -> Head:
+def calibrated(model: HorizonModel, matrix: Matrix, returns: Floats, *, base: float, independent: float) -> HorizonModel:
     """The horizon model with Platt's fit on rows that it was not trained on.
 
     `base` is the share of rises among the training rows, `independent` the number of independent observations that the rows are equivalent to.
     """
-    margin = _predict(head.up, matrix).astype(np.float64)
+    margin = _predict(model.up, matrix).astype(np.float64)
     slope, intercept = platt(margin, (returns > 0).astype(np.float64), base=base, independent=independent)
-    return Head(head.horizon_s, head.returns, head.up, slope, intercept)
+    return HorizonModel(model.horizon_s, model.returns, model.up, slope, intercept)
 
 
 def platt(margin: Floats, up: Floats, *, base: float, independent: float, steps: int = 50) -> tuple[float, float]:

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 
-SETTLE_S = 2.0
+RELEASE_S = 2.0
 STOP_S = 8.0
 
 
@@ -228,10 +228,10 @@ class App(faust.App):
         return found
 
     async def release(self, *_: Any, **__: Any) -> None:
-        """Releases all parts concurrently, each within SETTLE_S."""
+        """Releases all parts concurrently, each within RELEASE_S."""
         if self._consumer is not None:
             self.chunk_consumer.end_assignment()
-        await asyncio.gather(*(part.release(SETTLE_S) for part in self.parts))
+        await asyncio.gather(*(part.release(RELEASE_S) for part in self.parts))
 
     async def end_assignment(self, *sent: Any, **_: Any) -> None:
         """Releases all partitions if none is assigned, for which Faust asks for no positions. `sent`: the app, then the assigned partitions."""

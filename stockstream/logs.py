@@ -27,7 +27,7 @@ _SERVICE = "[^"
 
 
 @dataclass(slots=True)
-class _Kind:
+class _Repeat:
     last: float
     due: float
     interval: float = FIRST_SUMMARY_S
@@ -53,7 +53,7 @@ class Repeats(logging.Filter):
     def __init__(self, *, verbose: bool = False, now: Callable[[], float] = now_s) -> None:
         super().__init__()
         self._now, self._verbose = now, verbose
-        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+        self._kinds: dict[tuple[str, int, str], _Repeat] = {}
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -75,22 +75,22 @@ class Repeats(logging.Filter):
         kind = record.name, record.levelno, _VARYING.sub("#", text[:300])
         now = self._now()
         with self._lock:
-            known = self._kinds.pop(kind, None)
-            if known is None or now - known.last >= QUIET_S + known.interval:
+            repeat = self._kinds.pop(kind, None)
+            if repeat is None or now - repeat.last >= QUIET_S + repeat.interval:
                 if len(self._kinds) >= KINDS_KEPT:
                     del self._kinds[next(iter(self._kinds))]             # the one least recently seen
-                self._kinds[kind] = _Kind(now, now + FIRST_SUMMARY_S, since=now)
+                self._kinds[kind] = _Repeat(now, now + FIRST_SUMMARY_S, since=now)
                 return True
-            self._kinds[kind] = known
-            known.last = now
-            if now < known.due:
-                known.left_out += 1
+            self._kinds[kind] = repeat
+            repeat.last = now
+            if now < repeat.due:
+                repeat.left_out += 1
                 return False
-            if known.left_out:
-                record.msg, record.args = f"{text} (and {known.left_out} more like it in {now - known.since:.0f} s)", ()
+            if repeat.left_out:
+                record.msg, record.args = f"{text} (and {repeat.left_out} more like it in {now - repeat.since:.0f} s)", ()
                 record.exc_info = record.exc_text = None
-            known.interval = min(2 * known.interval, LAST_SUMMARY_S)
-            known.due, known.left_out, known.since = now + known.interval, 0, now
+            repeat.interval = min(2 * repeat.interval, LAST_SUMMARY_S)
+            repeat.due, repeat.left_out, repeat.since = now + repeat.interval, 0, now
             return True
 
 

@@ -108,7 +108,7 @@ class MarketSummary(msgspec.Struct, kw_only=True):
 
 RECORDS = (Watch, SymbolInfo, Tick, Punctuation, Rejection, MarketSummary, Alert, Prediction, Outcome)
 
-_SAID = {
+_TICK_TEXTS = {
     "symbol": "printable, without blanks around it",
     "source": "names one feed with one clock and one numbering",
     "event_time": "epoch ms UTC",
@@ -131,10 +131,10 @@ def _limits(name: str) -> Json:
         limits = {"minimum": low, "maximum": high}
     if name == "size":
         limits = {"type": "integer"} | limits
-    return limits | ({"description": _SAID[name]} if name in _SAID else {})
+    return limits | ({"description": _TICK_TEXTS[name]} if name in _TICK_TEXTS else {})
 
 
-_OF_A_TICK: tuple[Json, ...] = (
+_TICK_RULES: tuple[Json, ...] = (
     {"anyOf": [{"required": ["size"]}, {"required": ["day_volume"], "properties": {"day_volume": {"type": "integer"}}}]},
     {"anyOf": [{"properties": {"price": {"type": "number"}}}, {"properties": {"size": {"maximum": 0}}}]},
 )
@@ -155,7 +155,7 @@ def json_schemas() -> dict[str, Json]:
     tick = schemas["Tick"]
     for field in TICK_FIELDS:
         tick["properties"][field.name] = _limited(tick["properties"][field.name], _limits(field.name))
-    tick["allOf"] = list(_OF_A_TICK)
+    tick["allOf"] = list(_TICK_RULES)
     ref = {"$ref": "#/components/schemas/Tick"}
     schemas["TickFrame"] = {"title": "TickFrame", "description": "Ticks of symbols of one partition.", "type": "array", "items": ref, "minItems": 1}
     schemas["LatestRow"] = {

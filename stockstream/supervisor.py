@@ -33,7 +33,7 @@ class Supervisor:
 
     Args:
         command: the command line.
-        say: called with one line for the user.
+        report: called with one line for the user.
         delays_s: the delays before restarts in a row.
         grace_s: seconds from a signal to SIGKILL.
         loop_delays_s: the delays in a crash loop.
@@ -42,13 +42,13 @@ class Supervisor:
     """
 
     def __init__(
-        self, command: Sequence[str], say: Callable[[str], None], delays_s: Sequence[float] = DELAYS_S, grace_s: float = STOP_GRACE_S, *,
+        self, command: Sequence[str], report: Callable[[str], None], delays_s: Sequence[float] = DELAYS_S, grace_s: float = STOP_GRACE_S, *,
         loop_delays_s: Sequence[float] = LOOP_DELAYS_S, environment: Mapping[str, str] | None = None, reason_file: Path | None = None,
     ) -> None:  # fmt: skip
-        self._command, self._say, self._delays_s, self._grace_s = command, say, delays_s, grace_s
+        self._command, self._report, self._delays_s, self._grace_s = command, report, delays_s, grace_s
         self._loop_delays_s, self._environment, self._reason_file = loop_delays_s, environment, reason_file
         self._child: Child | None = None
-        self._asked: signal.Signals | None = None
+        self._stop_signal: signal.Signals | None = None
 
     def run(self, *, restart: bool) -> int:
         """Runs until the command succeeds, a signal asks for the end, a restart cannot help, or `restart` is false. Call it in the main thread.
@@ -65,37 +65,38 @@ class Supervisor:
                 self._child.stop(self._grace_s)
 
     def _run(self, restart: bool) -> int:
-        failures = same = 0
+        failures = same_reason = 0
         last = ""
         while True:
             started = now_s()
             self._child = Child(self._command, environment=self._environment)
-            if self._asked is not None:                 # the signal came before there was a child to forward it to
-                self._hand_on(self._asked)
+            if self._stop_signal is not None:                 # the signal came before there was a child to forward it to
+                self._forward(self._stop_signal)
             status = self._child.wait()
             self._child = None
             status = 128 - status if status < 0 else status
             reason = self._take_reason()
-            if self._asked is not None or status in (0, DO_NOT_RESTART) or not restart:
-                return 0 if self._asked is not None and status == 128 + self._asked else status
+            if self._stop_signal is not None or status in (0, DO_NOT_RESTART) or not restart:
+                return 0 if self._stop_signal is not None and status == 128 + self._stop_signal else status
             healthy = now_s() - started >= HEALTHY_S
-            kind = _SECONDS.sub("N", reason) or f"status {status}"
+            reason_kind = _SECONDS.sub("N", reason) or f"status {status}"
             failures = 1 if healthy else failures + 1
-            same = 1 if healthy or kind != last else same + 1
-            last = kind
+            same_reason = 1 if healthy or reason_kind != last else same_reason + 1
+            last = reason_kind
             delay = self._delays_s[min(failures, len(self._delays_s)) - 1]
             line = f"the worker ended with status {status}; it is started again in {delay:g} s"
-            if same >= LOOP_ENDS:
-                delay = self._loop_delays_s[min(same - LOOP_ENDS, len(self._loop_delays_s) - 1)]
+            if same_reason >= LOOP_ENDS:
+                delay = self._loop_delays_s[min(same_reason - LOOP_ENDS, len(self._loop_delays_s) - 1)]
                 line = (
-                    f"crash loop: the worker ended {same} times in a row for the same reason: {reason or kind}; it is started again in {delay:g} s. "
+                    f"crash loop: the worker ended {same_reason} times in a row for the same reason: {reason or reason_kind}; "
+                    f"it is started again in {delay:g} s. "
                     "What to do: docs/reliability.md, \"A worker that ends again and again\""
                 )
-            self._say(line)
+            self._report(line)
             until = now_s() + delay
-            while now_s() < until and self._asked is None:
+            while now_s() < until and self._stop_signal is None:
                 time.sleep(0.05)
-            if self._asked is not None:
+            if self._stop_signal is not None:
                 return 0
 
     def _take_reason(self) -> str:
@@ -110,11 +111,11 @@ class Supervisor:
         return " ".join(reason.split())
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._asked is None:
-            self._asked = signal.Signals(number)
-            self._hand_on(self._asked)
+        if self._stop_signal is None:
+            self._stop_signal = signal.Signals(number)
+            self._forward(self._stop_signal)
 
-    def _hand_on(self, number: signal.Signals) -> None:
+    def _forward(self, number: signal.Signals) -> None:
         child = self._child
         if child is not None:
             child.send_signal(number)

@@ -122,7 +122,7 @@ class LiveLine:
             click.echo(text)
             self.due = now + PLAIN_LINE_EVERY_S
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Prints a line that is not overwritten."""
         self.clear()
         click.echo(text)
@@ -167,32 +167,32 @@ class Demo:
 
         At the end the market stops first, and the worker processes the remaining ticks. A signal meanwhile kills the worker.
         """
-        asked, hurry = asyncio.Event(), asyncio.Event()
-        _on_signals(lambda: hurry.set() if asked.is_set() else asked.set())
-        work, stopper, hurried = asyncio.create_task(self._work()), asyncio.create_task(asked.wait()), asyncio.create_task(hurry.wait())
+        stop_requested, hurry = asyncio.Event(), asyncio.Event()
+        _on_signals(lambda: hurry.set() if stop_requested.is_set() else stop_requested.set())
+        work, stopper, hurry_task = asyncio.create_task(self._work()), asyncio.create_task(stop_requested.wait()), asyncio.create_task(hurry.wait())
         try:
             await asyncio.wait({work, stopper}, return_when=asyncio.FIRST_COMPLETED)
-            asked.set()
+            stop_requested.set()
             if work.done():
                 work.result()
             await _ended(work)
-            await self._drain(hurried)
+            await self._drain(hurry_task)
         finally:
             await _ended(work, stopper)
             self.line.clear()
             if self.worker is not None:
-                await self._stop(self.worker, hurried)
-            await _ended(hurried)
+                await self._stop(self.worker, hurry_task)
+            await _ended(hurry_task)
 
-    async def _drain(self, hurried: asyncio.Task[Any]) -> None:
+    async def _drain(self, hurry_task: asyncio.Task[Any]) -> None:
         """Stop the market, then wait at most `DRAIN_S` until the worker has judged all that it brought, or the user hurries."""
-        self.line.say("stopping: the market first, then the worker archives what came (Ctrl-C again ends at once) ...")
+        self.line.report("stopping: the market first, then the worker archives what came (Ctrl-C again ends at once) ...")
         drained = asyncio.create_task(self._drained())
-        await asyncio.wait({drained, hurried}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({drained, hurry_task}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         try:
             self.complete = drained.done() and drained.result()
         except (StockstreamError, KafkaError) as error:
-            self.line.say(f"the market cannot be stopped before the worker: {error}")
+            self.line.report(f"the market cannot be stopped before the worker: {error}")
         finally:
             await _ended(drained)
 
@@ -200,7 +200,7 @@ class Demo:
         """True once the market is stopped and all that it brought is judged; False where the worker ends before. Raises `StockstreamError`, `KafkaError`."""
         await write_watchlist(self.settings, ())
         rest_s = self.settings.idle_ms / 1000 + REST_MARGIN_S
-        came: Any = None
+        ends_before: Any = None
         since = time.monotonic()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as web:
             while self.worker is not None and self.worker.poll() is None:
@@ -209,16 +209,16 @@ class Demo:
                     self.current = Figures.of(answer)
                 if not self.figures.ticks and (answer is None or not answer.get("ready")):
                     return True                                          # the worker was starting: nothing has come
-                if answer is None or not judged(answer) or came != (came := raw_ends(answer)):
+                if answer is None or not is_drained(answer) or ends_before != (ends_before := raw_ends(answer)):
                     since = time.monotonic()
                 elif time.monotonic() - since >= rest_s:
                     return True
                 await asyncio.sleep(DRAIN_POLL_S)
         return False
 
-    async def _stop(self, worker: Child, hurried: asyncio.Task[Any]) -> None:
+    async def _stop(self, worker: Child, hurry_task: asyncio.Task[Any]) -> None:
         stopping = asyncio.create_task(asyncio.to_thread(worker.stop, WORKER_GRACE_S))
-        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, hurry_task}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             worker.kill()
         if await stopping == -signal.SIGKILL:
@@ -228,7 +228,7 @@ class Demo:
         await ensure_topics(self.settings)
         await write_watchlist(self.settings, self.symbols)
         self._start()
-        self._tell_where()
+        self._print_addresses()
         await self._watch()
 
     def _start(self) -> None:
@@ -237,7 +237,7 @@ class Demo:
             self.worker = Child(worker_command(HOST, self.settings.web_port, "info", web=True), output=output, environment=environment)
         self.started = time.monotonic()
 
-    def _tell_where(self) -> None:
+    def _print_addresses(self) -> None:
         settings = self.settings
         data = Path(settings.archive.removeprefix("file://"))
         kind = "embedded, in memory: it ends with the demo" if self.broker is not None else "yours"
@@ -256,11 +256,11 @@ class Demo:
             click.echo(f"  {name:<11}{value}")
 
     async def _watch(self) -> None:
-        begun = time.monotonic()
-        said_first = said_silence = False
+        started = time.monotonic()
+        first_reported = silence_reported = False
         timeout = aiohttp.ClientTimeout(total=2.0)
         async with aiohttp.ClientSession(timeout=timeout) as web:
-            while not self.minutes or time.monotonic() - begun < self.minutes * 60:
+            while not self.minutes or time.monotonic() - started < self.minutes * 60:
                 await asyncio.sleep(1.0)
                 await self._check_worker()
                 if not self._check_broker():
@@ -270,12 +270,12 @@ class Demo:
                 if answer is not None:
                     self.current = Figures.of(answer)
                 figures = self.figures
-                if figures.predictions and not said_first:
-                    said_first = True
-                    self.line.say(f"first prediction {now - begun:.0f} s after the worker's start")
-                if not figures.predictions and not said_silence and now - begun > SILENT_S:
-                    said_silence = True
-                    self.line.say(f"no prediction yet after {SILENT_S} s: {self.log} says why")
+                if figures.predictions and not first_reported:
+                    first_reported = True
+                    self.line.report(f"first prediction {now - started:.0f} s after the worker's start")
+                if not figures.predictions and not silence_reported and now - started > SILENT_S:
+                    silence_reported = True
+                    self.line.report(f"no prediction yet after {SILENT_S} s: {self.log} says why")
                 starting = "the worker is starting" if not figures.ticks else ""
                 self.line.show(starting or figures.line(time.strftime("%H:%M:%S"), self.broker.rss_bytes() if self.broker else 0), now)
 
@@ -287,15 +287,15 @@ class Demo:
             return
         self.worker = None
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        self.line.say(f"the worker {how}; its last lines in {self.log}:")
+        self.line.report(f"the worker {how}; its last lines in {self.log}:")
         for text in last_lines(self.log, LAST_LOG_LINES):
-            self.line.say(f"    {text}")
+            self.line.report(f"    {text}")
         if status == DO_NOT_RESTART or self.restarts == RESTARTS:
             again = "" if status == DO_NOT_RESTART else f" again, after {RESTARTS} restarts"
             raise StockstreamError(f"the worker {how}{again}: see {self.log}")
         self.restarts += 1
         self.before, self.current = self.figures, Figures()
-        self.line.say(f"it is started again ({self.restarts} of {RESTARTS})")
+        self.line.report(f"it is started again ({self.restarts} of {RESTARTS})")
         await asyncio.sleep(RESTART_DELAY_S)
         self._start()
 
@@ -307,14 +307,14 @@ class Demo:
             raise BrokerError(f"the embedded broker ended with status {status}: see {self.broker.log}")
         if self.broker.rss_bytes() <= self.memory_bytes:
             return True
-        self.line.say(
+        self.line.report(
             f"the embedded broker, which keeps everything in memory, has reached {self.memory_bytes / 2**20:,.0f} MB (--memory-mb): the demo ends. "
             f"On Kafka it runs as long as you like: `make demo KAFKA=1`, or `{command_line('demo', '--broker', 'kafka://host:port')}`"
         )
         return False
 
 
-def judged(pipeline: Mapping[str, Any]) -> bool:
+def is_drained(pipeline: Mapping[str, Any]) -> bool:
     """Whether, by a worker's `/api/pipeline`, no source has symbols, the consumer lag is 0, and all raw records are cleaned."""
     return (
         bool(pipeline.get("ready"))
@@ -381,7 +381,7 @@ def last_lines(path: Path, count: int) -> list[str]:
         return [f"({path} cannot be read: {error.strerror})"]
 
 
-def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str], None]) -> None:
+def ensure_model(settings: Settings, symbols: Sequence[str], report: Callable[[str], None]) -> None:
     """Trains a first model if the registry has no usable champion. Raises `StockstreamError`."""
     try:
         registry = Registry(settings.models)
@@ -392,14 +392,14 @@ def ensure_model(settings: Settings, symbols: Sequence[str], say: Callable[[str]
         version = registry.champion(settings.model)
         if version is not None:
             registry.load(settings.model, version)
-            say(f"model: {settings.model} {version} of {where}")
+            report(f"model: {settings.model} {version} of {where}")
             return
-        say(f"no model yet in {where}: a first one is trained on simulated history ...")
+        report(f"no model yet in {where}: a first one is trained on simulated history ...")
     except RegistryError as error:
-        say(f"the model in {where} cannot be used: {error}")
-        say("another one is trained on simulated history ...")
+        report(f"the model in {where} cannot be used: {error}")
+        report("another one is trained on simulated history ...")
     for sentence in train_first_model(settings, symbols).sentences():
-        say(f"  {sentence}")
+        report(f"  {sentence}")
 
 
 def require_free_port(port: int) -> None:
@@ -494,9 +494,9 @@ def command(count: int, minutes: float, port: int, broker: str, seed: int, data:
             ensure_model(settings, symbols, click.echo)
             demo = Demo(settings, symbols, minutes, memory_mb * 2**20, logs, embedded, LiveLine(sys.stdout.isatty()))
             before = processed(settings)
-            begun = time.monotonic()
+            started = time.monotonic()
             asyncio.run(demo.run())
-            _summarise(demo, time.monotonic() - begun, processed(settings) - before)
+            _summarise(demo, time.monotonic() - started, processed(settings) - before)
         except KeyboardInterrupt:
             click.echo("stopped")
         finally:

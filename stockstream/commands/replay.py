@@ -251,11 +251,11 @@ def command(
     chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     recording = Recording(file, bars=bars, symbols=chosen, limit=limit)
     if recording.kind == "bars" and not bars:
-        _say(f"{file.name} has the columns of one-second bars: replayed as such")
+        _report(f"{file.name} has the columns of one-second bars: replayed as such")
     survey = recording.survey()
     _warn(survey, settings)
     if absent := sorted(set(chosen) - set(survey.first_seen)):
-        _say(f"not in the file: {', '.join(absent)}")
+        _report(f"not in the file: {', '.join(absent)}")
     name = source or source_name(recording, rebased=rebase)
     with quiet_clients(), _progress(survey.ticks, shown=not as_json) as advance:
         work = replay(
@@ -273,16 +273,16 @@ def command(
 
 def _warn(survey: Survey, settings: Settings) -> None:
     for row in survey.bad:
-        _say(f"row {row.row}: {row.reason}")
+        _report(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:
-        _say(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more row')} that cannot be ticks")
+        _report(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more row')} that cannot be ticks")
     if survey.unordered:
         behind = f"by up to {survey.behind_ms / 1000:g} s"
         rows = f"{counted(survey.unordered, 'row')} out of order, {behind}"
-        _say(f"{rows}: where it is more than {settings.revise_s} s, late ticks will be rejected")
+        _report(f"{rows}: where it is more than {settings.revise_s} s, late ticks will be rejected")
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     click.echo(f"stockstream: {text}", err=True)
 
 

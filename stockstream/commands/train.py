@@ -35,7 +35,7 @@ SIMULATED_EPOCH_S = 1_700_000_000
 SEED_STEP = 7_919
 """Training and live simulation have different seeds: a model must not have seen the market that it scores."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,23 @@ class TrainedModel:
 
 
 def train_files(
-    registry: Registry, name: str, files: Sequence[Path], tests: Sequence[Path], horizons_s: Sequence[int], *, rounds: int = ROUNDS, threads: int = 1, say: Say
-) -> TrainedModel:
+    registry: Registry, name: str, files: Sequence[Path], tests: Sequence[Path], horizons_s: Sequence[int], *, rounds: int = ROUNDS, threads: int = 1,
+    report: Report,
+) -> TrainedModel:  # fmt: skip
     """Trains on recordings of trades or bars; with `tests` it is measured on those, else on the last part of `files`. Raises `StockstreamError`."""
     described = []
     columns = []
     for group in (files, tests):
         tables = []
         for path in group:
-            say(f"reading {path}")
+            report(f"reading {path}")
             ticks = read_ticks(path)
-            say(f"making windows of {counted(ticks.num_rows, 'tick')}")
+            report(f"making windows of {counted(ticks.num_rows, 'tick')}")
             tables.append(window_rows(ticks))
             described.append({"file": path.name, "ticks": ticks.num_rows, "rows": tables[-1].num_rows, "part": "test" if group is tests else "train"})
         columns.append(_columns(pa.concat_tables(tables)) if tables else None)
     assert columns[0] is not None
-    return _train(registry, name, columns[0], columns[1], horizons_s, {"source": "real", "files": described}, rounds, threads, say)
+    return _train(registry, name, columns[0], columns[1], horizons_s, {"source": "real", "files": described}, rounds, threads, report)
 
 
 def train_simulated(
@@ -91,29 +92,29 @@ def train_simulated(
     until_s: int = SIMULATED_EPOCH_S,
     rounds: int = ROUNDS,
     threads: int = 1,
-    say: Say,
+    report: Report,
 ) -> TrainedModel:
     """Trains on `minutes` of a simulated market that ends at `until_s` (epoch s), after a warm-up of five minutes. Raises `StockstreamError`."""
     first = until_s - minutes * 60 - WARM_UP_S
-    say(f"simulating {counted(minutes, 'minute')} of {counted(len(symbols), 'symbol')}")
+    report(f"simulating {counted(minutes, 'minute')} of {counted(len(symbols), 'symbol')}")
     ticks = SimulatedMarket(seed, symbols).history(first, until_s - 1)
-    say(f"making windows of {counted(ticks.num_rows, 'tick')}")
+    report(f"making windows of {counted(ticks.num_rows, 'tick')}")
     rows = window_rows(ticks)
     columns = _columns(rows)
     warm = columns["second"] >= first + WARM_UP_S
     columns = {key: values[warm] for key, values in columns.items()}
     about = {"source": "simulated", "seed": seed, "symbols": len(symbols), "minutes": minutes, "ticks": ticks.num_rows}
-    return _train(registry, name, columns, None, horizons_s, about, rounds, threads, say)
+    return _train(registry, name, columns, None, horizons_s, about, rounds, threads, report)
 
 
-def train_first_model(settings: Settings, symbols: Sequence[str], *, say: Say = lambda line: None) -> TrainedModel:
+def train_first_model(settings: Settings, symbols: Sequence[str], *, report: Report = lambda line: None) -> TrainedModel:
     """A first model for a demo without one: simulated history of some of its symbols, under another seed than the live market's. Raises `StockstreamError`.
 
     Takes some seconds of one core; it is stored in `settings.models` under `settings.model` and made the champion.
     """
     some = list(symbols[:FIRST_MODEL_SYMBOLS])
     registry = _registry(settings)
-    return train_simulated(registry, settings.model, some, FIRST_MODEL_MINUTES, settings.seed + SEED_STEP, HORIZONS_S, say=say)
+    return train_simulated(registry, settings.model, some, FIRST_MODEL_MINUTES, settings.seed + SEED_STEP, HORIZONS_S, report=report)
 
 
 def _train(
@@ -125,10 +126,10 @@ def _train(
     about: dict[str, Any],
     rounds: int,
     threads: int,
-    say: Say,
+    report: Report,
 ) -> TrainedModel:
     try:
-        trained = training.train(columns, horizons_s, test=test, rounds=rounds, threads=threads, progress=say)
+        trained = training.train(columns, horizons_s, test=test, rounds=rounds, threads=threads, progress=report)
         both = [part["second"] for part in (columns, test) if part is not None and len(part["second"])]
         span = [int(min(second.min() for second in both)), int(max(second.max() for second in both))]
         split = {"calibrate_from_s": trained.split.calibrate_from, "test_from_s": int(both[-1].min()) if test is not None else trained.split.test_from}
@@ -213,16 +214,16 @@ def train_xgboost(
     changes = {key: value for key, value in {"models": models, "model": name}.items() if value is not None}
     settings = load_settings(**changes)
     registry = _registry(settings)
-    begun = time.monotonic()
+    started = time.monotonic()
 
-    def say(step: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:5.1f} s] {step}", err=True)
+    def report(step: str) -> None:
+        click.echo(f"[{time.monotonic() - started:5.1f} s] {step}", err=True)
 
     if simulated:
         names = [f"SIM{number:05d}" for number in range(symbols)]
-        trained = train_simulated(registry, settings.model, names, minutes, seed, horizons, rounds=rounds, threads=threads, say=say)
+        trained = train_simulated(registry, settings.model, names, minutes, seed, horizons, rounds=rounds, threads=threads, report=report)
     else:
-        trained = train_files(registry, settings.model, files, tests, horizons, rounds=rounds, threads=threads, say=say)
+        trained = train_files(registry, settings.model, files, tests, horizons, rounds=rounds, threads=threads, report=report)
     if as_json:
         click.echo(json.dumps(trained.entry.metadata, indent=1))
         return

@@ -21,7 +21,7 @@ def worker_command(host: str, port: int, loglevel: str, *, web: bool) -> list[st
     return [*command, "--web-host", in_url(host), "--web-bind", host, "--web-port", str(port)] if web else [*command, "--without-web"]
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     with contextlib.suppress(OSError):                                   # the reader of the stream may be gone
         click.echo(f"stockstream: {text}", err=True)
 
@@ -45,4 +45,4 @@ def command(supervise: bool, web_port: int | None, web_host: str | None, without
     with tempfile.TemporaryDirectory(prefix="stockstream-", ignore_cleanup_errors=True) as folder:
         reason_file = Path(folder) / f"reason-{os.getpid()}"
         environment = {"STOCKSTREAM_REASON_FILE": str(reason_file)}
-        return Supervisor(line, _say, environment=environment, reason_file=reason_file).run(restart=supervise)
+        return Supervisor(line, _report, environment=environment, reason_file=reason_file).run(restart=supervise)

@@ -85,7 +85,7 @@ async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminCl
 
 
 @contextlib.contextmanager
-def _unheard(name: str = "aiokafka") -> Iterator[None]:
+def _silenced(name: str = "aiokafka") -> Iterator[None]:
     """Silences a library's log while the caller reports the error itself."""
     found = logging.getLogger(name)
     before = found.level
@@ -96,14 +96,14 @@ def _unheard(name: str = "aiokafka") -> Iterator[None]:
         found.setLevel(before)
 
 
-async def why_not_reached(settings: Settings) -> str:
+async def connection_fault(settings: Settings) -> str:
     """Why no broker of the settings can be used, as text for the user: for each host, the failure of its connection, TLS or login."""
     options = client_options(settings)
     found: dict[str, str] = {}
     for server in options.pop("bootstrap_servers"):
         host, _, port = server.rpartition(":")
         try:
-            with _unheard():
+            with _silenced():
                 connection = await asyncio.wait_for(create_conn(host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options), PROBE_S + 1)
             connection.close()
             found[server] = "it answered just now"
@@ -112,12 +112,12 @@ async def why_not_reached(settings: Settings) -> str:
         except TimeoutError:
             found[server] = f"no answer within {PROBE_S:g} s"
         except (KafkaError, OSError) as error:
-            found[server] = _words(error, settings)
+            found[server] = _reason_of(error, settings)
     reasons = set(found.values())
     return reasons.pop() if len(reasons) == 1 else "; ".join(f"{server}: {reason}" for server, reason in found.items())
 
 
-def _words(error: Exception, settings: Settings) -> str:
+def _reason_of(error: Exception, settings: Settings) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)                                  # asyncio's text repeats the address
@@ -139,12 +139,12 @@ async def connect(settings: Settings, *, timeout_s: float | None = 30.0, waiting
     attempt = 0
     while True:
         try:
-            with _unheard():
+            with _silenced():
                 admin = await _admin(settings, 10_000)
             outage.back()
             return admin
         except (KafkaError, OSError, TimeoutError) as error:
-            reason = await why_not_reached(settings)
+            reason = await connection_fault(settings)
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
                 raise BrokerError(f"no broker answers at {settings.broker} (STOCKSTREAM_BROKER): {reason}") from error
@@ -190,7 +190,7 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
             if not fault:
                 await _check(admin, [spec for spec in specs if spec.name in found])
                 if missing and not embedded:
-                    await _led(settings, admin, missing)
+                    await _await_leaders(settings, admin, missing)
                 if not embedded:
                     size, raw = message_bytes(LEAST_MESSAGE_BYTES, MESSAGE_BYTES), settings.topic("ticks.raw")
                     # check new topics too: another worker may have created one a moment ago
@@ -209,9 +209,9 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
         attempt += 1
 
 
-async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+async def _await_leaders(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
     """Waits until all new partitions have a leader and the group has a coordinator. Until then brokers answer with errors."""
-    with _unheard():
+    with _silenced():
         consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, request_timeout_ms=10_000)
         await consumer.start()
         try:
@@ -220,7 +220,7 @@ async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[Topic
                 # `assign` requests metadata of all topics at once; `beginning_offsets` alone would request it for one topic after the other
                 consumer.assign(partitions)
                 await consumer.beginning_offsets(partitions)                 # retries while a partition has no leader
-                while not await _coordinated(admin, settings.group):
+                while not await _has_coordinator(admin, settings.group):
                     await asyncio.sleep(NEW_TOPICS_PAUSE_S)
         except TimeoutError:
             logger.info("the new topics are not led yet, after %g s", NEW_TOPICS_S)
@@ -228,7 +228,7 @@ async def _led(settings: Settings, admin: AIOKafkaAdminClient, specs: list[Topic
             await consumer.stop()
 
 
-async def _coordinated(admin: AIOKafkaAdminClient, group: str) -> bool:
+async def _has_coordinator(admin: AIOKafkaAdminClient, group: str) -> bool:
     try:
         return bool(await admin.find_coordinator(group) >= 0)
     except KafkaError:

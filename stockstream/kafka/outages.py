@@ -16,12 +16,12 @@ class Outage:
     Args:
         what: text before the reason, e.g. `waiting for a broker at kafka://localhost:9092`.
         back: text before the seconds of the outage, e.g. `the broker answers again, after`.
-        say: called with each line.
+        log: called with each line.
         now: seconds, see `stockstream.clock`.
     """
 
-    def __init__(self, what: str, back: str, say: Callable[[str], None], now: Callable[[], float] = now_s) -> None:
-        self._what, self._back, self._say, self._now = what, back, say, now
+    def __init__(self, what: str, back: str, log: Callable[[str], None], now: Callable[[], float] = now_s) -> None:
+        self._what, self._back, self._log, self._now = what, back, log, now
         self._since = self._reported = 0.0
         self._reason: str | None = None
         self._clock = ""
@@ -35,11 +35,11 @@ class Outage:
             return f"{self._what}: {reason}, since {self._clock}"
         still = f" (for {now - self._since:.0f} s)" if self._reason is not None else ""
         self._reason, self._reported = reason, now
-        self._say(f"{self._what}: {reason}{still}")
+        self._log(f"{self._what}: {reason}{still}")
         return f"{self._what}: {reason}, since {self._clock}"
 
     def back(self) -> None:
         """Reports the end of an outage, if there was one."""
         if self._reason is not None:
             self._reason = None
-            self._say(f"{self._back} {self._now() - self._since:.0f} s")
+            self._log(f"{self._back} {self._now() - self._since:.0f} s")

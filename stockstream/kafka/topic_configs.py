@@ -67,7 +67,7 @@ async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequen
     for answer in answers:
         for code, message, _, topic, entries in answer.resources:
             if code:
-                _say_unreadable(topic, topics[topic], bootstrap, code, message)
+                _warn_unreadable(topic, topics[topic], bootstrap, code, message)
                 continue
             found = {entry[0]: entry[1] for entry in entries}
             lacking = [one for one in topics[topic] if found.get(one.name) is not None and not one.enough(found[one.name])]
@@ -77,8 +77,8 @@ async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequen
 
 def _overrides(version: int, entries: Sequence[Sequence[Any]]) -> dict[str, str]:
     """The topic's overrides, which an alteration must repeat because it replaces all of them."""
-    own = [entry for entry in entries if entry[1] is not None and not entry[2] and not entry[4]]
-    return {entry[0]: entry[1] for entry in own if (entry[3] == DYNAMIC_TOPIC_CONFIG if version else not entry[3])}
+    overrides = [entry for entry in entries if entry[1] is not None and not entry[2] and not entry[4]]
+    return {entry[0]: entry[1] for entry in overrides if (entry[3] == DYNAMIC_TOPIC_CONFIG if version else not entry[3])}
 
 
 async def _alter(
@@ -97,7 +97,7 @@ async def _alter(
             logger.warning("topic %s had %s=%s: changed to %s", topic, one.name, found[one.name], one.value)
 
 
-def _say_unreadable(topic: str, wanted: Sequence[Wanted], bootstrap: str, code: int, message: str | None) -> None:
+def _warn_unreadable(topic: str, wanted: Sequence[Wanted], bootstrap: str, code: int, message: str | None) -> None:
     error = for_code(code)
     if error is UnknownTopicOrPartitionError:
         return                                                           # deleted meanwhile; a worker that creates it again configures it

@@ -1,1 +1,1 @@
-"""Market-data sources: one technology per file, all behind `base.Source`."""
+"""Market-data sources: one technology per file, all behind `base.MarketDataSource`."""

@@ -66,7 +66,7 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-class Source(Protocol):
+class MarketDataSource(Protocol):
     """One feed with one event-time clock and one numbering.
 
     `name` is the ticks' `source`: the same on every worker and after a restart. A symbol's ticks come in the order of their event times; their `seq`, if

@@ -74,7 +74,7 @@ class SourceHealth:
         self._metrics, self._now_ms, self._trouble, self._chance = metrics, now_ms, trouble, chance
         self._state: State = "starting"
         self._reason = "waiting for partitions and the watchlist"
-        self._since = self._attempt_at = self._heard_at = self._logged_at = now_ms()
+        self._since = self._attempt_at = self._active_at = self._logged_at = now_ms()
         self._next_attempt: int | None = None
         self._reminded = False
         """Whether it was logged that the watchlist has no symbol for the source."""
@@ -106,17 +106,17 @@ class SourceHealth:
             what = f"the watchlist has no symbol for it in this worker's {self._partitions}" if partitions else "no partition is assigned to this worker"
             self._change("idle", what)
         elif not before or self._state == "idle":
-            self._heard_at = self._now_ms()
+            self._active_at = self._now_ms()
             self._change("starting", "")
 
     def begin(self) -> None:
         """Records the begin of an attempt."""
-        self._attempt_at = self._heard_at = self._now_ms()
+        self._attempt_at = self._active_at = self._now_ms()
         self._next_attempt = None
 
     def delivered(self) -> None:
         """Records that the broker confirmed ticks of the source."""
-        self._heard_at = self._now_ms()
+        self._active_at = self._now_ms()
         if self._state != "running" and self._symbols:
             self._change("running", "")
 
@@ -141,7 +141,7 @@ class SourceHealth:
     def check(self) -> None:
         """Marks a silent source as idle, and repeats warnings that need an operator. Called about once a second."""
         now = self._now_ms()
-        if self._state == "running" and now - self._heard_at >= SILENT_MS:
+        if self._state == "running" and now - self._active_at >= SILENT_MS:
             self._change("idle", f"it has brought nothing for {SILENT_MS // 1000} s")
         elif self._state == "failed" and self._next_attempt is None and now - self._attempt_at >= (SILENT_MS if self._symbols else UNWATCHED_MS):
             self._change("idle", "it has not failed again, and has brought nothing yet")

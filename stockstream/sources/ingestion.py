@@ -20,7 +20,7 @@ from stockstream.errors import FencedError
 from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.skipped import Fault, shortened
-from stockstream.sources.base import Batch, Clock, Source, SourceUnavailable, SymbolInfo, SystemClock
+from stockstream.sources.base import Batch, Clock, MarketDataSource, SourceUnavailable, SymbolInfo, SystemClock
 from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, SourceHealth, SourceState, reason_of
 from stockstream.sources.simulated import SimulatedSource, default_symbols
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, symbol_fault
@@ -34,7 +34,7 @@ Send = Callable[[str, int, Messages], Awaitable[Sequence[Awaitable[Any]]]]
 ReadWatchlist = Callable[[], Awaitable[Mapping[bytes, bytes]]]
 """Returns the present content of the topic `watchlist`, of all partitions, by key."""
 
-SETTLE_S = 0.05
+WATCHLIST_DELAY_S = 0.05
 """Watchlist messages within this time become one change of subscription."""
 CHECK_S = 1.0
 MAX_WATCHED = 50_000
@@ -59,9 +59,9 @@ _decode = msgspec.json.Decoder(Watch).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def open_sources(settings: Settings, clock: Clock) -> dict[str, Source]:
+def open_sources(settings: Settings, clock: Clock) -> dict[str, MarketDataSource]:
     """Creates the sources of the settings, by their names in the watchlist."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, MarketDataSource] = {}
     if "simulated" in settings.source:
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
     return sources
@@ -70,7 +70,7 @@ def open_sources(settings: Settings, clock: Clock) -> dict[str, Source]:
 class _Run:
     """One running source: the symbols it reads on this worker, and the ticks not confirmed yet."""
 
-    def __init__(self, source: Source, health: SourceHealth) -> None:
+    def __init__(self, source: MarketDataSource, health: SourceHealth) -> None:
         self.source, self.health = source, health
         self.live: frozenset[str] = frozenset()
         self.resubscribe = asyncio.Event()
@@ -85,7 +85,7 @@ class _Run:
 class Ingest:
     """Runs the sources for the watched symbols whose home partition belongs to this worker, and publishes their ticks to `ticks.raw`.
 
-    `watch` and `assign` take effect after SETTLE_S; `run` does the work until it is cancelled.
+    `watch` and `assign` take effect after WATCHLIST_DELAY_S; `run` does the work until it is cancelled.
 
     Args:
         settings: of the worker.
@@ -98,8 +98,8 @@ class Ingest:
     """
 
     def __init__(
-        self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, Source] | None = None, metrics: Metrics | None = None,
-        read_watchlist: ReadWatchlist | None = None, chance: Callable[[], float] = random.random,
+        self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, MarketDataSource] | None = None,
+        metrics: Metrics | None = None, read_watchlist: ReadWatchlist | None = None, chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self._settings, self._send, self._read_watchlist, self._chance = settings, send, read_watchlist, chance
         self._clock = clock or SystemClock()
@@ -215,7 +215,7 @@ class Ingest:
     async def _follow(self) -> None:
         while True:
             await self._changed.wait()
-            await self._clock.sleep(SETTLE_S)
+            await self._clock.sleep(WATCHLIST_DELAY_S)
             self._changed.clear()
             of = self._settings.partitions
             for kind, run in self._runs.items():
@@ -248,7 +248,7 @@ class Ingest:
         """Runs until the source's stream ends. Raises the errors of the stream, its subscription and the delivery."""
         run.resubscribe.clear()
         run.source.subscribe(run.live)
-        parts = [asyncio.create_task(self._bring(run)), asyncio.create_task(self._subscribe(run))]
+        parts = [asyncio.create_task(self._read_stream(run)), asyncio.create_task(self._subscribe(run))]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
@@ -266,7 +266,7 @@ class Ingest:
             run.resubscribe.clear()
             run.source.subscribe(run.live)
 
-    async def _bring(self, run: _Run) -> None:
+    async def _read_stream(self, run: _Run) -> None:
         if run.unconfirmed is not None:
             await self._publish(run, run.unconfirmed)
         stream = run.source.stream()
@@ -321,9 +321,9 @@ class Ingest:
                 run.describe.set()
                 raise
 
-    def _usable(self, infos: Iterable[SymbolInfo], asked: Collection[str]) -> list[SymbolInfo]:
+    def _usable(self, infos: Iterable[SymbolInfo], requested: Collection[str]) -> list[SymbolInfo]:
         """At most one entry for each requested symbol, with texts cut to their limits."""
-        wanted, usable = set(asked), []
+        wanted, usable = set(requested), []
         for info in infos:
             if info.symbol not in wanted:
                 self._metrics.record_skipped("symbols", "not_asked_for")
@@ -337,13 +337,13 @@ class Ingest:
         """Retries the work until it succeeds, with growing pauses. Each new reason is logged in one line."""
         wait, logged = FIRST_RETRY_S, ""
         while True:
-            begun = self._clock.now_ms()
+            started = self._clock.now_ms()
             try:
                 return await work()
             except FencedError:
                 raise
             except Exception as error:  # noqa: BLE001  no error of this work may affect the ticks
-                if self._clock.now_ms() - begun >= STEADY_MS:
+                if self._clock.now_ms() - started >= STEADY_MS:
                     wait, logged = FIRST_RETRY_S, ""
                 pause = wait * (0.5 + self._chance() / 2)
                 wait = min(2 * wait, LAST_RETRY_S)
@@ -354,15 +354,15 @@ class Ingest:
 
     async def _send_all(self, topic: str, by: Mapping[int, Messages]) -> None:
         """Sends all messages and waits for their confirmation. Raises the first error, `FencedError` before others."""
-        under_way: list[Awaitable[Any]] = []
+        deliveries: list[Awaitable[Any]] = []
         errors: list[BaseException] = []
         for partition in sorted(by):
             try:
-                under_way += await self._send(topic, partition, by[partition])
+                deliveries += await self._send(topic, partition, by[partition])
             except Exception as error:  # noqa: BLE001  raised below, once the messages sent are confirmed or failed
                 errors.append(error)
                 break
-        errors += [answer for answer in await asyncio.gather(*under_way, return_exceptions=True) if isinstance(answer, BaseException)]
+        errors += [answer for answer in await asyncio.gather(*deliveries, return_exceptions=True) if isinstance(answer, BaseException)]
         if errors:
             raise next((error for error in errors if isinstance(error, FencedError)), errors[0])
 
@@ -377,5 +377,5 @@ def _worth_repeating(error: Exception) -> bool:
     return bool(getattr(error, "retriable", False)) or isinstance(error, OSError)
 
 
-def _trouble_of(source: Source) -> Callable[[], str]:
+def _trouble_of(source: MarketDataSource) -> Callable[[], str]:
     return lambda: str(getattr(source, "trouble", ""))

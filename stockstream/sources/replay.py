@@ -138,14 +138,14 @@ class Recording:
                 return
             numbers = np.arange(row, row + batch.num_rows)
             row += batch.num_rows
-            chunk = self._judge(batch, numbers)
+            chunk = self._validate(batch, numbers)
             if len(chunk) > left:
                 chunk = _take(chunk, np.arange(int(left)))
             left -= len(chunk)
-            yield replace(chunk, bad=[BadRow(_unskipped(at.row, torn), at.reason) for at in chunk.bad])
+            yield replace(chunk, bad=[BadRow(_row_in_file(at.row, torn), at.reason) for at in chunk.bad])
         if torn:
             nothing = pa.RecordBatch.from_pylist([], schema=pa.schema([(name, pa.string()) for name in self._read]))
-            yield replace(self._judge(nothing, np.arange(0)), bad=[BadRow(at, "not as many columns as the header") for at in torn])
+            yield replace(self._validate(nothing, np.arange(0)), bad=[BadRow(at, "not as many columns as the header") for at in torn])
 
     def _columns(self) -> list[str]:
         try:
@@ -184,7 +184,7 @@ class Recording:
         what = "CSV" if self._is_csv else "Parquet"
         return SourceError(f"{self.path}: cannot be read as {what}: {' '.join(str(error).split())}")
 
-    def _judge(self, batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> _Chunk:
+    def _validate(self, batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> _Chunk:
         symbols = _texts(batch.column("symbol"))
         times, timed = _times(batch.column("event_time"), self.path)
         value, volume = (_numbers(batch.column(name)) for name in (_REQUIRED[self.kind][2:]))
@@ -274,18 +274,18 @@ class ReplaySource:
     def _encode(self, chunk: _Chunk) -> Batch:
         names = chunk.symbols.dictionary.to_pylist()
         codes = chunk.symbols.indices.to_pylist()
-        heads = [f'{{"symbol":{_json(name)},"source":{_json(self.name)},"event_time":' for name in names]
+        prefixes = [f'{{"symbol":{_json(name)},"source":{_json(self.name)},"event_time":' for name in names]
         times = (chunk.times + self._shift_ms).tolist()
         prices = ["null" if price != price else repr(price) for price in chunk.price.tolist()]
         sizes = [str(int(size)) if size.is_integer() else repr(size) for size in chunk.size.tolist()]
-        tails = [[f',"{name}":{value!r}' if math.isfinite(value) else "" for value in column.tolist()] for name, column in chunk.quotes.items()]
+        optional_parts = [[f',"{name}":{value!r}' if math.isfinite(value) else "" for value in column.tolist()] for name, column in chunk.quotes.items()]
         for name, column in chunk.texts.items():
             written = [f',"{name}":{_json(value)}' for value in column.dictionary.to_pylist()]
-            tails.append(["" if code is None else written[code] for code in column.indices.to_pylist()])
-        ends = ["".join(of_row) for of_row in zip(*tails, strict=True)] if tails else [""] * len(times)
+            optional_parts.append(["" if code is None else written[code] for code in column.indices.to_pylist()])
+        suffixes = ["".join(of_row) for of_row in zip(*optional_parts, strict=True)] if optional_parts else [""] * len(times)
         values = [
-            f'{heads[code]}{time},"price":{price},"size":{size}{end}}}'.encode()
-            for code, time, price, size, end in zip(codes, times, prices, sizes, ends, strict=True)
+            f'{prefixes[code]}{time},"price":{price},"size":{size}{suffix}}}'.encode()
+            for code, time, price, size, suffix in zip(codes, times, prices, sizes, suffixes, strict=True)
         ]
         return Batch([names[code] for code in codes], times, values)
 
@@ -340,7 +340,7 @@ def _json(text: str) -> str:
     return msgspec.json.encode(text).decode()
 
 
-def _unskipped(row: int, torn: list[int]) -> int:
+def _row_in_file(row: int, torn: list[int]) -> int:
     """The number in the file of the row that is `row`-th of those that could be parsed."""
     for at in sorted(torn):
         row += at <= row

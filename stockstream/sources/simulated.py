@@ -128,9 +128,9 @@ class SimulatedMarket:
         self._beta = 0.5 + drawn(1)
         base = np.exp(np.log(15.0) + drawn(2) * np.log(400.0 / 15.0))
         step = (0.5 + 0.6 * drawn(3)) * 1e-4
-        self._own = _Paths(ordered, np.log(base), step * np.sqrt(DAY_S), step)
+        self._symbol_paths = _Paths(ordered, np.log(base), step * np.sqrt(DAY_S), step)
         market = np.array([0.6e-4])
-        self._market = _Paths(np.array([_key(seed, "")], dtype=np.uint64), np.zeros(1), market * np.sqrt(DAY_S), market)
+        self._market_paths = _Paths(np.array([_key(seed, "")], dtype=np.uint64), np.zeros(1), market * np.sqrt(DAY_S), market)
         self._usual_volume = np.exp(np.log(60.0) + drawn(4) * np.log(4000.0 / 60.0))
         self._spread = (1.0 + 4.0 * drawn(5) ** 2) * 1e-4
         self._shares = np.rint(np.exp(np.log(2e7) + drawn(6) * np.log(150.0)))
@@ -189,14 +189,14 @@ class SimulatedMarket:
     def describe(self, second: int) -> list[SymbolInfo]:
         """Metadata by symbol; the previous close is the price at the last UTC midnight."""
         day = second // DAY_S
-        levels = self._own.base + _anchors(self._own, day)[:, 0] + self._beta * _anchors(self._market, day)[:, 0]
+        levels = self._symbol_paths.base + _anchors(self._symbol_paths, day)[:, 0] + self._beta * _anchors(self._market_paths, day)[:, 0]
         closes = np.rint(np.exp(levels) * 100) / 100
         return sorted((
             SymbolInfo(
                 symbol=symbol, source=self.name, name=f"{symbol.capitalize()} {_TRADES[int(key) % len(_TRADES)]}", currency="USD", exchange="SIM",
                 previous_close=float(close), market_cap=float(np.rint(close * shares)),
             )
-            for symbol, key, close, shares in zip(self.symbols, self._own.keys, closes, self._shares, strict=True)
+            for symbol, key, close, shares in zip(self.symbols, self._symbol_paths.keys, closes, self._shares, strict=True)
         ), key=lambda info: info.symbol)  # fmt: skip
 
     def _block(self, number: int, keep: bool = True) -> _Block:
@@ -210,10 +210,10 @@ class SimulatedMarket:
         return block
 
     def _day(self, paths: _Paths, number: int) -> _Day:
-        key = (paths is self._market, number)
+        key = (paths is self._market_paths, number)
         day = self._days.get(key)
         if day is None:
-            day = self._days[key] = _simulate_day(paths, number, with_moves=paths is self._own)
+            day = self._days[key] = _simulate_day(paths, number, with_moves=paths is self._symbol_paths)
             while len(self._days) > 4:
                 self._days.popitem(last=False)
         return day
@@ -221,12 +221,12 @@ class SimulatedMarket:
     def _simulate(self, number: int) -> _Block:
         day, at = divmod(number, BLOCKS_A_DAY)
         seconds = number * BLOCK_S + np.arange(BLOCK_S)
-        own, market = self._day(self._own, day), self._day(self._market, day)
-        market_levels, _, market_cluster = _walk(self._market, market, at, seconds)
-        levels, second_normals, cluster = _walk(self._own, own, at, seconds)
-        middle = 100 * np.exp(self._own.base[:, None] + levels + self._beta[:, None] * market_levels)
+        own, market = self._day(self._symbol_paths, day), self._day(self._market_paths, day)
+        market_levels, _, market_cluster = _walk(self._market_paths, market, at, seconds)
+        levels, second_normals, cluster = _walk(self._symbol_paths, own, at, seconds)
+        middle = 100 * np.exp(self._symbol_paths.base[:, None] + levels + self._beta[:, None] * market_levels)
 
-        chance = _hash(self._own.keys, seconds, _CHANCE)
+        chance = _hash(self._symbol_paths.keys, seconds, _CHANCE)
         spread = np.maximum(np.rint(middle * (self._spread[:, None] * np.exp(0.5 * cluster))), 1.0)
         bid = np.maximum(np.rint(middle - spread / 2), 1.0).astype(np.int64)
         ask = bid + spread.astype(np.int64)
@@ -239,9 +239,9 @@ class SimulatedMarket:
         size = np.maximum(np.rint(expected * np.exp(0.4 * second_normals - 0.08)), 1.0).astype(np.int64)
 
         events: dict[int, list[MarketEvent]] = {}
-        spiked = _uniforms(self._own.keys, np.array([number]), _SPIKE)[:, 0]
-        where = _uniforms(self._own.keys, np.array([number]), _SPIKE_WHEN)[:, 0]
-        factor = 15.0 + 25.0 * _uniforms(self._own.keys, np.array([number]), _SPIKE_SIZE)[:, 0]
+        spiked = _uniforms(self._symbol_paths.keys, np.array([number]), _SPIKE)[:, 0]
+        where = _uniforms(self._symbol_paths.keys, np.array([number]), _SPIKE_WHEN)[:, 0]
+        factor = 15.0 + 25.0 * _uniforms(self._symbol_paths.keys, np.array([number]), _SPIKE_SIZE)[:, 0]
         for i in np.flatnonzero(spiked < SPIKES_A_BLOCK).tolist():
             offset = int(where[i] * BLOCK_S)
             size[i, offset] = int(np.ceil(factor[i] * expected[i, offset]))

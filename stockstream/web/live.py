@@ -75,7 +75,7 @@ _SUMMARY = ("second", "price", "return_60s", "volume_5m")
 _NOTHING, _FROM_LATEST, _FROM_WINDOWS = 0, 1, 2
 
 
-class _PredictionHead(msgspec.Struct):
+class _PredictionKey(msgspec.Struct):
     symbol: str
     as_of: int
     offset: int
@@ -180,20 +180,20 @@ class Live:
 
     def prediction(self, data: bytes) -> None:
         """One message of `predictions`; the one furthest along the log is kept, a repeat of an older one changes nothing."""
-        head = _decode_head(within(data, MAX_PREDICTION_BYTES))
-        require_symbol(head.symbol)
-        if not (0 <= head.as_of <= MAX_TIME and 0 <= head.offset < 1 << 63):
+        key = _decode_key(within(data, MAX_PREDICTION_BYTES))
+        require_symbol(key.symbol)
+        if not (0 <= key.as_of <= MAX_TIME and 0 <= key.offset < 1 << 63):
             raise FrameError("as_of or offset is out of range")
-        held = self._predictions.get(head.symbol)
+        held = self._predictions.get(key.symbol)
         if held is None:
             if len(self._predictions) >= self._max_symbols:
                 self.symbols_refused += 1
                 return
-            self._list.show(head.symbol)
-        elif head.as_of < held[0] and head.offset <= held[1]:
+            self._list.show(key.symbol)
+        elif key.as_of < held[0] and key.offset <= held[1]:
             return
-        self._predictions[head.symbol] = (head.as_of, head.offset, data)
-        self._new_predictions.add(head.symbol)
+        self._predictions[key.symbol] = (key.as_of, key.offset, data)
+        self._new_predictions.add(key.symbol)
 
     def outcomes(self, data: bytes) -> None:
         """One message of `outcomes`, counted by model, version, role and horizon; a repeat is not counted again."""
@@ -468,7 +468,7 @@ class Live:
 
 _decode_row = msgspec.json.Decoder(WindowRow).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_head = msgspec.json.Decoder(_PredictionHead).decode
+_decode_key = msgspec.json.Decoder(_PredictionKey).decode
 _decode_horizons = msgspec.json.Decoder(_PredictionHorizons).decode
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_outcomes = msgspec.json.Decoder(list[Outcome]).decode

@@ -129,7 +129,7 @@ class Tail:
         self._targets: dict[TopicPartition, int] = {}
         self._assemblers: dict[int, Assembler] = {}
         self._unreadable: dict[str, int] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         self._newer = NewerMessages(metrics.newer_message)
         self._task: asyncio.Task[None] | None = None
         self.state: State = "stopped"
@@ -251,7 +251,7 @@ class Tail:
 
     async def _poll(self, consumer: Consumer) -> None:
         loop = asyncio.get_running_loop()
-        heard = loop.time()
+        active_at = loop.time()
         while True:
             fetched = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
             for partition, records in fetched.items():
@@ -265,13 +265,13 @@ class Tail:
                 for partition in list(self._targets):
                     self._advance(partition, await _within(ANSWER_S, consumer.position(partition)))     # past markers, which are no records
             if fetched:
-                heard = loop.time()
-            elif loop.time() - heard >= self._quiet_s:
+                active_at = loop.time()
+            elif loop.time() - active_at >= self._quiet_s:
                 try:
                     await _within(ANSWER_S, consumer.topics())
                 except (KafkaError, OSError, TimeoutError) as error:
                     raise BrokerError(f"the broker does not answer: {str(error) or type(error).__name__}") from error
-                heard = loop.time()
+                active_at = loop.time()
 
     def _advance(self, partition: TopicPartition, position: int) -> None:
         target = self._targets.get(partition)
@@ -311,10 +311,10 @@ class Tail:
         self._unreadable[topic] = self._unreadable.get(topic, 0) + 1
         reason = type(error).__name__
         self._metrics.unreadable(topic, reason)
-        if (topic, reason) not in self._told:
-            self._told.add((topic, reason))
+        if (topic, reason) not in self._logged:
+            self._logged.add((topic, reason))
             what = shortened(f"{reason}: {error}")
-            log.warning("the views cannot read a message of %s, partition %d, offset %d: %s (told once; counted from now on)", topic, partition, offset, what)
+            log.warning("the views cannot read offset %d of %s[%d]: %s; further messages like it are only counted", offset, topic, partition, what)
 
     def _kafka_consumer(self) -> Consumer:
         consumer: Consumer = _KafkaConsumer(

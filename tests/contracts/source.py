@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from stockstream.records import Tick
-from stockstream.sources.base import Batch, Source
+from stockstream.sources.base import Batch, MarketDataSource
 from tests.patience import PATIENCE_S
 
 decode = msgspec.json.Decoder(Tick, strict=True).decode
@@ -33,7 +33,7 @@ class FakeClock:
         await asyncio.sleep(0)
 
 
-async def gather(source: Source, ticks: int) -> list[Batch]:
+async def gather(source: MarketDataSource, ticks: int) -> list[Batch]:
     """Batches until there are this many ticks, or the source's end."""
     found: list[Batch] = []
     stream = source.stream()
@@ -47,7 +47,7 @@ async def gather(source: Source, ticks: int) -> list[Batch]:
 
 class SourceContract(ABC):
     @abstractmethod
-    def source(self, clock: FakeClock) -> Source:
+    def source(self, clock: FakeClock) -> MarketDataSource:
         """A new source, nothing subscribed to."""
 
     @property

@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 
 from models import features
 from models.registry import Registry
-from models.xgboost import XGBoostModel, train_head
+from models.xgboost import XGBoostModel, train_horizon
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.client import client_options
 from stockstream.settings import Settings
@@ -67,7 +67,7 @@ class Line:
     def _make_model(self) -> str:
         rng = np.random.default_rng(self.seed)
         matrix = rng.normal(size=(400, len(features.FEATURES))).astype(np.float32)
-        heads = tuple(train_head(h, matrix, rng.normal(scale=1e-3, size=400), rounds=3, seed=self.seed) for h in MODEL_HORIZONS_S)
+        heads = tuple(train_horizon(h, matrix, rng.normal(scale=1e-3, size=400), rounds=3, seed=self.seed) for h in MODEL_HORIZONS_S)
         entry = self.registry.store("xgboost", "xgboost", XGBoostModel("", "", "", heads).files(), {"horizons_s": list(MODEL_HORIZONS_S), "metrics": {}})
         self.registry.promote("xgboost", entry.version)
         return entry.version

@@ -16,7 +16,7 @@ import pytest
 
 from models import features
 from models.registry import Registry
-from models.xgboost import XGBoostModel, train_head
+from models.xgboost import XGBoostModel, train_horizon
 from tests.faults.workers import ROOT, Worker, wait_until
 from tests.kafka import Cluster
 from tests.patience import PATIENCE_S
@@ -38,7 +38,7 @@ class Running:
         self.worker = Worker("worker", environment, folder)
         rng = np.random.default_rng(0)
         matrix = rng.normal(size=(300, len(features.FEATURES))).astype(np.float32)
-        self.good = XGBoostModel("", "", "", (train_head(10, matrix, rng.normal(size=300), rounds=2),)).files()
+        self.good = XGBoostModel("", "", "", (train_horizon(10, matrix, rng.normal(size=300), rounds=2),)).files()
         heads = json.loads(self.good["heads.json"])
         self.faulty = self.good | {"heads.json": json.dumps([head | {"slope": float("nan")} for head in heads]).encode()}
 

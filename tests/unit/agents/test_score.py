@@ -20,7 +20,7 @@ import agents.score
 from agents.score import REMIND_S, Scoring, _Pending
 from models import features
 from models.registry import Registry
-from models.xgboost import XGBoostModel, train_head
+from models.xgboost import XGBoostModel, train_horizon
 from stockstream import topics
 from stockstream.champions import Champions
 from stockstream.instance import app
@@ -37,7 +37,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 def files() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(300, len(features.FEATURES))).astype(np.float32)
-    return XGBoostModel("", "", "", (train_head(10, matrix, rng.normal(size=300), rounds=2),)).files()
+    return XGBoostModel("", "", "", (train_horizon(10, matrix, rng.normal(size=300), rounds=2),)).files()
 
 
 def faulty(files: dict[str, bytes]) -> dict[str, bytes]:

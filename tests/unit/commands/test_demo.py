@@ -98,13 +98,13 @@ def test_the_live_line_is_one_line_on_a_terminal_and_now_and_then_elsewhere(caps
     line = LiveLine(terminal=True)
     line.show("a" * 500, 0)
     line.show("b", 1)
-    line.say("stays")
+    line.report("stays")
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.endswith("\r\x1b[Kstays\n") and "a" * 400 not in out
     line = LiveLine(terminal=False)
     for now in range(25):
         line.show(str(now), now)
-    line.say("stays")
+    line.report("stays")
     assert capsys.readouterr().out.split() == ["0", "10", "20", "stays"]
 
 

@@ -60,7 +60,7 @@ def test_simulation_says_so(tmp_path: Path) -> None:
 def test_the_demos_first_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.commands.train.FIRST_MODEL_MINUTES", 15)
     said: list[str] = []
-    made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], say=said.append)
+    made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], report=said.append)
     assert made.simulated and Registry(f"file://{tmp_path}").champion("m") == made.entry.version and said
     assert any("simulation" in sentence for sentence in made.sentences())
     numbers = {"n": 1_200, "moved": 0, "correlation": None, "sign_hit_rate": None, "brier": 0.25, "brier_baseline": 0.25}

@@ -10,7 +10,7 @@ import pytest
 
 from models import features
 from models.registry import Registry, RegistryError
-from models.xgboost import XGBoostModel, train_head
+from models.xgboost import XGBoostModel, train_horizon
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 
@@ -19,7 +19,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 def files() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(300, len(features.FEATURES))).astype(np.float32)
-    return XGBoostModel("", "", "", (train_head(10, matrix, rng.normal(size=300), rounds=2),)).files()
+    return XGBoostModel("", "", "", (train_horizon(10, matrix, rng.normal(size=300), rounds=2),)).files()
 
 
 @pytest.fixture

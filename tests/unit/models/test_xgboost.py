@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models import ScoringModel, features, xgboost
-from models.xgboost import Head, XGBoostModel, calibrated, platt, train_head
+from models.xgboost import HorizonModel, XGBoostModel, calibrated, platt, train_horizon
 from tests.contracts.model import ModelContract, feature_rows
 
 
@@ -19,8 +19,8 @@ def sample(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float
 @pytest.fixture(scope="module")
 def trained() -> XGBoostModel:
     matrix, returns = sample(2_000)
-    heads = [calibrated(train_head(h, matrix, returns, rounds=30), matrix, returns, base=0.5, independent=2_000) for h in (10, 60)]
-    return XGBoostModel("m", "v", features.feature_hash(), tuple(heads))
+    horizon_models = [calibrated(train_horizon(h, matrix, returns, rounds=30), matrix, returns, base=0.5, independent=2_000) for h in (10, 60)]
+    return XGBoostModel("m", "v", features.feature_hash(), tuple(horizon_models))
 
 
 class TestXGBoostModel(ModelContract):
@@ -45,8 +45,8 @@ def test_it_learns_what_there_is_to_learn(trained: XGBoostModel) -> None:
 
 def test_the_forest_says_what_each_booster_says(trained: XGBoostModel) -> None:
     matrix, returns = sample(1_000, seed=8)
-    several = XGBoostModel("m", "v", "", (trained.heads[0], train_head(60, matrix, 3e-5 - returns, rounds=20)))
-    apart = [b.inplace_predict(matrix, predict_type="margin", validate_features=False) for head in several.heads for b in (head.returns, head.up)]
+    several = XGBoostModel("m", "v", "", (trained.horizon_models[0], train_horizon(60, matrix, 3e-5 - returns, rounds=20)))
+    apart = [b.inplace_predict(matrix, predict_type="margin", validate_features=False) for model in several.horizon_models for b in (model.returns, model.up)]
     np.testing.assert_allclose(several.forest.margins(matrix), np.column_stack(apart), rtol=0, atol=2e-6)
     assert all(np.abs(np.corrcoef(apart[0], other)[0, 1]) < 0.999 for other in apart[1:])
 
@@ -80,5 +80,5 @@ def test_platt_believes_a_short_stretch_little_and_a_wrong_margin_not_at_all() -
 
 def test_a_head_knows_its_horizon() -> None:
     matrix, returns = sample(400)
-    head = train_head(7, matrix, returns, rounds=3)
-    assert isinstance(head, Head) and head.horizon_s == 7
+    model = train_horizon(7, matrix, returns, rounds=3)
+    assert isinstance(model, HorizonModel) and model.horizon_s == 7

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stockstream.errors import SourceError
-from stockstream.sources.base import Source
+from stockstream.sources.base import MarketDataSource
 from stockstream.sources.replay import CHUNK_ROWS, BadRow, Recording, ReplaySource, obstacle, source_name
 from stockstream.transforms.partitioning import home_partition
 from tests.contracts.source import DeterministicSourceContract, FakeClock, decode, gather
@@ -53,7 +53,7 @@ class TestReplaySource(DeterministicSourceContract):
     def _file(self, tmp_path: Path) -> None:
         self.path = parquet(tmp_path, [trade(symbol, ms) for ms in range(0, 4000, 100) for symbol in ("B", "A")])
 
-    def source(self, clock: FakeClock) -> Source:
+    def source(self, clock: FakeClock) -> MarketDataSource:
         return ReplaySource(Recording(self.path), "replay.day", speed=10, clock=clock)
 
     @property

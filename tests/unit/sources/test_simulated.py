@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stockstream.errors import SourceError
 from stockstream.records import Tick
-from stockstream.sources.base import Source
+from stockstream.sources.base import MarketDataSource
 from stockstream.sources.simulated import BLOCK_S, CATCH_UP_S, DAY_S, SimulatedMarket, SimulatedSource, default_symbols
 from tests.contracts.source import DeterministicSourceContract, FakeClock, decode, gather
 
@@ -23,7 +23,7 @@ NAMES = default_symbols(40)
 
 
 class TestSimulatedSource(DeterministicSourceContract):
-    def source(self, clock: FakeClock) -> Source:
+    def source(self, clock: FakeClock) -> MarketDataSource:
         return SimulatedSource(7, clock=clock)
 
     @property
