@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOT_S = 1.0
 SNAPSHOT_SHARE = 0.05
-"""The greatest share of its time that the agent spends on snapshots. With tens of thousands of symbols it therefore makes fewer of them."""
+"""The largest share of its time that the agent spends on snapshots. With tens of thousands of symbols it makes fewer of them."""
 FLUSH_S = 1.0
 TIMER_S = 0.2
 IDENTIFY_TIMEOUT_S = 5.0
@@ -87,7 +87,7 @@ class Cleaning(Stage[Cleaner]):
         for partition, core in list(self.cores.items()):
             if partition in others:
                 last = core.expect - 1
-                logger.warning("%s[%d] is not the log that was read through %d (it was made again): beginning a new one", self.topic, partition, last)
+                logger.warning("%s[%d] was deleted and created again (its state counts through offset %d): clean starts a new log", self.topic, partition, last)
                 metrics.restart("log")
                 self.cores[partition] = core = self._new(partition)
                 found[TP(self.topic, partition)] = None
@@ -138,7 +138,7 @@ class Cleaning(Stage[Cleaner]):
         if core is None:
             return
         if 0 <= core.expect < chunk.begin:
-            raise StateError(f"offsets {core.expect} to {chunk.begin - 1} were read and did not arrive")
+            raise StateError(f"offsets {core.expect} to {chunk.begin - 1} were fetched but not delivered: the worker must resume from its state")
         records = records[next((i for i, r in enumerate(records) if r.offset >= core.expect), len(records)) :] if records[0].offset < core.expect else records
         if not records:
             return

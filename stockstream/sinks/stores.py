@@ -16,13 +16,13 @@ from stockstream.locations import archive_folder
 
 TEMPORARY = ".tmp"
 STALE_S = 3_600
-"""A temporary file this old has no living writer. (A writer that was suspended longer finds it gone, and retries.)"""
+"""A temporary file older than this has no living writer. (A writer that was suspended for longer finds it gone, and retries.)"""
 
 
 class Store(Protocol):
     """The contract of a store. Every call may block; a store does not retry.
 
-    All methods raise `ArchiveUnavailable` if the store fails for now, and `ArchiveError` if waiting cannot help.
+    All methods raise `ArchiveUnavailable` if a retry may succeed, and `ArchiveError` if it cannot.
     """
 
     def create(self, name: str, data: bytes) -> bool:

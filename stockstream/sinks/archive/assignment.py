@@ -1,4 +1,4 @@
-"""What the archive holds and knows of a partition while this worker owns it."""
+"""The archive's state of one partition while this worker owns it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stockstream.sinks.archive.raw_objects import Piece
 
 @dataclass(slots=True)
 class CleanRows:
-    """A frame's offsets and rows."""
+    """The accepted rows of a frame, and the range of raw offsets that it accounts for."""
 
     start: int
     through: int
@@ -24,7 +24,7 @@ class CleanRows:
 
 @dataclass(slots=True)
 class Assignment:
-    """One partition of one log while this worker owns it: what is held, and what is known of the archive."""
+    """One partition of one log while this worker owns it: the buffers, and the position of the archive."""
 
     partition: int
     log: str | None = None
@@ -50,7 +50,7 @@ class Assignment:
     ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     def finish(self) -> None:
-        """Write what is held, then end."""
+        """Asks the partition's task to write the buffers and end."""
         self.final = True
         self.ending.set()
         self.wake.set()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from stockstream.errors import ArchiveError
-from stockstream.sinks.archive.layout import CHAIN_FOLDER, LOG_ID, Lost, Turn, folder_of_hour, parse_name, raw_name
+from stockstream.sinks.archive.layout import CHAIN_FOLDER, LOG_ID, FolderChange, Lost, folder_of_hour, parse_name, raw_name
 from stockstream.sinks.archive.raw_objects import Extent, Piece, Tail, encode_json, hole_object, raw_object, read_extent
 from stockstream.sinks.stores import Store
 
-_decode_entry: Callable[[bytes], Turn | Lost] = msgspec.json.Decoder(Turn | Lost).decode
+_decode_entry: Callable[[bytes], FolderChange | Lost] = msgspec.json.Decoder(FolderChange | Lost).decode
 
 
 def chains(store: Store) -> list[tuple[str, int]]:
@@ -21,17 +21,17 @@ def chains(store: Store) -> list[tuple[str, int]]:
 
 
 def chain_begins(store: Store, log: str, partition: int) -> int:
-    """First offset that the chain's objects cover: 0, or what retention had left when the first of them was made."""
+    """First offset that the chain accounts for: 0, or the first that retention had left when the first object was written."""
     begin = 0
     for name in store.list(f"chains/{log}-{partition:05d}/"):
         entry = _read_entry(store, name)
-        if isinstance(entry, Turn) or entry.first != begin:
+        if isinstance(entry, FolderChange) or entry.first != begin:
             break
         begin = entry.through + 1
     return begin
 
 
-def _read_entry(store: Store, name: str) -> Turn | Lost:
+def _read_entry(store: Store, name: str) -> FolderChange | Lost:
     try:
         return _decode_entry(store.read(name))
     except msgspec.MsgspecError as error:
@@ -41,8 +41,8 @@ def _read_entry(store: Store, name: str) -> Turn | Lost:
 class Chain:
     """The raw objects of one partition of one log, in order; blocking, for one thread at a time.
 
-    `end` is the last offset covered (-1 before the first), `folder` where the newest object is, `tail` the newest record. A call that fails with
-    `ArchiveUnavailable` may have had its effect: repeat it, or go on with other pieces that begin at `end` + 1.
+    `end` is the last offset accounted for (-1 before the first), `folder` the folder of the newest object, `tail` the newest record. A call that fails
+    with `ArchiveUnavailable` may have taken effect: repeat it, or continue with other pieces that begin at `end` + 1.
     """
 
     def __init__(self, store: Store, log: str, partition: int) -> None:
@@ -55,13 +55,13 @@ class Chain:
         self.newest = ""
 
     def open(self) -> None:
-        """Finds the end: the newest turn, and in its folder the newest object."""
-        for turn in self._turns():
+        """Finds the end of the chain: the newest change of folder, and the newest object in that folder."""
+        for change in self._folder_changes():
             if self.folder is None:
-                self.folder, self.end = turn.folder, turn.first - 1
-            names = self.names(turn.folder, turn.first)
+                self.folder, self.end = change.folder, change.first - 1
+            names = self.names(change.folder, change.first)
             if names:
-                self._went_to(names[-1], read_extent(self.store, names[-1]))
+                self._advance(names[-1], read_extent(self.store, names[-1]))
                 return
         if self.folder is None:
             self.end = chain_begins(self.store, self.log, self.partition) - 1
@@ -69,10 +69,10 @@ class Chain:
     def _entries(self) -> list[str]:
         return list(self.store.list(f"chains/{self.log}-{self.partition:05d}/"))
 
-    def _turns(self) -> Iterator[Turn]:
+    def _folder_changes(self) -> Iterator[FolderChange]:
         for name in reversed(self._entries()):
             entry = _read_entry(self.store, name)
-            if isinstance(entry, Turn):
+            if isinstance(entry, FolderChange):
                 yield entry
 
     def names(self, folder: str, first: int = 0) -> list[str]:
@@ -84,56 +84,56 @@ class Chain:
     def backwards(self) -> Iterator[str]:
         """Names of the chain's raw objects, the newest first."""
         before: int | None = None
-        for turn in self._turns():
-            for name in reversed(self.names(turn.folder, turn.first)):
+        for change in self._folder_changes():
+            for name in reversed(self.names(change.folder, change.first)):
                 parsed = parse_name(name)
                 if parsed and (before is None or parsed.first < before):
                     yield name
-            before = turn.first
+            before = change.first
 
     def append(self, pieces: Sequence[Piece]) -> None:
-        """Adds one object with these pieces, or finds that another writer was first: `end` says what is covered then.
+        """Adds one object with these pieces, unless another writer was first. In both cases `end` is then the last offset accounted for.
 
-        The pieces tile from `end` + 1 on. An object goes to the folder of its first record's hour; where that is another than the folder before, an entry in
-        `chains/` is made first, so that a chain can be followed. Where retention took offsets from the object's beginning, another writer might
-        still hold them: in the same folder its object would have the very name that ours gets; in another one it needs a turn, whose name we
-        take by an entry of our own.
+        The pieces are contiguous from `end` + 1 on. An object goes to the folder of its first record's hour. If that folder is another than before, an entry
+        in `chains/` is created first, so that readers can follow the chain. If retention deleted offsets at the object's beginning, another writer may still
+        buffer them. In the same folder its object would have the same name as this one. In another folder it needs an entry, whose name this writer takes
+        by an entry of its own.
         """
         first = pieces[0].start
         if first != self.end + 1:
-            raise ArchiveError(f"partition {self.partition}: an object from {first} on cannot follow {self.end}")
+            raise ArchiveError(f"partition {self.partition}: an object that begins at offset {first} cannot follow offset {self.end}")
         wanted = folder_of_hour(pieces[0].hour)
         lost = pieces[0].offsets[0] - 1
         if pieces[0].expired and lost >= first:
-            if not self._lose(first, lost):
+            if not self._record_loss(first, lost):
                 return
             if self.folder != wanted:
                 self._create(*hole_object(self.log, self.partition, self.newest, first, lost, self.tail))
                 return
-        elif self.folder != wanted and not self._turn(first, wanted):
+        elif self.folder != wanted and not self._change_folder(first, wanted):
             return
         extent, data = raw_object(self.log, self.partition, self.newest, pieces)
         self._create(extent, data)
 
     def append_hole(self, last: int) -> None:
-        """Records that `end` + 1 to `last` are lost to retention, where no record behind them is at hand."""
+        """Records that retention deleted the offsets `end` + 1 to `last`, if no later record is available."""
         first = self.end + 1
-        if self._lose(first, last) and self.end < first:
+        if self._record_loss(first, last) and self.end < first:
             self._create(*hole_object(self.log, self.partition, self.newest, first, last, self.tail))
 
-    def _lose(self, first: int, last: int) -> bool:
-        """Takes the turn's name. False where the chain's end moved or cannot move here any more; else an object in `folder` comes next."""
-        entry = self._enter(Lost(first, last))
-        if isinstance(entry, Turn):
+    def _record_loss(self, first: int, last: int) -> bool:
+        """Creates the entry of a loss. Returns False if the chain's end has moved; otherwise an object in `folder` follows."""
+        entry = self._create_entry(Lost(first, last))
+        if isinstance(entry, FolderChange):
             self.folder = entry.folder
         elif self.folder is None:
             self.end = entry.through
             return False
         return True
 
-    def _turn(self, first: int, folder: str) -> bool:
-        entry = self._enter(Turn(first, folder))
-        if isinstance(entry, Turn):
+    def _change_folder(self, first: int, folder: str) -> bool:
+        entry = self._create_entry(FolderChange(first, folder))
+        if isinstance(entry, FolderChange):
             self.folder = entry.folder
             return True
         if self.folder is None:
@@ -142,7 +142,7 @@ class Chain:
             self._create(*hole_object(self.log, self.partition, self.newest, entry.first, entry.through, self.tail))
         return False
 
-    def _enter(self, entry: Turn | Lost) -> Turn | Lost:
+    def _create_entry(self, entry: FolderChange | Lost) -> FolderChange | Lost:
         name = f"chains/{self.log}-{self.partition:05d}/{entry.first:020d}.json"
         if self.store.create(name, encode_json(entry)):
             return entry
@@ -152,7 +152,7 @@ class Chain:
         name = raw_name(self.folder or "", self.log, self.partition, extent.first)
         if not self.store.create(name, data):
             extent = read_extent(self.store, name)
-        self._went_to(name, extent)
+        self._advance(name, extent)
 
-    def _went_to(self, name: str, extent: Extent) -> None:
+    def _advance(self, name: str, extent: Extent) -> None:
         self.newest, self.end, self.tail = name, extent.last, extent.tail

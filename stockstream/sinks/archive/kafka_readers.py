@@ -1,4 +1,4 @@
-"""Reads from Kafka again what the archive needs and no longer holds."""
+"""Reads records and frames back from Kafka that the archive needs and no longer buffers."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 
 READ_STALL_S = 15.0
 NEWEST_FRAMES = 50
-"""So many of the last frames are looked at for the newest one: a woken zombie may have written the very last."""
+"""`newest` looks at this many of the last frames, because a resumed worker that had lost its partitions may have written the very last."""
 
 
 class _Topic:
-    """Reads one topic without a group: each call has a consumer of its own, as long as it lasts."""
+    """Reads one topic without a consumer group. Each call uses a consumer of its own."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings, self._name = settings, settings.topic(name)
 
     @asynccontextmanager
     async def _open(self, partition: int) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
-        """A consumer for the partition. Whatever Kafka raises inside becomes a `BrokerError`."""
+        """Opens a consumer for the partition. Errors of Kafka inside the block become `BrokerError`."""
         at = TopicPartition(self._name, partition)
         consumer = AIOKafkaConsumer(
             **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
@@ -44,18 +44,18 @@ class _Topic:
             await consumer.start()
             yield consumer, at
         except (KafkaError, OSError) as error:
-            raise BrokerError(f"cannot read {self._name} back, partition {partition}: {type(error).__name__} {error}") from error
+            raise BrokerError(f"{self._name}, partition {partition} cannot be read back: {type(error).__name__}: {error}") from error
         finally:
             await consumer.stop()
 
     async def _records(self, consumer: AIOKafkaConsumer, at: TopicPartition, first: int) -> AsyncGenerator[list[Any], None]:
-        """What a fetch brought, from `first` on; an empty list where the position moved without records or nothing came for now."""
-        consumer.assign([at])                                            # not before: it fetches at once, from the beginning
+        """Yields the records of each fetch, from `first` on; an empty list if the position moved without records or nothing has arrived."""
+        consumer.assign([at])                                            # not earlier: an assigned consumer fetches at once, from the beginning
         consumer.seek(at, first)
         while True:
             records = (await consumer.getmany(at, timeout_ms=200, max_records=5_000)).get(at, [])
             if records and records[0].offset < first:
-                raise BrokerError(f"{self._name}, partition {at.partition}: offset {first} is not there any more: the topic was made again")
+                raise BrokerError(f"{self._name}, partition {at.partition}: offset {first} no longer exists: the topic was deleted and created again")
             yield records
 
 
@@ -116,7 +116,7 @@ class KafkaClean(_Topic):
                         try:
                             frame = assembler.feed(part) if part.log == log else None
                         except FrameError as error:
-                            logger.warning("archive: %s, partition %d, from %d: %s", self._name, partition, part.start, error)
+                            logger.warning("archive: %s, partition %d: a frame from raw offset %d is skipped: %s", self._name, partition, part.start, error)
                             continue
                         if frame is None:
                             continue
@@ -127,7 +127,7 @@ class KafkaClean(_Topic):
                                 return
                         elif frame.start > expect:
                             if start > begin and beyond is None:
-                                break                       # what we want is further back
+                                break                       # the wanted frame is further back
                             beyond = min(beyond or frame.start, frame.start)
                 if start == begin:
                     if beyond is None or beyond <= expect or beyond > last:
@@ -136,7 +136,7 @@ class KafkaClean(_Topic):
                 back *= 8
 
     async def _frames(self, consumer: AIOKafkaConsumer, at: TopicPartition, start: int, end: int) -> AsyncGenerator[Frame, None]:
-        """The topic's messages from Kafka's offset `start` through its end, as they are."""
+        """Yields the topic's messages as frames or parts of frames, from Kafka's offset `start` through its end."""
         stall = _Stall(self._name, at.partition)
         async with aclosing(self._records(consumer, at, start)) as chunks:
             async for records in chunks:
@@ -144,7 +144,7 @@ class KafkaClean(_Topic):
                     try:
                         yield received(record.value or b"", TICKS_SCHEMA, record.timestamp)
                     except FrameError as error:
-                        logger.warning("archive: %s, partition %d, offset %d: %s", self._name, at.partition, record.offset, error)
+                        logger.warning("archive: %s, partition %d: offset %d is no frame and is skipped: %s", self._name, at.partition, record.offset, error)
                 position = await consumer.position(at)
                 if position >= max(end, consumer.highwater(at) or 0):
                     return
@@ -167,4 +167,4 @@ class _Stall:
         if position != self._position:
             self._position, self._since = position, time.monotonic()
         elif time.monotonic() - self._since > READ_STALL_S:
-            raise BrokerError(f"{self._where}: nothing comes at offset {position}")
+            raise BrokerError(f"{self._where}: no record arrived at offset {position} for {READ_STALL_S:.0f} s; it is read again later")

@@ -17,15 +17,15 @@ CHAIN_FOLDER = re.compile(r"[A-Za-z0-9._-]+-\d{5}")
 LOG_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
-class Turn(msgspec.Struct, tag_field="kind", tag="turn", frozen=True):
-    """From `first` on the chain's objects are in `folder`."""
+class FolderChange(msgspec.Struct, tag_field="kind", tag="turn", frozen=True):
+    """From offset `first` on, the chain's objects are in `folder`. (Stored with the kind `turn`.)"""
 
     first: int
     folder: str
 
 
 class Lost(msgspec.Struct, tag_field="kind", tag="lost", frozen=True):
-    """`first` to `through` had been deleted from Kafka before this writer archived them."""
+    """Retention deleted the offsets `first` to `through` before they were archived."""
 
     first: int
     through: int
@@ -43,7 +43,7 @@ class Name:
 
 
 def folder_of_hour(hour: int) -> str:
-    """`date=YYYY-MM-DD/hour=HH` of an epoch hour; hours outside of the years 1970 to 9999 count as the nearest inside."""
+    """`date=YYYY-MM-DD/hour=HH` of an epoch hour; an hour outside the years 1970 to 9999 counts as the nearest hour inside."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=min(max(hour, 0), MAX_EPOCH_HOUR))
     return f"date={moment:%Y-%m-%d}/hour={moment:%H}"
 
@@ -53,11 +53,11 @@ def raw_name(folder: str, log: str, partition: int, first: int) -> str:
 
 
 def processed_name(raw: str) -> str:
-    """The ticks object that says that the raw object's offsets are processed."""
+    """The name of the ticks object whose existence marks the raw object's offsets as processed."""
     return raw.replace("raw/", "processed/ticks/", 1).replace(".jsonl.zst", ".parquet")
 
 
 def parse_name(name: str) -> Name | None:
-    """The name's parts; None where it is not one of ours."""
+    """The parts of a name; None if it is not the name of an archive object."""
     match = _NAME.fullmatch(name)
     return Name(match["area"], match["folder"], match["log"], int(match["partition"]), int(match["first"])) if match else None

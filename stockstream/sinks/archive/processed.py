@@ -1,4 +1,4 @@
-"""Processed objects: accepted ticks and one-minute bars as Parquet, made of a raw object and its verdicts."""
+"""Processed objects: accepted ticks and one-minute bars as Parquet, made from a raw object and its verdicts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ROW_GROUP = 120_000
 
 
 class Made(msgspec.Struct, frozen=True):
-    """In a processed object's footer, under `stockstream`: which raw offsets its rows come from.
+    """The footer of a processed object, under `stockstream`: the raw offsets that its rows come from.
 
-    `objects` (in the ticks object beside the raw one): every object made of these offsets, with its rows. `missing`: offsets whose verdict by `clean` was
-    no longer to be had.
+    `objects` (in the ticks object beside the raw one) maps every object made from these offsets to its number of rows. `missing` lists offsets whose
+    verdict by `clean` was no longer available.
     """
 
     log: str
@@ -51,7 +51,7 @@ STORED_BARS = pa.schema([
     ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()),
     ("partition", pa.int32()), ("log", pa.string()),
 ])  # fmt: skip
-"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. A minute's bar is made of all its parts: see `BARS_SQL`."""
+"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. `BARS_SQL` combines all parts of a minute."""
 BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
@@ -64,9 +64,9 @@ FROM bar_parts GROUP BY symbol, source, minute, "date"
 
 
 def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:
-    """Name and bytes of the objects made of one raw object, in the order of writing: the last one, beside the raw object, says that all are there.
+    """Name and bytes of the objects made from one raw object, in the order of writing. The last one, in the raw object's folder, marks them as complete.
 
-    `rows`: the accepted ticks (`TICKS_SCHEMA`) of the extent's offsets, in any order. The same rows give the same objects, whoever makes them.
+    `rows`: the accepted ticks (`TICKS_SCHEMA`) of the extent's offsets, in any order. The same rows give the same objects on every worker.
     """
     raw_folder = raw.removeprefix("raw/").rpartition("/")[0]
     stem = raw.rpartition("/")[2].removesuffix(".jsonl.zst") + ".parquet"
@@ -128,14 +128,14 @@ def _parquet(table: pa.Table, made: Made) -> bytes:
 
 
 def read_made(store: Store, name: str) -> Made:
-    """A processed object's footer. Raises `ArchiveError` where it is none of ours, or does not hold the rows that it says."""
+    """Reads the footer of a processed object. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(store.read(name)))
         made = _decode_made((metadata.metadata or {})[b"stockstream"])
     except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
-        raise ArchiveError(f"{name} is not a processed object of ours: {error}") from error
+        raise ArchiveError(f"{name} is not a processed object of stockstream: {error}") from error
     if metadata.num_rows != made.rows:
-        raise ArchiveError(f"{name} holds {counted(metadata.num_rows, 'row')}, and its footer says {made.rows}")
+        raise ArchiveError(f"{name} has {counted(metadata.num_rows, 'row')}, but its footer counts {made.rows}")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Raw objects: zstd JSON lines with a trailer that says which offsets they cover."""
+"""Raw objects: JSON lines in zstd, with a trailer that describes the offsets they account for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAIL_BYTES = 8_192
 
 
 class RawRecord(Protocol):
-    """What we use of a consumed record: Kafka's offset and time (epoch ms), and the bytes."""
+    """The part of a consumed record that the archive uses: Kafka's offset and time (epoch ms), and the bytes."""
 
     @property
     def offset(self) -> int: ...
@@ -54,14 +54,14 @@ class Line(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class Tail(msgspec.Struct, frozen=True):
-    """The last record of a chain: by it we know later whether Kafka still holds the same log."""
+    """The last record of a chain. It shows later whether Kafka still has the same log."""
 
     offset: int
     crc32: int
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """What a raw object says of itself, in its trailer: offsets `first` to `last`, of which `holes` (ranges, both ends included) hold nothing."""
+    """The trailer of a raw object: it accounts for offsets `first` to `last`, of which `holes` (ranges, both ends included) have no record."""
 
     log: str
     partition: int
@@ -78,9 +78,9 @@ class Extent(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Encoded records of one Kafka hour: extents `start` to `last`, offsets without a record among them being holes.
+    """Encoded records of one hour of Kafka time. Offsets from `start` to `last` without a record are holes.
 
-    `expired`: the hole before the first record is one that retention made.
+    `expired`: retention deleted the offsets before the first record.
     """
 
     start: int
@@ -105,10 +105,10 @@ _decode_extent = msgspec.json.Decoder(Extent).decode
 
 
 def encode(partition: int, records: Sequence[RawRecord], start: int | None = None) -> list[Piece]:
-    """Records (ascending by offset, not empty) as pieces, one for each run of one Kafka hour.
+    """Encodes records (ascending by offset, not empty) as pieces, one for each stretch of records in the same hour of Kafka time.
 
-    `start`: from here through the last record Kafka holds nothing else, so what is missing is a hole. Without it a gap among the records is unproven
-    and parts the pieces. Raises `ArchiveError` where the offsets do not ascend.
+    `start`: from this offset through the last record, Kafka has only these records, so a gap is a hole. Without it a gap is unproven, and a new piece
+    begins after it. Raises `ArchiveError` if the offsets do not ascend.
     """
     offsets: Sequence[int] = [record.offset for record in records]
     times = [record.timestamp for record in records]
@@ -119,19 +119,19 @@ def encode(partition: int, records: Sequence[RawRecord], start: int | None = Non
         raise ArchiveError(f"partition {partition}: offsets do not ascend")
     known = offsets[0] if start is None else start
     if known > offsets[0]:
-        raise ArchiveError(f"partition {partition}: offset {offsets[0]} where {known} is next")
+        raise ArchiveError(f"partition {partition}: offset {offsets[0]} comes before the expected offset {known}")
     hour = min(times) // HOUR_MS
     if hour == max(times) // HOUR_MS and (start is not None or offsets is whole):
         return [Piece(known, offsets, hour, lines(partition, records))]
     hours = [time // HOUR_MS for time in times]
     pieces = []
-    begun = 0
+    begin = 0
     for i in range(1, len(records) + 1):
         gap = start is None and i < len(records) and offsets[i] != offsets[i - 1] + 1
-        if i == len(records) or hours[i] != hours[begun] or gap:
-            pieces.append(Piece(known, offsets[begun:i], hours[begun], lines(partition, records[begun:i])))
+        if i == len(records) or hours[i] != hours[begin] or gap:
+            pieces.append(Piece(known, offsets[begin:i], hours[begin], lines(partition, records[begin:i])))
             known = offsets[i] if gap else offsets[i - 1] + 1
-            begun = i
+            begin = i
     return pieces
 
 
@@ -139,7 +139,7 @@ def lines(partition: int, records: Sequence[RawRecord]) -> bytes:
     """The records as JSON lines, each value exactly as received: as a string where it is UTF-8, else in base64."""
     try:
         return _encode_lines([Line(partition, r.offset, r.timestamp, r.key.decode(), r.value.decode()) for r in records])  # type: ignore[union-attr]
-    except (AttributeError, UnicodeDecodeError):        # the few with nulls or other bytes
+    except (AttributeError, UnicodeDecodeError):        # a null, or bytes that are not UTF-8
         return _encode_lines([_any_line(partition, r) for r in records])
 
 
@@ -157,7 +157,7 @@ def _any_line(partition: int, record: RawRecord) -> Line:
 
 
 def key_and_value(line: Line) -> tuple[bytes | None, bytes | None]:
-    """The bytes that Kafka held."""
+    """The key and value of a line, as Kafka had them."""
     return _bytes(line.key, line.key_base64), _bytes(line.value, line.value_base64)
 
 
@@ -168,7 +168,7 @@ def _bytes(text: str | UnsetType | None, encoded: str | UnsetType) -> bytes | No
 
 
 def after(piece: Piece, offset: int) -> Piece | None:
-    """The part of the piece beyond `offset`; None where there is none."""
+    """The part of a piece after `offset`; None if it is empty."""
     if piece.start > offset:
         return piece
     if piece.last <= offset:
@@ -179,7 +179,7 @@ def after(piece: Piece, offset: int) -> Piece | None:
 
 
 def through(piece: Piece, offset: int) -> Piece | None:
-    """The part of the piece up to `offset`, which is included; None where no record is there."""
+    """The part of a piece through `offset`; None if it has no record."""
     cut = bisect_right(piece.offsets, offset)
     if not cut or cut == len(piece.offsets):
         return piece if cut else None
@@ -187,7 +187,7 @@ def through(piece: Piece, offset: int) -> Piece | None:
 
 
 def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece]) -> tuple[Extent, bytes]:
-    """One zstd frame of JSON lines, and behind it the trailer. The pieces tile: each begins behind the one before."""
+    """Encodes a raw object: one zstd frame of JSON lines, then the trailer. The pieces are contiguous."""
     data = b"".join(piece.data for piece in pieces)
     offsets = np.concatenate([np.asarray(piece.offsets, np.int64) for piece in pieces])
     first, last = pieces[0].start, int(offsets[-1])
@@ -200,7 +200,7 @@ def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece])
 
 
 def hole_object(log: str, partition: int, previous: str, first: int, last: int, tail: Tail | None) -> tuple[Extent, bytes]:
-    """An object without lines: nothing of `first` to `last` was left in Kafka."""
+    """Encodes an object without lines: Kafka had no record from `first` to `last`."""
     extent = Extent(log, partition, first, last, 0, previous, ((first, last),), 0, 0, tail)
     return extent, bytes(cramjam.zstd.compress(b"", level=ZSTD_LEVEL)) + _trailer(extent)
 
@@ -212,7 +212,7 @@ def _trailer(extent: Extent) -> bytes:
 
 
 def read_extent(store: Store, name: str) -> Extent:
-    """The object's trailer. Raises `ArchiveError` where it has none of ours, and what the store raises."""
+    """Reads an object's trailer. Raises `ArchiveError` if it has none, and what the store raises."""
     data = store.read(name, TAIL_BYTES)
     size = _payload_size(name, data)
     if size > len(data):
@@ -223,7 +223,7 @@ def read_extent(store: Store, name: str) -> Extent:
 def _payload_size(name: str, data: bytes) -> int:
     mark = len(TRAILER_MARK)
     if len(data) < mark + 4 or data[-mark:] != TRAILER_MARK:
-        raise ArchiveError(f"{name} is not an object of ours: it has no trailer")
+        raise ArchiveError(f"{name} is not a raw object of stockstream: it has no trailer")
     return int(struct.unpack("<I", data[-mark - 4 : -mark])[0]) + 4 + mark
 
 
@@ -236,7 +236,7 @@ def _extent(name: str, data: bytes) -> Extent:
 
 
 def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
-    """An object's trailer and lines, held against each other. Raises `ArchiveError` where they do not agree."""
+    """Reads an object's trailer and lines. Raises `ArchiveError` if they do not agree."""
     packed = store.read(name)
     extent = _extent(name, packed)
     size = _payload_size(name, packed) + 8
@@ -246,14 +246,14 @@ def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
     except (cramjam.DecompressionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
     if (len(data), zlib.crc32(data), len(found)) != (extent.bytes, extent.crc32, extent.count):
-        raise ArchiveError(f"{name}: its lines are not those of its trailer (bytes, checksum or count differ)")
+        raise ArchiveError(f"{name}: its lines do not match its trailer (bytes, checksum or count differ)")
     expect = extent.first
     holes = dict(extent.holes)
     for line in found:
         expect = holes.pop(expect, expect - 1) + 1
         if line.offset != expect or line.partition != extent.partition:
-            raise ArchiveError(f"{name}: offset {line.offset} of partition {line.partition} where {expect} of {extent.partition} belongs")
+            raise ArchiveError(f"{name}: found offset {line.offset} of partition {line.partition}, expected offset {expect} of partition {extent.partition}")
         expect += 1
     if holes.pop(expect, expect - 1) != extent.last or holes:
-        raise ArchiveError(f"{name}: its lines and holes do not cover {extent.first} to {extent.last}")
+        raise ArchiveError(f"{name}: its lines and holes do not account for all of {extent.first} to {extent.last}")
     return extent, found

@@ -1,4 +1,4 @@
-"""What the archive needs of Kafka: to read raw records and verdicts back."""
+"""The contracts by which the archive reads raw records and verdicts back from Kafka."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from stockstream.transforms.frames import Frame
 
 
 class RawReader(Protocol):
-    """Reads `ticks.raw` back. Both raise `BrokerError` where Kafka does not answer, or does not hold what is asked for yet."""
+    """Reads `ticks.raw` back. Both methods raise `BrokerError` if Kafka does not answer or does not have the records yet."""
 
     async def begin(self, partition: int) -> int:
-        """First offset that is kept: what is below has expired."""
+        """The first offset that Kafka still has. Retention deleted those below."""
 
     def read(self, partition: int, first: int, last: int) -> AsyncGenerator[Sequence[RawRecord], None]:
-        """The records from `first` to `last`, ascending. When it ends, nothing else is there between them."""
+        """Yields the records from `first` to `last`, ascending. At its end, Kafka has no others between them."""
 
 
 class CleanReader(Protocol):
-    """Reads `ticks.clean` back. Both raise `BrokerError` where Kafka does not answer."""
+    """Reads `ticks.clean` back. Both methods raise `BrokerError` if Kafka does not answer."""
 
     async def newest(self, partition: int) -> tuple[str, int] | None:
-        """Log id and last raw offset of the newest frame; None where the topic holds none."""
+        """Log id and last raw offset of the newest frame; None if the topic has none."""
 
     def read(self, partition: int, log: str, first: int, last: int) -> AsyncGenerator[Frame, None]:
-        """Whole frames of the log, ascending, that cover raw offsets `first` to `last`. What none of them covers is not to be had any more."""
+        """Yields the whole frames of the log that account for raw offsets `first` to `last`, ascending. Offsets that no frame accounts for are lost."""

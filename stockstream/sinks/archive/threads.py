@@ -1,4 +1,4 @@
-"""Blocking calls in threads that a hanging store cannot make the process wait for."""
+"""Blocking calls in daemon threads, so that a hanging store cannot keep the process from ending."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def in_thread(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
-    """Runs a blocking call in a thread of its own that a hanging store cannot make the process wait for at its end, as the pools of the library would."""
+    """Runs a blocking call in a daemon thread. (The process would wait at its end for the threads of asyncio's own pool.)"""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: Any, error: BaseException | None) -> None:
+    def resolve(result: Any, error: BaseException | None) -> None:
         if future.cancelled():
             return
         if error:
@@ -30,7 +30,7 @@ def in_thread(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
         except BaseException as error:  # noqa: BLE001  it is raised where the result is awaited
             fault = error
         if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result, fault)
+            loop.call_soon_threadsafe(resolve, result, fault)
 
     threading.Thread(target=run, name="archive-store", daemon=True).start()
 

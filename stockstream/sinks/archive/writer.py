@@ -1,4 +1,4 @@
-"""Writes the archive of a worker's partitions: raw objects as records come, processed ones as verdicts come."""
+"""Writes the archive of a worker's partitions: raw objects as records arrive, processed objects as the verdicts of `clean` arrive."""
 
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ MAX_RECORDS = 100_000
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 REPAIRS_AT_ONCE = 2
 CALLS_AT_ONCE = 2
-"""Threads that compress take turns with the event loop: with more of them at once, seconds close late while the partitions' objects are written."""
+"""Threads that compress compete with the event loop for the interpreter. With more of them, seconds close late while objects are written."""
 BETWEEN_CLOSINGS_S = 0.4
-"""After a second is due: by then its predictions are made, and the objects are written before the next is."""
+"""Objects are written this long after a second is due: its predictions are then made, and the next second is not due yet."""
 ALIGNED_FROM_S = 10.0
 CLOSE_S = 4.0
+NEW_LOG = "ticks.raw was deleted and created again; archiving continues with the new log after its first frame in ticks.clean"
 VERDICTS_S = 10.0
-"""A raw object that is due waits this long for the first of its verdicts, then it is written without: raw records come first."""
+"""A raw object that is due waits this long for its first verdict. Then it is written without one, because raw records matter most."""
 
 
 class Archive:
     """The archive of the partitions that this worker owns. All methods belong to one event loop; the store is called in threads.
 
-    `add_raw` and `add_clean` never wait for the store and never raise for what it does: what does not fit into `archive_buffer_bytes` is dropped and
-    read back later.
+    `add_raw` and `add_clean` never wait for the store, and never raise its errors. What does not fit into `archive_buffer_bytes` is dropped and read back
+    from Kafka later.
     """
 
     def __init__(self, settings: Settings, store: Store, raw: RawReader, clean: CleanReader, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,12 +66,12 @@ class Archive:
     # What the agent calls
 
     def assign(self, partition: int) -> None:
-        """We own the partition now: finds its chain and what is missing from it."""
+        """Starts archiving a partition that this worker now owns: finds its chain and what is missing from it."""
         if partition not in self._assignments and not self._closing:
             self._start(Assignment(partition))
 
     def revoke(self, partition: int) -> None:
-        """We own it no more: what is held is forgotten, and read back by the next owner."""
+        """Stops archiving a partition that this worker no longer owns. Its buffer is dropped; the next owner reads the records back."""
         assignment = self._assignments.pop(partition, None)
         self._assemblers.pop(partition, None)
         for task, of in list(self._tasks.items()):
@@ -80,16 +81,16 @@ class Archive:
             self._forget(assignment)
 
     async def add_raw(self, partition: int, records: Sequence[RawRecord], start: int | None = None) -> None:
-        """Records of one chunk, ascending by offset; those of a partition that is not assigned are ignored.
+        """Buffers the records of one chunk, in ascending order of offset. Records of a partition that is not assigned are ignored.
 
-        `start`: the caller vouches that Kafka holds nothing else from there through the last one. Without it a gap is read back, to be sure.
+        `start`: from this offset through the last record, Kafka has only these records. Without it, a gap is read back from Kafka.
         """
         assignment = self._assignments.get(partition)
         if assignment is None or not records:
             return
         last = records[-1].offset
         assignment.idle_since = self._clock()
-        if records[0].offset <= assignment.seen or assignment.rewound:      # read again, or another log in the same place: Kafka shows which
+        if records[0].offset <= assignment.seen or assignment.rewound:      # read again, or another log: Kafka shows which
             self._rewind(assignment, last)
             return
         if assignment.chain and last <= assignment.chain.end and assignment.verified:
@@ -97,14 +98,14 @@ class Archive:
             return
         was_due = self._raw_due(assignment)
         expected = assignment.pieces[-1].last + 1 if assignment.pieces else None
-        vouched = None if start is None else max(start, assignment.seen + 1)
+        complete_from = None if start is None else max(start, assignment.seen + 1)
         assignment.seen = last
-        for piece in encode(partition, records, vouched):
+        for piece in encode(partition, records, complete_from):
             if (expected is not None and piece.start > expected) or self._held + piece.nbytes > self._settings.archive_buffer_bytes:
                 assignment.missed = last
                 break
             if not assignment.pieces:
-                assignment.since = self._begun()
+                assignment.since = self._buffering_since()
                 assignment.wake.set()
             assignment.pieces.append(piece)
             self._hold_raw(assignment, piece.nbytes)
@@ -113,7 +114,7 @@ class Archive:
             assignment.wake.set()
 
     async def add_clean(self, partition: int, frame: Frame) -> None:
-        """One message of `ticks.clean`; a message that is one of several parts waits for the others. Raises `FrameError` where parts do not match."""
+        """Takes one message of `ticks.clean`. A part of a frame waits for the other parts. Raises `FrameError` if parts do not match."""
         assignment = self._assignments.get(partition)
         if assignment is None:
             return
@@ -132,9 +133,9 @@ class Archive:
             assignment.wake.set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Writes what is held and judged, as far as `timeout_s` allows; the rest is read back from Kafka at the next start.
+        """Writes the buffered records that have verdicts, for at most `timeout_s` seconds. The next start reads the rest back from Kafka.
 
-        Raw records that `clean` has not judged yet are left to that start too: so what is archived is processed as well.
+        Raw records without a verdict also wait for that start, so that everything archived is also processed.
         """
         self._closing = True
         for assignment in self._tasks.values():
@@ -148,19 +149,19 @@ class Archive:
             self.revoke(partition)
 
     def progress(self) -> list[dict[str, Any]]:
-        """For each partition: `log`, `offset` (archived through), `processed` (likewise), `seen` (raw records have come through), `judged`
-        (their verdicts have come through), `buffered_bytes`, `fault`, `failing_s` and `state`.
+        """The state of each partition: `log`, `buffered_bytes`, `fault`, `failing_s`, `state`, and four raw offsets.
 
-        A state is `starting`, `live`, `repairing` or `failing`.
+        The offsets are the last one archived (`offset`), processed (`processed`), received (`seen`), and received with its verdict (`judged`).
+        The state is `starting`, `live`, `repairing` or `failing`.
         """
         now = self._clock()
         return [
             {
-                "partition": own.partition, "log": own.log, "offset": own.chain.end if own.chain else -1, "processed": own.processed,
-                "seen": own.seen, "judged": own.clean_through, "buffered_bytes": own.held, "state": own.state, "fault": own.fault,
-                "failing_s": round(now - self._failures.since, 1) if self._failures.since is not None and own.state == "failing" else 0.0,
+                "partition": one.partition, "log": one.log, "offset": one.chain.end if one.chain else -1, "processed": one.processed,
+                "seen": one.seen, "judged": one.clean_through, "buffered_bytes": one.held, "state": one.state, "fault": one.fault,
+                "failing_s": round(now - self._failures.since, 1) if self._failures.since is not None and one.state == "failing" else 0.0,
             }
-            for _, own in sorted(self._assignments.items())
+            for _, one in sorted(self._assignments.items())
         ]  # fmt: skip
 
     # Assignments
@@ -173,8 +174,8 @@ class Archive:
         task.add_done_callback(self._tasks.pop)
 
     def _next_log(self, old: Assignment) -> Assignment:
-        """The topic was made again: what is held of the old log is written, and what the new one holds is read from Kafka."""
-        logger.info("archive: partition %d begins a new log after %s", old.partition, old.log)
+        """Starts the archive of a topic that was created again: writes what is buffered of the old log, and reads the new log from Kafka."""
+        logger.info("archive: partition %d: a new log follows log %s", old.partition, old.log)
         old.finish()
         assignment = Assignment(old.partition)
         self._start(assignment)
@@ -187,7 +188,7 @@ class Archive:
         assignment.frames.clear()
 
     def _rewind(self, assignment: Assignment, last: int) -> None:
-        """What is held is written, if we know whose it is; nothing more is taken until the chain's last record was found in Kafka."""
+        """Buffers nothing more until the chain's last record is found in Kafka. Writes what is buffered, if its log is verified."""
         if not assignment.verified:
             self._hold_raw(assignment, -assignment.raw_held)
             assignment.pieces.clear()
@@ -213,15 +214,15 @@ class Archive:
                     self._forget(assignment)
                     return
                 wait = self._failed(assignment, error)
-            except Exception as error:          # whatever it is, alerts and predictions go on, and the archive tries again
-                logger.exception("archive: partition %d", assignment.partition)
+            except Exception as error:          # alerts and predictions must continue, so the archive tries again
+                logger.exception("archive: partition %d: an unexpected error; the step is tried again", assignment.partition)
                 wait = self._failed(assignment, error)
             else:
                 assignment.failures, assignment.fault = 0, ""
                 if assignment.final:
                     self._forget(assignment)
                     return
-            event = assignment.ending if assignment.failures else assignment.wake      # what comes meanwhile does not shorten the wait after a failure
+            event = assignment.ending if assignment.failures else assignment.wake      # new records do not shorten the wait after a failure
             if event is assignment.ending and assignment.final:
                 await asyncio.sleep(wait or 0)
                 continue
@@ -237,7 +238,7 @@ class Archive:
         return float(min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(assignment.failures - 1, 10)))
 
     async def _step(self, assignment: Assignment) -> float | None:
-        """Does what is due; returns after how many seconds something may be due next."""
+        """Does what is due. Returns the seconds until something may be due again; None if only an event can make it due."""
         if assignment.log is None and assignment.final:
             return None
         if assignment.log is None:
@@ -268,8 +269,8 @@ class Archive:
             return due if self._clock() < due else due + VERDICTS_S
         return max(assignment.idle_since, self._clock() - self._settings.archive_flush_s + 1) + self._settings.archive_flush_s
 
-    def _begun(self) -> float:
-        """Now, for what has just come first; up to a second earlier where that lets it be written while no second closes, if sources are prompt."""
+    def _buffering_since(self) -> float:
+        """The time from which the first buffered record counts: now, or up to a second earlier, so that the write falls between the closings of two seconds."""
         lands = time.time() + self._settings.archive_flush_s - self._settings.lateness_ms / 1_000
         early = (lands - BETWEEN_CLOSINGS_S) % 1.0 if self._settings.archive_flush_s >= ALIGNED_FROM_S else 0.0
         return self._clock() - early
@@ -277,7 +278,7 @@ class Archive:
     # Raw records
 
     def _object_bytes(self) -> int:
-        """What an object may hold, so that all partitions' together, with their clean ticks, stay well within the bound."""
+        """The size limit of an object. All partitions' objects together, with their accepted ticks, stay well within the buffer."""
         return min(self._settings.archive_max_bytes, self._settings.archive_buffer_bytes // (4 * max(1, len(self._assignments))))
 
     def _raw_due(self, assignment: Assignment) -> bool:
@@ -287,7 +288,7 @@ class Archive:
         return assignment.final or by_time or assignment.pieces[-1].hour > assignment.pieces[0].hour or self._raw_pressed(assignment)
 
     def _raw_pressed(self, assignment: Assignment) -> bool:
-        """Whether what is held must be written now, judged or not: there is no room for more, or nothing can follow it."""
+        """Whether the buffer must be written now, with or without verdicts: it is full, or no record can follow it."""
         first, last = assignment.pieces[0], assignment.pieces[-1]
         return last.last - first.start >= MAX_RECORDS or assignment.raw_held >= self._object_bytes() or assignment.missed > last.last or assignment.rewound
 
@@ -317,7 +318,7 @@ class Archive:
                     await self._repair(assignment, chain, last)
 
     def _missing(self, assignment: Assignment) -> int:
-        """Last offset that must be read back: dropped here, covered by a frame at the start, or covered by a frame and not seen for long."""
+        """The last offset that must be read back: dropped here, or in a frame of the start, or in a frame and not received for long."""
         if self._clock() - assignment.idle_since >= self._settings.archive_flush_s:
             return max(assignment.missed, assignment.seen, assignment.clean_through)
         return max(assignment.missed, assignment.seen)
@@ -333,14 +334,14 @@ class Archive:
         return taken
 
     def _judged(self, assignment: Assignment, pieces: list[Piece]) -> list[Piece]:
-        """The pieces up to where the verdicts of `clean` end, so that the object can be processed at once.
+        """The pieces up to the last verdict of `clean`, so that the object can be processed at once.
 
-        Where none of them is judged: none while the verdicts are waited for (the worker's end leaves them to the next start), all of them after that.
+        If there is no verdict: none while verdicts may still arrive (a worker that stops leaves them to the next start), then all.
         """
         judged = [part for part in (through(piece, assignment.clean_through) for piece in pieces) if part]
         if judged:
             return judged
-        if assignment.rewound or (assignment.final and not self._closing):      # Kafka may hold them no more
+        if assignment.rewound or (assignment.final and not self._closing):      # Kafka may no longer have them
             return pieces
         waits = assignment.final or (not self._raw_pressed(assignment) and self._clock() < assignment.since + self._settings.archive_flush_s + VERDICTS_S)
         return [] if waits else pieces
@@ -362,20 +363,20 @@ class Archive:
             piece = assignment.pieces.popleft()
             rest = after(piece, end)
             self._hold_raw(assignment, -piece.nbytes)
-            assignment.since = self._begun()
+            assignment.since = self._buffering_since()
             if rest:
                 assignment.pieces.appendleft(rest)
                 self._hold_raw(assignment, rest.nbytes)
 
     def _verify_by_overlap(self, assignment: Assignment, chain: Chain) -> None:
-        """The first live records of a assignment may hold the chain's last one: then they show whether it is the same log."""
+        """Verifies the log without reading Kafka, if the first live records include the chain's last record."""
         for piece in assignment.pieces:
             if chain.tail and piece.start <= chain.tail.offset <= piece.last and chain.tail.offset in piece.offsets:
                 line = piece.data.split(b"\n")[piece.offsets.index(chain.tail.offset)] + b"\n"
-                self._must_be(assignment, chain, zlib.crc32(line))
+                self._require_checksum(assignment, chain, zlib.crc32(line))
 
     async def _verify(self, assignment: Assignment, chain: Chain) -> None:
-        """Whether Kafka still holds the chain's last record: a topic that was made again must not be taken for the old one."""
+        """Verifies that Kafka still has the chain's last record, because a topic that was created again must not continue the old log."""
         if assignment.verified:
             return
         tail = chain.tail
@@ -384,18 +385,18 @@ class Archive:
             return
         async with aclosing(self._raw.read(assignment.partition, tail.offset, tail.offset)) as found:
             async for records in found:
-                self._must_be(assignment, chain, zlib.crc32(lines(assignment.partition, records[:1])))
+                self._require_checksum(assignment, chain, zlib.crc32(lines(assignment.partition, records[:1])))
         if not assignment.verified and await self._raw.begin(assignment.partition) <= tail.offset:
-            raise ArchiveError(f"partition {assignment.partition}: Kafka holds no offset {tail.offset} of log {chain.log}: the topic was made again")
+            raise ArchiveError(f"partition {assignment.partition}: Kafka has no offset {tail.offset} of log {chain.log}: {NEW_LOG}")
         assignment.verified = True
 
-    def _must_be(self, assignment: Assignment, chain: Chain, crc32: int) -> None:
+    def _require_checksum(self, assignment: Assignment, chain: Chain, crc32: int) -> None:
         if not chain.tail or crc32 != chain.tail.crc32:
-            raise ArchiveError(f"partition {assignment.partition}: what Kafka holds is not log {chain.log} any more: the topic was made again")
+            raise ArchiveError(f"partition {assignment.partition}: Kafka no longer has log {chain.log}: {NEW_LOG}")
         assignment.verified = True
 
     async def _repair(self, assignment: Assignment, chain: Chain, last: int) -> None:
-        """Adds what Kafka holds from the chain's end through `last`, in objects of bounded size."""
+        """Archives what Kafka has from the chain's end through `last`, in objects of bounded size."""
         cursor = chain.end + 1
         held: list[Piece] = []
         size = 0
@@ -420,7 +421,7 @@ class Archive:
             await self._append(assignment, chain, rest)
 
     async def _pass_hole(self, assignment: Assignment, chain: Chain, last: int) -> None:
-        """Kafka holds nothing from the chain's end through `last`."""
+        """Records a hole: Kafka has nothing from the chain's end through `last`."""
         if assignment.pieces and assignment.pieces[0].start == last + 1:
             assignment.pieces[0] = replace(assignment.pieces[0], start=chain.end + 1)
         elif await self._raw.begin(assignment.partition) > last:
@@ -428,7 +429,8 @@ class Archive:
             await self._call(partial(chain.append_hole, last))
             self._appended(assignment, chain, before)
         else:
-            raise BrokerError(f"partition {assignment.partition}: Kafka does not give offsets {chain.end + 1} to {last}, though they have not expired")
+            where = f"partition {assignment.partition}, offsets {chain.end + 1} to {last}"
+            raise BrokerError(f"{where}: Kafka returned no records, though retention has not deleted them; they are read again later")
 
     # Accepted ticks
 
@@ -483,7 +485,8 @@ class Archive:
         if expect <= last:
             missing.append((expect, last))
         if missing:
-            logger.warning("archive: partition %d: ticks.clean no longer tells of raw offsets %s; they are recorded as missing", assignment.partition, missing)
+            text = "archive: partition %d: ticks.clean no longer has frames for raw offsets %s; the archive records them as missing"
+            logger.warning(text, assignment.partition, missing)
         return batches, missing
 
     # Threads

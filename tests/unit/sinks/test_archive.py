@@ -77,7 +77,7 @@ def test_pieces_part_at_hours_and_at_unproven_gaps() -> None:
     for bad in ([Record(2), Record(2)], [Record(3), Record(1)]):
         with pytest.raises(ArchiveError, match="do not ascend"):
             encode(0, bad)
-    with pytest.raises(ArchiveError, match="where 4 is next"):
+    with pytest.raises(ArchiveError, match="before the expected offset 4"):
         encode(0, [Record(2)], start=4)
 
 

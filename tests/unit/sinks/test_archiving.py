@@ -413,7 +413,7 @@ async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCa
         await feed(kafka, [one], 1)
         await until(lambda: "works again" in caplog.text)
     told = [record.message for record in caplog.records]
-    assert sum("tried again" in line for line in told) == 1 and sum("failing for" in line for line in told) == 1
+    assert sum("tried again" in line for line in told) == 1 and sum("has been failing for" in line for line in told) == 1
     assert kafka.end == 6_101
     await one.close()
     assert_exact(kafka, store)
@@ -506,7 +506,7 @@ async def test_a_restart_does_not_take_a_new_topic_for_the_archived_log() -> Non
     two = archive(kafka, store)
     two.assign(0)
     await two.add_raw(0, fresh)
-    await until(lambda: "made again" in two.progress()[0]["fault"])
+    await until(lambda: "created again" in two.progress()[0]["fault"])
     assert len(archived(store)) == 50
     kafka.log, kafka.cleaned = "log2", -1
     for frame in kafka.clean():
