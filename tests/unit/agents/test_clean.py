@@ -126,7 +126,7 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
     cores[3] = core
     monkeypatch.setattr(stage, "core_of", lambda chunk: core)
     records = [SimpleNamespace(offset=9, value=b"{}", timestamp=1)]
-    with pytest.raises(StateError, match="offsets 7 to 8 were read and did not arrive"):
+    with pytest.raises(StateError, match="offsets 7 to 8 were fetched but not delivered"):
         await stage.process(Chunk("ticks.raw", 3, records, 0, 9))
     fed: list[Any] = []
 
