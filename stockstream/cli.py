@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
     "worker": "Run a worker, and start it again when it fails.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
+    "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",
     "query": "Ask the archive in SQL.",
     "verify": "Check that the archive holds every raw offset exactly once.",

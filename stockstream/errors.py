@@ -12,7 +12,8 @@
     │   └── SourceUnavailable   the source does not answer for now (in `sources.base`)  retriable
     ├── ArchiveError            the archive's store failed
     │   └── ArchiveUnavailable  the store is down or slow                        retriable
-    └── ModelError              a model that cannot be trained, found or loaded
+    ├── ModelError              a model that cannot be trained, found or loaded
+    └── OutputError             files of results that cannot be written
 
 `retriable`: the same operation can succeed later without anyone changing anything.
 """
@@ -74,3 +75,7 @@ class ArchiveUnavailable(ArchiveError):
 
 class ModelError(StockstreamError):
     """A model cannot be trained, found or loaded."""
+
+
+class OutputError(StockstreamError):
+    """Files of results cannot be written, or would replace others."""

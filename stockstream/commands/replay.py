@@ -253,7 +253,7 @@ def command(
     if recording.kind == "bars" and not bars:
         _report(f"{file.name} has the columns of one-second bars: replayed as such")
     survey = recording.survey()
-    _warn(survey, settings)
+    warn_of_rows(survey, settings)
     if absent := sorted(set(chosen) - set(survey.first_seen)):
         _report(f"not in the file: {', '.join(absent)}")
     name = source or source_name(recording, rebased=rebase)
@@ -271,7 +271,8 @@ def command(
     click.echo(f"{counted(summary.ticks, 'tick')} of {name} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
 
 
-def _warn(survey: Survey, settings: Settings) -> None:
+def warn_of_rows(survey: Survey, settings: Settings) -> None:
+    """Prints which rows cannot be ticks or are out of order, on stderr."""
     for row in survey.bad:
         _report(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:

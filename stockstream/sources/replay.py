@@ -244,6 +244,12 @@ class ReplaySource:
         """Names only: a recording has no other metadata."""
         return [SymbolInfo(symbol=symbol, source=self.name) for symbol in sorted(symbols)]
 
+    def batches(self) -> Iterator[Batch]:
+        """The recording's ticks as `stream` brings them, without pauses. Raises `SourceError`."""
+        for chunk in self._recording.chunks():
+            if len(chunk):
+                yield self._encode(chunk)
+
     async def stream(self) -> AsyncIterator[Batch]:
         """The recording's ticks in file order, once. Raises `SourceError`."""
         started, origin, reached = self._clock.now_ms(), None, 0

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from models import ScoringModel
-from stockstream.records import WINDOWS_SCHEMA, Alert, Rejection
+from stockstream.records import WINDOWS_SCHEMA, Alert, Punctuation, Rejection
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.frames import Frame
@@ -20,6 +20,7 @@ from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 from stockstream.transforms.windows.windows import Windows
 
 CHUNK = 5_000
+_encode = msgspec.json.Encoder().encode
 
 
 class RawRecord(NamedTuple):
@@ -28,6 +29,65 @@ class RawRecord(NamedTuple):
     offset: int
     timestamp: int
     value: bytes | None
+
+
+@dataclass(slots=True)
+class Step:
+    """What some consecutive records have brought: the rejections, the frames of `ticks.clean` and `windows`, the alerts, the predictions and outcomes."""
+
+    rejections: list[Rejection]
+    clean: Frame | None = None
+    windows: Frame | None = None
+    alerts: Sequence[Alert] = ()
+    scored: Scored | None = None
+
+
+class Pipeline:
+    """The state machines of one partition, one behind the other, without Kafka between them.
+
+    Args:
+        partition, partitions: number of this partition, and how many the topic has.
+        lateness_ms, revise_s: as the settings of a worker.
+        log: id of the raw log's life.
+        model: the champion from the first record on; without one nothing is predicted.
+    """
+
+    def __init__(
+        self, partition: int, partitions: int, *, lateness_ms: int = LATENESS_MS, revise_s: int = REVISE_S, log: str = "batch",
+        model: ScoringModel | None = None,
+    ) -> None:  # fmt: skip
+        self.log, self.partition = log, partition
+        self.cleaner = Cleaner(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log)
+        self._windows, self._detector = Windows(partition, revise_s=revise_s), Detector(partition)
+        self._scorer = Scorer(partition) if model is not None else None
+        if self._scorer is not None and model is not None:
+            self._scorer.set_champion(model, 0)
+
+    def feed(self, records: Sequence[Record]) -> Step:
+        """Takes the log's next records, ascending by offset; the results together do not depend on how the log is cut."""
+        step = Step(self.cleaner.chunk(records))
+        step.clean = frame = self.cleaner.make_frame()
+        if frame is None:
+            return step
+        rows = self._windows.take_frame(frame)
+        self._windows.records(0)
+        if rows is None or not rows.closings:
+            return step
+        step.windows = closed = Frame(self.log, rows.start, rows.through, tuple(rows.closings), rows.batch(self.partition), log_clock=rows.log_clock)
+        found = self._detector.take_frame(closed)
+        if found is not None:
+            step.alerts = found.alerts
+        if self._scorer is not None:
+            step.scored = self._scorer.take_frame(closed)
+        return step
+
+    def punctuations(self) -> list[RawRecord]:
+        """The records that close every open second, to be fed last: one for each source that has one, as a worker writes them for quiet sources."""
+        offset, clock = max(self.cleaner.expect, 0), self.cleaner.log_clock
+        return [
+            RawRecord(offset + number, max(clock, idle.second * 1000), _encode(Punctuation(punctuate=idle.second, source=idle.source)))
+            for number, idle in enumerate(sorted(self.cleaner.idle(), key=lambda idle: idle.source))
+        ]
 
 
 @dataclass(slots=True)
@@ -62,30 +122,17 @@ def run(
     `chunk` is how many records are judged at once; the results do not depend on it.
     """
     out = Results()
-    cleaner = Cleaner(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log)
-    windows, detector, scorer = Windows(partition, revise_s=revise_s), Detector(partition), Scorer(partition)
-    if model is not None:
-        scorer.set_champion(model, 0)
+    pipeline = Pipeline(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, model=model)
     for some in _chunks(records, chunk):
-        out.rejections += cleaner.chunk(some)
-        frame = cleaner.make_frame()
-        if frame is None:
-            continue
-        if keep_clean:
-            out.clean.append(frame)
-        rows = windows.take_frame(frame)
-        windows.records(0)
-        if rows is None or not rows.closings:
-            continue
-        closed = Frame(log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), log_clock=rows.log_clock)
-        out.windows.append(closed)
-        found = detector.take_frame(closed)
-        if found is not None:
-            out.alerts += found.alerts
-        if model is not None:
-            scored = scorer.take_frame(closed)
-            if scored is not None:
-                out.scored.append(scored)
+        step = pipeline.feed(some)
+        out.rejections += step.rejections
+        if keep_clean and step.clean is not None:
+            out.clean.append(step.clean)
+        if step.windows is not None:
+            out.windows.append(step.windows)
+        out.alerts += step.alerts
+        if step.scored is not None:
+            out.scored.append(step.scored)
     return out
 
 

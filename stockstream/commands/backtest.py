@@ -1,0 +1,157 @@
+"""`stockstream backtest`: the whole pipeline over a recording, without a broker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from models import ScoringModel
+from models.registry import Registry, RegistryError
+from stockstream.backtest.inputs import ALL_TIMES, Input, Range, Selection, Trades, is_of_raw_records, open_raw
+from stockstream.backtest.result_files import ResultFiles
+from stockstream.backtest.runner import Summary, backtest
+from stockstream.champions import Champions
+from stockstream.commands.replay import warn_of_rows
+from stockstream.errors import ModelError, SourceError
+from stockstream.locations import folder
+from stockstream.settings import Settings, load_settings
+from stockstream.sources.replay import Recording, source_name
+from stockstream.transforms.cleaning.limits import MAX_SOURCE
+from stockstream.wording import counted
+
+EXAMPLE = "stockstream backtest trades.parquet --out results"
+
+
+class _Time(click.ParamType):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time such as 2026-11-27 or 2026-11-27T14:30:00Z", param, ctx)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return int(moment.timestamp() * 1000)
+
+
+@click.command(epilog=f"Example: {EXAMPLE}")
+@click.argument("source_path", metavar="INPUT")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--force", is_flag=True, help="Replace results that are there.")
+@click.option("--close/--no-close", default=True, help="Close the seconds that are open at the end of the input, as a punctuation does.  [default: close]")
+@click.option("--partitions", type=click.IntRange(1, 1024), help="Partitions of the log.  [default: 1; STOCKSTREAM_PARTITIONS where the input names them]")
+@click.option("--from", "first", type=_Time(), help="Only records from this Kafka time on, in UTC where it names no zone.")
+@click.option("--to", "end", type=_Time(), help="Only records before this Kafka time.")
+@click.option("--log", default="", help="Only this log of an archive.  [default: all, one after the other]")
+@click.option("--bars", is_flag=True, help="The file holds one-second bars (found out by its columns otherwise).")
+@click.option("--symbols", default="", help="Of trades or bars: only these symbols, by comma.")
+@click.option("--limit", type=click.IntRange(1), help="Of trades or bars: only the first ticks, so many.")
+@click.option("--source", default="", help="Of trades or bars: the ticks' source.  [default: as replay names it]")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+def command(
+    source_path: str, out: Path, force: bool, close: bool, partitions: int | None, first: int | None, end: int | None, log: str, bars: bool, symbols: str,
+    limit: int | None, source: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Run a recording through the whole pipeline without a broker, and write windows, alerts, predictions, outcomes and rejected as Parquet.
+
+    INPUT is a file of raw records (JSON lines: timestamp and value, optionally key, partition and offset; also gzip or zstd), a file of trades or
+    one-second bars as for `replay`, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for the same
+    log with the same settings.
+    """
+    settings = load_settings()
+    chosen = tuple(symbol.strip() for symbol in symbols.split(",") if symbol.strip())
+    selection = Selection(Range(first, end), log, partitions, bars, chosen, limit, source)
+    found = _open(folder(source_path), selection, settings)
+    model, note = champion(settings)
+    if note:
+        _say(note)
+    with ResultFiles(out.absolute(), force=force) as files, _progress(found.size, shown=not as_json) as advance:
+        try:
+            summary = backtest(
+                found, files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, model=model,
+                close=close, advance=advance,
+            )  # fmt: skip
+        except SourceError as error:
+            raise error if str(error) != "there is no record" else SourceError(f"{source_path}: {error}{_in_range(selection)}") from None
+    summary.input, summary.out = source_path, str(out)
+    summary.model, summary.model_note = f"{model.name} {model.version}" if model is not None else "", note
+    click.echo(msgspec.json.encode(asdict(summary)).decode() if as_json else "\n".join(_lines(summary)))
+
+
+def _in_range(selection: Selection) -> str:
+    return "" if selection.times == ALL_TIMES else " in the range of --from and --to"
+
+
+def champion(settings: Settings) -> tuple[ScoringModel | None, str]:
+    """The registry's champion, or None and why there is none. Raises `ModelError` where there is one that cannot be loaded."""
+    known = Champions(settings.models, settings.model)
+    known.refresh()
+    if known.champion is not None:
+        return known.champion.model, ""
+    try:
+        if Registry(settings.models).champion(settings.model) is None:
+            return None, f"no predictions: {known.problem}"
+    except RegistryError as error:
+        raise ModelError(str(error)) from error
+    raise ModelError(known.problem)
+
+
+def _open(path: Path, selection: Selection, settings: Settings) -> Input:
+    if is_of_raw_records(path):
+        if selection.of_trades:
+            raise click.UsageError("--bars, --symbols, --limit and --source are for files of trades or bars")
+        return open_raw(path, selection)
+    if selection.log:
+        raise click.UsageError("--log is for an archive")
+    if len(selection.source) > MAX_SOURCE:
+        raise click.UsageError(f"--source must have 1 to {MAX_SOURCE} characters")
+    recording = Recording(path, bars=selection.bars, symbols=selection.symbols, limit=selection.limit)
+    if recording.kind == "bars" and not selection.bars:
+        _say(f"{path.name} has the columns of one-second bars: read as such")
+    survey = recording.survey()
+    warn_of_rows(survey, settings)
+    if absent := sorted(set(selection.symbols) - set(survey.first_seen)):
+        _say(f"not in the file: {', '.join(absent)}")
+    return Trades(recording, survey, selection.source or source_name(recording), selection.times, selection.partitions)
+
+
+def _lines(of: Summary) -> Iterator[str]:
+    place = f"{counted(of.partitions, 'partition')}" + (f" of {of.logs} logs" if of.logs > 1 else "")
+    added = f", and {counted(of.punctuations, 'punctuation')} to close what was open" if of.punctuations else ""
+    yield f"{counted(of.records, 'record')} of {place} in {of.elapsed_s:.1f} s ({of.records_per_s:,.0f} records/s){added}"
+    if of.first_event_time is not None and of.last_event_time is not None:
+        yield f"  time         {_utc(of.first_event_time)} to {_utc(of.last_event_time)} UTC"
+    refused = ", ".join(f"{reason} {count:,}" for reason, count in of.rejected.items())
+    yield f"  ticks        {of.ticks:,}: {of.accepted:,} accepted, {of.ticks - of.accepted:,} rejected" + (f" ({refused})" if refused else "")
+    yield f"  rows         {of.rows:,} of {counted(of.symbols, 'symbol')} in {counted(of.seconds, 'second')}, {of.revised:,} revised"
+    alerts = "; ".join(f"{rule} {', '.join(f'{count:,} {state}' for state, count in states.items())}" for rule, states in of.alerts.items())
+    yield f"  alerts       {alerts or 'none'}"
+    missed = "".join(f", {count:,} rows without: {reason}" for reason, count in of.not_predicted.items())
+    yield f"  predictions  {of.predictions:,} of {of.model}{missed}" if of.model else "  predictions  none, for there is no model"
+    yield f"  outcomes     {of.outcomes:,}"
+    yield f"  results in {of.out}: windows, alerts, predictions, outcomes and rejected, each .parquet"
+
+
+def _utc(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _say(text: str) -> None:
+    click.echo(f"stockstream: {text}", err=True)
+
+
+@contextlib.contextmanager
+def _progress(size: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    stderr = click.get_text_stream("stderr")
+    if not shown or not stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=size, label="backtest", file=stderr) as bar:
+        yield bar.update
