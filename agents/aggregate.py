@@ -65,7 +65,7 @@ class Aggregation(FrameStage[Windows]):
             hops = hops_of(record)
             messages += [Message(None, data, hops_header(*hops, sent)) for data in encode_within(self._frame(core, rows, batch))]
             latest += self._latest(rows, partition)
-            await asyncio.sleep(0)                                       # the frames of a backlog take long: let heartbeats and deliveries run between them
+            await asyncio.sleep(0)                                       # frames of a backlog take long: heartbeats and deliveries run between them
             metrics.rows("windows", batch.num_rows)
             if len(hops) == 2:
                 metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)

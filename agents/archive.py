@@ -1,6 +1,6 @@
 """Archives `ticks.raw`, and the accepted rows in `ticks.clean`, in the store. No other agent waits for it.
 
-It commits no offsets: the chain of raw objects in the store records how far the archive has come.
+It commits no offsets: the chain of raw objects in the store is the archive's checkpoint.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def warn_of_others(archive: str) -> None:
     folder = Path(archive.removeprefix("file://")).absolute()
     holder = holder_of(folder)
     if holder is not None and holder.alive and holder.pid != os.getppid():
-        logger.warning("archive: %s is in use by %s: bars_1m mixes the rows of both; set STOCKSTREAM_ARCHIVE to another folder", folder, holder)
+        logger.warning("archive: %s is also in use by %s, and bars_1m would mix the rows of both: set STOCKSTREAM_ARCHIVE to another folder", folder, holder)
 
 
 stage = Archiving()

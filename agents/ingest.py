@@ -78,5 +78,5 @@ async def feed() -> None:
         except FencedError:
             raise
         except Exception:
-            logger.exception("the sources' runner failed and is started again in %.0f s", LAST_RETRY_S)
+            logger.exception("the sources stopped after an unexpected error: starting them again in %.0f s", LAST_RETRY_S)
             await asyncio.sleep(LAST_RETRY_S)

@@ -104,7 +104,7 @@ class Scoring(FrameStage[Scorer]):
         if not why:
             out = next((member for _, core in cores if (member := self._suspended(core)) is not None), None)
             if out is not None:
-                why = f"{_suspension(out)}; promote another version, or this one again once it is mended"
+                why = f"{_suspension(out)}; promote another version, or this one again once it is fixed"
             elif silent:
                 listed = next((member for member in self.cores[silent[0]].members if member.suspended), None)
                 why = _suspension(listed) if listed else "the champion takes over at the next frame"
@@ -113,7 +113,7 @@ class Scoring(FrameStage[Scorer]):
         if silent or not (cores or self.champions.champion):
             where = "" if len(silent) == len(cores) else f" in partitions {', '.join(map(str, silent))}"
             return f"no predictions{where}: {why}"
-        return f"{why}; the last good model goes on"
+        return f"{why}; the last good model continues"
 
     def models(self) -> list[dict[str, Any]]:
         """The models in use or suspended, with their metadata from the registry. `partitions` and `not_predicted` cover this worker only."""
@@ -155,7 +155,7 @@ class Scoring(FrameStage[Scorer]):
         self.end_offset_at_assignment = await topic_ends(settings, self.topic, list(self.cores), embedded=app.embedded)
         return found
 
-    def held_back(self, partition: int, core: Scorer, offset: int) -> bool:
+    def must_keep_models(self, partition: int, core: Scorer, offset: int) -> bool:
         """Whether the present roster must score the frame at this offset of `windows`, so that the champion may not change before it.
 
         The worker that had the partition before may have sent predictions of this frame and lost the state record. The same model must repeat them.
@@ -190,7 +190,7 @@ class Scoring(FrameStage[Scorer]):
             return
         pending = _Pending()
         for frame, offset, record in self.reader.frames(chunk):
-            if not self.held_back(partition, core, offset):
+            if not self.must_keep_models(partition, core, offset):
                 model = self.new_champion(core)
                 if model is None and core.champion is None and partition not in self._searched:
                     model = await asyncio.to_thread(self.fallback, core)
@@ -212,7 +212,7 @@ class Scoring(FrameStage[Scorer]):
                 continue
             self.note_faults(scored)
             self.add_results(pending, scored, hops_of(record))
-            await asyncio.sleep(0)                                       # the frames of a backlog take long: let heartbeats and deliveries run between them
+            await asyncio.sleep(0)                                       # frames of a backlog take long: heartbeats and deliveries run between them
         await self.send(partition, core, pending)
 
     def note_faults(self, scored: Scored) -> None:

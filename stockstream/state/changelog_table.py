@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Needs = Callable[[Mapping[bytes, bytes]], list[Range] | None]
 """Gives the ranges of a changelog that a restart needs, from the records read so far; None if they do not name them."""
 SET_ASIDE_KEPT = 10_000
-"""How many places of skipped records are kept, so that each is logged once."""
+"""How many records that were set aside are remembered, so that each is listed once."""
 TAIL = 64
 """How many records at the end of a changelog are read first. The last checkpoint is among them, unless the writer died within a large batch."""
 Readable = Callable[[bytes, bytes], str]
@@ -49,7 +49,7 @@ class Stored:
         The tables write no tombstones, so a tombstone comes from another program. Raises `StateError` for a record of a newer format.
         """
         if record.key is None or record.value is None:
-            return "a record without key" if record.key is None else "a tombstone: nobody here deletes state"
+            return "a record without a key" if record.key is None else "a tombstone: stockstream never deletes state"
         try:
             fault = readable(record.key, record.value)
         except StateError:
@@ -78,7 +78,7 @@ class Reading:
             try:
                 ranges = self._needs(self.stored.records)
             except Exception:
-                logger.warning("the newest state does not say what is needed of its changelog: reading all of it", exc_info=True)
+                logger.warning("the newest checkpoint does not name the changelog ranges that a restart needs: reading the whole changelog", exc_info=True)
                 ranges = None
             ranges = [(0, OPEN)] if ranges is None else ranges
             inside = [(max(first, self._begin), min(last, self._end - 1)) for first, last in ranges]
@@ -87,7 +87,7 @@ class Reading:
         return self.now[0] if self.now else None
 
     def reached(self, position: int) -> bool:
-        """Whether the current range is complete, given the consumer's position (the next offset to read)."""
+        """Whether the current range is complete at the consumer's position (the next offset to read)."""
         assert self.now is not None
         if position <= self.now[1]:
             return False

@@ -42,8 +42,8 @@ def frame_of(chunk: Chunk, number: int, schema: pa.Schema) -> Frame:
     frame: Frame | None = chunk.read.get(number)
     if frame is None:
         record = chunk.records[number]
-        own = isinstance(record, LoopbackRecord)
-        frame = chunk.read[number] = decode_trusted(record.value, schema) if own else received(record.value or b"", schema, record.timestamp)
+        trusted = isinstance(record, LoopbackRecord)
+        frame = chunk.read[number] = decode_trusted(record.value, schema) if trusted else received(record.value or b"", schema, record.timestamp)
     return frame
 
 
@@ -62,7 +62,7 @@ class FrameReader:
         """By partition: the raw offset last logged as missing."""
         self.current: dict[int, tuple[int, int]] = {}
         """By partition: offsets of the first and last part of the frame being processed."""
-        self.aside: dict[int, set[int]] = {}
+        self.set_aside: dict[int, set[int]] = {}
         """By partition: offsets of frames that were set aside."""
 
     def frames(self, chunk: Chunk) -> Iterator[tuple[Frame, int, Any]]:
@@ -90,7 +90,7 @@ class FrameReader:
 
     def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
         """Feeds a frame to the core's method `take` and returns its result; None if the core dropped the frame or it was set aside, which is counted."""
-        if offset in self.aside.get(chunk.partition, ()):
+        if offset in self.set_aside.get(chunk.partition, ()):
             metrics.frame_dropped(self._agent, "set_aside")
             if frame.log == core.log and 0 <= core.expect <= frame.through:
                 core.skip_to(frame.through + 1)
@@ -105,7 +105,7 @@ class FrameReader:
             metrics.frame_dropped(self._agent, "beyond")
             if self._missed.get(chunk.partition) != core.expect:
                 self._missed[chunk.partition] = core.expect
-                logger.warning("%s[%d]: raw offsets %d to %d are missing: waiting for them", chunk.topic, chunk.partition, core.expect, frame.start - 1)
+                logger.warning("%s[%d]: no frame has raw offsets %d to %d yet: waiting for it", chunk.topic, chunk.partition, core.expect, frame.start - 1)
         return taken
 
     def reset(self, partition: int) -> None:
@@ -114,7 +114,7 @@ class FrameReader:
             of.pop(partition, None)
 
     def forget(self) -> None:
-        for of in (self._parts, self._missed, self.current, self.aside):
+        for of in (self._parts, self._missed, self.current, self.set_aside):
             of.clear()
 
 

@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 Core = TypeVar("Core", bound=FrameCore)
 
 MAX_QUEUED = 64
-"""How many chunks of a partition wait for its core before the agent itself waits."""
+"""How many chunks of a partition may be queued for its core before the agent itself waits."""
 FAILURES_KEPT = 10_000
 STALL_S = 30.0
 
 
 def never(core: Any, rows: pa.RecordBatch) -> bool:
-    """For cores whose frames are never slow."""
+    """The default of `takes_long`, for cores whose frames are never slow."""
     return False
 
 
@@ -152,7 +152,7 @@ class FrameStage(Stage[Core]):
         except FencedError:
             return
         except Exception as last:
-            logger.exception("%s: %s[%d] cannot go on", self.table.name, self.topic, partition)
+            logger.exception("%s: %s[%d] cannot be processed further", self.table.name, self.topic, partition)
             why = str(last) if isinstance(last, _Unhandled) else f"{type(last).__name__}: {last}"
             with contextlib.suppress(FencedError):
                 self.app.fence.leave(f"{self.table.name}: {self.topic}[{partition}]: {why}")
@@ -168,7 +168,8 @@ class FrameStage(Stage[Core]):
         place = self.reader.current.get(current.partition)
         if place is None and len(current.records) > 1:
             # the failure was not in a frame being fed: single records show which one causes it
-            logger.error("%s[%d] from offset %d: building the core anew", current.topic, current.partition, current.first, exc_info=error)
+            text = "%s[%d] from offset %d failed: rebuilding the core, then trying its records one by one"
+            logger.error(text, current.topic, current.partition, current.first, exc_info=error)
             singles = [Chunk(current.topic, current.partition, [record], current.assignment_number) for record in current.records]
             if current is queued[0]:
                 queued.popleft()
@@ -181,11 +182,11 @@ class FrameStage(Stage[Core]):
         count = failures[first] = failures.get(first, 0) + 1
         what = f"{type(error).__name__}: {error}"
         if count > 2:
-            raise _Unhandled(f"offset {first}: {what}, also when it is passed over") from error
+            raise _Unhandled(f"offset {first}: {what}, even though the frame was set aside") from error
         if count == 1:
-            logger.error("%s[%d] offset %d: building the core anew and trying again", current.topic, current.partition, first, exc_info=error)
+            logger.error("%s[%d] offset %d failed: rebuilding the core and trying once more", current.topic, current.partition, first, exc_info=error)
             return
-        self.reader.aside.setdefault(current.partition, set()).update({first, last})
+        self.reader.set_aside.setdefault(current.partition, set()).update({first, last})
         self.app.set_aside.add(current.topic, current.partition, first, self.table.name, type(error).__name__, str(error))
 
     async def _rebuild(self, chunk: Chunk) -> bool:
@@ -219,7 +220,7 @@ class _Unhandled(StockstreamError):
 
 
 def _concerns_record_only(error: Exception) -> bool:
-    """Whether an error concerns this record alone. Errors of the broker, the fence and state of a newer format concern the worker."""
+    """Whether an error concerns only this record. Errors of the broker and the fence, and state of a newer format, concern the whole worker."""
     return not isinstance(error, (FencedError, StateError, KafkaError, _Unhandled)) and not getattr(error, "retriable", False)
 
 
@@ -247,6 +248,6 @@ async def records_between(app: App, topic: str, partition: int, begin: int | Non
             if now != position:
                 position, moved = now, time.monotonic()
             elif time.monotonic() - moved > STALL_S:
-                raise BrokerError(f"{topic}[{partition}]: nothing comes at offset {position}")
+                raise BrokerError(f"{topic}[{partition}]: no record arrived at offset {position} for {STALL_S:.0f} s")
     finally:
         await consumer.stop()

@@ -63,24 +63,24 @@ class Stage(Generic[Core]):
         stored = await self.table.read(partitions.get(self.topic, []), self._needs, self._readable)
         if assignment_number != self.app.chunk_consumer.assignment_number:
             return found                                                 # a newer assignment is in progress
-        for partition, kept in stored.items():
-            found[TP(self.topic, partition)] = self.build(partition, kept)
+        for partition, found_state in stored.items():
+            found[TP(self.topic, partition)] = self.build(partition, found_state)
         return found
 
-    def build(self, partition: int, kept: Stored) -> int | None:
+    def build(self, partition: int, stored: Stored) -> int | None:
         """Makes a partition's core from its state, and its pipe. Returns the reading position, None for the beginning.
 
         Raises `StateError`, whose text gives the remedy, and `ModelError`.
         """
         try:
-            core = self._restore(partition, kept.records, kept.offsets)
+            core = self._restore(partition, stored.records, stored.offsets)
         except StockstreamError:
             raise
         except Exception as error:
-            logger.exception("%s: the state of partition %d", self.table.name, partition)
+            logger.exception("%s: the state of partition %d cannot be read", self.table.name, partition)
             raise StateError(
                 f"the state of {self.table.name} for partition {partition} cannot be read ({type(error).__name__}: {error}): stop all workers and delete the "
-                f"topic {self.table.changelog_topic.get_topic_name()}; the agent then begins anew with what its input still holds"
+                f"topic {self.table.changelog_topic.get_topic_name()}; the agent then starts again from the records that its input topic still has"
             ) from error
         self.cores[partition] = core
         self.pipes[partition] = Pipe(self.app.sender, self.app.fence, f"{self.table.name}[{partition}]")
@@ -116,7 +116,7 @@ class Stage(Generic[Core]):
             except FencedError:
                 return
             except Exception as error:
-                logger.exception("%s[%d] from offset %d", chunk.topic, chunk.partition, chunk.first)
+                logger.exception("%s[%d]: processing failed from offset %d on", chunk.topic, chunk.partition, chunk.first)
                 with contextlib.suppress(FencedError):
                     self.app.fence.leave(f"{self.table.name}: {chunk.topic}[{chunk.partition}] from offset {chunk.first}: {type(error).__name__}: {error}")
                 return

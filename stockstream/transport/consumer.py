@@ -86,15 +86,15 @@ class Consumer(driver.Consumer):
         """Seeks every partition to the position that its state gives; without state, to the beginning of the log.
 
         Faust would use the group's commit (faust-streaming/faust#502). Faust calls this after recovery and before the flow resumes. If it takes too long,
-        Faust cancels it and would read on from an arbitrary position, so the worker leaves.
+        Faust cancels it and would read on from an arbitrary position, so the worker ends itself.
         """
-        begun = now_s()
+        started = now_s()
         try:
             await self._seek_to_state()
         except asyncio.CancelledError:
-            if now_s() - begun >= 0.95 * self.app.conf.broker_request_timeout:
+            if now_s() - started >= 0.95 * self.app.conf.broker_request_timeout:
                 with contextlib.suppress(FencedError):
-                    self.app.fence.leave(f"taking over the partitions took {now_s() - begun:.1f} s, too long for the group")
+                    self.app.fence.leave(f"taking over the partitions took {now_s() - started:.1f} s, longer than broker_request_timeout")
             raise
 
     async def _seek_to_state(self) -> None:
@@ -192,7 +192,7 @@ class Consumer(driver.Consumer):
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 now = time.monotonic()
-                for tp in [tp for tp, begun in since.items() if now - begun >= gather_s and self.flow_active]:
+                for tp in [tp for tp, first_at in since.items() if now - first_at >= gather_s and self.flow_active]:
                     since.pop(tp, None)
                     if tp in held:                                       # a seek may have dropped it meanwhile
                         await self._deliver(tp, held.pop(tp))
@@ -226,10 +226,10 @@ class Consumer(driver.Consumer):
                         continue
                     if tp.topic == raw and gather_s:
                         got = joined((held.pop(tp, []), got))
-                        begun = since.pop(tp, time.monotonic())
+                        first_at = since.pop(tp, time.monotonic())
                         awaited = self.pace.awaited(tp.partition, got[0].timestamp, got[-1].timestamp)
-                        if len(got) < CHUNK_RECORDS // 4 and time.monotonic() - begun < gather_s and not awaited:
-                            held[tp], since[tp] = got, begun
+                        if len(got) < CHUNK_RECORDS // 4 and time.monotonic() - first_at < gather_s and not awaited:
+                            held[tp], since[tp] = got, first_at
                             continue
                     await self._deliver(tp, got)
                 await self._meanwhile(self.pace.after(count))
@@ -237,7 +237,7 @@ class Consumer(driver.Consumer):
             if not self.transport.app.should_stop:
                 # Faust takes any cancellation for an orderly stop (faust/transport/consumer.py:178), even one from aiokafka, and would stop reading silently
                 with contextlib.suppress(FencedError):
-                    self.app.fence.leave(f"reading ended: {type(error).__name__}: {error}")
+                    self.app.fence.leave(f"the consumer stopped reading: {type(error).__name__}: {error}")
                 raise
             if not isinstance(error, (asyncio.CancelledError, *self.consumer_stopped_errors)):
                 raise
@@ -245,7 +245,7 @@ class Consumer(driver.Consumer):
     async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
         admitted, back = self.guard.admit(tp, records)
         if back is not None:
-            logger.warning("%s[%d]: %d came where %d must: reading again", tp.topic, tp.partition, records[-1].offset, back)
+            logger.warning("%s[%d]: the records do not continue at offset %d: reading again from there", tp.topic, tp.partition, back)
             self._through[tp] = back
             await self._thread.call_thread(self._thread.seek_all, {tp: back})
         elif not admitted:
@@ -253,11 +253,11 @@ class Consumer(driver.Consumer):
         return admitted
 
     def _require_end(self, tp: TP, fetched: int) -> None:
-        """Called when a fetch returned only known records: leaves if the topic ends before an offset already fetched or requested, since it was recreated."""
+        """Called when a fetch returned only known records. Ends the worker if the topic ends before an offset that was fetched: it was created again."""
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
         read = max(fetched, self._thread.highest_requested[tp] if tp in self._thread.requested_below else 0)
         if high is not None and high < read and not self.app.embedded:
-            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at {high}, before {read} that was read: it was made again")
+            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at offset {high}, but was read up to {read}: the topic was deleted and created again")
 
     # -- loopback: frames that this worker wrote itself ------------------------
 
@@ -273,7 +273,7 @@ class Consumer(driver.Consumer):
             metadata = confirmed.result()
             taken = self.loopback.add(tp, self.guard.expected.get(tp), metadata.offset, metadata.timestamp, metadata.timestamp_type, messages)
         if not taken:
-            self.pace.arrived()                                          # a fetch brings it
+            self.pace.arrived()                                          # a fetch will return it
 
     async def _meanwhile(self, awaited: Awaitable[T]) -> T:
         """Awaits `awaited`, and delivers loopback frames meanwhile."""

@@ -1,4 +1,4 @@
-"""The fence: decides whether this worker may still act for its partitions, and ends the process if not."""
+"""The fence: ends the process once this worker may no longer own its partitions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FENCE_EXIT_STATUS = 75
 
 
 class Fence:
-    """Ends the process once this worker may no longer act for its partitions.
+    """Ends the process once this worker may no longer own its partitions.
 
-    `limit_s` is half the session timeout: until then no other worker can have the partitions.
+    `limit_s` is half the session timeout. Within that time no other worker can own the partitions.
 
     Args:
         session_s: the session timeout of the consumer group, in seconds.
@@ -35,12 +35,12 @@ class Fence:
         self._last_tick = now_s()
 
     def check(self) -> None:
-        """Leaves, and raises `FencedError`, if for half a session the process neither ran nor reached its group with a heartbeat."""
+        """Ends the process and raises `FencedError` if, for half the session timeout, the process neither ran nor completed a heartbeat."""
         if self.left:
-            raise FencedError("this worker has left")
+            raise FencedError("this worker has ended itself")
         stalled_s = 0.0 if self._last_tick is None else now_s() - max(self._last_tick, self.last_heartbeat())
         if stalled_s > self.limit_s:
-            self.leave(f"this process stood still for {stalled_s:.1f} s, more than half the session")
+            self.leave(f"this process stalled for {stalled_s:.1f} s, more than half the session timeout")
 
     def leave(self, why: str) -> None:
         """Ends the process, once. Raises `FencedError`."""

@@ -22,7 +22,7 @@ def now_ms() -> int:
 
 
 def hops_header(*times_ms: int) -> tuple[tuple[str, bytes], ...]:
-    """A header with the times when the raw record arrived and each agent sent (epoch ms). Being no content, it leaves a resent frame the same."""
+    """A header with the arrival of the raw record and each agent's time of sending (epoch ms). It is no content, so a resent frame stays the same frame."""
     return ((HOPS_HEADER, json.dumps(times_ms).encode()),)
 
 

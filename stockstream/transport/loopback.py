@@ -11,7 +11,7 @@ from faust.types import TP
 from stockstream.transport.messages import VERSION_HEADER, Message
 
 LOOPBACK_BYTES = 8_000_000
-"""The most bytes of written and not yet delivered frames that are kept. Frames beyond that are fetched."""
+"""The limit of bytes of written frames that wait for delivery. Frames beyond it are fetched."""
 
 
 class LoopbackRecord(NamedTuple):
@@ -26,7 +26,7 @@ class LoopbackRecord(NamedTuple):
 
 
 class Loopback:
-    """The confirmed frames that this worker wrote to partitions it reads, where they continue what was read.
+    """The confirmed frames that this worker wrote to partitions that it reads, if they follow directly on what was read.
 
     All in-sync replicas hold such a frame at the confirmed offset, so a fetch would return the same frame, later. The consumer drops copies that a fetch
     returns. A frame that does not continue what was read, or exceeds `LOOPBACK_BYTES`, is left to the fetch.
@@ -40,7 +40,7 @@ class Loopback:
         self._waiter: asyncio.Future[None] | None = None
 
     def add(self, tp: TP, expected: int | None, first: int, timestamp: int, timestamp_type: int, messages: Sequence[Message]) -> bool:
-        """Takes messages that are in the log from offset `first` on, if they continue what was read and there is room. Returns whether it did.
+        """Takes messages that the log has from offset `first` on. Returns False if they do not continue what was read, or there is no room.
 
         Args:
             tp: their partition.
@@ -66,7 +66,7 @@ class Loopback:
         return True
 
     def arrival(self) -> asyncio.Future[None]:
-        """A future that is done once frames are here to be taken."""
+        """A future that is done once there are frames to take."""
         self._waiter = asyncio.get_running_loop().create_future()
         if self.records:
             self._waiter.set_result(None)

@@ -20,11 +20,11 @@ from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.sending import REFUSED
 
 ZSTD_LEVEL = -1
-"""Takes 0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes: measured on a log's frames, predictions and outcomes."""
+"""0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes, measured on a log's frames, predictions and outcomes."""
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 """The codecs, by their numbers in a batch's attributes."""
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
-"""The compiled module, or its twin in Python."""
+"""aiokafka's module of record batches: the compiled one, or the one in Python."""
 
 
 def install(*, plain: bool = False) -> None:
@@ -62,10 +62,10 @@ def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, va
 
 
 class Produce(SendProduceReqHandler):
-    """aiokafka's handler of produce responses. It takes back the sequence numbers of a refused batch; else the next batch would be out of order."""
+    """aiokafka's handler of produce responses. It takes back the numbers of a refused batch, since the next would be out of order."""
 
     def handle_response(self, response: Any) -> None:
-        """As aiokafka's."""
+        """Corrects the sequence numbers, then calls aiokafka's method."""
         manager = self._sender._txn_manager
         refused = {error.errno for error in REFUSED}
         for topic, partitions in response.topics if manager is not None else ():

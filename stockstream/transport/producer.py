@@ -1,4 +1,4 @@
-"""The producer."""
+"""The worker's producer, and the transport that Faust uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stockstream.transport.sending import DELIVERY_S
 
 
 class Producer(driver.Producer):
-    """Idempotent: else retries duplicate and reorder, and no Faust setting reaches it (drivers/aiokafka.py:1323)."""
+    """The idempotent producer. Without idempotence, retries duplicate and reorder messages, and Faust has no setting for it (drivers/aiokafka.py:1323)."""
 
     app: Any
 
@@ -37,10 +37,10 @@ class Producer(driver.Producer):
         return self._ensure_producer()
 
     def trouble(self) -> str:
-        """Why nothing can be sent any more; empty where all is well."""
+        """The reason why nothing can be sent any more; empty if there is none."""
         sender = getattr(self._producer, "_sender", None)
         task = getattr(sender, "sender_task", None)
-        return "the producer's sender ended" if task is not None and task.done() else ""
+        return "the producer's sending task ended, so nothing can be sent" if task is not None and task.done() else ""
 
 
 class Transport(driver.Transport):

@@ -22,7 +22,7 @@ from stockstream.transport.messages import VERSION_HEADER, Deliveries, Message, 
 
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
-"""How long a batch is retried before its delivery has failed and the worker leaves. One request waits less, so that a frozen broker is given up sooner."""
+"""How long a batch is retried until the worker ends itself. A single request has a shorter timeout, so that a frozen broker is abandoned sooner."""
 MESSAGE_BYTES = 100
 """An upper bound, in bytes, of the headers of a batch and a record with stockstream's version header."""
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -53,7 +53,7 @@ class Sender:
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; more than two go as batches. Returns one future per message or batch.
 
-        Raises `FencedError` if the worker has left, `StateError` if a state record is too large, and `KafkaTimeoutError` if there is no room for DELIVERY_S.
+        Raises `FencedError` if the worker is ending, `StateError` if a state record is too large, and `KafkaTimeoutError` after DELIVERY_S without room.
         """
         producer = self._producer()
         if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
@@ -71,7 +71,7 @@ class Sender:
         """Sets aside the messages that are too large, and returns the others. Raises `StateError` if one of them is state."""
         for message in out.messages:
             if _size(message) > MAX_BATCH_BYTES:
-                self._set_aside(out, message, f"a message may have {MAX_BATCH_BYTES} bytes")
+                self._set_aside(out, message, f"a message may have at most {MAX_BATCH_BYTES} bytes")
         return out._replace(messages=[message for message in out.messages if _size(message) <= MAX_BATCH_BYTES])
 
     def _refused(self, out: Outgoing, messages: Sequence[Message], confirmed: asyncio.Future[Any]) -> None:
@@ -82,7 +82,7 @@ class Sender:
                 error.again = asyncio.get_running_loop().create_task(self._by_halves(out, messages))
                 return
             for message in messages:
-                self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): does the topic's max.message.bytes allow {MAX_BATCH_BYTES}?")
+                self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): set max.message.bytes of the topic to {MAX_BATCH_BYTES}")
             error.again = asyncio.get_running_loop().create_future()
             error.again.set_result(None)
 
@@ -124,7 +124,7 @@ class Sender:
             headers = [VERSION_HEADER, *message.headers]
             while batch.append(key=message.key, value=message.value, timestamp=now, headers=headers) is None:
                 if not batch.record_count():
-                    raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} passes the limit of {MAX_BATCH_BYTES}")
+                    raise ValueError(f"a message of {len(message.value)} bytes for {out.topic} is larger than the limit of {MAX_BATCH_BYTES} bytes")
                 deliveries.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:number]))
                 batch, first = producer.create_batch(), number
         batch.close()
@@ -166,7 +166,7 @@ class _Step:
 class Pipe:
     """The ordered output of one agent for one partition. It sends results, waits for confirmation, then writes the state records that account for them.
 
-    `submit` waits only while PIPE_DEPTH jobs wait to be sent; as many more may wait for confirmation. A failed send ends the worker, and the next one
+    `submit` waits only while PIPE_DEPTH steps wait to be sent; as many more may wait for confirmation. A failed send ends the worker, and the next one
     resumes from the stored state.
     """
 
@@ -174,7 +174,7 @@ class Pipe:
         self._sender, self._fence, self.name = sender, fence, name
         self._closed = False
         self._gone = asyncio.Event()
-        self._jobs: asyncio.Queue[_Step] = asyncio.Queue(PIPE_DEPTH)
+        self._steps: asyncio.Queue[_Step] = asyncio.Queue(PIPE_DEPTH)
         self._submit_lock = asyncio.Lock()                               # `Queue.put` lets a newcomer overtake a caller that was woken but has not run yet
         self._sent: asyncio.Queue[tuple[_Step, list[asyncio.Future[Any]]]] = asyncio.Queue(PIPE_DEPTH)
         self._tasks = [asyncio.create_task(self._guarded(work), name=f"{name} {work.__name__}") for work in (self._send, self._confirm)]
@@ -190,7 +190,7 @@ class Pipe:
         """
         async with self._submit_lock:
             if not self._closed:
-                await self._jobs.put(_Step(sends, records, stored, delivered))
+                await self._steps.put(_Step(sends, records, stored, delivered))
 
     async def drain(self) -> None:
         """Waits until every submitted step is confirmed and its state written, or the pipe is closed."""
@@ -203,11 +203,11 @@ class Pipe:
             drained.cancel()
 
     async def _drained(self) -> None:
-        await self._jobs.join()
+        await self._steps.join()
         await self._sent.join()
 
     async def close(self, timeout_s: float) -> None:
-        """Drains for at most `timeout_s` seconds, then drops the rest. A successor repeats it from the stored state."""
+        """Drains for at most `timeout_s` seconds, then drops the rest. The next owner repeats it from the stored state."""
         self._closed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -216,8 +216,8 @@ class Pipe:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        while not self._jobs.empty():
-            self._jobs.get_nowait()                                      # releases callers that wait in `submit`
+        while not self._steps.empty():
+            self._steps.get_nowait()                                      # releases callers that wait in `submit`
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -232,23 +232,23 @@ class Pipe:
 
     async def _send(self) -> None:
         while True:
-            job = await self._jobs.get()
+            step = await self._steps.get()
             futures: list[asyncio.Future[Any]] = []
-            for out in job.sends:
+            for out in step.sends:
                 futures += await self._sender.send(out)
-            await self._sent.put((job, futures))
-            self._jobs.task_done()
+            await self._sent.put((step, futures))
+            self._steps.task_done()
 
     async def _confirm(self) -> None:
         while True:
-            job, futures = await self._sent.get()
+            step, futures = await self._sent.get()
             if futures:
                 await delivered(futures)
-            if job.records is not None and job.records.messages:
-                written = await asyncio.gather(*await self._sender.send(job.records))
-                if job.stored is not None:
+            if step.records is not None and step.records.messages:
+                written = await asyncio.gather(*await self._sender.send(step.records))
+                if step.stored is not None:
                     offsets = [metadata.offset for metadata in written]
-                    job.stored(min(offsets), max(offsets) + len(job.records.messages) - 1)
-            if job.delivered is not None:
-                job.delivered()
+                    step.stored(min(offsets), max(offsets) + len(step.records.messages) - 1)
+            if step.delivered is not None:
+                step.delivered()
             self._sent.task_done()

@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 async def watchdog(app: Any, interval_s: float = 0.25) -> None:
-    """Checks the worker every `interval_s` seconds, and leaves if it stalled, lost its group membership, crashed in part, or can no longer send.
+    """Checks the worker every `interval_s` seconds, and ends it if it stalled, lost its group membership, crashed in part, or can no longer send.
 
-    Runs until it is cancelled or the worker leaves. It also logs when the broker is lost and when it is back.
+    Runs until it is cancelled or the worker ends. It also logs when the broker is lost and when it is back.
     """
     app.fence.last_heartbeat = lambda: app.consumer.thread.last_heartbeat
     outage, reason = Outage("broker lost", "broker back after", logger.warning), ""

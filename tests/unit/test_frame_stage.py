@@ -199,7 +199,7 @@ async def test_a_frame_that_fails_always_is_set_aside_and_everything_else_goes_o
     assert (aside.topic, aside.agent, aside.reason) == (TOPIC, "summing", "KeyError: 'x'") and aside.at > 1_600_000_000_000
     told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert told == [
-        f"{TOPIC}[0] offset {number}: building the core anew and trying again",
+        f"{TOPIC}[0] offset {number} failed: rebuilding the core and trying once more",
         f"summing: {TOPIC}[0] offset {number} set aside, KeyError: 'x'",
     ]  # fmt: skip
 
@@ -299,7 +299,7 @@ async def test_an_assignment_while_a_frame_takes_long_leaves_nothing_behind(line
 async def test_what_fails_although_it_is_passed_over_ends_the_worker_with_its_place(line: Line) -> None:
     line.failures = {(0, -3): errors(1), (0, -1): errors(9)}
     await line.run()
-    assert len(line.left) == 1 and line.left[0].startswith(f"summing: {TOPIC}[0]: offset 1: KeyError: 'x', also when it is passed over")
+    assert len(line.left) == 1 and line.left[0].startswith(f"summing: {TOPIC}[0]: offset 1: KeyError: 'x', even though the frame was set aside")
 
 
 @pytest.mark.parametrize("error", [StateError("written by a newer stockstream"), KafkaConnectionError("gone")])

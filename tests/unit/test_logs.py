@@ -117,7 +117,7 @@ def test_a_suspended_machine_counts_the_time(monkeypatch: pytest.MonkeyPatch) ->
     fence.tick()
     fence.check()
     boot[0] += 3_600.0                                                   # the lid was closed for an hour
-    with pytest.raises(Exception, match=r"stood still for 3600\.0 s"):
+    with pytest.raises(Exception, match=r"stalled for 3600\.0 s"):
         fence.check()
     assert len(left) == 1
 

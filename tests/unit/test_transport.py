@@ -191,7 +191,7 @@ def test_a_process_that_stood_still_notices_wherever_it_looks_first(clock: Clock
     notice(fence)
     fence.tick()
     clock.now += 3.1
-    with pytest.raises(FencedError, match=r"stood still for 3\.1 s"):
+    with pytest.raises(FencedError, match=r"stalled for 3\.1 s"):
         notice(fence)
     assert len(told) == 1
 
@@ -340,7 +340,7 @@ async def test_many_messages_go_as_batches_in_order() -> None:
 async def test_a_message_beyond_the_limit_is_an_error_that_names_it() -> None:
     producer = Producer(room=10)
     sender = Sender(lambda: producer, Fence(6.0))
-    with pytest.raises(ValueError, match="a message of 11 bytes for t passes the limit"):
+    with pytest.raises(ValueError, match="a message of 11 bytes for t is larger than the limit"):
         await sender.send(out("t", b"a", b"b", b"c" * 11, b"d"))
 
 
@@ -362,7 +362,7 @@ async def test_a_state_record_that_is_too_large_is_an_error_that_names_it(rig: R
     await pipe.drain()
     await pipe.close(0)
     assert rig.told == [
-        "detect[3]: StateError: a state record for app-detect-changelog[3] is too large: 1000103 bytes, key b'key': a message may have 1000000 bytes"
+        "detect[3]: StateError: a state record for app-detect-changelog[3] is too large: 1000103 bytes, key b'key': a message may have at most 1000000 bytes"
     ]
 
 
@@ -588,14 +588,14 @@ async def test_who_submits_first_is_sent_first_however_many_wait(rig: Rig) -> No
     for value in values:
         await rig.pipe.submit([out("windows", value)])
         await asyncio.sleep(0)
-    await eventually(rig.pipe._jobs.full)
+    await eventually(rig.pipe._steps.full)
     waiting = [asyncio.create_task(rig.pipe.submit([out("windows", value)])) for value in (b"first", b"second")]
     for _ in range(5):
         await asyncio.sleep(0)
-    assert rig.pipe._jobs.full() and not any(task.done() for task in waiting)
+    assert rig.pipe._steps.full() and not any(task.done() for task in waiting)
     rig.producer.release()
-    taken = rig.pipe._jobs.get_nowait().sends[0].messages[0].value      # a place is free, and whoever waits for it has not run yet
-    rig.pipe._jobs.task_done()
+    taken = rig.pipe._steps.get_nowait().sends[0].messages[0].value      # a place is free, and whoever waits for it has not run yet
+    rig.pipe._steps.task_done()
     async with asyncio.timeout(PATIENCE_S):
         await rig.pipe.submit([out("windows", b"newcomer")])
         await asyncio.gather(*waiting)
@@ -1082,7 +1082,7 @@ async def test_a_topic_that_ends_before_what_was_fetched_was_made_again_but_not_
     reading._stopped.clear()
     with pytest.raises(FencedError):
         await reading.run()
-    assert "made again" in reading.told[0]
+    assert "created again" in reading.told[0]
 
 
 def test_ticks_from_before_and_after_a_second_is_due_go_at_once_however_late_they_are_fetched() -> None:
@@ -1193,7 +1193,7 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     reading._thread.highest_requested, reading._thread.requested_below = {CLEAN: 9}, {CLEAN}
     with pytest.raises(FencedError):
         await reading.run()
-    assert "ends at 2, before 9" in reading.told[0]
+    assert "ends at offset 2, but was read up to 9" in reading.told[0]
 
 
 async def test_a_fetch_that_is_not_asked_for_ends_with_its_assignment() -> None:
@@ -1231,7 +1231,7 @@ async def test_reading_that_ends_by_itself_ends_the_worker(error: BaseException)
     reading = Reading({P: records(5)}, error)
     with pytest.raises(type(error)):
         await reading.run()
-    assert len(reading.told) == 1 and reading.told[0].startswith(f"reading ended: {type(error).__name__}")
+    assert len(reading.told) == 1 and reading.told[0].startswith(f"the consumer stopped reading: {type(error).__name__}")
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), ConsumerStoppedError()])
@@ -1336,7 +1336,7 @@ def _no_membership(app: Watched) -> None:
 
 
 def _no_producer(app: Watched) -> None:
-    app.producer.trouble = lambda: "the producer's sender ended"
+    app.producer.trouble = lambda: "the producer's sending task ended"
 
 
 def _crashed(app: Watched) -> None:
@@ -1347,7 +1347,7 @@ def _crashed(app: Watched) -> None:
     ("spoil", "why"),
     [
         (_no_membership, "the group coordination ended"),
-        (_no_producer, "the producer's sender ended"),
+        (_no_producer, "the producer's sending task ended"),
         (_crashed, "a part of the worker crashed: KeyError('x')"),
     ],
 )

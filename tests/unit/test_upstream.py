@@ -739,7 +739,7 @@ async def test_a_producer_tells_by_its_senders_task_that_it_has_ended(app: App) 
     producer._producer = SimpleNamespace(_sender=SimpleNamespace(sender_task=task))
     assert producer.trouble() == ""
     await task
-    assert producer.trouble() == "the producer's sender ended"
+    assert producer.trouble() == "the producer's sending task ended, so nothing can be sent"
 
 
 def test_sending_through_a_topic_of_faust_does_not_wait_for_delivery() -> None:

@@ -124,7 +124,7 @@ async def test_frames_that_cannot_be_read_and_parts_that_do_not_match_cost_nobod
 def test_a_folder_that_another_demo_holds_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with FolderLock(tmp_path, "stockstream demo"):
         agents.archive.warn_of_others(f"file://{tmp_path}")
-        assert f"{tmp_path} is in use by process {os.getpid()} since " in caplog.text and "STOCKSTREAM_ARCHIVE" in caplog.text
+        assert f"{tmp_path} is also in use by process {os.getpid()} since " in caplog.text and "STOCKSTREAM_ARCHIVE" in caplog.text
         caplog.clear()
         monkeypatch.setattr(os, "getppid", os.getpid)       # the demo's own worker
         agents.archive.warn_of_others(f"file://{tmp_path}")

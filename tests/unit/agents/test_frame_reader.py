@@ -84,7 +84,7 @@ def test_a_gap_is_told_once(dropped: list[tuple[str, str]], caplog: pytest.LogCa
     for start in (200, 210, 100, 300):
         reader.feed(core, core.take, chunk, Frame("b", start, start + 9, (), empty(WINDOWS_SCHEMA)), 9)
     assert [record.getMessage() for record in caplog.records] == [
-        "ticks.clean[3]: raw offsets 100 to 199 are missing: waiting for them", "ticks.clean[3]: raw offsets 110 to 299 are missing: waiting for them",
+        "ticks.clean[3]: no frame has raw offsets 100 to 199 yet: waiting for it", "ticks.clean[3]: no frame has raw offsets 110 to 299 yet: waiting for it",
     ]  # fmt: skip
 
 

@@ -192,7 +192,7 @@ async def test_a_faulty_champion_is_suspended_the_last_good_one_goes_on_and_a_pr
     item = next(item for item in agent.stage.models() if item["version"] == bad)
     assert item["not_predicted"] == 1 and "not finite" in item["reason"] and item["kind"] == "xgboost"
     assert item["partitions"] == [{"partition": 0, "state": "suspended", "since_offset": 2, "reason": item["reason"]}]
-    assert f"model xgboost {bad} is suspended" in agent.stage.note() and "goes on" in agent.stage.note() and "no predictions" not in agent.stage.note()
+    assert f"model xgboost {bad} is suspended" in agent.stage.note() and "continues" in agent.stage.note() and "no predictions" not in agent.stage.note()
     assert agent.stage.note() in status.model_note()
     for _ in range(2):
         await agent.stage.refresh()
@@ -242,7 +242,7 @@ async def test_the_registry_goes_and_comes_back(agent: Agent, registry: Registry
     registry.root.rename(away)
     await agent.stage.refresh()
     assert await agent.feed() == version                                 # what is loaded goes on
-    assert agent.stage.note().endswith("the last good model goes on") and str(registry.root) in agent.stage.note()
+    assert agent.stage.note().endswith("the last good model continues") and str(registry.root) in agent.stage.note()
     assert agent.states() == {version: "champion", "": "missing"}
     agent.restart()
     assert [await agent.feed() for _ in range(2)] == ["", ""]
