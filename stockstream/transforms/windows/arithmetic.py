@@ -1,10 +1,11 @@
 """What is computed in each cell of a source's seconds, in numpy: prices carried forward, prefix sums, the statistics of a row.
 
-Each function works on the source's two arrays, `own` and `past`, in place. Where it was built, `accelerated.ring` does the same operations in the same
-order, so that every bit is the same: each public function uses it then.
+Each function works in place on the source's two arrays, `current` and `past`, for some of its symbols (`indexes`). Each public function calls
+`accelerated.ring` where that was built: it does the same operations in the same order, so every bit is the same.
 
-Stretches of WINDOW_S seconds begin at multiples of it in epoch seconds; a window is the end of one and the beginning of the next. Heads are sums from
-the stretch's beginning (prices: of the series, where that is later) through the second, tails sums from the second through the stretch's end.
+Stretches of WINDOW_S seconds begin at multiples of it in epoch seconds; a window is the end of one and the beginning of the next. A prefix sum runs from
+the stretch's beginning (prices: from the beginning of the series, where that is later) through the second. A suffix sum runs from the second through the
+stretch's end.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from stockstream import accelerated
 from stockstream.transforms.timing import LAGS_S, WINDOW_S
 from stockstream.transforms.windows.cells import (
     COUNT,
-    HEAD,
+    CURRENT,
     INTS,
     NOT_YET,
     NOTHING,
-    OWN,
     PAST,
-    ROW_OWN,
+    PREFIX,
+    ROW_CURRENT,
     ROW_PAST,
-    STORED_OWN,
+    STORED_CURRENT,
     STORED_PAST,
+    SUFFIX,
+    SUFFIXES,
     SUM,
-    TAIL,
-    TAILS,
     TOTAL,
     Cells,
     Floats,
@@ -41,8 +42,8 @@ from stockstream.transforms.windows.ticks import Ticks
 
 MANY_SYMBOLS = 150
 """Where one numpy call for each second begins to be cheaper than `accumulate`, which strides through memory (measured: 2.3 to 7 ns a cell against 1)."""
-ROWS_AT_ONCE = 128
-"""Symbols whose tails are summed at once: what that takes then stays near the processor (measured with 1,250: 45 ns a cell against 80)."""
+SYMBOLS_AT_ONCE = 128
+"""Symbols whose suffixes are summed at once: what that takes then stays near the processor (measured with 1,250: 45 ns a cell against 80)."""
 
 
 def _running(operation: np.ufunc, carried: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
@@ -58,10 +59,10 @@ def _running(operation: np.ufunc, carried: NDArray[Any], values: NDArray[Any]) -
     return out
 
 
-def _some_at_once(rows: slice | Ints) -> list[slice | Ints]:
-    if isinstance(rows, slice):
-        return [slice(at, min(at + ROWS_AT_ONCE, rows.stop)) for at in range(rows.start, rows.stop, ROWS_AT_ONCE)]
-    return [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)]
+def _groups_of_symbols(indexes: slice | Ints) -> list[slice | Ints]:
+    if isinstance(indexes, slice):
+        return [slice(at, min(at + SYMBOLS_AT_ONCE, indexes.stop)) for at in range(indexes.start, indexes.stop, SYMBOLS_AT_ONCE)]
+    return [indexes[at : at + SYMBOLS_AT_ONCE] for at in range(0, len(indexes), SYMBOLS_AT_ONCE)]
 
 
 def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
@@ -69,146 +70,150 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
     return np.square(change - before / np.maximum(count, 1)) * (count / (count + 1))
 
 
-def add(own: Cells, past: Cells, ticks: Ticks) -> None:
+def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's."""
     if accelerated.ring is not None:
-        accelerated.ring.add(own.cells, past.cells, ticks.symbol, ticks.second, ticks.price, ticks.size)
+        accelerated.ring.add(current.cells, past.cells, ticks.symbol, ticks.second, ticks.price, ticks.size)
     else:
-        _add(own, past, ticks)
+        _add(current, past, ticks)
 
 
-def _add(own: Cells, past: Cells, ticks: Ticks) -> None:
-    at, before = own.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
+def _add(current: Cells, past: Cells, ticks: Ticks) -> None:
+    at, before = current.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
     price, size = ticks.price, ticks.size
     priced = ~np.isnan(price)
     if not priced.all():
-        np.add.at(own.flat("quotes"), at[~priced], 1)
+        np.add.at(current.flat("quotes"), at[~priced], 1)
         at, before, price, size = at[priced], before[priced], price[priced], size[priced]
-    np.add.at(own.flat("ticks"), at, 1)
-    np.add.at(own.flat("volume"), at, size)
+    np.add.at(current.flat("ticks"), at, 1)
+    np.add.at(current.flat("volume"), at, size)
     np.add.at(past.flat("notional"), before, price * size)
     np.maximum.at(past.flat("high"), before, price)
     np.minimum.at(past.flat("low"), before, price)
-    opened = own.flat("open")
+    opened = current.flat("open")
     unopened = np.isnan(opened[at])
     opened[at[unopened][::-1]] = price[unopened][::-1]
-    own.flat("close")[at] = price
+    current.flat("close")[at] = price
 
 
-def carry(own: Cells, past: Cells, rows: slice | Ints, first: int, last: int) -> None:
+def carry(current: Cells, past: Cells, indexes: slice | Ints, first: int, last: int) -> None:
     """Computes price, return, last traded second, beginning of the series and sums in the seconds `first` to `last` from the second before."""
-    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    numbers = np.arange(indexes.start, indexes.stop) if isinstance(indexes, slice) else indexes
     while first <= last:
         stretch = first // WINDOW_S * WINDOW_S
-        end = min(last, stretch + WINDOW_S - 1, own.unbroken(first), past.unbroken(first))
+        end = min(last, stretch + WINDOW_S - 1, current.unbroken(first), past.unbroken(first))
         if accelerated.ring is not None:
-            accelerated.ring.carry_prices(own.cells, past.cells, numbers, first, end)
+            accelerated.ring.carry_prices(current.cells, past.cells, numbers, first, end)
             (there,), returns = past.columns(first, end), past.of("log_return")
-            returns[there, rows] = np.log(returns[there, rows])
-            accelerated.ring.sum_heads(own.cells, past.cells, numbers, first, end, stretch)
+            returns[there, indexes] = np.log(returns[there, indexes])
+            accelerated.ring.sum_prefixes(current.cells, past.cells, numbers, first, end, stretch)
         else:
-            _carry_prices(own, past, rows, first, end)
-            _sum_heads(own, past, rows, first, end, stretch)
+            _carry_prices(current, past, indexes, first, end)
+            _sum_prefixes(current, past, indexes, first, end, stretch)
         if end == stretch + WINDOW_S - 1:
             begin = max(stretch, past.base)
             if accelerated.ring is not None:
-                accelerated.ring.sum_tails(past.cells, numbers, begin, end)
+                accelerated.ring.sum_suffixes(past.cells, numbers, begin, end)
             else:
-                for some in _some_at_once(rows):
-                    _sum_tails(past, some, begin, end)
+                for some in _groups_of_symbols(indexes):
+                    _sum_suffixes(past, some, begin, end)
         first = end + 1
 
-def _carry_prices(own: Cells, past: Cells, rows: slice | Ints, first: int, last: int) -> None:
-    (here,), (there,) = own.columns(first, last), past.columns(first, last)
-    before_own, before_past = here.start - 1, there.start - 1         # of column 0: the last, -1
-    close = own.of("close")[here, rows]
+
+def _carry_prices(current: Cells, past: Cells, indexes: slice | Ints, first: int, last: int) -> None:
+    (here,), (there,) = current.columns(first, last), past.columns(first, last)
+    before_current, before_past = here.start - 1, there.start - 1     # of column 0: the last, -1
+    close = current.of("close")[here, indexes]
     second = np.arange(first, last + 1)[:, None]
     traded = ~np.isnan(close)
-    newest = own.of("last")[before_own, rows]
+    newest = current.of("last")[before_current, indexes]
     seen = _running(np.maximum, newest, np.where(traded, second, NOT_YET))
     before = np.concatenate([newest[None], seen[:-1]])
     anew = traded & (second - before > WINDOW_S)
-    begun = _running(np.maximum, own.of("begun")[before_own, rows], np.where(anew, second, NOT_YET))
-    known = np.concatenate([past.of("price")[before_past, rows][None], close])
+    series_start = _running(np.maximum, current.of("series_start")[before_current, indexes], np.where(anew, second, NOT_YET))
+    known = np.concatenate([past.of("price")[before_past, indexes][None], close])
     at = np.maximum(seen - (first - 1), 0)                           # where in `known` the newest price stands
     price = known.take(at * known.shape[1] + np.arange(known.shape[1]))
     price[second - seen > WINDOW_S] = np.nan
     former = np.concatenate([known[:1], price[:-1]])
-    moved = (price != former) & (second > begun) & ~np.isnan(price)
+    moved = (price != former) & (second > series_start) & ~np.isnan(price)
     change = np.zeros(price.shape)
     change[moved] = np.log(price[moved] / former[moved])
-    own.of("last")[here, rows], own.of("begun")[here, rows] = seen, begun
-    past.of("price")[there, rows], past.of("log_return")[there, rows] = price, change
-    past.cells[TOTAL, there, rows] = _running(np.add, past.cells[TOTAL, before_past, rows], own.cells[COUNT, here, rows])
+    current.of("last")[here, indexes], current.of("series_start")[here, indexes] = seen, series_start
+    past.of("price")[there, indexes], past.of("log_return")[there, indexes] = price, change
+    past.cells[TOTAL, there, indexes] = _running(np.add, past.cells[TOTAL, before_past, indexes], current.cells[COUNT, here, indexes])
 
-def _sum_heads(own: Cells, past: Cells, rows: slice | Ints, first: int, last: int, stretch: int) -> None:
-    """Heads in some seconds of the stretch that begins with second `stretch`."""
-    (here,), (there,) = own.columns(first, last), past.columns(first, last)
+
+def _sum_prefixes(current: Cells, past: Cells, indexes: slice | Ints, first: int, last: int, stretch: int) -> None:
+    """Prefix sums in some seconds of the stretch that begins with second `stretch`."""
+    (here,), (there,) = current.columns(first, last), past.columns(first, last)
     second = np.arange(first, last + 1)[:, None]
-    begun = own.of("begun")[here, rows]
-    carried = own.floats[HEAD, here.start - 1, rows]
+    series_start = current.of("series_start")[here, indexes]
+    carried = current.floats[PREFIX, here.start - 1, indexes]
     if first == stretch:
         carried = np.broadcast_to(NOTHING[:, None], carried.shape)
-    values = past.floats[SUM, there, rows].copy()
+    values = past.floats[SUM, there, indexes].copy()
     price = values[2]
     price[np.isnan(price)] = 0.0
     sums = _running(np.add, carried[:3], values)
-    again = np.flatnonzero(begun[-1] >= first)                       # a stretch is too short for two beginnings
+    again = np.flatnonzero(series_start[-1] >= first)                       # a stretch is too short for two beginnings
     if len(again):
-        inside = second >= begun[-1, again]
+        inside = second >= series_start[-1, again]
         alone = np.add.accumulate(np.where(inside, price[:, again], 0.0), axis=0)
         sums[2][:, again] = np.where(inside, alone, sums[2][:, again])
-    count = np.maximum(second - np.maximum(stretch, begun + 1), 0)
+    count = np.maximum(second - np.maximum(stretch, series_start + 1), 0)
     added = _squares_added(values[1], np.concatenate([carried[1:2], sums[1, :-1]]), count)
-    own.floats[HEAD, here, rows] = np.concatenate([
+    current.floats[PREFIX, here, indexes] = np.concatenate([
         sums, _running(np.add, carried[3], added)[None],
-        _running(np.maximum, carried[4], past.of("high")[there, rows])[None],
-        _running(np.minimum, carried[5], past.of("low")[there, rows])[None],
+        _running(np.maximum, carried[4], past.of("high")[there, indexes])[None],
+        _running(np.minimum, carried[5], past.of("low")[there, indexes])[None],
     ])  # fmt: skip
 
-def _sum_tails(past: Cells, rows: slice | Ints, first: int, last: int) -> None:
-    """Tails of a stretch whose seconds are all closed. Before a series' beginning they mean nothing."""
-    high, low, *_ = backwards = past.read(slice(0, SUM.stop), first, last, rows).view(np.float64)[:, ::-1]
+
+def _sum_suffixes(past: Cells, indexes: slice | Ints, first: int, last: int) -> None:
+    """Suffix sums of a stretch whose seconds are all closed. Before a series' beginning they mean nothing."""
+    high, low, *_ = backwards = past.read(slice(0, SUM.stop), first, last, indexes).view(np.float64)[:, ::-1]
     values = backwards[SUM]
     sums = np.add.accumulate(values, axis=1)
     before = np.concatenate([np.zeros_like(sums[1, :1]), sums[1, :-1]])
     added = _squares_added(values[1], before, np.arange(last - first + 1)[:, None])
-    tails = np.concatenate([
+    suffixes = np.concatenate([
         sums, np.add.accumulate(added, axis=0)[None], np.maximum.accumulate(high, axis=0)[None], np.minimum.accumulate(low, axis=0)[None],
     ])[:, ::-1]  # fmt: skip
     at = 0
     for columns in past.columns(first, last):
         length = columns.stop - columns.start
-        past.floats[TAIL, columns, rows] = tails[:, at : at + length]
+        past.floats[SUFFIX, columns, indexes] = suffixes[:, at : at + length]
         at += length
 
 
-def live(own: Cells, rows: Ints, seconds: Ints) -> tuple[Ints, Ints]:
-    """(rows, seconds) of the cells that have ticks or quotes, by second, in the order of `rows`."""
+def live(current: Cells, indexes: Ints, seconds: Ints) -> tuple[Ints, Ints]:
+    """(indexes, seconds) of the cells that have ticks or quotes, by second, in the order of `indexes`."""
     if accelerated.ring is not None:
-        found: tuple[Ints, Ints] = accelerated.ring.live(own.cells, rows, seconds)
+        found: tuple[Ints, Ints] = accelerated.ring.live(current.cells, indexes, seconds)
         return found
-    cells = (seconds % own.width)[:, None], rows
-    at, which = (own.of("ticks")[cells] + own.of("quotes")[cells]).nonzero()
-    return rows[which], seconds[at]
+    cells = (seconds % current.width)[:, None], indexes
+    at, which = (current.of("ticks")[cells] + current.of("quotes")[cells]).nonzero()
+    return indexes[which], seconds[at]
 
-def statistics(own: Cells, past: Cells, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
+
+def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
     """The row values of these cells, by column name of `windows`."""
     if accelerated.ring is not None:
-        floats, ints = accelerated.ring.statistics(own.cells, past.cells, rows, seconds)
+        floats, ints = accelerated.ring.statistics(current.cells, past.cells, indexes, seconds)
         returns = floats[-len(LAGS_S) :]
         np.log(returns, out=returns)
         return dict(zip(accelerated.ring.FLOATS, floats, strict=True)) | dict(zip(accelerated.ring.INTS, ints, strict=True))
     symbols = past.cells.shape[2]
-    at = past.at(rows, seconds)
-    here = own.cells[ROW_OWN].reshape(-1, own.width * symbols).take(own.at(rows, seconds), axis=1)
+    at = past.at(indexes, seconds)
+    here = current.cells[ROW_CURRENT].reshape(-1, current.width * symbols).take(current.at(indexes, seconds), axis=1)
     there = past.cells[ROW_PAST].reshape(-1, past.width * symbols).take(at, axis=1)
     get = {name: values if name in INTS else values.view(np.float64)
-           for name, values in zip((*OWN[ROW_OWN], *PAST[ROW_PAST]), (*here, *there), strict=True)}  # fmt: skip
-    second, begun, carried = seconds, get["begun"], get["price"]
+           for name, values in zip((*CURRENT[ROW_CURRENT], *PAST[ROW_PAST]), (*here, *there), strict=True)}  # fmt: skip
+    second, series_start, carried = seconds, get["series_start"], get["price"]
     traded, alive = get["ticks"] > 0, ~np.isnan(carried)
-    length = np.where(alive, np.minimum(second - begun + 1, WINDOW_S), 0)
-    returns = length - (second - begun < WINDOW_S)                   # the first second of a series has no return
+    length = np.where(alive, np.minimum(second - series_start + 1, WINDOW_S), 0)
+    returns = length - (second - series_start < WINDOW_S)                   # the first second of a series has no return
     out = {name: get[name] for name in ("open", "close", "volume", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
     out["high"], out["low"] = np.where(traded, get["high"], np.nan), np.where(traded, get["low"], np.nan)
     out["second"], out["seconds_5m"] = second, length
@@ -216,7 +221,7 @@ def statistics(own: Cells, past: Cells, rows: Ints, seconds: Ints) -> dict[str, 
     ticks = get["ticks_total"] - past.flat("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
     out["volume_10s"], out["volume_60s"], out["volume_5m"] = volumes
     out["ticks_10s"], out["ticks_5m"] = ticks
-    notional, price, squares, high, low = _windows(past, here[HEAD].view(np.float64), at, second, begun, returns)
+    notional, price, squares, high, low = _windows(past, here[PREFIX].view(np.float64), at, second, series_start, returns)
     with np.errstate(divide="ignore", invalid="ignore"):
         out["mean_5m"] = np.where(length > 0, price / length, np.nan)
         out["vwap_5m"] = np.where(volumes[2] > 0, notional / volumes[2], np.nan)
@@ -226,40 +231,41 @@ def statistics(own: Cells, past: Cells, rows: Ints, seconds: Ints) -> dict[str, 
         out["mid"] = mid
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
         lags = np.array(LAGS_S)[:, None]
-        before = np.where(alive & (second - lags >= begun), past.flat("price").take(at - lags * symbols), np.nan)
+        before = np.where(alive & (second - lags >= series_start), past.flat("price").take(at - lags * symbols), np.nan)
         for lag, change in zip(LAGS_S, np.log(carried / before), strict=True):
             out[f"return_{lag}s"] = change
         out["price_60s"] = before[-1]
     return out
 
-def _windows(past: Cells, head: Floats, at: Ints, second: Ints, begun: Ints, returns: Ints) -> tuple[Floats, ...]:
+
+def _windows(past: Cells, prefix: Floats, at: Ints, second: Ints, series_start: Ints, returns: Ints) -> tuple[Floats, ...]:
     """Over the windows that end in these cells: notional, prices, squares of the returns' deviations, greatest and least price."""
     symbols, stretch = past.cells.shape[2], second // WINDOW_S * WINDOW_S
-    first = np.maximum(second - (WINDOW_S - 1), begun)
+    first = np.maximum(second - (WINDOW_S - 1), series_start)
     older = first < stretch
     there = np.where(older, at - (second - first) * symbols, at)
-    tail = np.where(older, past.floats[TAIL].reshape(len(TAILS), -1).take(there, axis=1), NOTHING[:, None])
+    suffix = np.where(older, past.floats[SUFFIX].reshape(len(SUFFIXES), -1).take(there, axis=1), NOTHING[:, None])
     # the tail's returns begin one second later where the series begins there
-    returning = np.maximum(stretch - np.maximum(first, begun + 1), 0)
+    returning = np.maximum(stretch - np.maximum(first, series_start + 1), 0)
     here = returns - returning
-    tail_squares = np.where(returning > 0, past.flat("squares_tail").take(there + ((returning > 0) & (first == begun)) * symbols), 0.0)
+    suffix_squares = np.where(returning > 0, past.flat("squares_suffix").take(there + ((returning > 0) & (first == series_start)) * symbols), 0.0)
     # squares of deviations, of two groups with means of their own (Chan, Golub, LeVeque: Updating formulae for sample variances, 1979)
-    apart = tail[1] / np.maximum(returning, 1) - head[1] / np.maximum(here, 1)
-    squares = head[3] + (tail_squares + np.square(apart) * (returning * here / np.maximum(returns, 1)))
-    return head[0] + tail[0], head[2] + tail[2], squares, np.maximum(head[4], tail[4]), np.minimum(head[5], tail[5])
+    apart = suffix[1] / np.maximum(returning, 1) - prefix[1] / np.maximum(here, 1)
+    squares = prefix[3] + (suffix_squares + np.square(apart) * (returning * here / np.maximum(returns, 1)))
+    return prefix[0] + suffix[0], prefix[2] + suffix[2], squares, np.maximum(prefix[4], suffix[4]), np.minimum(prefix[5], suffix[5])
 
 
-def stored_places(own: Cells, past: Cells) -> tuple[tuple[Cells, Ints], ...]:
+def stored_places(current: Cells, past: Cells) -> tuple[tuple[Cells, Ints], ...]:
     """Both arrays, each with the places that its first fields have in a bucket."""
-    return (own, STORED_OWN), (past, STORED_PAST)
+    return (current, STORED_CURRENT), (past, STORED_PAST)
 
 
-def stored(own: Cells, past: Cells, rows: Ints, seconds: Ints) -> Ints:
+def stored(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> Ints:
     """What a bucket keeps of these cells: array (field of STORED, cell)."""
     if accelerated.ring is not None:
-        kept: Ints = accelerated.ring.stored(own.cells, past.cells, rows, seconds, STORED_OWN, STORED_PAST)
+        kept: Ints = accelerated.ring.stored(current.cells, past.cells, indexes, seconds, STORED_CURRENT, STORED_PAST)
         return kept
-    kept = np.empty((len(STORED), len(rows)), np.int64)
-    for cells, places in stored_places(own, past):
-        kept[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(rows, seconds), axis=1)
+    kept = np.empty((len(STORED), len(indexes)), np.int64)
+    for cells, places in stored_places(current, past):
+        kept[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(indexes, seconds), axis=1)
     return kept

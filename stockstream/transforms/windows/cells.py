@@ -1,7 +1,7 @@
 """Arrays of the last seconds of one source: fields, their layout and room for seconds and symbols.
 
 `Cells` holds some fields as an array (field, second, symbol) of 8 bytes a cell. The seconds go round: the newest takes the place of the oldest.
-A `Ring` has two of them: `PAST` are the fields that windows look up as far back as they reach, `OWN` those of a row's own second or the one before.
+A `Ring` has two of them: `PAST` are the fields that windows look up as far back as they reach, `CURRENT` those of a row's own second or the one before.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _SUMMED = ("notional", "log_return", "price")
-_HEADS = tuple(f"{name}_head" for name in (*_SUMMED, "squares", "high", "low"))
-TAILS = tuple(f"{name}_tail" for name in (*_SUMMED, "squares", "high", "low"))
+_PREFIXES = tuple(f"{name}_prefix" for name in (*_SUMMED, "squares", "high", "low"))
+SUFFIXES = tuple(f"{name}_suffix" for name in (*_SUMMED, "squares", "high", "low"))
 _TOTALS = ("volume_total", "ticks_total")
-PAST = ("high", "low", *_SUMMED, *_TOTALS, *TAILS)
+PAST = ("high", "low", *_SUMMED, *_TOTALS, *SUFFIXES)
 """The fields that windows look up as far back as they reach."""
-OWN = (*(name for name in STORED if name not in PAST), "begun", *_HEADS, "last")
+CURRENT = (*(name for name in STORED if name not in PAST), "series_start", *_PREFIXES, "last")
 """The fields that are looked up in a row's own second, or in the one before."""
-INTS = {"quotes", "volume", "ticks", "begun", *_TOTALS, "last"}
+INTS = {"quotes", "volume", "ticks", "series_start", *_TOTALS, "last"}
 NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
-"""Heads and tails of no seconds."""
+"""The prefix and suffix sums of no seconds."""
 NOT_YET = -WINDOW_S - 1
-"""`last` and `begun` before the first trade: longer ago than any series lasts."""
-_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "begun": NOT_YET}
-_EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_HEADS, *TAILS), (*NOTHING, *NOTHING), strict=True))
+"""`last` and `series_start` before the first trade: longer ago than any series lasts."""
+_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "series_start": NOT_YET}
+_EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
 NEVER = -1
 
 
@@ -51,16 +51,16 @@ def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
     return slice(of.index(first), of.index(last) + 1)
 
 
-SUM, TAIL, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, TAILS[0], TAILS[-1]), _fields(PAST, *_TOTALS)
-HEAD, COUNT = _fields(OWN, _HEADS[0], _HEADS[-1]), _fields(OWN, "volume", "ticks")
-ROW_OWN, ROW_PAST = _fields(OWN, "open", _HEADS[-1]), _fields(PAST, "high", _TOTALS[-1])
+SUM, SUFFIX, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, SUFFIXES[0], SUFFIXES[-1]), _fields(PAST, *_TOTALS)
+PREFIX, COUNT = _fields(CURRENT, _PREFIXES[0], _PREFIXES[-1]), _fields(CURRENT, "volume", "ticks")
+ROW_CURRENT, ROW_PAST = _fields(CURRENT, "open", _PREFIXES[-1]), _fields(PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
-STORED_OWN, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (OWN, PAST))
+STORED_CURRENT, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (CURRENT, PAST))
 """Places in a bucket of the stored fields, which are the first."""
 
 
 if accelerated.ring is not None:
-    accelerated.ring.fields(OWN, PAST)
+    accelerated.ring.fields(CURRENT, PAST)
 
 _CODEC = pa.Codec("zstd", 1)
 
@@ -75,7 +75,10 @@ class Packed:
 
 
 class Cells:
-    """Some fields of the last seconds: array (field, column, row). A second's column is the second modulo the width, so that the newest takes the oldest's."""
+    """Some fields of the last seconds: array (field, column, symbol).
+
+    A second's column is the second modulo the width, so the newest takes the oldest's.
+    """
 
     def __init__(self, fields: tuple[str, ...], depth: int) -> None:
         self.fields = {name: number for number, name in enumerate(fields)}
@@ -90,7 +93,7 @@ class Cells:
         self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
         """The fields that are not `INTS` are floats: `floats` and `of` show them so."""
         self.blank = True
-        """Whether no second was covered yet."""
+        """Whether no second has a column yet."""
         self.last = NEVER
         """Newest second that has a column."""
         self.most = 0
@@ -111,17 +114,17 @@ class Cells:
         return self.cells.view(np.float64)
 
     def of(self, name: str) -> NDArray[Any]:
-        """One field: array (column, row)."""
+        """One field: array (column, symbol)."""
         array: NDArray[Any] = (self.cells if name in INTS else self.floats)[self.fields[name]]
         return array
 
     def flat(self, name: str) -> NDArray[Any]:
-        """One field by column * rows + row."""
+        """One field by column * symbols + symbol index."""
         return self.of(name).reshape(-1)
 
-    def at(self, rows: Ints, seconds: Ints) -> Ints:
+    def at(self, indexes: Ints, seconds: Ints) -> Ints:
         """Where these cells lie in `flat`: from 0 where the columns last began again, below it before. numpy counts that from the end, which is their place."""
-        at: Ints = (seconds - (self.last - self.last % self.width)) * self.cells.shape[2] + rows
+        at: Ints = (seconds - (self.last - self.last % self.width)) * self.cells.shape[2] + indexes
         return at
 
     def unbroken(self, second: int) -> int:
@@ -135,31 +138,31 @@ class Cells:
         begin, end, middle = first % self.width, last % self.width + 1, self.unbroken(first)
         return [slice(begin, end)] if last <= middle else [slice(begin, self.width), slice(0, end)]
 
-    def read(self, fields: slice, first: int, last: int, rows: slice | Ints) -> Ints:
-        """These fields in consecutive seconds: array (field, second, row)."""
-        parts = [self.cells[fields, columns, rows] for columns in self.columns(first, last)]
+    def read(self, fields: slice, first: int, last: int, indexes: slice | Ints) -> Ints:
+        """These fields in consecutive seconds: array (field, second, symbol)."""
+        parts = [self.cells[fields, columns, indexes] for columns in self.columns(first, last)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def _forget(self, columns: slice, rows: slice) -> None:
+    def _forget(self, columns: slice, indexes: slice) -> None:
         """Cells as they are where nothing has happened, from zeros."""
         for number in self.not_zero:
-            self.cells[number, columns, rows] = self.nothing[number]
+            self.cells[number, columns, indexes] = self.nothing[number]
 
-    def ensure_rows(self, rows: int) -> None:
-        """Room for more rows. Before the first second is covered nobody knows how many columns there must be: none is written."""
+    def ensure_symbols(self, symbols: int) -> None:
+        """Makes room for more symbols. Before the first second the number of columns is not known: none is written."""
         if self.blank:
-            self.cells = np.zeros((len(self.fields), self.width, rows), np.int64)
+            self.cells = np.zeros((len(self.fields), self.width, symbols), np.int64)
         else:
-            self.resize(rows, self.width)
+            self.resize(symbols, self.width)
 
-    def resize(self, rows: int, width: int) -> None:
-        """New room for this many rows and seconds; the newest seconds stay. Raises `FrameError` where that is more than any feed of ours asks for."""
-        if width > MOST_SECONDS and 8 * len(self.fields) * width * rows > MOST_BYTES:
+    def resize(self, symbols: int, width: int) -> None:
+        """Makes room for this many symbols and seconds; the newest seconds stay. Raises `FrameError` where that is more than any feed of ours asks for."""
+        if width > MOST_SECONDS and 8 * len(self.fields) * width * symbols > MOST_BYTES:
             raise FrameError(f"ticks and closings of one source lie {width} s apart")
         old, last = self.cells, self.last
         known = 0 if self.blank else old.shape[2]
         begin = max(last - width, last - old.shape[1]) + 1 if known else last + 1
-        self.cells, self.blank = np.zeros((len(self.fields), width, rows), np.int64), False
+        self.cells, self.blank = np.zeros((len(self.fields), width, symbols), np.int64), False
         for columns in self.columns(last - width + 1, begin - 1) if known else ():
             self._forget(columns, slice(known))
         self._forget(slice(None), slice(known, None))
@@ -169,13 +172,13 @@ class Cells:
             self.cells[:, target : target + length, :known] = old[:, source : source + length]
             begin = end + 1
 
-    def take(self, rows: Ints, room: int) -> None:
-        """Keeps these rows, in this order, with room for so many."""
-        kept = self.cells[:, :, rows]
+    def take(self, indexes: Ints, room: int) -> None:
+        """Keeps the symbols at these indexes, in this order, with room for so many."""
+        kept = self.cells[:, :, indexes]
         self.cells = np.zeros((len(self.fields), self.width, room), np.int64)
         if not self.blank:
-            self.cells[:, :, : len(rows)] = kept
-            self._forget(slice(None), slice(len(rows), None))
+            self.cells[:, :, : len(indexes)] = kept
+            self._forget(slice(None), slice(len(indexes), None))
 
     def rest(self) -> Packed:
         """Packs the cells; nothing else may be done before `wake`. A second differs little from the one before: only that is kept."""

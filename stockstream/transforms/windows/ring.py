@@ -1,7 +1,7 @@
 """One source's last seconds, symbol by symbol.
 
-A `Ring` adds ticks to their seconds, closes seconds, finds what late ticks change, and packs closed seconds for the state. Its rows are
-symbols, in the order first heard. What is computed in each cell stands in `arithmetic`, the layout of the arrays in `cells`.
+A `Ring` adds ticks to their seconds, closes seconds, finds what late ticks change, and packs closed seconds for the state. A symbol's
+index is its place in the order in which symbols were first heard. What is computed in each cell stands in `arithmetic`, the layout of the arrays in `cells`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from stockstream.transforms.frames import bounds_of_runs
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
 from stockstream.transforms.windows import arithmetic
-from stockstream.transforms.windows.cells import FAR_S, NEVER, OWN, PAST, Cells, Ints, Packed
+from stockstream.transforms.windows.cells import CURRENT, FAR_S, NEVER, PAST, Cells, Ints, Packed
 from stockstream.transforms.windows.state import STORED, Second
 from stockstream.transforms.windows.ticks import Ticks
 
 RESTORE_S = 2 * WINDOW_S + 1
 """Seconds of buckets that a restart needs besides REVISE_S: two windows, to know where each living series began."""
 SILENT_S = 2 * WINDOW_S + 60
-"""Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its row."""
+"""Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its place."""
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
 
 
-def _as_slice(rows: Ints) -> slice | Ints:
-    """The rows, as a slice where they follow upon each other."""
-    return slice(int(rows[0]), int(rows[0]) + len(rows)) if len(rows) and (np.diff(rows) == 1).all() else rows
+def _as_slice(indexes: Ints) -> slice | Ints:
+    """The indexes, as a slice where they follow upon each other."""
+    return slice(int(indexes[0]), int(indexes[0]) + len(indexes)) if len(indexes) and (np.diff(indexes) == 1).all() else indexes
 
 
 class Ring:
-    """One source's seconds, in two depths of `Cells`; rows are symbols in the order first heard.
+    """One source's seconds, in two depths of `Cells`.
 
     No second up to `closed` - `revise_s` changes any more: `clean` rejects what is older, and after a restart its ticks are counted already.
     """
@@ -44,16 +44,16 @@ class Ring:
     def __init__(self, revise_s: int) -> None:
         self.revise_s = revise_s
         self.symbols: dict[str, int] = {}
-        self.own, self.past = Cells(OWN, 1 + revise_s), Cells(PAST, WINDOW_S + 1 + revise_s)
+        self.current, self.past = Cells(CURRENT, 1 + revise_s), Cells(PAST, WINDOW_S + 1 + revise_s)
         self.closed = NEVER
         self.rank: Ints = np.zeros(0, np.int64)
         self.by_rank: Ints = np.zeros(0, np.int64)
-        """Rows in the order of the symbols' names."""
+        """Symbol indexes in the order of the symbols' names."""
         self.names: NDArray[np.object_] = np.zeros(0, object)
         self.bytes: Ints = np.zeros(0, np.int64)
-        """By row: bytes of a symbol's second in a record, at most."""
+        """By symbol index: bytes of a symbol's second in a record, at most."""
         self.heard: Ints = np.zeros(0, np.int64)
-        """By row: about the last second with a tick or quote."""
+        """By symbol index: about the last second with a tick or quote."""
         self.touched = 0
         """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
         self.frame = 0
@@ -76,7 +76,7 @@ class Ring:
         self.pending_restored: dict[int, list[Second]] = {}
         """After a restart: stored seconds beyond `closed`, put in place when the log gets there again."""
         self.changed: set[tuple[int, int]] = set()
-        """(Row, closed second) of late ticks whose revision was not sent."""
+        """(Symbol index, closed second) of late ticks whose revision was not sent."""
 
     # -- room ---------------------------------------------------------------
 
@@ -86,17 +86,17 @@ class Ring:
         return max(FAR_S, CELLS_AT_ONCE // max(len(self.symbols), 8))
 
     def register_symbols(self, symbols: Collection[str]) -> Ints:
-        """Row numbers of these (different) symbols, new ones added."""
+        """Indexes of these (different) symbols; new ones are added."""
         table = self.symbols
         try:
             return np.fromiter(map(table.__getitem__, symbols), np.int64, len(symbols))
         except KeyError:
             new = [symbol for symbol in symbols if symbol not in table]
         table.update(zip(new, range(len(table), len(table) + len(new)), strict=True))
-        if len(table) > self.own.cells.shape[2]:
-            rows = len(table) + max(8, len(table) // 16)
-            for cells in (self.own, self.past):
-                cells.ensure_rows(rows)
+        if len(table) > self.current.cells.shape[2]:
+            room = len(table) + max(8, len(table) // 16)
+            for cells in (self.current, self.past):
+                cells.ensure_symbols(room)
         self.heard = np.concatenate([self.heard, np.full(len(new), max(self.closed, 0))])
         self.bytes = np.concatenate([self.bytes, np.fromiter((8 * len(STORED) + 5 + len(symbol.encode()) for symbol in new), np.int64, len(new))])
         self._name()
@@ -109,49 +109,49 @@ class Ring:
         self.rank[self.by_rank] = np.arange(len(self.names))
 
     def make_room(self, symbols: Collection[str]) -> None:
-        """Where there is no row left for these symbols, those that were silent for longer than anything reaches give theirs up, if they are many."""
-        free = self.own.cells.shape[2] - len(self.symbols)
+        """Where there is no room for these symbols, drops those that were silent for longer than anything reaches, if they are many."""
+        free = self.current.cells.shape[2] - len(self.symbols)
         if not len(self.symbols) or self.closed == NEVER or sum(symbol not in self.symbols for symbol in symbols) <= free:
             return
         kept = np.flatnonzero(self.heard > self.closed - SILENT_S - self.revise_s)
         if len(self.symbols) - len(kept) < max(8, len(self.symbols) // 8):
             return
         number_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
-        self.changed = {(number_of[row], second) for row, second in self.changed}
+        self.changed = {(number_of[index], second) for index, second in self.changed}
         self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
         self.heard, self.bytes = self.heard[kept], self.bytes[kept]
-        for cells in (self.own, self.past):
+        for cells in (self.current, self.past):
             cells.take(kept, len(kept) + max(8, len(kept) // 16))
         self._name()
 
     def rest(self) -> None:
         """Packs the arrays until `wake`."""
         if not self._packed:
-            self._packed = [cells.rest() for cells in (self.own, self.past)]
+            self._packed = [cells.rest() for cells in (self.current, self.past)]
 
     def wake(self) -> None:
         if self._packed:
-            for cells, packed in zip((self.own, self.past), self._packed, strict=True):
+            for cells, packed in zip((self.current, self.past), self._packed, strict=True):
                 cells.wake(packed)
             self._packed = []
 
     @property
     def array_bytes(self) -> int:
         """Memory of the arrays, packed or not."""
-        return self.own.cells.nbytes + self.past.cells.nbytes + sum(len(packed.data) for packed in self._packed)
+        return self.current.cells.nbytes + self.past.cells.nbytes + sum(len(packed.data) for packed in self._packed)
 
     def ensure_capacity(self, first: int, last: int) -> None:
         """Makes room for the seconds `first` to `last`, keeping what windows up to `closed` and later still need."""
-        if self.closed - self.revise_s < first and last <= self.own.last and self.closed != NEVER:
+        if self.closed - self.revise_s < first and last <= self.current.last and self.closed != NEVER:
             return
         since = min([first, *self.unsaved]) if self.closed == NEVER else min(first + self.revise_s, self.closed + 1)
-        for cells in (self.own, self.past):
+        for cells in (self.current, self.past):
             cells.ensure_capacity(since, last)
 
     def skip_to(self, second: int) -> None:
         """Where nothing is heard for longer than anything is kept, begins anew with `second` as the last closed: no window or series reaches over that."""
         if second - self.closed > self.past.depth and self.closed != NEVER and not self.unsaved:
-            for cells in (self.own, self.past):
+            for cells in (self.current, self.past):
                 cells.reset(second)
             self.closed = second
 
@@ -189,10 +189,10 @@ class Ring:
         for first in bounds_of_runs(ticks.second)[:-1]:
             self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
         self.heard[ticks.symbol] = ticks.second
-        arithmetic.add(self.own, self.past, ticks)
+        arithmetic.add(self.current, self.past, ticks)
         for name, values in ticks.quotes.items():
             known = ~np.isnan(values)
-            self.own.flat(name)[self.own.at(ticks.symbol[known], ticks.second[known])] = values[known]
+            self.current.flat(name)[self.current.at(ticks.symbol[known], ticks.second[known])] = values[known]
 
 
     # -- closings -----------------------------------------------------------
@@ -200,49 +200,52 @@ class Ring:
     def close(self, second: int) -> None:
         """Carries prices forward through `second`; nothing is sent."""
         if second > self.closed:
-            first = self.closed + 1 if self.closed != NEVER else self.own.base + 1
-            arithmetic.carry(self.own, self.past, slice(0, len(self.symbols)), first, second)
+            first = self.closed + 1 if self.closed != NEVER else self.current.base + 1
+            arithmetic.carry(self.current, self.past, slice(0, len(self.symbols)), first, second)
             self.closed = second
 
 
     def revise(self) -> tuple[Ints, Ints]:
-        """Carries prices again from the changed seconds on; returns (rows, seconds) of the cells up to `closed` that are to be sent again, in their order."""
+        """Carries prices again from the changed seconds on.
+
+        Returns (indexes, seconds) of the cells up to `closed` that are to be sent again, in their order.
+        """
         since: dict[int, int] = {}
-        for row, second in self.changed:
-            since[row] = min(since.get(row, second), second)
-        rows = np.fromiter(since, np.int64, len(since))
+        for index, second in self.changed:
+            since[index] = min(since.get(index, second), second)
+        indexes = np.fromiter(since, np.int64, len(since))
         first = np.fromiter(since.values(), np.int64, len(since))
-        order = self.rank[rows].argsort()
-        rows, first = rows[order], first[order]
+        order = self.rank[indexes].argsort()
+        indexes, first = indexes[order], first[order]
         lowest = int(first.min())
-        if lowest <= self.own.base:
+        if lowest <= self.current.base:
             raise FrameError(f"a late tick {self.closed - lowest} s before the last closed second")
-        arithmetic.carry(self.own, self.past, rows, lowest, self.closed)
+        arithmetic.carry(self.current, self.past, indexes, lowest, self.closed)
         since_of = np.zeros(len(self.symbols), np.int64)
-        since_of[rows] = first
-        live, seconds = arithmetic.live(self.own, rows, np.arange(lowest, self.closed + 1))
+        since_of[indexes] = first
+        live, seconds = arithmetic.live(self.current, indexes, np.arange(lowest, self.closed + 1))
         due = seconds >= since_of[live]
         return live[due], seconds[due]
 
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
-        """(rows, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
-        first = max(after + 1, self.own.base)
-        return arithmetic.live(self.own, self.by_rank, np.arange(first, second + 1))
+        """(indexes, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
+        first = max(after + 1, self.current.base)
+        return arithmetic.live(self.current, self.by_rank, np.arange(first, second + 1))
 
 
-    def statistics(self, rows: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
+    def statistics(self, indexes: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
         """The row values of these cells, by column name of `windows`."""
-        return arithmetic.statistics(self.own, self.past, rows, seconds)
+        return arithmetic.statistics(self.current, self.past, indexes, seconds)
 
     # -- state --------------------------------------------------------------
 
     def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
         """The stored form of each of these seconds, in parts that fit a message, and about their bytes."""
         second = np.array(seconds, np.int64)
-        rows, seconds_of = arithmetic.live(self.own, np.arange(len(self.symbols)), second)
-        kept = arithmetic.stored(self.own, self.past, rows, seconds_of)
+        indexes, seconds_of = arithmetic.live(self.current, np.arange(len(self.symbols)), second)
+        kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)
         ends = seconds_of.searchsorted(second, "right").tolist()
-        names, sizes = self.names[rows].tolist(), np.concatenate([[0], self.bytes[rows].cumsum()])
+        names, sizes = self.names[indexes].tolist(), np.concatenate([[0], self.bytes[indexes].cumsum()])
         begin = 0
         for number, end in zip(seconds, ends, strict=True):
             size, cuts = int(sizes[end] - sizes[begin]), [begin, end]
@@ -264,8 +267,8 @@ class Ring:
         for pending in due:
             for part in self.pending_restored.pop(pending):
                 if part.symbols is not known:
-                    known, rows = part.symbols, _as_slice(self.register_symbols(part.symbols))
+                    known, indexes = part.symbols, _as_slice(self.register_symbols(part.symbols))
                 stored = np.frombuffer(part.data, np.int64).reshape(len(STORED), -1)
-                self.heard[rows] = pending
-                for cells, places in arithmetic.stored_places(self.own, self.past):
-                    cells.cells[: len(places), pending % cells.width, rows] = stored[places]
+                self.heard[indexes] = pending
+                for cells, places in arithmetic.stored_places(self.current, self.past):
+                    cells.cells[: len(places), pending % cells.width, indexes] = stored[places]

@@ -1,4 +1,4 @@
-"""Columns of one source's ticks in a frame, with the symbols as rows of its `Ring`."""
+"""Columns of one source's ticks in a frame, with each symbol as its index in the source's `Ring`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Ticks:
     """Columns of one source's ticks, in log order."""
 
     symbol: Ints
+    """Its index in the ring."""
     second: Ints
     price: Floats
     size: Ints

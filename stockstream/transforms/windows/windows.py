@@ -171,13 +171,13 @@ class Windows:
             ring = self._ring(source, done + 1)
             present = codes[mine]
             used = np.flatnonzero(np.bincount(present, minlength=len(table)))
-            rows_of = np.full(len(table), -1, np.int64)
+            index_of = np.full(len(table), -1, np.int64)
             symbols = [table[i] for i in used.tolist()]
-            if len(ring.symbols) + len(symbols) > ring.own.cells.shape[2]:
+            if len(ring.symbols) + len(symbols) > ring.current.cells.shape[2]:
                 ring.make_room(symbols)
-            rows_of[used] = ring.register_symbols(symbols)
+            index_of[used] = ring.register_symbols(symbols)
             of_source = {name: column[mine] for name, column in quotes.items()}
-            out[source] = Ticks(rows_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source)
+            out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source)
         return out
 
     def _source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:
@@ -305,13 +305,13 @@ class Windows:
             ring.closed_before_gap = NEVER
             ring.ensure_capacity(first, first)
             ring.apply_restored(first)
-            rows, seconds = ring.cells_between(ring.own.base, first)             # heard before anything closed, and late already
-            ring.changed.update(zip(rows.tolist(), seconds.tolist(), strict=True))
+            indexes, seconds = ring.cells_between(ring.current.base, first)             # heard before anything closed, and late already
+            ring.changed.update(zip(indexes.tolist(), seconds.tolist(), strict=True))
             ring.close(first)
         if ring.changed:
-            rows, seconds = ring.revise()
+            indexes, seconds = ring.revise()
             if send:
-                self._emit(ring, name, rows, seconds, np.full(len(rows), last.offset), True, out)
+                self._emit(ring, name, indexes, seconds, np.full(len(indexes), last.offset), True, out)
             ring.changed.clear()
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted_through = max(ring.counted_through, last.offset)
@@ -327,8 +327,8 @@ class Windows:
             ring.ensure_capacity(max(end, ring.closed), max(end, ring.closed))
             ring.close(end)
             if send:
-                rows, seconds = ring.cells_between(after, end)
-                self._emit(ring, name, rows, seconds, offsets[ends.searchsorted(seconds, "left")], False, out)
+                indexes, seconds = ring.cells_between(after, end)
+                self._emit(ring, name, indexes, seconds, offsets[ends.searchsorted(seconds, "left")], False, out)
             self._save(ring, name, end, last.offset)
             after = end
         ring.skip_to(last.second)
@@ -390,12 +390,12 @@ class Windows:
         self._records.append(([source, kind, second % SLOTS, part], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
 
     @staticmethod
-    def _emit(ring: Ring, name: str, rows: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:
-        if not len(rows):
+    def _emit(ring: Ring, name: str, indexes: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:
+        if not len(indexes):
             return
-        values = ring.statistics(rows, seconds)
-        values["offset"], values["revised"] = offsets, np.full(len(rows), revised)
-        out.by_source.append(SourceRows(name, ring.names.tolist(), rows, values))
+        values = ring.statistics(indexes, seconds)
+        values["offset"], values["revised"] = offsets, np.full(len(indexes), revised)
+        out.by_source.append(SourceRows(name, ring.names.tolist(), indexes, values))
 
     # -- state --------------------------------------------------------------
 

@@ -331,7 +331,7 @@ def test_a_source_that_is_heard_again_after_days_needs_no_room_for_the_days_betw
             frames += [feed.frame([*ticks, ("a", "S002", monday + 1, 12.0)], {"a": monday + 1})]
         rows = [row for part in rows_of(core, frames, state=cut) for row in part]
         (ring,) = core._rings.values()
-        assert ring.own.width < 1_000 and ring.past.width < 1_000
+        assert ring.current.width < 1_000 and ring.past.width < 1_000
         return [{name: value for name, value in row.items() if name != "offset"} for row in rows]
 
     assert told(cut=True) == told(cut=False)

@@ -290,7 +290,7 @@ def test_a_long_silence_costs_no_memory() -> None:
     for second in quiet.tolist():
         ring.ensure_capacity(second, second)
         ring.close(second)
-    assert (ring.own.width, ring.past.width) < (31 + 40, 331 + 40)
+    assert (ring.current.width, ring.past.width) < (31 + 40, 331 + 40)
 
 
 def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
@@ -302,7 +302,7 @@ def test_a_restart_keeps_no_more_than_windows_look_at() -> None:
     core.take_frame(frame)
     ring = Windows.restore(0, dict(core.records(0)), revise_s=30)._rings["replay.a"]
     before = core._rings["replay.a"]
-    assert (ring.own.width, ring.past.width) == (31 + SPARE_S, 331 + SPARE_S)
+    assert (ring.current.width, ring.past.width) == (31 + SPARE_S, 331 + SPARE_S)
     assert ring.closed == before.closed
     rows, seconds = before.cells_between(ring.closed - 30, ring.closed)
     again = ring.register_symbols([before.names[row] for row in rows.tolist()])
