@@ -41,10 +41,10 @@ from stockstream.transport.watching import watchdog
 
 logger = logging.getLogger(__name__)
 
-
-
 RELEASE_S = 2.0
+"""How long each part may take to complete its output when partitions are released."""
 STOP_S = 8.0
+"""How long a worker may take to stop before it exits without waiting."""
 
 
 class Part(Protocol):
@@ -60,7 +60,7 @@ class Part(Protocol):
 
 
 class Takeover(Recovery):
-    """Leaves if a step of a takeover times out. Faust mistakes the timeout for its own stop (faust/tables/recovery.py:561) and would wait for ever."""
+    """Ends the worker if a step of a takeover times out. Faust mistakes the timeout for its own stop (faust/tables/recovery.py:561) and would wait forever."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
         try:
@@ -174,7 +174,7 @@ class App(faust.App):
         if read_topics is not None:
             await read_topics()
         if self.embedded:
-            logger.warning("the broker is the embedded one: it knows no idempotence, so a retry there may duplicate; for the demo only")
+            logger.warning("the embedded broker has no idempotent producers, so a retry may duplicate messages; use it for the demo only")
         if accelerated.missing:
             logger.warning(
                 "not compiled: %s. Results are the same, at up to twice the CPU. To compile these parts, install a C compiler and reinstall stockstream",
@@ -194,7 +194,7 @@ class App(faust.App):
 
     async def on_stop(self) -> None:
         """Completes the output in progress while the producer still runs. A broker that does not answer delays the end by STOP_S at most."""
-        why = f"not settled {STOP_S:g} s after it was asked to stop, the broker may not answer: ending; the state says where to go on"
+        why = f"the worker did not stop within {STOP_S:g} s, perhaps because the broker does not answer: it exits, and the next start resumes at checkpoints"
         hanging = threading.Timer(STOP_S, exit_now, (1, why))
         hanging.daemon = True
         hanging.start()
@@ -260,7 +260,7 @@ def _require_free_port(host: str, port: int) -> None:
             socket.create_server(address[:2], family=family, reuse_port=False).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"the web views cannot use {in_url(host)}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {reason}") from error
+        raise SettingsError(f"the web views cannot listen on {in_url(host)}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {reason}") from error
 
 
 def require_folders(settings: Settings) -> None:

@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
 
 
 class Champions:
-    """Follows the champion of a model in the registry. `refresh` never raises, whatever the registry holds.
+    """Follows the champion of a model in the registry. `refresh` never raises, even if the registry is damaged.
 
     `champion` is the registry's champion, or the previous one if that cannot be loaded; None if there was none. `version` is the version that the registry
     names now ("" if it names none), and `problem` gives in one line the reason why that version is not `champion`.
@@ -43,7 +43,7 @@ class Champions:
         self.url, self.name = url, name
         self.champion: Loaded | None = None
         self.version = ""
-        self.problem = "the registry of models was not read yet"
+        self.problem = "the model registry has not been read yet"
         self._loaded: dict[Key, Loaded] = {}
         self._failed: dict[Key, tuple[str, str]] = {}
         """By model that could not be loaded: the artefact's stamp, and the reason."""
@@ -55,7 +55,7 @@ class Champions:
             registry = Registry(self.url)
             version = registry.champion(self.name) or ""
             if not version:
-                problem = f"there is no model {self.name} in {registry.root}: `stockstream train xgboost --help` says how to make one"
+                problem = f"there is no model {self.name} in {registry.root}; train one with `stockstream train xgboost`"
             else:
                 champion = self.champion
                 if champion is None or (*champion.key, champion.stamp) != (self.name, version, registry.stamp(self.name, version)):

@@ -15,11 +15,11 @@ from stockstream.packages import require_own_packages, require_tried_versions
 
 COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
-    "worker": "Run a worker, and start it again when it fails.",
+    "worker": "Run a worker, and restart it when it fails.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",
-    "query": "Ask the archive in SQL.",
+    "query": "Query the archive in SQL.",
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
 """The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""

@@ -43,7 +43,7 @@ def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[
         progress(len(chunk))
     ticks = pa.concat_tables(tables) if tables else TICKS.empty_table()
     if not ticks.num_rows:
-        raise SourceError(f"{path}: no row can be a tick" + (" of these symbols" if symbols else ""))
+        raise SourceError(f"{path}: no row is a valid tick" + (" of these symbols" if symbols else ""))
     return ticks.take(pa.array(np.argsort(ticks.column("event_time").to_numpy(), kind="stable")))
 
 

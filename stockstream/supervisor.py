@@ -84,13 +84,13 @@ class Supervisor:
             same_reason = 1 if healthy or reason_kind != last else same_reason + 1
             last = reason_kind
             delay = self._delays_s[min(failures, len(self._delays_s)) - 1]
-            line = f"the worker ended with status {status}; it is started again in {delay:g} s"
+            line = f"the worker ended with status {status}; it is restarted in {delay:g} s"
             if same_reason >= LOOP_ENDS:
                 delay = self._loop_delays_s[min(same_reason - LOOP_ENDS, len(self._loop_delays_s) - 1)]
                 line = (
                     f"crash loop: the worker ended {same_reason} times in a row for the same reason: {reason or reason_kind}; "
-                    f"it is started again in {delay:g} s. "
-                    "What to do: docs/reliability.md, \"A worker that ends again and again\""
+                    f"it is restarted in {delay:g} s. "
+                    "See docs/reliability.md, \"A worker that ends again and again\""
                 )
             self._report(line)
             until = now_s() + delay

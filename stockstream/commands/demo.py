@@ -135,7 +135,7 @@ class LiveLine:
 
 @dataclass(slots=True)
 class Demo:
-    """One run. `settings` are the worker's; `broker` is None where the user named one; `minutes` 0 means until a signal."""
+    """One run. `settings` are the worker's; `broker` is None if the user named one; with `minutes` 0 it runs until a signal."""
 
     settings: Settings
     symbols: Sequence[str]
@@ -159,7 +159,7 @@ class Demo:
 
     @property
     def figures(self) -> Figures:
-        """Of all workers of this run."""
+        """The figures of all workers of this run."""
         return self.current.after(self.before)
 
     async def run(self) -> None:
@@ -185,19 +185,19 @@ class Demo:
             await _ended(hurry_task)
 
     async def _drain(self, hurry_task: asyncio.Task[Any]) -> None:
-        """Stop the market, then wait at most `DRAIN_S` until the worker has judged all that it brought, or the user hurries."""
-        self.line.report("stopping: the market first, then the worker archives what came (Ctrl-C again ends at once) ...")
+        """Stops the market, then waits at most `DRAIN_S` until the worker has processed all its ticks, or a second signal comes."""
+        self.line.report("stopping: the market stops first, then the worker archives the last ticks (press Ctrl-C again to stop at once) ...")
         drained = asyncio.create_task(self._drained())
         await asyncio.wait({drained, hurry_task}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
         try:
             self.complete = drained.done() and drained.result()
         except (StockstreamError, KafkaError) as error:
-            self.line.report(f"the market cannot be stopped before the worker: {error}")
+            self.line.report(f"the market could not be stopped before the worker, so the last ticks may not be archived: {error}")
         finally:
             await _ended(drained)
 
     async def _drained(self) -> bool:
-        """True once the market is stopped and all that it brought is judged; False where the worker ends before. Raises `StockstreamError`, `KafkaError`."""
+        """True once the market is stopped and all its ticks are processed; False if the worker ends before. Raises `StockstreamError`, `KafkaError`."""
         await write_watchlist(self.settings, ())
         rest_s = self.settings.idle_ms / 1000 + REST_MARGIN_S
         ends_before: Any = None
@@ -240,18 +240,18 @@ class Demo:
     def _print_addresses(self) -> None:
         settings = self.settings
         data = Path(settings.archive.removeprefix("file://"))
-        kind = "embedded, in memory: it ends with the demo" if self.broker is not None else "yours"
+        kind = "embedded, in memory: it ends with the demo" if self.broker is not None else "your Kafka"
         topics = ", ".join(settings.topic(name) for name in ("ticks.raw", "windows", "alerts", "predictions", "outcomes"))
         rows = [
             ("dashboard", f"http://{HOST}:{settings.web_port}/"), ("broker", f"{settings.broker} ({kind})"), ("topics", topics),
             ("archive", f"{data}/raw and {data}/processed"), ("query", command_line("query", "--archive", settings.archive, EXAMPLE_SQL)),
-            ("events", f"{settings.state_dir}/simulated.{settings.seed}.events.jsonl: what the simulation put into the market"),
+            ("events", f"{settings.state_dir}/simulated.{settings.seed}.events.jsonl: events that the simulation injected"),
             ("worker log", str(self.log)), ("stop", "Ctrl-C" + (f", or by itself after {self.minutes:g} min" if self.minutes else "")),
         ]  # fmt: skip
         if self.broker is not None:
             minutes = self.memory_bytes / (BROKER_BYTES_A_TICK * len(self.symbols) + BROKER_BYTES_A_SECOND) / 60
             bound = f"{self.memory_bytes / 2**20:,.0f} MB (--memory-mb)"
-            rows.append(("memory", f"the broker forgets nothing: at {bound} the demo ends, after about {minutes:,.0f} min"))
+            rows.append(("memory", f"the broker keeps everything; the demo ends at {bound}, after about {minutes:,.0f} min"))
         for name, value in rows:
             click.echo(f"  {name:<11}{value}")
 
@@ -275,7 +275,7 @@ class Demo:
                     self.line.report(f"first prediction {now - started:.0f} s after the worker's start")
                 if not figures.predictions and not silence_reported and now - started > SILENT_S:
                     silence_reported = True
-                    self.line.report(f"no prediction yet after {SILENT_S} s: {self.log} says why")
+                    self.line.report(f"no prediction yet after {SILENT_S} s; see {self.log}")
                 starting = "the worker is starting" if not figures.ticks else ""
                 self.line.show(starting or figures.line(time.strftime("%H:%M:%S"), self.broker.rss_bytes() if self.broker else 0), now)
 
@@ -295,7 +295,7 @@ class Demo:
             raise StockstreamError(f"the worker {how}{again}: see {self.log}")
         self.restarts += 1
         self.before, self.current = self.figures, Figures()
-        self.line.report(f"it is started again ({self.restarts} of {RESTARTS})")
+        self.line.report(f"restarting the worker ({self.restarts} of {RESTARTS})")
         await asyncio.sleep(RESTART_DELAY_S)
         self._start()
 
@@ -308,8 +308,8 @@ class Demo:
         if self.broker.rss_bytes() <= self.memory_bytes:
             return True
         self.line.report(
-            f"the embedded broker, which keeps everything in memory, has reached {self.memory_bytes / 2**20:,.0f} MB (--memory-mb): the demo ends. "
-            f"On Kafka it runs as long as you like: `make demo KAFKA=1`, or `{command_line('demo', '--broker', 'kafka://host:port')}`"
+            f"the embedded broker, which keeps everything in memory, has reached {self.memory_bytes / 2**20:,.0f} MB (--memory-mb), so the demo ends. "
+            f"To run it longer, use Kafka: `make demo KAFKA=1`, or `{command_line('demo', '--broker', 'kafka://host:port')}`"
         )
         return False
 
@@ -348,10 +348,10 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
 
 async def write_watchlist(settings: Settings, symbols: Sequence[str]) -> None:
-    """Put exactly these symbols of the simulated market on the watchlist; other sources' are left alone. Raises `BrokerError`, `DeliveryError`."""
+    """Puts exactly these symbols of the simulated market on the watchlist. Entries of other sources stay. Raises `BrokerError`, `DeliveryError`."""
     wanted = {symbol.encode(): Watch(symbol=symbol, source="simulated") for symbol in symbols}
     for key, value in (await read_compacted(settings, "watchlist")).items():
-        with contextlib.suppress(msgspec.MsgspecError):          # what is not ours to read is not ours to change
+        with contextlib.suppress(msgspec.MsgspecError):          # an entry that cannot be read is left alone
             watch = msgspec.json.decode(value, type=Watch)
             if watch.source == "simulated" and watch.active and key not in wanted:
                 wanted[key] = Watch(symbol=watch.symbol, source="simulated", active=False)
@@ -394,10 +394,10 @@ def ensure_model(settings: Settings, symbols: Sequence[str], report: Callable[[s
             registry.load(settings.model, version)
             report(f"model: {settings.model} {version} of {where}")
             return
-        report(f"no model yet in {where}: a first one is trained on simulated history ...")
+        report(f"there is no model in {where} yet; training a first one on simulated history ...")
     except RegistryError as error:
         report(f"the model in {where} cannot be used: {error}")
-        report("another one is trained on simulated history ...")
+        report("training another one on simulated history ...")
     for sentence in train_first_model(settings, symbols).sentences():
         report(f"  {sentence}")
 
@@ -454,17 +454,17 @@ def _terminable() -> Iterator[None]:
 
 
 @click.command()
-@click.option("--symbols", "count", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Stocks, a tick a second each.")
-@click.option("--minutes", type=click.FloatRange(0), default=0.0, show_default=True, help="End after so long; 0: at Ctrl-C.")
+@click.option("--symbols", "count", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Number of stocks; each has one tick a second.")
+@click.option("--minutes", type=click.FloatRange(0), default=0.0, show_default=True, help="Minutes to run; 0: until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=6066, show_default=True, help="Port of the dashboard.")
 @click.option("--broker", default=EMBEDDED, show_default=True, help="kafka://host:port, or the embedded broker.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Which market: another seed is another one.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the simulated market.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=Path("data"), show_default=True, help="Folder of archive, models and logs.")
-@click.option("--memory-mb", type=click.IntRange(64), default=2048, show_default=True, help="What the embedded broker may grow to.")
+@click.option("--memory-mb", type=click.IntRange(64), default=2048, show_default=True, help="Memory at which the embedded broker, and the demo, ends.")
 def command(count: int, minutes: float, port: int, broker: str, seed: int, data: Path, memory_mb: int) -> None:
     """Run everything on this machine: a broker, a simulated market, a worker and its dashboard.
 
-    Without a model it trains a first one. What it archives in ./data stays, and the next run goes on top of it.
+    If there is no model, it trains a first one. The archive in ./data stays, and the next run adds to it.
     """
     if math.isnan(minutes):
         raise click.BadParameter("must be a number", param_hint="--minutes")
@@ -518,7 +518,7 @@ def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
     root = Path(demo.settings.archive.removeprefix("file://"))
     ticks = sum(pq.read_metadata(root / name).num_rows for name in made)
     click.echo(f"ran {minutes}:{left:02}: {counts}{latency}")
-    lost = "is lost with the broker" if demo.broker is not None else "follows with the next run"
-    rest = "" if demo.complete else f" (the end was not waited for: what came last {lost})"
-    click.echo(f"archived: {counted(ticks, 'tick')} in {root}{rest}; ask in SQL:")
+    fate = "they are lost with the broker" if demo.broker is not None else "the next run archives them"
+    rest = "" if demo.complete else f" (stopped before the last ticks were archived: {fate})"
+    click.echo(f"archived: {counted(ticks, 'tick')} in {root}{rest}; query it with:")
     click.echo(f"  {command_line('query', '--archive', demo.settings.archive, EXAMPLE_SQL)}")

@@ -100,7 +100,7 @@ def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, limit: int) -> tupl
         if len(statements) != 1:
             raise SqlError(f"one SQL statement is expected, not {len(statements)}")
         if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-            raise SqlError("the archive is read-only: SELECT, and nothing that changes anything")
+            raise SqlError("the archive is read-only: only SELECT and EXPLAIN are allowed")
         result = connection.execute(statements[0])
         columns = [column[0] for column in result.description or []]
         rows = result.fetchmany(limit + 1) if limit else result.fetchall()
@@ -157,16 +157,16 @@ def describe(connection: duckdb.DuckDBPyConnection) -> str:
     return "\n".join([*lines, "Example:", f'    stockstream query "{EXAMPLE}"'])
 
 
-@click.command(help="Ask the archive in SQL. Without SQL: what can be asked.")
+@click.command(help="Query the archive in SQL. Without SQL, list its views and columns.")
 @click.argument("sql", required=False)
 @click.option("--archive", help="The archive's folder, path or file://path.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="table", show_default=True, help="How rows are printed.")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
-@click.option("--limit", type=click.IntRange(min=0), help=f"Rows at most; 0: all. {TABLE_ROWS} in a table where it is not given.")
+@click.option("--limit", type=click.IntRange(min=0), help=f"Maximum number of rows; 0: all.  [default: {TABLE_ROWS} for a table, else all]")
 def command(sql: str | None, archive: str | None, form: str, as_json_: bool, limit: int | None) -> None:
     url = archive or load_settings().archive
     if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none")
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
     root = require_folder(url)
     form = "json" if as_json_ else form
     connection, found = connect(root)
@@ -179,4 +179,4 @@ def command(sql: str | None, archive: str | None, form: str, as_json_: bool, lim
         columns, rows, more = run_sql(connection, sql, (TABLE_ROWS if form == "table" else 0) if limit is None else limit)
         click.echo(FORMATS[form](columns, rows))
         if more:
-            click.echo(f"there are more rows than {len(rows)}: see --limit", err=True)
+            click.echo(f"only the first {len(rows)} rows are shown; use --limit for more", err=True)

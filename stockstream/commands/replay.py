@@ -55,7 +55,7 @@ class Producer(Protocol):
 class Publisher:
     """Sends ticks to their home partitions, in order, as messages of one tick keyed by symbol or, with `frame` above 0, as arrays of so many ticks.
 
-    Messages are gathered into whole batches; `flush` sends what is gathered. Raises `DeliveryError` where the broker does not confirm.
+    Messages are gathered into whole batches; `flush` sends what is gathered. Raises `DeliveryError` if the broker does not confirm.
     """
 
     def __init__(self, producer: Producer, topic: str, partitions: int, frame: int = 0) -> None:
@@ -95,7 +95,7 @@ class Publisher:
             await self._send(partition)
 
     async def finish(self, source: str) -> None:
-        """Send a punctuation for the newest second of each partition that got ticks, and wait until everything is confirmed."""
+        """Sends a punctuation for the newest second of each partition that got ticks, and waits until everything is confirmed."""
         await self.flush()
         for partition, newest in sorted(self.newest.items()):
             await self._append(partition, None, encode(Punctuation(punctuate=newest // 1000, source=source)))
@@ -111,7 +111,7 @@ class Publisher:
             await self._send(partition)
         builder = self._batches[partition] = self._producer.create_batch()
         if builder.append(timestamp=None, key=key, value=value, headers=HEADERS) is None:
-            raise DeliveryError(f"a message of {len(value):,} bytes is more than a batch holds: use smaller --frames")
+            raise DeliveryError(f"a message of {len(value):,} bytes does not fit into a batch; use a smaller --frames")
 
     async def _send(self, partition: int) -> None:
         builder = self._batches.pop(partition)
@@ -121,7 +121,7 @@ class Publisher:
         try:
             self._outstanding.append(await self._producer.send_batch(builder, self._topic, partition=partition))
         except KafkaError as error:
-            raise DeliveryError(f"the broker takes no more: {error}") from error
+            raise DeliveryError(f"the broker accepts no more ticks: {error}") from error
         while len(self._outstanding) > OUTSTANDING_BATCHES:
             await self._confirm()
 
@@ -160,7 +160,7 @@ async def read_latest(settings: Settings) -> dict[str, dict[str, Any]]:
     try:
         table = await read_compacted(settings, "latest")
     except BrokerError as error:
-        raise BrokerError(f"{error}, so that nobody knows whether the ticks would be accepted; --yes goes on anyhow") from error
+        raise BrokerError(f"{error}, so it is unknown whether the ticks would be accepted; use --yes to publish them anyway") from error
     return {key.decode(): msgspec.json.decode(value) for key, value in table.items()}
 
 
@@ -178,17 +178,17 @@ async def publish(settings: Settings, source: ReplaySource, publisher: Publisher
 
 
 async def replay(
-    settings: Settings, recording: Recording, survey: Survey, *, name: str, speed: float | None, rebase: bool, frame: int, anyhow: bool,
+    settings: Settings, recording: Recording, survey: Survey, *, name: str, speed: float | None, rebase: bool, frame: int, force: bool,
     advance: Callable[[int], None], clock: Clock,
 ) -> Summary:  # fmt: skip
     """Runs the command, without its output. Raises `StockstreamError`."""
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
-    if not anyhow:
+    if not force:
         found = obstacle(survey, name, await read_latest(settings), settings.partitions, shift_ms=shift_ms)
         if found is not None:
-            ways = "--prefix for a log of its own" if rebase else "--rebase (times moved to now, at real speed) or --prefix for a log of its own"
-            raise SourceError(f"{found}; choose {ways}, or --yes to go on anyhow")
+            ways = "--prefix for another log" if rebase else "--rebase (times moved to now, at real speed), --prefix for another log"
+            raise SourceError(f"{found}; use {ways}, or --yes to publish anyway")
     producer = AIOKafkaProducer(**await producer_options(settings, timeout_s=BROKER_TIMEOUT_S))
     await producer.start()
     try:
@@ -224,16 +224,16 @@ class _Speed(click.ParamType):
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--speed", type=_Speed(), default=None, help="How often real time, or max.  [default: max; 1 with --rebase]")
-@click.option("--bars", is_flag=True, help="The file holds one-second bars (found out by its columns otherwise).")
+@click.option("--speed", type=_Speed(), default=None, help="Multiple of real time, or max.  [default: max; 1 with --rebase]")
+@click.option("--bars", is_flag=True, help="The file holds one-second bars.  [default: recognised by its columns]")
 @click.option("--rebase", is_flag=True, help="Move the times so that the first tick is now, and play at real speed.")
-@click.option("--prefix", help="Topic prefix: another log, with a worker of its own.  [default: STOCKSTREAM_TOPIC_PREFIX]")
+@click.option("--prefix", help="Topic prefix, to publish to another log, which needs its own worker.  [default: STOCKSTREAM_TOPIC_PREFIX]")
 @click.option("--source", "source", help="The ticks' source.  [default: replay.<file and options>]")
-@click.option("--symbols", default="", help="Only these symbols, by comma.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first ticks, so many.")
+@click.option("--symbols", default="", help="Publish only these symbols, separated by commas.")
+@click.option("--limit", type=click.IntRange(1), help="Publish only this many ticks, from the beginning.")
 @click.option("--frames", type=click.IntRange(1, MOST_IN_A_FRAME), help="Publish arrays of so many ticks instead of single ticks.")
-@click.option("--yes", is_flag=True, help="Go on also where the ticks would be rejected.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@click.option("--yes", is_flag=True, help="Publish even if the ticks would be rejected.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     file: Path, speed: float | None, bars: bool, rebase: bool, prefix: str | None, source: str | None, symbols: str, limit: int | None, frames: int | None,
     yes: bool, as_json: bool,
@@ -251,7 +251,7 @@ def command(
     chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     recording = Recording(file, bars=bars, symbols=chosen, limit=limit)
     if recording.kind == "bars" and not bars:
-        _report(f"{file.name} has the columns of one-second bars: replayed as such")
+        _report(f"{file.name} has the columns of one-second bars and is replayed as bars")
     survey = recording.survey()
     warn_of_rows(survey, settings)
     if absent := sorted(set(chosen) - set(survey.first_seen)):
@@ -259,14 +259,14 @@ def command(
     name = source or source_name(recording, rebased=rebase)
     with quiet_clients(), _progress(survey.ticks, shown=not as_json) as advance:
         work = replay(
-            settings, recording, survey, name=name, speed=1.0 if rebase else speed, rebase=rebase, frame=frames or 0, anyhow=yes, advance=advance,
+            settings, recording, survey, name=name, speed=1.0 if rebase else speed, rebase=rebase, frame=frames or 0, force=yes, advance=advance,
             clock=SystemClock(),
         )  # fmt: skip
         summary = asyncio.run(work)
     if as_json:
         click.echo(msgspec.json.encode(summary).decode())
         return
-    bad = f", {counted(summary.bad_rows, 'row')} could not be ticks" if summary.bad_rows else ""
+    bad = f", {counted(summary.bad_rows, 'row')} skipped as invalid" if summary.bad_rows else ""
     where = f"{counted(summary.partitions, 'partition')} of {summary.topic}"
     click.echo(f"{counted(summary.ticks, 'tick')} of {name} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
 
@@ -276,11 +276,11 @@ def warn_of_rows(survey: Survey, settings: Settings) -> None:
     for row in survey.bad:
         _report(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:
-        _report(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more row')} that cannot be ticks")
+        _report(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more invalid row')}")
     if survey.unordered:
         behind = f"by up to {survey.behind_ms / 1000:g} s"
         rows = f"{counted(survey.unordered, 'row')} out of order, {behind}"
-        _report(f"{rows}: where it is more than {settings.revise_s} s, late ticks will be rejected")
+        _report(f"{rows}; ticks that are more than {settings.revise_s} s late will be rejected")
 
 
 def _report(text: str) -> None:

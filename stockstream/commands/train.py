@@ -54,10 +54,10 @@ class TrainedModel:
             hits = f"sign right in {numbers['sign_hit_rate']:.1%} of {counted(numbers['moved'], 'move')}" if numbers["moved"] else "no price moved"
             out.append(
                 f"{horizon} s ahead, {counted(numbers['n'], 'held-out prediction')}: correlation {correlation}, "
-                f"{hits}; p_up Brier {numbers['brier']:.4f} (always saying the usual share: {numbers['brier_baseline']:.4f})"
+                f"{hits}; p_up Brier {numbers['brier']:.4f} (constant baseline: {numbers['brier_baseline']:.4f})"
             )
         if self.simulated:
-            out.append("This model has learned from simulation only: no signal is planted there, so expect it to know nothing of real markets.")
+            out.append("This model was trained on simulated data, which has no signal to learn. It cannot predict real markets.")
         return [*out, f"stored as {self.entry.name} {self.entry.version} in {self.entry.path}"]
 
 
@@ -73,7 +73,7 @@ def train_files(
         for path in group:
             report(f"reading {path}")
             ticks = read_ticks(path)
-            report(f"making windows of {counted(ticks.num_rows, 'tick')}")
+            report(f"computing windows of {counted(ticks.num_rows, 'tick')}")
             tables.append(window_rows(ticks))
             described.append({"file": path.name, "ticks": ticks.num_rows, "rows": tables[-1].num_rows, "part": "test" if group is tests else "train"})
         columns.append(_columns(pa.concat_tables(tables)) if tables else None)
@@ -98,7 +98,7 @@ def train_simulated(
     first = until_s - minutes * 60 - WARM_UP_S
     report(f"simulating {counted(minutes, 'minute')} of {counted(len(symbols), 'symbol')}")
     ticks = SimulatedMarket(seed, symbols).history(first, until_s - 1)
-    report(f"making windows of {counted(ticks.num_rows, 'tick')}")
+    report(f"computing windows of {counted(ticks.num_rows, 'tick')}")
     rows = window_rows(ticks)
     columns = _columns(rows)
     warm = columns["second"] >= first + WARM_UP_S
@@ -165,7 +165,7 @@ def _horizons(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
     try:
         horizons = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not seconds by comma, such as 10,60") from None
+        raise click.BadParameter(f"{value!r} is not a list of seconds such as 10,60") from None
     if not all(0 < horizon < RING_S for horizon in horizons):
         raise click.BadParameter(f"horizons are 1 to {RING_S - 1} s, not {value}")
     return horizons
@@ -180,11 +180,11 @@ def command() -> None:
 @click.option("--from", "files", multiple=True, type=click.Path(path_type=Path), help="Trades or one-second bars, Parquet or CSV; more files may follow.")
 @click.option("--test", "tests", multiple=True, type=click.Path(path_type=Path), help="Later data to measure on; without it the last 15 % of --from is.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--models", default=None, help="Where models are kept, path or file://path.  [default: STOCKSTREAM_MODELS]")
+@click.option("--models", default=None, help="The models' folder, path or file://path.  [default: STOCKSTREAM_MODELS]")
 @click.option("--name", default=None, help="The model's name.  [default: STOCKSTREAM_MODEL]")
-@click.option("--horizons", default="10,60", show_default=True, callback=_horizons, help="Seconds ahead, by comma.")
+@click.option("--horizons", default="10,60", show_default=True, callback=_horizons, help="Horizons in seconds, separated by commas.")
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1, 10_000), help="Trees of a horizon's return model.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 256), help="Threads to train with; one is seldom slower on a busy machine.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 256), help="Threads to train with; more seldom helps on a busy machine.")
 @click.option("--simulated", is_flag=True, help="Train on a simulated market instead of files.")
 @click.option("--symbols", default=FIRST_MODEL_SYMBOLS, show_default=True, type=click.IntRange(1, 10_000), help="Simulated symbols.")
 @click.option("--minutes", default=FIRST_MODEL_MINUTES, show_default=True, type=click.IntRange(5, 1_440), help="Simulated minutes.")
@@ -208,9 +208,9 @@ def train_xgboost(
     """Boosted trees for the return some seconds ahead, trained on recordings and measured on later time that they have not seen."""
     files = (*files, *more)
     if simulated == bool(files):
-        raise click.UsageError("give recordings with --from FILE..., or --simulated")
+        raise click.UsageError("name recordings with --from FILE, or use --simulated")
     if tests and simulated:
-        raise click.UsageError("--test goes with --from")
+        raise click.UsageError("--test needs --from")
     changes = {key: value for key, value in {"models": models, "model": name}.items() if value is not None}
     settings = load_settings(**changes)
     registry = _registry(settings)

@@ -60,16 +60,16 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
     for name in names:
         parsed = parse_name(name)
         if parsed is None:
-            report.faults.append(f"{name}: not a name of ours")
+            report.faults.append(f"{name}: this is not the name of an archive object")
         elif (parsed.log, parsed.partition) not in raw:
-            report.faults.append(f"{name}: its chain has no beginning in chains/")
+            report.faults.append(f"{name}: chains/ has no beginning for its chain")
         else:
             raw[parsed.log, parsed.partition].append((name, parsed))
     processed: dict[tuple[str, int], set[str]] = defaultdict(set)
     for name in store.list("processed/"):
         parsed = parse_name(name)
         if parsed is None:
-            report.faults.append(f"{name}: not a name of ours")
+            report.faults.append(f"{name}: this is not the name of an archive object")
         else:
             processed[parsed.log, parsed.partition].add(name)
     for (log, partition), objects in sorted(raw.items()):
@@ -103,15 +103,15 @@ def _check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]]
                 previous, expect = name, parsed.first
                 continue
         if (extent.log, extent.partition, extent.first) != (parsed.log, parsed.partition, parsed.first):
-            faults.append(f"{name}: its trailer is that of log {extent.log}, partition {extent.partition}, offset {extent.first}")
+            faults.append(f"{name}: its trailer names log {extent.log}, partition {extent.partition}, offset {extent.first}")
         if extent.first > expect:
             faults.append(f"{name}: offsets {expect} to {extent.first - 1} of log {coverage.log}, partition {coverage.partition} are missing before it")
         elif extent.first < expect:
-            faults.append(f"{name}: offsets {extent.first} to {min(expect - 1, extent.last)} are there twice")
+            faults.append(f"{name}: offsets {extent.first} to {min(expect - 1, extent.last)} are in the archive twice")
         elif extent.previous != previous:
-            faults.append(f"{name}: it says that it follows {extent.previous or 'nothing'}, and {previous or 'nothing'} is before it")
+            faults.append(f"{name}: its trailer names {extent.previous or 'nothing'} as the object before it, but that is {previous or 'nothing'}")
         if lines and folder_of_hour(lines[0].timestamp // HOUR_MS) != parsed.folder:
-            faults.append(f"{name}: its first record is of another hour than its folder")
+            faults.append(f"{name}: its first record belongs to another hour than its folder")
         expect, previous = extent.last + 1, name
         coverage.objects += 1
         coverage.records += extent.count
@@ -121,7 +121,7 @@ def _check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]]
     for stray in sorted(processed):
         first = (parse_name(stray) or Name("", "", "", 0, 0)).first
         if first <= coverage.processed:
-            faults.append(f"{stray}: not one of the objects of offset {first}")
+            faults.append(f"{stray}: the processed object of offset {first} does not list it")
 
 
 def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent, processed: set[str], behind: bool, faults: list[str]) -> bool:
@@ -146,7 +146,7 @@ def _check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent,
         processed.discard(name)
         part = made if name == main else _made(store, name, extent, faults)
         if part and part.rows != rows:
-            faults.append(f"{name}: {counted(part.rows, 'row')}, and {main} says {rows}")
+            faults.append(f"{name}: it has {counted(part.rows, 'row')}, but {main} lists {rows}")
         coverage.ticks += rows if name.startswith("processed/ticks/") else 0
     coverage.missing += sum(last - first + 1 for first, last in made.missing)
     coverage.processed = coverage.processed if behind else extent.last
@@ -162,7 +162,7 @@ def _made(store: Store, name: str, extent: Extent, faults: list[str]) -> Made | 
         faults.append(str(error))
         return None
     if (made.log, made.partition, made.first, made.last) != (extent.log, extent.partition, extent.first, extent.last):
-        faults.append(f"{name}: made of offsets {made.first} to {made.last} of log {made.log}, and the raw object holds {extent.first} to {extent.last}")
+        faults.append(f"{name}: made from offsets {made.first} to {made.last} of log {made.log}, but its raw object has {extent.first} to {extent.last}")
     return made
 
 
@@ -177,7 +177,7 @@ def _line(chain: Coverage) -> str:
         done = f"processed {through}: {counted(chain.unprocessed, 'raw record')} not processed yet"
     else:
         done = "all processed"
-    lost = f", {counted(chain.missing, 'offset')} without a verdict" if chain.missing else ""
+    lost = f", {counted(chain.missing, 'offset')} without a result of clean" if chain.missing else ""
     return f"log {chain.log} partition {chain.partition}: {covered}; {done}, {counted(chain.ticks, 'tick')}{lost}"
 
 
@@ -189,7 +189,7 @@ def _conclusion(report: Report) -> str:
     if not behind:
         return f"all is well: {held}"
     of = counted(sum(chain.unprocessed > 0 for chain in report.chains), "chain")
-    return f"every raw record is there once: {held}; {counted(behind, 'raw record')} of {of} not processed yet (a worker of the same log does that)"
+    return f"every raw record is archived once: {held}; {counted(behind, 'raw record')} of {of} not processed yet (a worker on the same log processes them)"
 
 
 @click.command(help="Check that the archive holds every raw offset exactly once.")
@@ -198,7 +198,7 @@ def _conclusion(report: Report) -> str:
 def command(archive: str | None, as_json: bool) -> int:
     url = archive or load_settings().archive
     if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none")
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
     store = open_store(url)
     where = require_folder(url)
     done = 0

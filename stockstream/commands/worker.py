@@ -1,4 +1,4 @@
-"""`stockstream worker`: a Faust worker as a child process, started again when it fails."""
+"""`stockstream worker`: a Faust worker as a child process, restarted when it fails."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def _report(text: str) -> None:
 
 
 @click.command()
-@click.option("--supervise/--once", default=True, show_default=True, help="Start the worker again when it fails, or run it once.")
+@click.option("--supervise/--once", default=True, show_default=True, help="Restart the worker when it fails, or run it once.")
 @click.option("--web-port", type=click.IntRange(1, 65_535), help="Port of the views.  [default: STOCKSTREAM_WEB_PORT]")
 @click.option("--web-host", help="Address that the views bind to.  [default: STOCKSTREAM_WEB_HOST]")
-@click.option("--without-web", is_flag=True, help="No views: this worker tails nothing for them.")
-@click.option("-l", "--loglevel", type=click.Choice(["crit", "error", "warn", "info", "debug"]), default="info", show_default=True, help="What is logged.")
+@click.option("--without-web", is_flag=True, help="Serve no views, and read no topics for them.")
+@click.option("-l", "--loglevel", type=click.Choice(["crit", "error", "warn", "info", "debug"]), default="info", show_default=True, help="Level.")
 def command(supervise: bool, web_port: int | None, web_host: str | None, without_web: bool, loglevel: str) -> int:
-    """Run a worker, and start it again when it fails.
+    """Run a worker, and restart it when it fails.
 
-    The same as `faust -A stockstream worker`, as a child process: when it leaves its group to be safe, or crashes, it is started again after
-    1, 2, 4, 8 and then every 10 seconds; where it ends for the same reason three times in a row, after 60 and then every 300 seconds. SIGTERM and Ctrl-C
-    end it, with the worker's own exit code.
+    This runs `faust -A stockstream worker` as a child process. If the worker fences itself or crashes, it is restarted after 1, 2, 4, 8 and then every
+    10 seconds. If it ends for the same reason three times in a row, it is restarted after 60 and then every 300 seconds. SIGTERM and Ctrl-C
+    stop it, and the exit code is the worker's.
     """
     changes = {"web_host": web_host} if web_host is not None else {}
     settings = load_settings(**changes)

@@ -97,7 +97,7 @@ def _silenced(name: str = "aiokafka") -> Iterator[None]:
 
 
 async def connection_fault(settings: Settings) -> str:
-    """Why no broker of the settings can be used, as text for the user: for each host, the failure of its connection, TLS or login."""
+    """Why no broker of the settings can be used, as text: for each host, the failure of its connection, TLS or login."""
     options = client_options(settings)
     found: dict[str, str] = {}
     for server in options.pop("bootstrap_servers"):
@@ -106,7 +106,7 @@ async def connection_fault(settings: Settings) -> str:
             with _silenced():
                 connection = await asyncio.wait_for(create_conn(host.strip("[]"), int(port), request_timeout_ms=int(PROBE_S * 1000), **options), PROBE_S + 1)
             connection.close()
-            found[server] = "it answered just now"
+            found[server] = "it answered the next request"
         except ssl.SSLError as error:
             found[server] = f"TLS failed ({getattr(error, 'verify_message', '') or error.reason or error})"
         except TimeoutError:
@@ -122,14 +122,14 @@ def _reason_of(error: Exception, settings: Settings) -> str:
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)                                  # asyncio's text repeats the address
     if "Connection at" in text and "closed" in text:
-        return f"it closes the connection: does it speak {settings.security_protocol} (STOCKSTREAM_SECURITY_PROTOCOL)?"
+        return f"it closed the connection; check that it accepts {settings.security_protocol} (STOCKSTREAM_SECURITY_PROTOCOL)"
     if "Connect call failed" in text:
         return "Connection refused"
     return text
 
 
 async def connect(settings: Settings, *, timeout_s: float | None = 30.0, waiting: Callable[[str], None] = lambda what: None) -> AIOKafkaAdminClient:
-    """Connects an admin client. It retries with growing pauses for `timeout_s` seconds (None: for ever), and logs each new reason and the recovery.
+    """Connects an admin client. It retries with growing pauses for `timeout_s` seconds (None: forever), and logs each new reason and the recovery.
 
     `waiting` is called with what the start is waiting for, as text. Raises `BrokerError` after `timeout_s`.
     """
@@ -172,12 +172,12 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
 
     Returns whether the broker is the embedded one, which keeps the producers' timestamps whatever the configuration.
 
-    Retries while brokers are unreachable or too few for the replicas, for ever if `timeout_s` is None. `waiting` is called with what the start is waiting
+    Retries while brokers are unreachable or too few for the replicas, forever if `timeout_s` is None. `waiting` is called with what the start is waiting
     for, as text. Raises `BrokerError` after `timeout_s` seconds, and `TopicError` on a wrong partition count.
     """
     loop = asyncio.get_running_loop()
     deadline = None if timeout_s is None else loop.time() + timeout_s
-    outage = Outage("waiting to make our topics", "our topics are made, after", logger.warning)
+    outage = Outage("waiting to create the topics", "the topics are created, after", logger.warning)
     attempt = 0
     while True:
         admin = await connect(settings, timeout_s=None if deadline is None else max(0.5, deadline - loop.time()), waiting=waiting)
@@ -203,7 +203,7 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
         finally:
             await admin.close()
         if deadline is not None and loop.time() >= deadline:
-            raise BrokerError(f"cannot make our topics at {settings.broker}: {fault}")
+            raise BrokerError(f"cannot create the topics at {settings.broker}: {fault}")
         waiting(outage.away(fault))
         await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
         attempt += 1
@@ -223,7 +223,7 @@ async def _await_leaders(settings: Settings, admin: AIOKafkaAdminClient, specs: 
                 while not await _has_coordinator(admin, settings.group):
                     await asyncio.sleep(NEW_TOPICS_PAUSE_S)
         except TimeoutError:
-            logger.info("the new topics are not led yet, after %g s", NEW_TOPICS_S)
+            logger.info("the new topics have no leaders after %g s; the start continues", NEW_TOPICS_S)
         finally:
             await consumer.stop()
 
@@ -258,8 +258,8 @@ async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
         there = len(topic["partitions"])
         if topic["error_code"] == 0 and there != wanted[topic["topic"]]:
             raise TopicError(
-                f"topic {topic['topic']} has {counted(there, 'partition')}, STOCKSTREAM_PARTITIONS says {wanted[topic['topic']]}: "
-                "set it to what is there, or use another STOCKSTREAM_TOPIC_PREFIX"
+                f"topic {topic['topic']} has {counted(there, 'partition')}, but STOCKSTREAM_PARTITIONS is {wanted[topic['topic']]}; "
+                f"set STOCKSTREAM_PARTITIONS to {there}, or use another STOCKSTREAM_TOPIC_PREFIX"
             )
 
 

@@ -36,7 +36,7 @@ def append_time() -> Wanted:
     """Records get the broker's time of arrival."""
     return Wanted(
         "message.timestamp.type", "LogAppendTime", lambda value: value == "LogAppendTime",
-        "Kafka's time is what producers set: one record stamped ahead makes later ticks late, and old record times can be deleted unread "
+        "Kafka's time is what producers set, so a record with a future time makes later ticks late, and records with old times may be deleted unread "
         "(docs/topics.md, Which clock)",
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequen
     try:
         answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
     except IncompatibleBrokerVersion as error:
-        logger.warning("the configuration of our topics cannot be read: %s", error)
+        logger.warning("the configuration of the topics cannot be read: %s", error)
         return
     for answer in answers:
         for code, message, _, topic, entries in answer.resources:

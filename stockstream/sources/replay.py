@@ -125,7 +125,7 @@ class Recording:
                     found.first_seen[symbol] = min(int(mine.min()), found.first_seen.get(symbol, int(mine.min())))
         if not found.ticks:
             why = f": row {found.bad[0].row}: {found.bad[0].reason}" if found.bad else " of these symbols" if self.symbols else ""
-            raise SourceError(f"{self.path}: no row can be a tick{why}")
+            raise SourceError(f"{self.path}: no row is a valid tick{why}")
         return found
 
     def chunks(self) -> Iterator[_Chunk]:
@@ -197,15 +197,15 @@ class Recording:
         names = symbols.dictionary.to_pylist()
         named = ~np.isin(codes, [-1, *(code for code, name in enumerate(names) if not name)])
         wanted = ~named | np.isin(codes, [code for code, name in enumerate(names) if name in self.symbols]) if self.symbols else np.full(len(codes), True)
-        faults = [("symbol is missing", ~named), ("event_time is missing or no time", ~timed)]
+        faults = [("symbol is missing", ~named), ("event_time is missing or not a time", ~timed)]
         if self.kind == "bars":
             traded = ~np.isnan(volume)
             times = times + 999
-            faults += [("without a volume it must have a bid or an ask", ~traded & ~quoted), ("close is missing or no number", traded & ~np.isfinite(value))]
+            faults += [("without a volume it must have a bid or an ask", ~traded & ~quoted), ("close is missing or not a number", traded & ~np.isfinite(value))]
         else:
             traded = ~np.isnan(value)
             quote = ~traded & quoted & (np.isnan(volume) | (volume == 0))
-            faults += [("price is missing or no number", ~quote & ~np.isfinite(value)), ("size is missing or no number", ~quote & ~np.isfinite(volume))]
+            faults += [("price is missing or not a number", ~quote & ~np.isfinite(value)), ("size is missing or not a number", ~quote & ~np.isfinite(volume))]
         bad: dict[int, str] = {}
         for reason, where in faults:
             for i in np.flatnonzero(where & wanted).tolist():
@@ -328,7 +328,7 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
     ]  # fmt: skip
     if other:
         row = latest[min(other)]
-        belongs = f"{min(other)} belongs to {row['source']}, last heard of at {_utc(int(row['second']))}"
+        belongs = f"{min(other)} belongs to {row['source']}, whose last row is of {_utc(int(row['second']))}"
         return f"{belongs}: ticks of {_some(other)} would be rejected as other_source"
     return None
 

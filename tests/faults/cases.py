@@ -353,7 +353,7 @@ def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         line.begin(1)
         wrong = line.worker(STOCKSTREAM_PARTITIONS=str(line.settings.partitions + 1))
         said = wait_until(
-            lambda: [text for text in wrong.text().splitlines() if "partitions, STOCKSTREAM_PARTITIONS says" in text], 30, "a line about the partition count"
+            lambda: [text for text in wrong.text().splitlines() if "STOCKSTREAM_PARTITIONS is" in text], 30, "a line about the partition count"
         )
         scale.say(f"  {said[0].strip()[:160]}")
         if "Traceback" in wrong.text():

@@ -95,7 +95,7 @@ def test_all_that_a_demo_archives_is_processed(tmp_path: Path) -> None:
     assert ticks == bars == len(accepted) > 0
     times = [json.loads(str(line.value))["event_time"] for line in accepted]
     assert (first_ms, last_ms) == (min(times), max(times))
-    assert f"archived: {ticks:,} ticks in {data}; ask in SQL:" in output.read_text()
+    assert f"archived: {ticks:,} ticks in {data}; query it with:" in output.read_text()
     assert re.search(rf"^ran \d+:\d\d: {ticks:,} ticks, ", output.read_text(), re.MULTILINE), "it archives all that the worker counted"
 
 

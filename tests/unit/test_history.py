@@ -53,5 +53,5 @@ def test_trades_without_quotes(tmp_path: Path) -> None:
 
 def test_a_file_of_nothing_is_told(tmp_path: Path) -> None:
     bars().iloc[:0].to_parquet(tmp_path / "none.parquet")
-    with pytest.raises(SourceError, match="no row can be a tick"):
+    with pytest.raises(SourceError, match="no row is a valid tick"):
         read_ticks(tmp_path / "none.parquet")

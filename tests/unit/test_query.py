@@ -92,11 +92,11 @@ def test_an_empty_archive_has_the_same_columns(tmp_path: Path) -> None:
 def test_limits(tmp_path: Path) -> None:
     many = "SELECT * FROM range(250)"
     assert len(_run(tmp_path, many).stdout.splitlines()) == query.TABLE_ROWS + 2
-    assert "see --limit" in _run(tmp_path, many).stderr
+    assert "use --limit" in _run(tmp_path, many).stderr
     assert len(json.loads(_run(tmp_path, "--json", many).stdout)) == 250
     assert len(_run(tmp_path, "--limit", "0", many).stdout.splitlines()) == 252
     cut = _run(tmp_path, "--json", "--limit", "3", many)
-    assert len(json.loads(cut.stdout)) == 3 and "see --limit" in cut.stderr
+    assert len(json.loads(cut.stdout)) == 3 and "use --limit" in cut.stderr
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
     told = _verify(tmp_path)
     assert told.return_value == 0 and told.stdout.splitlines() == [
         "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 holes) in 4 objects; processed through 2 of 3: 1 raw record not processed yet, 8 ticks",
-        "every raw record is there once: 1 chain, 4 records; 1 raw record of 1 chain not processed yet (a worker of the same log does that)",
+        "every raw record is archived once: 1 chain, 4 records; 1 raw record of 1 chain not processed yet (a worker on the same log processes them)",
     ]
     answer = json.loads(_verify(tmp_path, "--json").stdout)
     assert (answer["ok"], answer["unprocessed"], answer["chains"][0]["unprocessed"], answer["chains"][0]["processed"]) == (True, 1, 1, 2)

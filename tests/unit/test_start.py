@@ -95,7 +95,7 @@ def wait_for_reason(web: str) -> str:
         ({"ARCHIVE": "/dev/null/archive"}, "STOCKSTREAM_ARCHIVE: /dev/null/archive cannot be written"),
         ({"STATE_DIR": "/dev/null/state"}, "STOCKSTREAM_STATE_DIR: /dev/null/state cannot be written"),
         ({"MODELS": "/dev/null"}, "STOCKSTREAM_MODELS: /dev/null cannot be read"),
-        ({"WEB_HOST": "no.such.host.invalid"}, "the web views cannot use no.such.host.invalid:"),
+        ({"WEB_HOST": "no.such.host.invalid"}, "the web views cannot listen on no.such.host.invalid:"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

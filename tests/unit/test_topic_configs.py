@@ -92,7 +92,7 @@ async def test_a_topic_that_has_gone_is_nothing_to_say(caplog: pytest.LogCapture
 
 async def test_a_broker_that_cannot_be_asked_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     [line] = await said(Admin(CREATE_TIME, describe=-1), caplog)
-    assert line.startswith("the configuration of our topics cannot be read: ")
+    assert line.startswith("the configuration of the topics cannot be read: ")
 
 
 def test_what_we_create_has_what_we_want() -> None:

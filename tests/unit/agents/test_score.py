@@ -135,7 +135,7 @@ async def test_without_a_model_nothing_is_predicted_and_everybody_says_why(
         await agent.stage.refresh()
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.message == agent.stage.note()
-    assert line.message.startswith(f"no predictions: there is no model xgboost in {registry.root}: `stockstream train xgboost")
+    assert line.message.startswith(f"no predictions: there is no model xgboost in {registry.root}; train one with `stockstream train xgboost")
     (item,) = agent.stage.models()
     assert (item["name"], item["version"], item["state"], item["not_predicted"]) == ("xgboost", "", "missing", 1) and "stockstream train" in item["reason"]
     version = store(registry, files)

@@ -143,14 +143,14 @@ def test_a_model_is_trained_where_there_is_none_that_can_be_used(tmp_path: Path,
     monkeypatch.setattr(module, "train_first_model", lambda settings, symbols: Trained())
     settings = Settings(models=f"file://{tmp_path}/models")
     ensure_model(settings, ["A"], said.append)
-    assert said == [f"no model yet in {tmp_path}/models: a first one is trained on simulated history ...", "  measured"]
+    assert said == [f"there is no model in {tmp_path}/models yet; training a first one on simulated history ...", "  measured"]
     registry = Registry(settings.models)
     stored = registry.store("xgboost", "xgboost", {"model": b"not a model"}, {"horizons_s": [10]})
     registry.promote("xgboost", stored.version)
     said.clear()
     ensure_model(settings, ["A"], said.append)
     assert said[0].startswith(f"the model in {tmp_path}/models cannot be used: model xgboost {stored.version} cannot be loaded")
-    assert said[1:] == ["another one is trained on simulated history ...", "  measured"]
+    assert said[1:] == ["training another one on simulated history ...", "  measured"]
 
 
 async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_alone(embedded: EmbeddedBroker, prefix: str) -> None:
@@ -216,7 +216,7 @@ async def test_the_market_stops_and_what_came_is_judged_before_the_worker_ends(m
     says(PIPELINE | {"totals": {"ticks_accepted": 5007}}, tmp_path)
     await asyncio.wait_for(task, PATIENCE_S)
     assert made.complete and made.figures.ticks == 5007 and made.worker is not None and made.worker.poll() == -signal.SIGTERM
-    assert "stopping: the market first" in capsys.readouterr().out
+    assert "stopping: the market stops first" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_bars_make_a_champion_and_its_numbers_are_told(tmp_path: Path) -> None:
 def test_simulation_says_so(tmp_path: Path) -> None:
     result = run("--simulated", "--symbols", "8", "--minutes", "15", "--rounds", "5", "--models", f"file://{tmp_path}")
     assert result.exit_code == 0, result.output
-    assert "learned from simulation only" in result.stdout
+    assert "was trained on simulated data" in result.stdout
     assert Registry(f"file://{tmp_path}").entry("xgboost").metadata["training"]["source"] == "simulated"
 
 
@@ -62,7 +62,7 @@ def test_the_demos_first_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said: list[str] = []
     made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], report=said.append)
     assert made.simulated and Registry(f"file://{tmp_path}").champion("m") == made.entry.version and said
-    assert any("simulation" in sentence for sentence in made.sentences())
+    assert any("simulated" in sentence for sentence in made.sentences())
     numbers = {"n": 1_200, "moved": 0, "correlation": None, "sign_hit_rate": None, "brier": 0.25, "brier_baseline": 0.25}
     assert "1,200 held-out predictions: correlation unknown, no price moved; p_up" in replace(made, metrics={"10": numbers}).sentences()[0]
     moving = numbers | {"moved": 1, "sign_hit_rate": 1.0}
@@ -72,9 +72,9 @@ def test_the_demos_first_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "give recordings with --from"),
-        (("--simulated", "--from", "x.csv"), "give recordings with --from"),
-        (("--simulated", "--horizons", "ten"), "not seconds by comma"),
+        ((), "name recordings with --from"),
+        (("--simulated", "--from", "x.csv"), "name recordings with --from"),
+        (("--simulated", "--horizons", "ten"), "not a list of seconds"),
         (("--simulated", "--horizons", "10,600"), "horizons are 1 to 127 s"),
         (("--simulated", "--minutes", "1"), "--minutes"),
     ],

@@ -35,7 +35,7 @@ def test_a_failed_worker_is_started_again(tmp_path: Path) -> None:
     supervisor = Supervisor(counting(tmp_path / "pids", 1, 3, 0), told.append, delays_s=(0.0, 0.01))
     assert supervisor.run(restart=True) == 0
     assert starts(tmp_path / "pids") == 3
-    assert told == ["the worker ended with status 1; it is started again in 0 s", "the worker ended with status 3; it is started again in 0.01 s"]
+    assert told == ["the worker ended with status 1; it is restarted in 0 s", "the worker ended with status 3; it is restarted in 0.01 s"]
 
 
 def test_waits_grow_and_begin_anew_after_good_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
     )
     told: list[str] = []
     assert Supervisor([sys.executable, "-c", code], told.append, delays_s=(0.0,)).run(restart=True) == 0
-    assert told == ["the worker ended with status 137; it is started again in 0 s"]
+    assert told == ["the worker ended with status 137; it is restarted in 0 s"]
 
 
 def _signal_when(path: Path, number: signal.Signals) -> threading.Thread:
@@ -135,7 +135,7 @@ def delays(tmp_path: Path, *reasons: str) -> tuple[list[str], list[str]]:
     reason_file = tmp_path / "reason"
     supervisor = Supervisor(ending(tmp_path / "pids", reason_file, *reasons), told.append, (0.0,), loop_delays_s=(0.06, 0.3), reason_file=reason_file)
     assert supervisor.run(restart=True) == 0
-    return [line.partition("started again in ")[2].partition(" s")[0] for line in told], told
+    return [line.partition("restarted in ")[2].partition(" s")[0] for line in told], told
 
 
 def test_the_same_reason_three_times_slows_down_and_says_the_place(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_same_reason_three_times_slows_down_and_says_the_place(tmp_path: Pat
     waits, told = delays(tmp_path, *(said.format(seconds) for seconds in (1.5, 2.25, 3, 12, 1.0)))
     assert waits == ["0", "0", "0.06", "0.3", "0.3"]
     assert told[2].startswith("crash loop: the worker ended 3 times in a row for the same reason: leaving: score: x.windows[3] offset 17: ValueError")
-    assert "What to do: docs/reliability.md" in told[2]
+    assert "See docs/reliability.md" in told[2]
 
 
 @pytest.mark.parametrize(

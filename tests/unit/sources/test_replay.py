@@ -108,9 +108,9 @@ def test_rows_that_cannot_be_ticks_are_counted_with_their_numbers(tmp_path: Path
     survey = Recording(text(tmp_path, [*lines, f"A,{START},ten,1", f"A,{START},10,nan", f"A,{START},inf,1", f"A,{START},-5,-1"])).survey()
     assert (survey.ticks, survey.bad_count) == (2, 7)
     assert sorted(survey.bad, key=lambda at: at.row) == [
-        BadRow(2, "symbol is missing"), BadRow(3, "not as many columns as the header"), BadRow(4, "price is missing or no number"),
-        BadRow(5, "event_time is missing or no time"), BadRow(6, "price is missing or no number"), BadRow(7, "size is missing or no number"),
-        BadRow(8, "price is missing or no number"),
+        BadRow(2, "symbol is missing"), BadRow(3, "not as many columns as the header"), BadRow(4, "price is missing or not a number"),
+        BadRow(5, "event_time is missing or not a time"), BadRow(6, "price is missing or not a number"), BadRow(7, "size is missing or not a number"),
+        BadRow(8, "price is missing or not a number"),
     ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_bars_need_a_trade_or_a_quote(tmp_path: Path) -> None:
     rows = [bar("A", 0, 10.0, 300.0, bid=9.0), bar("A", 1, None, None, bid=None), bar("A", 2, None, 300.0, bid=9.0), bar("A", 3, 10.0, None, bid=None)]
     survey = Recording(parquet(tmp_path, rows)).survey()
     assert survey.bad == [
-        BadRow(2, "without a volume it must have a bid or an ask"), BadRow(3, "close is missing or no number"),
+        BadRow(2, "without a volume it must have a bid or an ask"), BadRow(3, "close is missing or not a number"),
         BadRow(4, "without a volume it must have a bid or an ask"),
     ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_the_survey_of_a_long_file_counts_across_chunks(tmp_path: Path) -> None:
     assert (survey.ticks, survey.first, survey.last) == (len(rows) - 1, START, START + len(rows) - 1)
     assert survey.first_seen == {"A": START, "B": START + 1, "C": START}
     assert (survey.unordered, survey.behind_ms) == (1, CHUNK_ROWS + 2)
-    assert survey.bad == [BadRow(CHUNK_ROWS + 6, "price is missing or no number")]
+    assert survey.bad == [BadRow(CHUNK_ROWS + 6, "price is missing or not a number")]
 
 
 def test_symbols_and_a_limit_choose(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_symbols_and_a_limit_choose(tmp_path: Path) -> None:
     (lambda folder: folder / "none.parquet", "no such file"),
     (lambda folder: text(folder, ["not parquet"], "x.parquet"), "cannot be read as Parquet"),
     (lambda folder: text(folder, ["symbol,event_time,price"]), "column size is missing"),
-    (lambda folder: text(folder, ["symbol,event_time,price,size"]), "no row can be a tick"),
-    (lambda folder: text(folder, ["symbol,event_time,price,size", "A,soon,1,1"]), "no row can be a tick: row 1: event_time is missing or no time"),
+    (lambda folder: text(folder, ["symbol,event_time,price,size"]), "no row is a valid tick"),
+    (lambda folder: text(folder, ["symbol,event_time,price,size", "A,soon,1,1"]), "no row is a valid tick: row 1: event_time is missing or not a time"),
     (lambda folder: parquet(folder, [trade("A", 0)], time=pa.string()).with_suffix(".csv"), "no such file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, make: Any, says: str) -> None:
