@@ -187,7 +187,7 @@ class Cleaning(Stage[Cleaner]):
                 # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)
-            if core.expect != (app.chunk_consumer.guard.expected.get(tp) or -1) or not app.chunk_consumer.at_end(tp):
+            if core.expect != (app.chunk_consumer.delivered(tp) or -1) or not app.chunk_consumer.at_end(tp):
                 continue
             polled = min(wall, app.chunk_consumer.polled(tp))                    # up to this time the log had no newer record
             for idle in core.idle():

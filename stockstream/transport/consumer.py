@@ -18,8 +18,8 @@ from mode.utils.queues import FlowControlEvent
 
 from stockstream.clock import now_s
 from stockstream.errors import FencedError
-from stockstream.transport.fetching import ConsumerThread
-from stockstream.transport.guard import Guard
+from stockstream.transport.fetching import ConsumerThread, contents
+from stockstream.transport.guard import Guard, Offsets
 from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Deliveries, Message, cut, joined
 from stockstream.transport.pacing import SEND_ITERATIONS, SMALL_FETCH, Pace, yield_to_loop
@@ -131,6 +131,10 @@ class Consumer(driver.Consumer):
         """The beginning of each changelog, so that Faust's recovery, the only caller, finds nothing to read. `state.changelog_table` reads changelogs."""
         return await self.earliest_offsets(*partitions)
 
+    def delivered(self, tp: TP) -> int:
+        """The offset after the last record that was delivered, or where reading began; -1 before that. Offsets without a record may follow it."""
+        return self._begins.get(tp, -1)
+
     def at_end(self, tp: TP) -> bool:
         """Whether every record that the partition held at the broker's last answer (`polled`) has been delivered."""
         expected = max(self.guard.expected.get(tp) or 0, self._through.get(tp, 0))
@@ -204,7 +208,7 @@ class Consumer(driver.Consumer):
                     continue
                 count, number = 0, self.assignment_number
                 for tp, parts in self._downstream_first(fetched or {}):
-                    count += sum(part.count for part in parts)
+                    count += sum(part.count for part in parts) or 1      # also if it holds no record: an aborted transaction is no empty fetch
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or number != self.assignment_number:
                         continue                                         # fetched for the previous assignment: the seek reads it again
@@ -213,17 +217,13 @@ class Consumer(driver.Consumer):
                     if expected is not None and parts[-1].offset < expected:
                         self._require_end(tp, before)
                         continue                                         # loopback frames that were delivered before: drop them unparsed
-                    got = joined(part.records() for part in parts)
-                    if not got:
-                        continue                                         # only transaction markers, or a batch that compaction has emptied
+                    got, empty = contents(parts)
                     if tp.topic in unguarded:
-                        self.guard.expected[tp] = got[-1].offset + 1
+                        self.guard.expected[tp] = parts[-1].offset + 1
                     else:
-                        got = await self._admit(tp, got, before)
-                    if number != self.assignment_number:
-                        continue
-                    if not got:
-                        continue
+                        got = await self._admit(tp, got, empty, before)
+                    if number != self.assignment_number or not got:
+                        continue                                         # without records: only transaction markers, aborted or compacted records
                     if tp.topic == raw and gather_s:
                         got = joined((held.pop(tp, []), got))
                         first_at = since.pop(tp, time.monotonic())
@@ -242,8 +242,9 @@ class Consumer(driver.Consumer):
             if not isinstance(error, (asyncio.CancelledError, *self.consumer_stopped_errors)):
                 raise
 
-    async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
-        admitted, back = self.guard.admit(tp, records)
+    async def _admit(self, tp: TP, records: Sequence[Any], empty: Sequence[Offsets], before: int) -> Sequence[Any]:
+        """Returns the records up to the first gap, and reads on from there; `empty` are the offsets without a record, `before` the end of the last fetch."""
+        admitted, back = self.guard.admit(tp, records, empty)
         if back is not None:
             logger.warning("%s[%d]: the records do not continue at offset %d: reading again from there", tp.topic, tp.partition, back)
             self._through[tp] = back
@@ -299,7 +300,7 @@ class Consumer(driver.Consumer):
         for tp, records in self._downstream_first(self.loopback.take()):
             expected = self.guard.expected.get(tp)
             if number == self.assignment_number and not self._seeking and self.flow_active and expected is not None and records[0].offset <= expected:
-                got = await self._admit(tp, records, 0)
+                got = await self._admit(tp, records, (), 0)
                 if got and number == self.assignment_number:
                     self.loopback.delivered(tp, got)
                     await self._deliver(tp, got)

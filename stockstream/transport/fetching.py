@@ -6,7 +6,8 @@ import asyncio
 import logging
 import struct
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ from faust.types import TP
 
 from stockstream import accelerated
 from stockstream.clock import now_s
-from stockstream.transport.messages import CHUNK_RECORDS
+from stockstream.transport.guard import Offsets, offset_of, without_record
+from stockstream.transport.messages import CHUNK_RECORDS, joined
 from stockstream.transport.pacing import SMALL_FETCH
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ BATCH_PREFIX = struct.Struct(">qi")
 class UnparsedBatch:
     """The records of one batch, without those before the requested offset. They are parsed where they are processed.
 
-    To aiokafka it looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
+    To aiokafka a part looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
     parsed the records, each would move from one CPU's cache to another's: a sixth of the whole cost of catching up.
 
     Args:
@@ -50,12 +52,17 @@ class UnparsedBatch:
 
     def __init__(self, batch: Any, begin: int, data: memoryview | None = None) -> None:
         self._batch, self._begin, self._data = batch, begin, data
-        self.offset: int = batch.next_offset - 1
-        self.count = max(1, self.offset + 1 - max(begin, getattr(batch, "base_offset", begin)))       # batches of old formats have no base_offset
+        self._offsets = offsets_of(batch, begin)
+        self.offset: int = self._offsets.end - 1
+        self.count = max(1, self._offsets.end - self._offsets.first)
         """Upper bound of the number of records."""
 
-    def records(self) -> Sequence[Any]:
-        """Decompresses and parses the records. Call it once only."""
+    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
+        """Decompresses and parses the records; returns them, and the offsets of the batch that hold none. Call it once only."""
+        records = self._records()
+        return records, without_record(records, self._offsets)
+
+    def _records(self) -> Sequence[Any]:
         if accelerated.batches is not None and self._data is not None and self._batch.magic == FORMAT:
             found: Sequence[Any] = accelerated.batches.records(self._data, self._begin)
             return found
@@ -63,32 +70,64 @@ class UnparsedBatch:
         return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
 
 
+def offsets_of(batch: Any, begin: int) -> Offsets:
+    """The offsets that a batch covers by its header, from offset `begin` on.
+
+    Compaction, and aiokafka for control batches and aborted ones, leave out records, but the header keeps the batch's first and last offset. Batches of old
+    formats have no first offset, and no transactions: such a batch covers what is before it.
+    """
+    return Offsets(max(begin, getattr(batch, "base_offset", begin)), batch.next_offset)
+
+
 class EmptyOffsets:
-    """Offsets after the last record that hold none: transaction markers, and records that compaction removed."""
+    """A control batch, or one of an aborted transaction: offsets without a record."""
 
     count = 0
 
-    def __init__(self, end: int) -> None:
-        self.offset = end - 1
+    def __init__(self, offsets: Offsets) -> None:
+        self._offsets = offsets
+        self.offset = offsets.end - 1
 
-    def records(self) -> Sequence[Any]:
-        return []
+    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
+        return [], [self._offsets]
 
 
 class ParsedRecords:
-    """Records that aiokafka has parsed, with the interface of `UnparsedBatch`."""
+    """Records that aiokafka has parsed, with the interface of a part.
 
-    def __init__(self, records: Sequence[Any]) -> None:
-        self._records = records
-        self.offset: int = records[-1].offset
+    Args:
+        records: in offset order.
+        batches: the offsets that each of the fetched batches covers.
+    """
+
+    def __init__(self, records: Sequence[Any], batches: Sequence[Offsets]) -> None:
+        self._records, self._batches = records, batches
+        self.offset: int = batches[-1].end - 1
         self.count = len(records)
 
-    def records(self) -> Sequence[Any]:
-        return self._records
+    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
+        empty: list[Offsets] = []
+        begin = 0
+        for batch in self._batches:
+            end = bisect_left(self._records, batch.end, begin, key=offset_of)
+            empty += without_record(self._records[begin:end], batch)
+            begin = end
+        return self._records, empty
+
+
+def contents(parts: Iterable[UnparsedBatch | EmptyOffsets | ParsedRecords]) -> tuple[Sequence[Any], list[Offsets]]:
+    """Parses what a fetch returned of one partition: its records, and the offsets that hold none."""
+    records: list[Sequence[Any]] = []
+    empty: list[Offsets] = []
+    for part in parts:
+        some, without = part.read()
+        records.append(some)
+        empty += without
+    return joined(records), empty
 
 
 class _SingleItemBatch:
-    """A batch that iterates as one `UnparsedBatch`."""
+    """A batch that iterates as one part."""
 
     def __init__(self, batch: Any, parsed: PartitionRecords, data: memoryview) -> None:
         self._batch, self._parsed, self._data = batch, parsed, data
@@ -110,30 +149,58 @@ class _SingleItemBatch:
 
 
 class UnparsedBatches:
-    """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition. It yields unparsed batches once `parsed` is set."""
+    """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition.
+
+    Once `parsed` is set, it notes the offsets of each batch that aiokafka takes, also of those that aiokafka then skips: control batches and aborted ones.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._records, self._rest = MemoryRecords(data), memoryview(data)
         self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
         self.parsed: PartitionRecords | None = None
+        self.as_single_items = False
+        """Whether each batch iterates as one part."""
+        self._noted: list[Offsets] = []
 
     def next_batch(self) -> Any:
         batch = self._records.next_batch()
+        if self.parsed is None:
+            return batch
+        self._noted.append(offsets_of(batch, self.parsed.next_fetch_offset))
+        if not self.as_single_items:
+            return batch
         size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
         data, self._rest = self._rest[:size], self._rest[size:]
-        return batch if self.parsed is None else _SingleItemBatch(batch, self.parsed, data)
+        return _SingleItemBatch(batch, self.parsed, data)
+
+    def noted(self) -> list[Offsets]:
+        """The offsets of each batch that aiokafka has taken since the last call. One whose checksum is wrong is not among them: aiokafka has not passed it."""
+        passed = 0 if self.parsed is None else self.parsed.next_fetch_offset
+        noted, self._noted = [batch for batch in self._noted if batch.first < batch.end <= passed], []
+        return noted
 
 
 class _FetchResults(dict[Any, Any]):
-    """The results of aiokafka's fetcher, by partition. They yield unparsed batches, which saves copying each record into a `ConsumerRecord`."""
+    """The results of aiokafka's fetcher, by partition. They yield parts, which saves copying each record into a `ConsumerRecord`.
+
+    Args:
+        plain: aiokafka parses the records; the results only add which offsets the batches cover.
+    """
+
+    def __init__(self, *args: Any, plain: bool = False) -> None:
+        super().__init__(*args)
+        self._take: Callable[..., list[Any]] = _take_parsed if plain else _take
+        self._as_single_items = not plain
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
             # weak references, because reference cycles would leave 3,000 objects a second to the garbage collector
             parsed._records.parsed = weakref.proxy(parsed)
-            parsed._consumer_record = _unchanged
-            result.getall = partial(_take, weakref.proxy(result))
+            if self._as_single_items:
+                parsed._records.as_single_items = True
+                parsed._consumer_record = _unchanged
+            result.getall = partial(self._take, weakref.proxy(result))
         super().__setitem__(partition, result)
 
 
@@ -142,24 +209,32 @@ def _unchanged(_: Any, part: UnparsedBatch) -> UnparsedBatch:
 
 
 def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyOffsets]:
-    """Replaces `FetchResult.getall`: takes batches until they hold CHUNK_RECORDS."""
+    """Replaces `FetchResult.getall`: takes parts until they hold CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
     taken: list[UnparsedBatch | EmptyOffsets] = []
-    count, through = 0, parsed.next_fetch_offset
+    count = 0
     while count < CHUNK_RECORDS:
         part = next(parsed, None)
+        noted = parsed._records.noted()
         if part is None:
             result._partition_records = None
+            taken += map(EmptyOffsets, noted)
             break
+        taken += map(EmptyOffsets, noted[:-1])
         taken.append(part)
         count += part.count
-        through = part.offset + 1
-    if parsed.next_fetch_offset > through:
-        taken.append(EmptyOffsets(parsed.next_fetch_offset))
     result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
     return taken
+
+
+def _take_parsed(result: FetchResult, max_records: None) -> list[ParsedRecords]:
+    """Replaces `FetchResult.getall` if aiokafka parses: adds which offsets the batches cover."""
+    parsed = result._partition_records
+    records = FetchResult.getall(result)
+    batches = parsed._records.noted() if parsed is not None else []
+    return [ParsedRecords(records, batches)] if batches else []
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -189,12 +264,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """By partition: the highest offset requested since the last seek."""
         self.requested_below: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
-        self._positions: dict[Any, int] = {}
-        """By partition, if aiokafka parses: the offset after the last fetch."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
-        if not self.plain:
-            fetcher._records = _FetchResults(fetcher._records)
+        fetcher._records = _FetchResults(fetcher._records, plain=self.plain)
         fetcher._proc_fetch_request = partial(self._on_demand, fetcher._proc_fetch_request)
         coordinator = self._ensure_consumer()._coordinator
         if isinstance(coordinator, GroupCoordinator):
@@ -246,23 +318,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})
         finally:
             self._asked.clear()
-        if self.plain:
-            fetched = self._with_passed(fetched)
         self._brought = sum(part.count for parts in fetched.values() for part in parts)
         return fetched
-
-    def _with_passed(self, fetched: Mapping[Any, Sequence[Any]]) -> dict[Any, list[ParsedRecords | EmptyOffsets]]:
-        """What aiokafka has fetched, as parts with the interface of `UnparsedBatch`, and where it has passed markers of transactions behind them."""
-        out: dict[Any, list[ParsedRecords | EmptyOffsets]] = {tp: [ParsedRecords(records)] for tp, records in fetched.items() if records}
-        assignment = self._ensure_consumer()._subscription.subscription.assignment
-        for tp in assignment.tps if assignment is not None else ():
-            state = assignment.state_value(tp)
-            if state.has_valid_position:
-                before, self._positions[tp] = self._positions.get(tp), state.position
-                through = out[tp][-1].offset + 1 if tp in out else before
-                if through is not None and state.position > through:
-                    out.setdefault(tp, []).append(EmptyOffsets(state.position))
-        return out
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         # faust-streaming/faust#94: Faust crashes the worker on any error but one (drivers/aiokafka.py:811); our commits are for lag monitors only.
@@ -281,8 +338,6 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for tp, offset in offsets.items():
             self.highest_requested.pop(tp, None)
             self.requested_below.discard(tp)
-            if self.plain:
-                self._positions[tp] = offset
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 

@@ -30,13 +30,14 @@ aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
 def install(*, plain: bool = False) -> None:
     """Installs all replacements, once for the process. `create_app` calls it; nothing is replaced at import.
 
-    If `plain`, it installs only those that correctness needs: sequence numbers of refused batches, and pauses while a broker is unreachable.
+    If `plain`, it installs only those that correctness needs: sequence numbers of refused batches, pauses while a broker is unreachable, and the offsets
+    that a fetched batch covers without a record.
     """
     pause_failed_updates()
     producer_sender.SendProduceReqHandler = Produce
+    fetcher.MemoryRecords = UnparsedBatches
     if plain:
         return
-    fetcher.MemoryRecords = UnparsedBatches
     compress_quickly()
     if accelerated.batches is not None:                                  # readers of state and the views read as aiokafka does
         aiokafka_batches.lz4_decode, aiokafka_batches.zstd_decode = (

@@ -34,7 +34,7 @@ def skip_offsets() -> None:
     dropped: set[Any] = set()
     seen: dict[Any, int] = {}
 
-    async def admit(self: Any, tp: Any, records: Sequence[Any], before: int) -> Sequence[Any]:
+    async def admit(self: Any, tp: Any, records: Sequence[Any], empty: Sequence[Any], before: int) -> Sequence[Any]:
         seen[tp] = seen.get(tp, 0) + 1
         if mode() and tp not in dropped and seen[tp] > 3 and len(records) > 2:
             dropped.add(tp)
@@ -45,9 +45,9 @@ def skip_offsets() -> None:
             dropped.add(tp)
             print(f"SABOTAGE: {tp.topic}[{tp.partition}] offset {records[0].offset} dropped", flush=True)
             records = records[1:]
-            if not records:
+            if not records and not empty:
                 return []
-        return await inner(self, tp, records, before)
+        return await inner(self, tp, records, empty, before)
 
     Consumer._admit = admit  # type: ignore[method-assign]
 

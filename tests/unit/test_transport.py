@@ -27,7 +27,7 @@ from stockstream.set_aside import SetAside
 from stockstream.transport.consumer import Consumer
 from stockstream.transport.fence import Fence
 from stockstream.transport.fetching import LOST_S, ConsumerThread, EmptyOffsets
-from stockstream.transport.guard import HOLES_KEPT, Guard, Hole
+from stockstream.transport.guard import HOLES_KEPT, Guard, Hole, Offsets, without_record
 from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Deliveries, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
@@ -713,10 +713,14 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
     assert thread.sought[P] == 200 and read.guard.expected[P] == 200 and not read._seeking
 
 
+def _read(some: list[Any]) -> Any:
+    return list(some), without_record(some, Offsets(some[0].offset, some[-1].offset + 1))
+
+
 def runs_of(records: list[Any]) -> list[Any]:
     """As a fetch brings them: in batches, here of two."""
     parts = (records[at : at + 2] for at in range(0, len(records), 2))
-    return [SimpleNamespace(offset=some[-1].offset, count=len(some), records=partial(list, some)) for some in parts]
+    return [SimpleNamespace(offset=some[-1].offset, count=len(some), read=partial(_read, some)) for some in parts]
 
 
 whole = runs_of
@@ -766,8 +770,8 @@ class Reading:
     def _is_changelog_tp(self, tp: TP) -> bool:
         return tp.topic == "changelog"
 
-    async def _admit(self, tp: TP, records: Sequence[Any], before: int) -> Sequence[Any]:
-        return self.guard.admit(tp, records)[0]
+    async def _admit(self, tp: TP, records: Sequence[Any], empty: Sequence[Offsets], before: int) -> Sequence[Any]:
+        return self.guard.admit(tp, records, empty)[0]
 
     async def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         self.delivered.append((tp, offsets(records)))
@@ -795,9 +799,9 @@ async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pyt
     """Else a log that ends with a transaction's marker would never be read to its end, and a quiet source's last second never closed."""
     reading = Reading({P: records(5)}, {P: []})
     reading.app.should_stop = True
-    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), EmptyOffsets(8)])
+    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), EmptyOffsets(Offsets(6, 8))])
     await reading.run()
-    assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 6} and reading._through == {P: 8}
+    assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 8} and reading._through == {P: 8}
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, []), (1, [1]), (10, [10]), (14, [14]), (16, [8, 8]), (29, [10, 10, 9]), (41, [11, 11, 11, 8])])

@@ -209,7 +209,7 @@ def fetched(begin: int, *batches: bytes, check_crcs: bool = False) -> tuple[Fetc
 
 
 def parsed(runs: list[UnparsedBatch]) -> list[Any]:
-    return [record for run in runs for record in run.records()]
+    return [record for run in runs for record in run.read()[0]]
 
 
 @pytest.mark.usefixtures("engine")

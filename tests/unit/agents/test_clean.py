@@ -157,8 +157,7 @@ async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
         sent.extend(message for out in sends for message in out.messages)
 
     cores[3] = SimpleNamespace(expect=expect, pending_offsets=0, idle=lambda: [Idle("s", 2, 3_000)])
-    tp = TP(stage.topic, 3)
-    reader = SimpleNamespace(guard=SimpleNamespace(expected={tp: 12}), at_end=lambda of: at_end, polled=lambda of: polled)
+    reader = SimpleNamespace(delivered={TP(stage.topic, 3): 12}.get, at_end=lambda of: at_end, polled=lambda of: polled)
     monkeypatch.setattr(type(app), "chunk_consumer", reader)
     for name, value in {"pipes": {3: None}, "snapshot_offset": {3: 99}, "punctuated": {}, "submit": submit}.items():
         monkeypatch.setattr(stage, name, value)
