@@ -1,4 +1,4 @@
-"""What travels: units, and which clock each time comes from.
+"""The messages: fields, units, and the clock of each time.
 
 Times are integers, epoch milliseconds UTC, unless the name ends in `_s` or the field is `second` (epoch seconds). `event_time` is the market's time,
 `timestamp` Kafka's, `made_at` and `judged_at` the worker's. Prices are in the symbol's currency, sizes and volumes in shares, returns natural logarithms.
@@ -20,8 +20,8 @@ Role = Literal["champion", "shadow"]
 class TickField(NamedTuple):
     """A field of a tick. `clean` carries a field on, to `ticks.clean` and the archive, or only reads it.
 
-    Kinds: `core` is in every accepted tick, `quote` an optional number, `text` an optional text of at most MAX_TEXT characters, `control` tells `clean`
-    something about the tick.
+    Kinds: `core` is in every accepted tick, `quote` an optional number, `text` an optional text of at most MAX_TEXT characters, `control` a field
+    that only `clean` reads.
     """
 
     name: str
@@ -36,7 +36,7 @@ TICK_FIELDS = (
     TickField("source", "core", pa.string(), True, "the feed"),
     TickField("event_time", "core", pa.int64(), True, "the market's time, epoch ms UTC"),
     TickField("price", "core", pa.float64(), True, "price of the trade, in the symbol's currency; null in a pure quote"),
-    TickField("size", "core", pa.int64(), True, "shares traded in this tick, derived from day_volume where the source tells no size"),
+    TickField("size", "core", pa.int64(), True, "shares traded in this tick, derived from day_volume if the source gives no size"),
     TickField("bid", "quote", pa.float64(), True, "best bid, in the symbol's currency"),
     TickField("ask", "quote", pa.float64(), True, "best ask, in the symbol's currency"),
     TickField("bid_size", "quote", pa.float64(), True, "shares at the best bid"),
@@ -48,7 +48,7 @@ TICK_FIELDS = (
     TickField("session", "text", pa.string(), False, "the market's session, as the source names it: day_volume may restart in another one"),
     TickField("seq", "control", pa.int64(), False, "rises in the order of sending, by source and symbol"),
     TickField("day_volume", "control", pa.int64(), False, "shares traded this day so far"),
-    TickField("snapshot", "control", pa.bool_(), False, "says how things are, not what happened: equal to the one before, it is a duplicate"),
+    TickField("snapshot", "control", pa.bool_(), False, "gives the present state instead of an event; if it equals the one before, it is a duplicate"),
     TickField("received_at", "control", pa.int64(), False, "epoch ms UTC at which the producer got it"),
 )
 """All fields of a tick. The columns of `ticks.clean`, the limits of texts, the decoders, the compiled reader and the checks of frames follow from this table.
@@ -82,7 +82,7 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     trade_id: str | None = None
 
     def has_extras(self) -> bool:
-        """Whether the tick has any of QUOTES or TEXTS. Each is named here, for `clean` asks this of every tick that it judges by itself."""
+        """Whether the tick has any of QUOTES or TEXTS. Each is named here, because `clean` calls this for every tick that it validates singly."""
         return (
             self.bid is not None or self.ask is not None or self.bid_size is not None or self.ask_size is not None
             or self.exchange is not None or self.condition is not None or self.currency is not None or self.session is not None
@@ -110,7 +110,7 @@ class Rejection(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Alert(msgspec.Struct, kw_only=True):
-    """One change of one alert. `id` is symbol, rule and opening second; (id, state, as_of) is told once, or again with the same content."""
+    """One change of one alert. `id` is symbol, rule and opening second; (id, state, as_of) is published once, or again with the same content."""
 
     id: str
     symbol: str

@@ -1,7 +1,7 @@
 """The topics' contract as one AsyncAPI 3.0 document: JSON Schemas made from the records, Arrow frames described by their columns.
 
-`python -m stockstream.schema` prints it; docs/asyncapi.json is that output, and a test holds the one to the other. Limits of a tick that the types do
-not say are those of `transforms/cleaning/limits.py`, which `clean` judges by.
+`python -m stockstream.schema` prints it; docs/asyncapi.json is that output, and a test compares both. Limits of a tick that the types do
+not express are those of `transforms/cleaning/limits.py`, which `clean` enforces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Json = dict[str, Any]
 PREFIX = "stockstream."
 ARROW = "application/vnd.apache.arrow.stream"
 ARROW_SCHEMA = "application/vnd.stockstream.arrow-columns+json;version=1"
-"""Our own name for how a frame's columns are told here: `metadata` and `columns`, each with Arrow's name of its type."""
+"""The project's media type for a description of a frame's columns: `metadata` and `columns`, each with Arrow's name of its type."""
 
 FRAME_METADATA = {
     "log": "id of the raw log's life; of two, the greater string is the newer log",
@@ -115,7 +115,7 @@ _TICK_TEXTS = {
     "price": "in `currency`; null in a pure quote",
     "size": "shares traded in this tick; may be missing only where day_volume is given",
 } | {field.name: field.meaning for field in TICK_FIELDS if field.kind == "control"}  # fmt: skip
-"""What the JSON Schema says of a raw tick's field beside its limits."""
+"""Descriptions of a raw tick's fields in the JSON Schema."""
 
 
 def _limits(name: str) -> Json:

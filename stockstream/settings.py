@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     sasl_password: SecretStr = Field(SecretStr(""), description="SASL password")
     ssl_cafile: Path | None = Field(None, description="certificate authority file for TLS; the system's where empty")
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="codec of what we produce")
-    session_timeout_s: float = Field(6.0, ge=1, le=300, description="a worker not heard for this long loses its partitions")
+    session_timeout_s: float = Field(6.0, ge=1, le=300, description="a worker without a heartbeat for this long loses its partitions")
 
     source: Annotated[tuple[str, ...], NoDecode] = Field(("none",), description="market-data sources of this worker, by comma: none, simulated")
     symbols: Annotated[tuple[str, ...], NoDecode] = Field((), description="symbols that the source brings, by comma, added to the watchlist at start")
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     lateness_ms: int = Field(LATENESS_MS, ge=0, le=60_000, description="how far the clock must pass a second's end before it closes; belongs to the log")
     revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
-    plain_transport: bool = Field(False, description="read and send as aiokafka does by itself; slower, and of use to tell its faults from ours")
+    plain_transport: bool = Field(False, description="use aiokafka without stockstream's changes to it; slower, for finding the cause of faults")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
     archive: str = Field("file://./data", validate_default=True, description="where raw and processed data go: a folder (path or file://path), or none")
@@ -91,7 +91,7 @@ class Settings(BaseSettings):
             return value
         parts = tuple(part.strip() for part in value.split(",")) if value.strip() else ()
         if "" in parts:
-            raise ValueError("there is nothing between two commas, or at an end")
+            raise ValueError("an entry of the list is empty: remove the extra comma")
         return parts
 
     @field_validator("source")
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     def _known_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in SOURCES:
-                raise ValueError(f"{name!r} is no source; there are: {', '.join(SOURCES)}")
+                raise ValueError(f"{name!r} is not a source; choose from: {', '.join(SOURCES)}")
         return value
 
     @field_validator("symbols")
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     def _host(cls, value: str) -> str:
         host = value.strip().removeprefix("[").removesuffix("]")
         if not _is_host(host):
-            raise ValueError(f"{value!r} is no address and no host name")
+            raise ValueError(f"{value!r} is neither an address nor a host name")
         return host
 
     @model_validator(mode="after")

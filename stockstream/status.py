@@ -26,7 +26,7 @@ class Status:
         self.archive_positions: Any = None
         self.model_list: Any = None
         self.model_note: Callable[[], str] = lambda: ""
-        """Why rows are not predicted, or not by the registry's champion; empty if they are."""
+        """Why rows are not predicted by the registry's champion; empty if they are."""
         self.sources: Callable[[], list[dict[str, Any]]] = list
         self._exported: set[tuple[str, int]] = set()
         """Topic and partition of each exported series of the gauge `lag`."""
@@ -36,16 +36,16 @@ class Status:
         return sorted(tp for tp in (self._app.chunk_consumer.assignment() if self._app.consumer is not None else ()) if tp.topic not in tables)
 
     def ready(self) -> tuple[bool, str]:
-        """Ready once the group has settled and recovery is done."""
+        """Ready once the rebalance and the recovery are complete."""
         if self._app.fence.left:
             return False, "fenced"
         if self._app.waiting_for:
             return False, self._app.waiting_for
         if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
-            return False, "waiting for the group, or recovering state"
+            return False, "joining the group or recovering state"
         assigned = self._assigned()
         raw = sum(tp.topic.endswith("ticks.raw") for tp in assigned)
-        words, note = f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: others have them all", self.model_note()
+        words, note = f"{counted(raw, 'partition')} of ticks.raw" if assigned else "no partition: other workers have them all", self.model_note()
         return True, f"{words}; {note}" if note else words
 
     def started(self) -> str:

@@ -44,6 +44,6 @@ class NewerMessages:
             if topic not in self._logged:
                 self._logged.add(topic)
                 logger.warning(
-                    "%s: written by a newer stockstream (schema version %d, this one knows %d): what it adds is ignored; upgrade this worker",
+                    "%s: a newer stockstream wrote messages here (schema version %d, this worker has %d). New fields are ignored: upgrade this worker",
                     topic, version, SCHEMA_VERSION,
                 )  # fmt: skip

@@ -133,7 +133,7 @@ def _lines(of: Summary) -> Iterator[str]:
     yield f"  rows         {of.rows:,} of {counted(of.symbols, 'symbol')} in {counted(of.seconds, 'second')}, {of.revised:,} revised"
     alerts = "; ".join(f"{rule} {', '.join(f'{count:,} {state}' for state, count in states.items())}" for rule, states in of.alerts.items())
     yield f"  alerts       {alerts or 'none'}"
-    missed = "".join(f", {count:,} rows without: {reason}" for reason, count in of.not_predicted.items())
+    missed = "".join(f", {counted(count, 'row')} without: {reason}" for reason, count in of.not_predicted.items())
     yield f"  predictions  {of.predictions:,} of {of.model}{missed}" if of.model else "  predictions  none, for there is no model"
     yield f"  outcomes     {of.outcomes:,}"
     yield f"  results in {of.out}: windows, alerts, predictions, outcomes and rejected, each .parquet"

@@ -18,6 +18,7 @@ from stockstream.errors import ArchiveError, SettingsError
 from stockstream.settings import load_settings
 from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS
 from stockstream.sinks.stores import require_folder
+from stockstream.wording import counted
 
 TABLE_ROWS = 100
 """A table on a screen ends here unless `--limit` says otherwise; CSV and JSON are whole."""
@@ -179,4 +180,4 @@ def command(sql: str | None, archive: str | None, form: str, as_json_: bool, lim
         columns, rows, more = run_sql(connection, sql, (TABLE_ROWS if form == "table" else 0) if limit is None else limit)
         click.echo(FORMATS[form](columns, rows))
         if more:
-            click.echo(f"only the first {len(rows)} rows are shown; use --limit for more", err=True)
+            click.echo(f"only {counted(len(rows), 'row')} shown; use --limit for more", err=True)

@@ -60,9 +60,9 @@ class EventLog:
             self._next_try = self._clock() + RETRY_S
             trouble = f"{self.path.absolute()} cannot be written: {error.strerror or error}"
             if trouble != self.trouble:
-                logger.warning("%s; the ticks go on without it, and it is tried again each second", trouble)
+                logger.warning("%s; the ticks continue, and the write is retried every second", trouble)
             self.trouble = trouble
             return
         if self.trouble:
-            logger.info("%s is written again; %d lines were left out", self.path.absolute(), self.left_out)
+            logger.info("%s can be written again; %d lines were dropped", self.path.absolute(), self.left_out)
         self.trouble, self.left_out = "", 0

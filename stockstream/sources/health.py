@@ -97,7 +97,7 @@ class SourceHealth:
     def assigned(self, symbols: int, partitions: int, of: int) -> None:
         """Records how many symbols the source reads on this worker, which has `partitions` of the watchlist's `of` partitions."""
         if symbols != self._symbols:
-            logger.info("source %s brings %d %s here", self.source, symbols, "symbol" if symbols == 1 else "symbols")
+            logger.info("source %s reads %d %s on this worker", self.source, symbols, "symbol" if symbols == 1 else "symbols")
         before, self._symbols = self._symbols, symbols
         self._partitions = f"{partitions} of {of} partitions" if partitions else ""
         if self._state == "failed" or self.ended:
@@ -110,7 +110,7 @@ class SourceHealth:
             self._change("starting", "")
 
     def begin(self) -> None:
-        """Records the begin of an attempt."""
+        """Records the beginning of an attempt."""
         self._attempt_at = self._active_at = self._now_ms()
         self._next_attempt = None
 
@@ -142,16 +142,16 @@ class SourceHealth:
         """Marks a silent source as idle, and repeats warnings that need an operator. Called about once a second."""
         now = self._now_ms()
         if self._state == "running" and now - self._active_at >= SILENT_MS:
-            self._change("idle", f"it has brought nothing for {SILENT_MS // 1000} s")
+            self._change("idle", f"no ticks for {SILENT_MS // 1000} s")
         elif self._state == "failed" and self._next_attempt is None and now - self._attempt_at >= (SILENT_MS if self._symbols else UNWATCHED_MS):
-            self._change("idle", "it has not failed again, and has brought nothing yet")
+            self._change("idle", "no new error and no ticks since the last attempt")
         if self._state == "failed" and now - self._logged_at >= REMIND_MS:
             self._logged_at = now
-            logger.error("source %s has failed for %d s, %d attempts in all: %s", self.source, (now - self._since) // 1000, self._failures, self._reason)
+            logger.error("source %s has failed for %d s in %d attempts: %s", self.source, (now - self._since) // 1000, self._failures, self._reason)
         elif self._is_unwatched and now - self._logged_at >= (REMIND_MS if self._reminded else UNWATCHED_MS):
             self._logged_at, self._reminded = now, True
             logger.warning(
-                "source %s runs and the watchlist has no symbol for it in this worker's %s: set STOCKSTREAM_SYMBOLS, or write to the topic watchlist",
+                "source %s has no symbols in this worker's %s: set STOCKSTREAM_SYMBOLS, or write to the topic watchlist",
                 self.source, self._partitions,
             )  # fmt: skip
 
@@ -168,7 +168,7 @@ class SourceHealth:
             self._since = now
         self._logged_at, self._reminded = now, False
         self._metrics.source_up(self.source, state in ("running", "idle"))
-        pause = f"; tried again in {(self._next_attempt - now) / 1000:.1f} s" if state == "failed" and self._next_attempt is not None else ""
+        pause = f"; next attempt in {(self._next_attempt - now) / 1000:.1f} s" if state == "failed" and self._next_attempt is not None else ""
         level = logging.ERROR if state == "failed" else logging.INFO
         logger.log(level, "source %s is %s%s%s", self.source, state, f": {reason}" if reason else "", pause)
 

@@ -148,9 +148,9 @@ class Ingest:
             return None
         if watch.source not in self._runs:
             self._unwatch(symbol)
-            return Fault("unknown_source", f"it wants {symbol!r} from source {watch.source[:40]!r}, which this worker does not run (STOCKSTREAM_SOURCE)")
+            return Fault("unknown_source", f"{symbol!r} belongs to source {watch.source[:40]!r}, which this worker does not run (STOCKSTREAM_SOURCE)")
         if symbol not in self._watched and len(self._watched) >= MAX_WATCHED:
-            return Fault("too_many_symbols", f"it wants {symbol!r}, and this worker watches {MAX_WATCHED} symbols already")
+            return Fault("too_many_symbols", f"{symbol!r} is one symbol too many: a worker watches at most {MAX_WATCHED:,}")
         self._watched[symbol] = watch.source, self._home(symbol)
         self._changed.set()
         return None
@@ -198,7 +198,7 @@ class Ingest:
         source = self._settings.source[0] if self._settings.source else "none"
         if source == "none":
             if self._settings.symbols:
-                logger.warning("STOCKSTREAM_SYMBOLS names symbols and STOCKSTREAM_SOURCE no source: nobody brings them")
+                logger.warning("STOCKSTREAM_SYMBOLS has no effect without a source: set STOCKSTREAM_SOURCE, or leave the symbols to your own producer")
             return
         symbols: Iterable[str] = self._settings.symbols
         if not symbols and source == "simulated" and self._read_watchlist is not None and not await self._read_watchlist():
@@ -349,7 +349,7 @@ class Ingest:
                 wait = min(2 * wait, LAST_RETRY_S)
                 if (reason := reason_of(error)) != logged:
                     logged = reason
-                    logger.warning("%s could not be published: %s; tried again in %.1f s", what, reason, pause)
+                    logger.warning("%s could not be published: %s; next attempt in %.1f s", what, reason, pause)
                 await self._clock.sleep(pause)
 
     async def _send_all(self, topic: str, by: Mapping[int, Messages]) -> None:
@@ -371,7 +371,7 @@ class Ingest:
 
 
 def _worth_repeating(error: Exception) -> bool:
-    """Whether the same messages can be delivered later. Messages that are too large or refused cannot, and would block the source for ever."""
+    """Whether the same messages can be delivered later. Messages that are too large or refused cannot, and would block the source forever."""
     if isinstance(error, KafkaError):
         return bool(error.retriable) or isinstance(error, KafkaTimeoutError)
     return bool(getattr(error, "retriable", False)) or isinstance(error, OSError)

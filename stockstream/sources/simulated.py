@@ -7,8 +7,8 @@ ticks that every other gives, and a symbol's path does not depend on which other
     block     300 s: steps with slow volatility clusters, tied to the day's anchors; jumps and injected moves are steps too
     second    steps with fast volatility clusters, tied to the block's ends
 
-A bridge whose ends have the variance of its steps is a Brownian motion to whoever does not know its end: no direction can be learned from it. A symbol is
-beta times the market's path plus its own. Trades happen at the bid or the ask by the toss of a coin, sizes in the book are independent of what comes.
+If the ends of a bridge have the variance of its steps, the path is a Brownian motion, so no direction can be learned from it. A symbol's path is beta times
+the market's path plus a path of its own. Each trade is at the bid or the ask with equal probability; sizes in the book are independent of later prices.
 Volume follows a U through the UTC day (the market never closes), the volatility clusters, and chance. One tick a second for each symbol; `seq` is the second.
 """
 
@@ -106,7 +106,7 @@ class SimulatedMarket:
 
     def __init__(self, seed: int, symbols: Sequence[str]) -> None:
         if len(set(symbols)) != len(symbols):
-            raise SourceError("a symbol is there twice")
+            raise SourceError("a symbol is listed twice")
         for symbol in symbols:
             if (fault := symbol_fault(symbol)) is not None:
                 raise SourceError(f"symbol {symbol[:40]!r}: {fault}")
@@ -299,7 +299,7 @@ class SimulatedSource:
                 await self._clock.sleep((sent + step - now) / 1000)
             if now - sent > CATCH_UP_S * 1000 + step:
                 left = (now - CATCH_UP_S * 1000) // step * step
-                logger.warning("%s stood still for %.1f s: the ticks of %.1f s are left out", self.name, (now - sent) / 1000, (left - sent) / 1000)
+                logger.warning("%s stalled for %.1f s: the ticks of %.1f s are skipped", self.name, (now - sent) / 1000, (left - sent) / 1000)
                 sent = left
             if sent // 1000 != second:
                 second = sent // 1000

@@ -1,4 +1,4 @@
-"""The alerts that the views hold, in orders that answer every filter without looking at all of them."""
+"""The alerts that the views hold, indexed so that no filter reads all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 from stockstream.records import Alert
 
 MOST_LOOKED_AT = 5_000
-"""Alerts of one symbol that one page looks at: a few ms."""
+"""The most alerts of one symbol that one page reads, in a few ms."""
 
 RANK = {"opened": 0, "updated": 1, "closed": 2}
 OPEN = ("opened", "updated")
@@ -20,9 +20,9 @@ Key = tuple[int, str]
 
 
 class AlertIndex:
-    """Newest states of alerts by id; at most `most` of them, the oldest closed ones are forgotten first.
+    """The newest states of alerts by id, at most `most`. The oldest closed ones are forgotten first.
 
-    Each is in three ascending lists of keys: all, those of its rule and state, those of its symbol. To add one costs some moved pointers, whatever there is.
+    Each alert is in ascending lists of keys: all, by state, by rule and state, and by symbol.
     """
 
     def __init__(self, most: int) -> None:
@@ -42,7 +42,7 @@ class AlertIndex:
 
     @property
     def symbols(self) -> Iterable[str]:
-        """Those that have alerts."""
+        """The symbols that have alerts."""
         return self._by_symbol.keys()
 
     def get(self, key: str) -> Alert | None:
@@ -50,7 +50,7 @@ class AlertIndex:
         return self._alerts.get(key)
 
     def put(self, alert: Alert) -> list[Alert] | None:
-        """Takes a state; None where a newer one is held, else the alerts that were forgotten for it."""
+        """Adds a state. Returns None if a newer one is held, else the alerts that were forgotten for it."""
         held = self._alerts.get(alert.id)
         if held is not None:
             if (alert.as_of, RANK[alert.state]) < (held.as_of, RANK[held.state]):
@@ -76,13 +76,13 @@ class AlertIndex:
         return [self._alerts[key] for _, key in reversed(self._open_of.get(symbol, [])[-most:])]
 
     def open_count(self) -> int:
-        """How many are open."""
+        """How many alerts are open."""
         return sum(len(self._by_state[state]) for state in OPEN)
 
     def page(self, limit: int, state: str | None, symbol: str, rule: str, after: Key | None) -> tuple[list[Alert], Key | None]:
-        """Alerts, those opened last first, below `after`; and the key to go on below, None at the end.
+        """Alerts below `after`, those opened last first, and the key for the next page, None at the end.
 
-        A page of a symbol may have fewer than `limit` and yet not be the last: it looks at MOST_LOOKED_AT.
+        A page of a symbol may have fewer than `limit` alerts without being the last, because it reads at most MOST_LOOKED_AT.
         """
         states = OPEN if state == "open" else (state,) if state else tuple(RANK)
         if symbol:
@@ -91,7 +91,7 @@ class AlertIndex:
             lists = [self._by_rule.get((rule, one), []) for one in states]
         else:
             lists = [self._by_state[one] for one in states] if state else [self._all]
-        # of each list no more than the page can hold
+        # read no more of each list than the page can hold
         ends = [bisect_left(keys, after) if after else len(keys) for keys in lists]
         parts = [keys[max(0, end - limit - 1) : end][::-1] for keys, end in zip(lists, ends, strict=True)]
         found = list(islice(merge(*parts, reverse=True), limit + 1))

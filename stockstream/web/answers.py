@@ -1,4 +1,4 @@
-"""What the views answer: one struct for each kind of answer, and the columns of `windows` by their kind."""
+"""The answers of the views: one struct for each kind, and the columns of `windows` by type."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
 
 
 WindowRow = _struct_of("WindowRow", WINDOWS_SCHEMA.names)
-"""One row of `windows`, as JSON: all columns, floats null where there is nothing."""
+"""One row of `windows`, as JSON: all columns; a float may be null."""
 
 Window5m = _struct_of("Window5m", list(WINDOW_5M))
 """The rolling values over the 300 s up to and including the last row's second."""
@@ -66,7 +66,7 @@ class SymbolSummary(msgspec.Struct, kw_only=True):
 
 
 class SymbolDetail(msgspec.Struct, kw_only=True):
-    """All that is known of one symbol now; `alerts` are its open ones, newest first; `metadata` is what `ingest` wrote."""
+    """The present state of one symbol. `alerts` are its open alerts, newest first; `metadata` is the message in `symbols`."""
 
     symbol: str
     metadata: dict[str, Any] | None
@@ -77,7 +77,7 @@ class SymbolDetail(msgspec.Struct, kw_only=True):
 
 
 class Bar(msgspec.Struct, kw_only=True):
-    """A bar that begins at `second` (epoch s); `seconds` with a tick are in it. Prices are null where there were only quotes."""
+    """A bar that begins at `second` (epoch s); `seconds` with a tick are in it. Prices are null if there were only quotes."""
 
     second: int
     open: float | None
@@ -111,7 +111,7 @@ T = TypeVar("T")
 
 
 class Page(msgspec.Struct, Generic[T], kw_only=True):
-    """Part of a list; `next`, where not null, is what to ask the following part with (`?next=`)."""
+    """One page of a list. `next` is the parameter `?next=` for the following page, null on the last one."""
 
     items: list[T]
     next: str | None

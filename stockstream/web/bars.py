@@ -22,13 +22,13 @@ NO_BARS: Array = np.zeros(0, _BAR)
 
 
 class BarRings:
-    """The bars of the last WINDOW_S seconds of every symbol; a symbol is known by its place, a number from 0."""
+    """The bars of the last WINDOW_S seconds of every symbol; a symbol is identified by its place, a number from 0."""
 
     def __init__(self) -> None:
         self._blocks: list[Array] = []
 
     def write(self, at: Array, rows: dict[str, Array]) -> None:
-        """Takes rows of `windows`, by column, of the symbols at these places. A bar gives way to one that is newer, or further along the log."""
+        """Writes rows of `windows`, by column, of the symbols at these places. A bar is replaced by one of a later second or a higher offset."""
         bars = np.zeros(len(at), _BAR)
         for name in ("second", "offset", "open", "high", "low", "close", "volume", "ticks", "quotes"):
             bars[name] = rows[name]
@@ -46,7 +46,7 @@ class BarRings:
                 | ((held["second"] == new["second"]) & (held["offset"] <= new["offset"]))
                 | ((held["source"] != new["source"]) & (held["offset"] < new["offset"]))
             )
-            block[slot[counts], column[counts]] = new[counts]       # of equal places the last one stays: rows are sorted by second, then offset
+            block[slot[counts], column[counts]] = new[counts]       # rows are sorted by second, then offset, so that the last row of a place wins
 
     def clear(self, at: int) -> None:
         """Forgets the bars of one symbol."""
@@ -62,7 +62,7 @@ class BarRings:
 
 
 def _code(source: str) -> int:
-    """A source's number in the rings: a number for each that ever was would grow without end."""
+    """A source's number in the rings: a hash, because a number for each source ever seen would grow without bound."""
     return zlib.crc32(source.encode()) & 0x7FFFFFFF
 
 

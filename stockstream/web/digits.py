@@ -1,4 +1,4 @@
-"""Twelve significant digits for what people read: 24.115 where the sum of two floats says 24.115000000000002.
+"""Twelve significant digits for what people read: 24.115 instead of 24.115000000000002, the sum of two floats.
 
 Topics and the archive keep every bit; only the views' JSON is shortened.
 """
@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The floats nearest to the values' 12 significant digits; what is not finite stays. Their shortest form has no more digits."""
+    """The floats nearest to the values' 12 significant digits; infinite values and NaN stay. Their shortest form has no more digits."""
     values = np.asarray(values, np.float64)
     out = values.copy()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -23,13 +23,13 @@ from stockstream.web.live import Live
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.25
-"""Partitions close a second within a tenth of a second of each other: four looks a second make one or two events of them."""
+"""Partitions close a second within a tenth of a second of each other: at four updates a second they become one or two events."""
 
 PIPELINE_S = 2.0
 HEARTBEAT_S = 15.0
 MAX_CLIENTS = 100
 QUEUE = 64
-"""Messages that a client may be behind: about 15 s. They are shared between clients, so a slow one costs no copy."""
+"""How many messages a client may be behind: about 15 s. Clients share the messages, so a slow client costs no copy."""
 
 _END = b""
 
@@ -71,13 +71,13 @@ class Events:
         self._closing = False
 
     async def start(self) -> None:
-        """Begin to look for changes."""
+        """Begins to publish changes."""
         if self._task is None:
             self._closing = False
             self._task = asyncio.create_task(self._run(), name="web-events")
 
     async def close(self) -> None:
-        """End every stream now."""
+        """Ends every stream at once."""
         self._closing = True
         task, self._task = self._task, None
         if task is not None:
@@ -91,7 +91,7 @@ class Events:
                 client.queue.put_nowait(_END)
 
     def publish(self) -> None:
-        """Send what changed since the last call to all clients."""
+        """Sends the changes since the last call to all clients."""
         if not self._clients:
             return
         changes = self._live.take_changes()
@@ -107,13 +107,13 @@ class Events:
         if self._closing:
             raise web.HTTPServiceUnavailable(text="this worker is stopping")
         if len(self._clients) >= MAX_CLIENTS:
-            raise web.HTTPServiceUnavailable(text=f"this worker serves {MAX_CLIENTS} event streams and no more")
+            raise web.HTTPServiceUnavailable(text=f"this worker serves at most {MAX_CLIENTS} event streams, and all are in use")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         transport = request.transport
         client = _Client(transport.abort if transport is not None else lambda: None)
         if not self._clients:
-            self._live.take_changes()       # of the time when nobody looked: the page asks the API for that
+            self._live.take_changes()       # changes before the first client: the page reads those from the API
         self._clients.add(client)
         self._metrics.clients(len(self._clients))
         try:
@@ -141,7 +141,7 @@ class Events:
                     self._broadcast(b": still here\n\n")
                     heartbeat_at = loop.time() + HEARTBEAT_S
             except Exception:
-                log.exception("the event stream missed one round")      # a mistake in one event must not end the stream for good
+                log.exception("an update of the event stream failed")      # one failed event must not end the stream
 
     def _send(self, kind: str, data: Any) -> None:
         self._broadcast(encode(kind, data))

@@ -1,7 +1,7 @@
-"""What the views answer from: the newest state of every symbol, in memory, made only of messages.
+"""The state behind the views: the newest state of every symbol, in memory, built from messages only.
 
 Pure: no I/O and no clock of its own. Rows of `windows` go into rings of one-second bars (`bars`); the last row of each symbol is kept whole, in
-columns. Predictions stay bytes until somebody asks. Measured: 10,000 symbols that tick every
+columns. Predictions are decoded when they are requested. Measured: 10,000 symbols that tick every
 second take 210 MB and 22 ms of CPU for each of their seconds.
 """
 
@@ -55,18 +55,18 @@ from stockstream.web.outcome_counts import OutcomeCounts
 from stockstream.web.symbol_list import SymbolList
 
 FIRST_SYMBOLS = 1_024
-"""Room at the beginning; it doubles."""
+"""The initial capacity, which doubles."""
 MAX_SYMBOLS = 50_000
-"""Beyond this a new symbol is counted and not shown, so that a producer gone wild cannot fill the memory (18 KB a symbol)."""
+"""The most symbols that are shown (18 KB each). Further symbols are only counted, so that a faulty producer cannot fill the memory."""
 
 MAX_ALERTS = 100_000
-"""Alerts of a day at 10,000 symbols and one an hour each; beyond, the oldest closed ones are forgotten (about 0.5 KB each)."""
+"""The most alerts that are kept (about 0.5 KB each): ten hours of 10,000 symbols with one an hour. Beyond, the oldest closed ones are forgotten."""
 
 MAX_JUDGED = 20
-"""Outcomes of so many a symbol are known by their identity: models, versions and horizons; of more the oldest are forgotten."""
+"""How many outcomes per symbol are remembered by identity (model, version, horizon). Beyond, the oldest are forgotten."""
 
 MAX_CLOCKS = 50_000
-"""Sources by partition: each replay is one."""
+"""The most pairs of partition and source; each replay is a source."""
 
 OPEN_SHOWN = 100
 
@@ -88,7 +88,7 @@ class _PredictionHorizons(msgspec.Struct):
 
 @dataclass(slots=True)
 class Changes:
-    """What has changed since it was last taken, by symbol and alert id."""
+    """The changes since the last call of `take_changes`, by symbol and alert id."""
 
     symbols: list[str] = field(default_factory=list)
     predictions: list[str] = field(default_factory=list)
@@ -146,7 +146,7 @@ class Live:
             self._take_rows(columns)
 
     def latest(self, data: bytes) -> None:
-        """One message of `latest`: a row that counts as long as `windows` has brought none of its symbol."""
+        """One message of `latest`: a row that is used until `windows` has a row of its symbol."""
         row = _decode_row(data)
         values: dict[str, Any] = msgspec.structs.asdict(row)
         check_row(values)
@@ -171,7 +171,7 @@ class Live:
         values = _decode_object(within(data, MAX_METADATA_BYTES))
         if depth(values) > MAX_DEPTH:
             raise FrameError("nested too deep")
-        _encode(values)                                                  # whoever asks gets it again: what cannot be written is refused here
+        _encode(values)                                                  # views encode it again later: what cannot be encoded is refused here
         if symbol not in self._metadata and len(self._metadata) >= self._max_symbols:
             self.symbols_refused += 1
             return
@@ -179,7 +179,7 @@ class Live:
         self._list.show(symbol, str(values.get("name") or ""))
 
     def prediction(self, data: bytes) -> None:
-        """One message of `predictions`; the one furthest along the log is kept, a repeat of an older one changes nothing."""
+        """One message of `predictions`; the one with the highest offset is kept, and a repeat of an older one changes nothing."""
         key = _decode_key(within(data, MAX_PREDICTION_BYTES))
         require_symbol(key.symbol)
         if not (0 <= key.as_of <= MAX_TIME and 0 <= key.offset < 1 << 63):
@@ -204,7 +204,7 @@ class Live:
             self._outcomes.count(item)
 
     def alert(self, data: bytes) -> None:
-        """One message of `alerts`; of one alert the newest state is kept."""
+        """One message of `alerts`. The newest state of each alert is kept."""
         alert = _decode_alert(within(data, MAX_ALERT_BYTES))
         require_symbol(alert.symbol)
         if not (0 <= alert.opened_at <= MAX_TIME and 0 <= alert.as_of <= MAX_TIME) or depth(alert.window) > MAX_DEPTH:
@@ -226,7 +226,7 @@ class Live:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How much is held, and what was not."""
+        """How much is held, and how much was refused."""
         return {
             "symbols": len(self._list), "predictions": len(self._predictions), "alerts": len(self._alerts),
             "open_alerts": self.open_alerts(), "symbols_refused": self.symbols_refused, "frames_stale": self.frames_stale,
@@ -235,7 +235,7 @@ class Live:
 
     @property
     def outcomes_forgotten(self) -> int:
-        """Outcomes that were not counted, or whose repeats would be counted again, because too many are known."""
+        """Outcomes that were not counted, or whose repeats would be counted again, because too many are remembered."""
         return self._outcomes.forgotten
 
     @property
@@ -249,7 +249,7 @@ class Live:
         return (at >= 0 and self._origin[at] != _NOTHING) or symbol in self._metadata or symbol in self._predictions or symbol in self._alerts
 
     def symbols(self, limit: int, after: str = "", search: str = "") -> Page[SymbolSummary]:
-        """Symbols in alphabetical order, those above `after`, whose symbol or name has `search` in it whatever the case."""
+        """Symbols after `after`, in alphabetical order, whose symbol or name contains `search`, ignoring case."""
         items: list[SymbolSummary] = []
         for name in self._list.after(after, search):
             if len(items) == limit:
@@ -258,7 +258,7 @@ class Live:
         return Page(items=items, next=None)
 
     def symbol(self, symbol: str) -> SymbolDetail | None:
-        """All of one symbol, None where it is unknown."""
+        """The state of one symbol; None if it is unknown."""
         if not self.known(symbol):
             return None
         row = self._row(symbol)
@@ -274,8 +274,8 @@ class Live:
     def bars(self, symbol: str, interval_s: int, limit: int, before: int | None = None) -> Page[Bar]:
         """The newest `limit` bars that begin before `before` (epoch s), oldest first, of the last 300 seconds of the symbol's source.
 
-        A bar of a minute at the window's edge holds what the window holds. Seconds without a tick have no bar. `next` is the `before` that
-        brings the bars before these.
+        A bar of a minute at the window's edge holds what the window holds. Seconds without a tick have no bar. `next` is the `before` for the
+        bars before these.
         """
         bars = answered(self._ring(symbol), interval_s)
         if before is not None:
@@ -321,7 +321,7 @@ class Live:
         return changes
 
     def summary_columns(self, symbols: list[str]) -> dict[str, list[Any]]:
-        """Columns `symbol second price return_60s volume_5m` of the symbols' last rows, NaN where there is nothing."""
+        """Columns `symbol second price return_60s volume_5m` of the symbols' last rows, NaN without a value."""
         at = np.fromiter((self._index[s] for s in symbols), np.int64, len(symbols))
         return {"symbol": symbols, **{name: self._last[name][at].tolist() for name in _SUMMARY}}
 

@@ -1,4 +1,4 @@
-"""Limits of what the views take from messages: anybody may write to the topics, and one message must neither fill the memory nor stop the reader."""
+"""Limits on messages that the views accept. Anybody may write to the topics, and one message must neither fill the memory nor stop the reader."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, MAX_TIM
 from stockstream.web.answers import FLOATS, INTS
 
 MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
-"""Of one message: ours have some hundred. Anybody may write to these topics, and the views keep one of each symbol, or of each alert."""
+"""The most bytes of one message; stockstream's have a few hundred. The views keep one message of each symbol, or of each alert."""
 
 MAX_DEPTH = 32
-"""Of metadata: what is nested deeper could not be answered from a deeper stack."""
+"""The deepest nesting of metadata: deeper JSON might not be encoded later, from a deeper stack."""
 
 MAX_RETURN = 1e6
-"""Log returns and probabilities beyond are no outcome of ours: their means must stay finite."""
+"""The greatest log return or probability of an outcome, so that means stay finite."""
 
 
 def within(data: bytes, limit: int) -> bytes:
-    """The data. Raises `FrameError` where they are longer."""
+    """The data. Raises `FrameError` if they are longer."""
     if len(data) > limit:
         raise FrameError(f"it has {len(data)} bytes, at most {limit} are kept")
     return data
 
 
 def require_symbol(symbol: str) -> None:
-    """Raises `FrameError` where a text cannot be a symbol."""
+    """Raises `FrameError` if the text cannot be a symbol."""
     fault = symbol_fault(symbol)
     if fault:
         raise FrameError(fault)
 
 
 def depth(value: Any, most: int = MAX_DEPTH) -> int:
-    """How deep a value of JSON is nested; above `most` it is not looked at."""
+    """How deep a JSON value is nested, counted up to `most` + 1."""
     if not isinstance(value, (dict, list)) or most < 0:
         return 0
     return 1 + max((depth(part, most - 1) for part in (value.values() if isinstance(value, dict) else value)), default=0)
 
 
 def check_row(values: dict[str, Any]) -> None:
-    """Raises `FrameError` where a row of `latest` does not fit the columns."""
+    """Raises `FrameError` if a row of `latest` does not fit the columns."""
     require_symbol(values["symbol"])
     for name in INTS:
         if not -(1 << 63) <= values[name] < 1 << 63:
@@ -56,7 +56,7 @@ def check_row(values: dict[str, Any]) -> None:
 
 
 def check_outcome(item: Outcome) -> None:
-    """Raises `FrameError` where an outcome is none of ours."""
+    """Raises `FrameError` if a field of an outcome is out of range."""
     require_symbol(item.symbol)
     numbers = (item.predicted_return, item.p_up, item.realised_return)
     if not (0 <= item.as_of <= MAX_TIME and 0 < item.horizon_s < 1 << 31 and all(abs(number) <= MAX_RETURN for number in numbers)):
@@ -66,7 +66,7 @@ def check_outcome(item: Outcome) -> None:
 
 
 def columns_of(rows: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
-    """The frame's columns as numpy arrays; raises `FrameError` where one is missing or null where it may not be."""
+    """The frame's columns as numpy arrays. Raises `FrameError` if one is missing or has a null that it may not have."""
     columns: dict[str, npt.NDArray[Any]] = {}
     for name in WINDOWS_SCHEMA.names:
         place = rows.schema.get_field_index(name)

@@ -1,4 +1,4 @@
-"""The views of a worker, with a tail of the derived topics behind them."""
+"""Connects the views of a worker to its web server and to a tail of the derived topics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _version() -> str:
 
 
 def put_on(web: Any) -> Callable[[], Awaitable[None]]:
-    """Puts the views on the web server that Faust has made for the app; returns what begins to read the topics, once they are there."""
+    """Adds the views to Faust's web server of the app. Returns a coroutine function that starts reading the topics, once they exist."""
     live = Live()
     tail = Tail(app.settings, live, metrics)
     mount(web.web_app, live, status, metrics, tail, read_at_once=False, version=_version())

@@ -1,4 +1,4 @@
-"""What the views take and answer, said once: the same table checks the parameters and makes `/openapi.json` (OpenAPI 3.1)."""
+"""The parameters and answers of the views, as one table: it validates the parameters and generates `/openapi.json` (OpenAPI 3.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stockstream.web.answers import OutcomeCount
 
 
 class BadParameter(ValueError):
-    """A parameter that an operation does not take; the text says what is allowed."""
+    """A parameter that an operation does not accept. The text names what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One GET view. `answer` is a type that msgspec knows, a JSON Schema, or None where the content is not JSON; `errors` says when which is given."""
+    """One GET view. `answer` is a type that msgspec supports, a JSON Schema, or None if the content is not JSON. `errors` explains each error status."""
 
     path: str
     name: str
@@ -72,7 +72,7 @@ class Operation:
     errors: Mapping[int, str] = field(default_factory=dict)
 
     def read(self, path: Mapping[str, str], query: Iterable[tuple[str, str]]) -> dict[str, Any]:
-        """All parameters by name, None where not given and without default. Raises `BadParameter`."""
+        """All parameters by name; None for one that is neither given nor has a default. Raises `BadParameter`."""
         taken = {p.name: p for p in self.parameters if p.place == "query"}
         values: dict[str, Any] = {p.name: p.default for p in self.parameters}
         seen: set[str] = set()
@@ -87,14 +87,14 @@ class Operation:
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
-    """Which HTTP status, and why, and what is allowed."""
+    """The HTTP status and the reason, with what is allowed."""
 
     status: int
     message: str
 
 
 class ErrorAnswer(msgspec.Struct, kw_only=True):
-    """What every error is told in."""
+    """The body of every error."""
 
     error: ErrorDetail
 
@@ -122,7 +122,7 @@ class ArchivePosition(msgspec.Struct, kw_only=True):
 
 
 class HopLatency(msgspec.Struct, kw_only=True):
-    """Percentiles of the last 60 s in ms, null where nothing was observed."""
+    """Percentiles of the last 60 s in ms, null without observations."""
 
     p50: float | None
     p99: float | None
@@ -130,11 +130,11 @@ class HopLatency(msgspec.Struct, kw_only=True):
 
 
 class Pipeline(msgspec.Struct, kw_only=True):
-    """What this worker tells of itself. Rates are of the last 60 s, totals and rejects since it began. More members may come.
+    """The state of this worker. Rates are of the last 60 s, totals and rejects since its start. More members may be added.
 
-    `models_note` says why rows are not predicted, or not by the registry's champion; it is empty where they are.
+    `models_note` gives the reason if rows are not predicted by the registry's champion; it is empty if they are.
 
-    `ready` and `status`: as `/readyz` has it.
+    `ready` and `status` are those of `/readyz`.
     """
 
     ready: bool
@@ -155,7 +155,7 @@ ModelState = Literal["champion", "shadow", "suspended", "missing"]
 
 
 class ModelPartition(msgspec.Struct, kw_only=True):
-    """What a model is in one partition of this worker: from the raw offset `since_offset` on, with the reason where it does not score."""
+    """The state of a model in one partition of this worker, from the raw offset `since_offset` on, with the reason if it does not score."""
 
     partition: int
     state: ModelState
@@ -164,10 +164,10 @@ class ModelPartition(msgspec.Struct, kw_only=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A model that scores, or should. Its other members are what the registry keeps with it.
+    """A model that scores, or should. Its other members come from the registry.
 
-    `state` is `suspended` where its answers could not be used, `missing` where it cannot be loaded, each with a `reason`; where partitions differ, it is the
-    worst. `version` is empty where the registry names no champion. `not_predicted` counts this worker's rows without its prediction since the start.
+    `state` is `suspended` if its predictions could not be used, and `missing` if it cannot be loaded, each with a `reason`. If partitions differ, it is the
+    worst of them. `version` is empty if the registry names no champion. `not_predicted` counts this worker's rows without its prediction since the start.
     """
 
     name: str
@@ -203,7 +203,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "stockstream", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "Live state of the market as this app sees it. Times are epoch ms UTC unless the name ends in _s or is `second` (epoch s).",
+            "description": "Live state of the market as this app holds it. Times are epoch ms UTC unless the name ends in _s or is `second` (epoch s).",
         },
         "paths": paths,
         "components": {"schemas": components},

@@ -14,7 +14,7 @@ class OutcomeCounts:
     """Counts by model, version, role and horizon.
 
     Args:
-        max_judged: how many identities (symbol, model, version, horizon) are remembered; of more the oldest are forgotten.
+        max_judged: the most identities (symbol, model, version, horizon) to remember; beyond, the oldest are forgotten.
     """
 
     def __init__(self, max_judged: int) -> None:
@@ -22,7 +22,7 @@ class OutcomeCounts:
         self._counts: dict[tuple[str, str, str, int], OutcomeCount] = {}
         self._judged: OrderedDict[tuple[str, str, str, int], int] = OrderedDict()
         self.forgotten = 0
-        """Outcomes whose identity had to make room for newer ones (one that came again would count again), or of models beyond MAX_MODELS."""
+        """Outcomes whose identity was forgotten, so that a repeat would count again, or whose model is beyond MAX_MODELS."""
 
     def count(self, item: Outcome) -> None:
         """Counts an outcome; a repeat is not counted again."""

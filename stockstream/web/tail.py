@@ -1,8 +1,8 @@
 """Reads what the views show from Kafka, on every worker, without a consumer group.
 
 All partitions of `windows` (from five minutes back), `predictions` and `outcomes` (ten seconds), `alerts`, `latest` and `symbols` (from the
-beginning). So any worker answers for any symbol. A message that cannot be read is counted, and logged once for each reason; a broker that is away
-is asked again and again, which the log and `state` say.
+beginning). So any worker answers for any symbol. A message that cannot be read is counted, and logged once for each reason. While the broker
+does not answer, the reader retries; the log and `state` report it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 POLL_MS = 500
 QUIET_S = 3.0
-"""After this long without a message the broker is asked whether it is there: a consumer that lost its broker is only silent."""
+"""After this long without a message, a request checks that the broker answers, because a consumer reports no lost broker."""
 
 ANSWER_S, CLOSE_S = 5.0, 2.0
 RETRY_S = (0.5, 1.0, 2.0, 5.0)
 MAX_RECORDS = 1_000
-"""Of one poll."""
+"""The most records of one poll."""
 AT_ONCE = 50
-"""Records that are taken before others get their turn: some 5 ms of alerts, the longest to take."""
+"""Records that are processed before other tasks get their turn: about 5 ms of alerts, the slowest kind."""
 
 State = Literal["stopped", "connecting", "reading", "reconnecting"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far back a topic is read: `seconds` before now, or from the beginning where None; `records` a partition at most where the broker cannot
-    look offsets up by time."""
+    """How far back a topic is read: `seconds` before now, None for the beginning. If the broker cannot look up offsets by time, at most `records` per
+    partition."""
 
     seconds: float | None
     records: int = 0
@@ -74,13 +74,13 @@ async def _within(seconds: float, answer: Awaitable[T]) -> T:
 
 
 async def _close(consumer: Consumer) -> None:
-    """Stop a consumer in a task of its own, so that neither its errors nor its cancellations are ours."""
+    """Stops a consumer in a task of its own, so that its errors and cancellations do not reach the caller."""
     stopping = asyncio.create_task(consumer.stop())
     await asyncio.wait({stopping}, timeout=CLOSE_S)
     if not stopping.done():
         stopping.cancel()
     elif not stopping.cancelled() and (error := stopping.exception()) is not None:
-        log.debug("the views' consumer did not close well: %r", error)
+        log.debug("the views' consumer failed to close: %r", error)
 
 
 class _KafkaConsumer(AIOKafkaConsumer):
@@ -93,7 +93,7 @@ class _KafkaConsumer(AIOKafkaConsumer):
 
 
 class Consumer(Protocol):
-    """What is used of `AIOKafkaConsumer`."""
+    """The used part of `AIOKafkaConsumer`."""
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -136,13 +136,13 @@ class Tail:
         self.reason = ""
 
     async def start(self) -> None:
-        """Begin to read in the background."""
+        """Begins to read in the background."""
         if self._task is None:
             self.state = "connecting"
             self._task = asyncio.create_task(self._run(), name="web-tail")
 
     async def stop(self) -> None:
-        """Stop reading; returns when the consumer is closed."""
+        """Stops reading. Returns once the consumer is closed."""
         task, self._task = self._task, None
         while task is not None and not task.done():
             task.cancel()       # more than once: `wait_for` of Python 3.11, which aiokafka uses, can swallow a cancellation
@@ -151,11 +151,11 @@ class Tail:
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was there at the start has been read."""
+        """Whether everything that the topics held at the start has been read."""
         return self.state == "reading" and not self._targets
 
     def ready(self) -> tuple[bool, str]:
-        """Whether the views show what the topics hold, and why not."""
+        """Whether the views show what the topics hold, and the state as text."""
         if self.caught_up:
             return True, "reading"
         if self.state == "reading":
@@ -174,15 +174,15 @@ class Tail:
             except (KafkaError, StockstreamError, OSError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
                 if self.state == "reading" or reason != self.reason:
-                    log.warning("the views have no topics to read and try again: %s", reason)
+                    log.warning("the views cannot read their topics and will retry: %s", reason)
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise
                 reason = "a request was cancelled by the client library"
-                log.warning("the views' reader begins anew: %s", reason)
+                log.warning("the views' reader restarts: %s", reason)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                log.exception("the views' reader failed and tries again")       # a mistake of ours must not end the views for good
+                log.exception("the views' reader failed and will retry")       # an unexpected error must not end the views
             attempt = 0 if self.state == "reading" else attempt + 1
             self.state, self.reason = "reconnecting", reason
             await asyncio.sleep(self._retry_s[min(attempt, len(self._retry_s) - 1)])
@@ -201,22 +201,22 @@ class Tail:
             await _close(consumer)
 
     async def _assign(self, consumer: Consumer) -> list[TopicPartition]:
-        """Assign all partitions. Asks for all topics first: asking for one that is missing would create it on some brokers."""
+        """Assigns all partitions. It lists all topics first, because a request for a missing topic would create it on some brokers."""
         missing = sorted(self._names.keys() - await _within(ANSWER_S, consumer.topics()))
         if missing:
             raise TopicError(f"waiting for the topics {', '.join(missing)}")
-        consumer.assign([TopicPartition(topic, 0) for topic in self._names])        # makes the consumer ask for their metadata
+        consumer.assign([TopicPartition(topic, 0) for topic in self._names])        # makes the consumer request their metadata
         deadline = asyncio.get_running_loop().time() + ANSWER_S
         while not all(consumer.partitions_for_topic(topic) for topic in self._names):
             if asyncio.get_running_loop().time() > deadline:
-                raise BrokerError("no metadata of the topics")
+                raise BrokerError("the broker returned no metadata of the topics")
             await asyncio.sleep(0.02)
         partitions = [TopicPartition(topic, p) for topic in self._names for p in sorted(consumer.partitions_for_topic(topic) or ())]
         consumer.assign(partitions)
         return partitions
 
     async def _seek(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Always as far back as at the start: `Live` takes everything twice without harm, and after a loss the topics may be others of the same name."""
+        """Seeks as far back as at the start, also after a lost connection: `Live` ignores repeats, and the topics may have been created again."""
         first = await _within(2 * ANSWER_S, consumer.beginning_offsets(partitions))
         end = await _within(2 * ANSWER_S, consumer.end_offsets(partitions))
         by_time = await self._by_time(consumer, partitions)
@@ -235,7 +235,7 @@ class Tail:
                 self._targets.pop(partition, None)
 
     async def _by_time(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[TopicPartition, int | None]:
-        """Offsets by time, None where nothing is so new; empty where the broker cannot tell."""
+        """Offsets by time, None for a partition without such new records. Empty if the broker cannot look up offsets by time."""
         now_ms = int(self._now() * 1_000)
         wanted = {}
         for partition in partitions:
@@ -245,7 +245,7 @@ class Tail:
         try:
             found = await _within(2 * ANSWER_S, consumer.offsets_for_times(dict(wanted)))
         except (KafkaError, TimeoutError, OSError) as error:
-            log.info("this broker cannot look offsets up by time (%s): the views read a bounded number of records back", str(error) or type(error).__name__)
+            log.info("this broker cannot look offsets up by time (%s): the views read a bounded number of records instead", str(error) or type(error).__name__)
             return {}
         return {partition: None if place is None else place.offset for partition, place in found.items()}
 
@@ -263,7 +263,7 @@ class Tail:
                 self._advance(partition, records[-1].offset + 1)
             if not fetched:
                 for partition in list(self._targets):
-                    self._advance(partition, await _within(ANSWER_S, consumer.position(partition)))     # past markers, which are no records
+                    self._advance(partition, await _within(ANSWER_S, consumer.position(partition)))     # past transaction markers, which are not delivered
             if fetched:
                 active_at = loop.time()
             elif loop.time() - active_at >= self._quiet_s:
@@ -304,7 +304,7 @@ class Tail:
                 self._live.alert(value)
             else:
                 self._live.latest(value)
-        except Exception as error:  # noqa: BLE001  whatever one message makes a decoder do, the next one is read
+        except Exception as error:  # noqa: BLE001  no error of one message may stop the reader
             self._count_unreadable(topic, partition, record.offset, error)
 
     def _count_unreadable(self, topic: str, partition: int, offset: int, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP views, on Faust's own web server: thin, over `Live` and what the worker tells of itself.
+"""The HTTP views, on Faust's own web server: a thin layer over `Live` and the worker's `Status`.
 
 `OPERATIONS` is the map. Answers are JSON as msgspec writes it (never NaN); errors are `{"error": {"status", "message"}}`.
 """
@@ -39,8 +39,8 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _INTERVALS = {"1s": 1, "1m": 60}
 _STATES = ("open", "opened", "updated", "closed")
 
-_LIMIT = Parameter("limit", "how many items at most", "integer", default=100, minimum=1, maximum=1_000)
-_NEXT = Parameter("next", "the `next` of the part before", maximum=200)
+_LIMIT = Parameter("limit", "the most items to return", "integer", default=100, minimum=1, maximum=1_000)
+_NEXT = Parameter("next", "the `next` of the page before", maximum=200)
 _SYMBOL = Parameter("symbol", "only of this symbol; it must be known", maximum=MAX_SYMBOL)
 _SYMBOL_PATH = Parameter("symbol", "the symbol, percent-encoded", place="path", maximum=MAX_SYMBOL)
 _UNKNOWN = {404: "The symbol is unknown."}
@@ -54,7 +54,7 @@ OPERATIONS = (
     ),
     Operation(
         "/api/symbols", "symbols", "All known symbols in alphabetical order, each with its last price and first horizon.", Page[SymbolSummary],
-        parameters=(_LIMIT, _NEXT, Parameter("q", "only where the symbol or name has this in it, whatever the case", maximum=100)),
+        parameters=(_LIMIT, _NEXT, Parameter("q", "only symbols whose symbol or name contains this, ignoring case", maximum=100)),
     ),
     Operation(
         "/api/symbols/{symbol}", "symbol", "One symbol: last second, 5-minute window, newest prediction, open alerts, metadata.", SymbolDetail,
@@ -64,8 +64,8 @@ OPERATIONS = (
         "/api/symbols/{symbol}/bars", "bars", f"The newest bars of the last {WINDOW_S} s, oldest first; `next` brings those before them.", Page[Bar],
         parameters=(
             _SYMBOL_PATH, Parameter("interval", "length of a bar", default="1s", choices=tuple(_INTERVALS)),
-            Parameter("limit", "how many bars at most", "integer", default=WINDOW_S, minimum=1, maximum=WINDOW_S),
-            Parameter("next", "the `next` of the part before: only bars that begin before this second", "integer", minimum=0, maximum=2**32),
+            Parameter("limit", "the most bars to return", "integer", default=WINDOW_S, minimum=1, maximum=WINDOW_S),
+            Parameter("next", "the `next` of the page before: only bars that begin before this second", "integer", minimum=0, maximum=2**32),
         ),
         errors=_UNKNOWN,
     ),
@@ -81,38 +81,38 @@ OPERATIONS = (
         "/api/predictions", "predictions", "The newest prediction of each symbol in alphabetical order.", Page[Prediction],
         parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
     ),
-    Operation("/api/models", "models", "The models that score, and those that should and do not, with the reason.", Page[Model]),
+    Operation("/api/models", "models", "The models that score, and those that should but do not, with the reason.", Page[Model]),
     Operation("/api/pipeline", "pipeline", "Lag, sources, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
-    Operation("/healthz", "healthz", "Whether this worker is alive.", Health, errors={503: "It is not; the message says why."}),
-    Operation("/readyz", "readyz", "Whether this worker works and its views are up to date.", Health, errors={503: "Not yet; the message says why."}),
+    Operation("/healthz", "healthz", "Whether this worker is alive.", Health, errors={503: "It is not; the message gives the reason."}),
+    Operation("/readyz", "readyz", "Whether this worker works and its views are up to date.", Health, errors={503: "Not yet; the message gives the reason."}),
     Operation("/metrics", "metrics", "Prometheus metrics of this worker.", content_type="text/plain"),
     Operation("/openapi.json", "openapi", "This document.", {"type": "object"}),
 )  # fmt: skip
-"""Every view, and with it what it takes and answers."""
+"""Every view, with its parameters and its answer."""
 
 
 class Status(Protocol):
-    """What the worker tells of itself."""
+    """The status of the worker."""
 
     def ready(self) -> tuple[bool, str]:
-        """Whether its partitions are being processed, and in words."""
+        """Whether its partitions are being processed, and the state as text."""
         ...
 
     def healthy(self) -> tuple[bool, str]:
-        """Whether it should go on living, and in words."""
+        """Whether it is alive, and the state as text."""
         ...
 
     def pipeline(self) -> dict[str, Any]:
-        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; `sources`: list of `openapi.SourceState`; more as it likes.
+        """`lag`: list of `{topic, partition, lag}`; `archive`: list of `{partition, offset}`; `sources`: list of `openapi.SourceState`. It may have more.
 
         The counts of `Metrics` are added.
 
-        Sets the gauges of `Metrics` that say the same; `/metrics` calls it for that.
+        It also sets the gauges of `Metrics` with the same figures; `/metrics` calls it for that.
         """
         ...
 
     def models(self) -> list[dict[str, Any]]:
-        """Each with the members of `openapi.Model` and more as it likes."""
+        """Each has the members of `openapi.Model`; further members are allowed."""
         ...
 
 
@@ -122,9 +122,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def mount(
     application: web.Application, live: Live, status: Status, metrics: Metrics, tail: Tail | None = None, *, read_at_once: bool = True, version: str = "0"
 ) -> None:
-    """Put the views on an aiohttp application; its start and stop are those of the event stream and the tail (its start only where `read_at_once`).
+    """Adds the views to an aiohttp application, which then starts and stops the event stream and the tail (it starts the tail only if `read_at_once`).
 
-    On a Faust app's, `app.web.web_app`, they are found before its own pages where those are added later.
+    On a Faust app's (`app.web.web_app`) they precede Faust's own pages if those are added later.
     """
     views = _Views(live, status, metrics, tail, version)
     for operation in OPERATIONS:
@@ -261,18 +261,18 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPNotFound as error:
         own_words = error.text if error.text != f"{error.status}: {error.reason}" else None
         paths = ", ".join(op.path for op in OPERATIONS)
-        return _error(404, own_words or f"there is nothing at {request.path}; there are: {paths}")
+        return _error(404, own_words or f"there is nothing at {request.path}; the paths are: {paths}")
     except web.HTTPException as error:
         if error.status < 400:
             raise
         return _error(error.status, error.text or error.reason)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return _error(500, "this is a mistake of ours; the worker's log says more")
+        return _error(500, "internal error; the worker's log has the details")
 
 
 def _unknown(symbol: str) -> web.HTTPNotFound:
-    return web.HTTPNotFound(text=f"no symbol {symbol[:40]!r} is known here; /api/symbols has those that are (case counts)")
+    return web.HTTPNotFound(text=f"no symbol {symbol[:40]!r} is known here; /api/symbols lists all symbols (names are case-sensitive)")
 
 
 def _health(good: bool, words: str) -> web.Response:

@@ -108,4 +108,4 @@ def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_worker_that_need_not_be_tried_again_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("STOCKSTREAM_WEB_HOST", "")
     assert cli.run(["worker"]) == 78
-    assert capsys.readouterr().err.splitlines() == ["stockstream: STOCKSTREAM_WEB_HOST: '' is no address and no host name"]
+    assert capsys.readouterr().err.splitlines() == ["stockstream: STOCKSTREAM_WEB_HOST: '' is neither an address nor a host name"]

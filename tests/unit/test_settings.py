@@ -21,7 +21,7 @@ WRONG = [
     ({"WEB_HOST": "a b"}, "STOCKSTREAM_WEB_HOST"),
     ({"WEB_HOST": "::zz"}, "STOCKSTREAM_WEB_HOST"),
     ({"APP_ID": "a b"}, "STOCKSTREAM_APP_ID"),
-    ({"SYMBOLS": "A,,B"}, "STOCKSTREAM_SYMBOLS: there is nothing between two commas"),
+    ({"SYMBOLS": "A,,B"}, "STOCKSTREAM_SYMBOLS: an entry of the list is empty"),
     ({"SYMBOLS": "A,"}, "STOCKSTREAM_SYMBOLS"),
     ({"SYMBOLS": "A" * 33}, "STOCKSTREAM_SYMBOLS"),
     ({"SYMBOLS": "A\x07B"}, "STOCKSTREAM_SYMBOLS"),

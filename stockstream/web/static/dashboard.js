@@ -1,4 +1,4 @@
-// The page: what the API holds, then what the event stream changes.
+// The dashboard: it loads the state from the API, then applies the changes of the event stream.
 
 import { ago, count, ms, rate, signed, stamp, time } from "./format.js";
 import { SymbolTable } from "./table.js";
@@ -33,7 +33,7 @@ async function* pages(path) {
   } while (next !== null);
 }
 
-/** Everything anew: at the start, after a lost stream, and when symbols appear that the page does not know. */
+/** Loads everything: at the start, after a lost stream, and when new symbols appear. */
 async function load() {
   if (loading) {
     again = true;
@@ -103,16 +103,16 @@ function drawEmpty() {
   const words = document.createElement("span");
   if (tail && tail.state === "stopped" && pipeline.ready === false) {
     strong.textContent = "The worker is not ready";
-    words.textContent = `The worker says: ${pipeline.status}. This page fills by itself when it is ready.`;
+    words.textContent = `Its status: ${pipeline.status}. This page updates when the worker is ready.`;
   } else if (tail && tail.state !== "reading") {
     strong.textContent = "Waiting for the broker";
-    words.textContent = `The views' reader is ${tail.state}${tail.reason ? `: ${tail.reason}` : ""}. This page fills by itself when it is back.`;
+    words.textContent = `The views' reader is ${tail.state}${tail.reason ? `: ${tail.reason}` : ""}. This page updates when the broker answers.`;
   } else {
     const sources = pipeline?.sources ?? [];
     const failed = sources.find((source) => source.state === "failed");
     strong.textContent = failed ? `Source ${failed.source} has failed` : "Waiting for the first closed second";
     if (failed) {
-      words.textContent = `${failed.reason}. It is tried again by itself.`;
+      words.textContent = `${failed.reason}. The worker retries it.`;
     } else if (sources.length) {
       words.textContent = `The topics hold no symbol yet. ${sources.map(({ source, state, reason }) => `Source ${source} is ${state}${reason ? `: ${reason}` : ""}.`).join(" ")}`;
     } else {
@@ -190,7 +190,7 @@ function drawPipeline() {
   for (const { topic, lag: records } of pipeline.lag) lag.set(topic, (lag.get(topic) ?? 0) + records);
   if (lag.size) parts.push(figures("Records not read yet", [], [...lag].map(([topic, records]) => [topic, count(records)])));
   const rates = Object.entries(pipeline.rates_per_s);
-  if (rates.length) parts.push(figures("A second, mean of the last 60 s", [], rates.map(([name, value]) => [name.replaceAll("_", " ").replace("rows.", "rows to "), rate(value)])));
+  if (rates.length) parts.push(figures("Per second, mean of the last 60 s", [], rates.map(([name, value]) => [name.replaceAll("_", " ").replace("rows.", "rows to "), rate(value)])));
   const rejected = Object.entries(pipeline.rejected);
   if (rejected.length) parts.push(figures("Ticks rejected since the start", [], rejected.map(([reason, n]) => [reason.replaceAll("_", " "), count(n)])));
   if (pipeline.archive.length) parts.push(figures("Archived through raw offset", [], pipeline.archive.map(({ partition, offset }) => [`partition ${partition}`, offset < 0 ? "nothing yet" : count(offset)])));
@@ -199,14 +199,14 @@ function drawPipeline() {
     parts.push(figures("Sources", [], pipeline.sources.map(({ source, state, reason, symbols }) => [source, `${state}, ${count(symbols)} ${symbols === 1 ? "symbol" : "symbols"}${reason ? `: ${reason}` : ""}`])));
   }
   if (pipeline.outcomes.length) {
-    parts.push(figures("Predictions judged since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
+    parts.push(figures("Predictions evaluated since the start", ["n", "sign right", "mean error"], pipeline.outcomes.map((o) => [
       `${o.model} ${o.version}, ${o.horizon_s} s`, count(o.outcomes), o.moved ? `${((100 * o.hits) / o.moved).toFixed(1)} %` : "no moves yet", signed(o.mean_absolute_error, 3).replace("+", ""),
     ])));
   }
   if (!parts.length) {
     const words = document.createElement("p");
     words.className = "quiet";
-    words.textContent = "Nothing has gone through this worker yet.";
+    words.textContent = "This worker has processed nothing yet.";
     parts.push(words);
   }
   at("pipeline").replaceChildren(...parts);
@@ -226,7 +226,7 @@ function showState() {
 
 const stream = new EventSource("/events");
 stream.addEventListener("open", () => tryLoad());
-stream.addEventListener("error", () => say("lost", "no connection to the worker, trying again"));
+stream.addEventListener("error", () => say("lost", "no connection to the worker, reconnecting"));
 stream.addEventListener("pipeline", (event) => {
   pipeline = JSON.parse(event.data);
   newest = pipeline.views.newest_second;

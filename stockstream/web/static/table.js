@@ -20,7 +20,7 @@ export class SymbolTable {
     head.addEventListener("click", (event) => this.sortBy(event.target.dataset.key));
   }
 
-  /** Take fields of a symbol; unknown symbols get a row. Says whether the row is new. */
+  /** Updates fields of a symbol and adds a row for a new one. Returns whether the row is new. */
   merge(symbol, fields) {
     const row = this.rows.get(symbol);
     if (row) {
@@ -100,18 +100,18 @@ export class SymbolTable {
     bell.className = "bell";
     cells[0].append(link, bell, name);
     this.room.append(element);
-    return { element, cells, link, name, bell, said: [] };
+    return { element, cells, link, name, bell, shown: [] };
   }
 
   fill(line, row, place) {
-    const { element, cells, link, name, bell, said } = line;
+    const { element, cells, link, name, bell, shown } = line;
     const put = (i, target, text, kind) => {
-      if (said[i] !== text) target.textContent = said[i] = text;
+      if (shown[i] !== text) target.textContent = shown[i] = text;
       if (kind !== undefined && target.className !== kind) target.className = kind;
     };
     element.style.transform = `translateY(${place * ROW}px)`;
     element.setAttribute("aria-rowindex", String(place + 2));
-    if (said[0] !== row.symbol) link.href = `/api/symbols/${encodeURIComponent(row.symbol)}`;
+    if (shown[0] !== row.symbol) link.href = `/api/symbols/${encodeURIComponent(row.symbol)}`;
     put(0, link, row.symbol);
     put(7, name, row.name && row.name !== row.symbol ? row.name : "");
     put(8, bell, row.open_alerts ? `\u25cf ${row.open_alerts === 1 ? "alert" : `${row.open_alerts} alerts`}` : "");

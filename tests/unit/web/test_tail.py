@@ -367,6 +367,6 @@ async def test_messages_of_a_newer_stockstream_are_counted_said_once_and_used(ma
     assert len(live.symbols(10, search="acme").items) == 7
     assert metrics.totals()["newer_messages"] == 2
     assert [record.getMessage() for record in caplog.records if "newer" in record.getMessage()] == [
-        "symbols: written by a newer stockstream (schema version 2, this one knows 1): what it adds is ignored; upgrade this worker"
+        "symbols: a newer stockstream wrote messages here (schema version 2, this worker has 1). New fields are ignored: upgrade this worker"
     ]
     await tail.stop()
