@@ -4,12 +4,15 @@ A record is a `msgspec.Struct` derived from `Stored`. Readers give a missing fie
 they do not know, so a new optional field needs no new version. A change that an older reader would misunderstand raises
 the table's version; the older reader then refuses the record instead of guessing. Records of version 1 (before this
 module) are msgpack arrays; each table has one `upgrade` step that reads them.
+
+Where successive values may be split, their pieces alternate between two slots of keys (`next_slot`, `pieces_in_slot`, `by_slot`).
+So a writer that dies between two pieces leaves the value before whole.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +21,8 @@ from stockstream.errors import StateError
 
 TERMS = 8
 """A record's key names the generation of its writer modulo this: a worker that wakes after a rebalance replaces only its own records."""
+SLOTS = 2
+"""Places that successive split values alternate between."""
 MAX_VALUE_BYTES = 500_000
 """Of one state record: a message holds 1 MiB, and records of one batch share a request."""
 
@@ -28,11 +33,11 @@ class Stored(msgspec.Struct, kw_only=True, omit_defaults=True):
     v: int
 
 
-class Part(Stored):
+class Piece(Stored):
     """One piece of a value that is too large for a message. `crc` is the CRC-32 of the whole value."""
 
-    part: int
-    parts: int
+    number: int = msgspec.field(name="part")
+    pieces: int = msgspec.field(name="parts")
     crc: int
     data: bytes
 
@@ -42,9 +47,10 @@ class _Version(msgspec.Struct):
 
 
 Kind = TypeVar("Kind", bound=Stored)
+Place = TypeVar("Place", bound=Hashable)
 _pack = msgspec.msgpack.Encoder().encode
 _version = msgspec.msgpack.Decoder(_Version).decode
-_part = msgspec.msgpack.Decoder(Part).decode
+_piece = msgspec.msgpack.Decoder(Piece).decode
 
 
 def pack(record: Stored) -> bytes:
@@ -80,21 +86,39 @@ def split(value: bytes, version: int, limit: int = MAX_VALUE_BYTES) -> list[byte
     """The value in pieces of at most about `limit` bytes; the value itself where it fits."""
     if len(value) <= limit:
         return [value]
-    crc, parts = zlib.crc32(value), -(-len(value) // limit)
-    return [_pack(Part(v=version, part=number, parts=parts, crc=crc, data=value[number * limit : (number + 1) * limit])) for number in range(parts)]
+    crc, pieces = zlib.crc32(value), -(-len(value) // limit)
+    return [_pack(Piece(v=version, number=number, pieces=pieces, crc=crc, data=value[number * limit : (number + 1) * limit])) for number in range(pieces)]
 
 
 def joined(values: Iterable[bytes]) -> bytes | None:
     """The value whose pieces these are, in any order; None where a piece is missing or belongs to another value."""
-    pieces: dict[int, Part] = {}
+    pieces: dict[int, Piece] = {}
     for value in values:
         try:
-            piece = _part(value)
+            piece = _piece(value)
         except msgspec.MsgspecError:
             return value                                                 # not split
-        pieces[piece.part] = piece
+        pieces[piece.number] = piece
     first: Any = pieces.get(0)
-    if first is None or len(pieces) < first.parts:
+    if first is None or len(pieces) < first.pieces:
         return None
-    whole = b"".join(pieces[number].data for number in range(first.parts) if number in pieces)
+    whole = b"".join(pieces[number].data for number in range(first.pieces) if number in pieces)
     return whole if zlib.crc32(whole) == first.crc else None
+
+
+def next_slot(slot: int) -> int:
+    """The slot for the value after one that is in `slot`; the first slot after a value that has none (-1)."""
+    return (slot + 1) % SLOTS
+
+
+def pieces_in_slot(value: bytes, version: int, key_of: Callable[[int], bytes]) -> list[tuple[bytes, bytes]]:
+    """The records, key and value, that hold a value; `key_of` gives the key of each piece by its number, within the value's slot."""
+    return [(key_of(number), piece) for number, piece in enumerate(split(value, version))]
+
+
+def by_slot(records: Iterable[tuple[bytes, bytes]], slot_of: Callable[[bytes], Place]) -> dict[Place, dict[bytes, bytes]]:
+    """Records of pieces by the slot that `slot_of` finds in their keys; `joined` gives the value of each slot."""
+    slots: dict[Place, dict[bytes, bytes]] = {}
+    for key, value in records:
+        slots.setdefault(slot_of(key), {})[key] = value
+    return slots

@@ -16,7 +16,7 @@ from aiohttp import web
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
 from stockstream.transforms.cleaning.limits import MAX_SYMBOL
-from stockstream.transforms.rules.conditions import RULES
+from stockstream.transforms.rules.conditions import RULE_NAMES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
 from stockstream.web.answers import Bar, Page, SymbolDetail, SymbolSummary
@@ -73,7 +73,7 @@ OPERATIONS = (
         "/api/alerts", "alerts", "Alerts in their newest state, those opened last first.", Page[Alert],
         parameters=(
             Parameter("state", "only in this state; `open` is opened or updated", choices=_STATES), _SYMBOL,
-            Parameter("rule", "only of this rule", choices=RULES), _LIMIT, _NEXT,
+            Parameter("rule", "only of this rule", choices=RULE_NAMES), _LIMIT, _NEXT,
         ),
         errors=_UNKNOWN,
     ),

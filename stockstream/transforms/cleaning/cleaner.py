@@ -30,10 +30,11 @@ from stockstream.transforms.cleaning.many import OddRecord, require_none, weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, extras_fit, range_fault, rejection
 from stockstream.transforms.cleaning.rows import AcceptedTicks
-from stockstream.transforms.cleaning.state import DIGESTED, SLOTS, VERSION, Feed, Held, SourceState, State, digest
+from stockstream.transforms.cleaning.state import DIGESTED, VERSION, Feed, Held, SourceState, State, digest
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
+from stockstream.transforms.versioned import next_slot
 
 logger = logging.getLogger(__name__)
 
@@ -453,7 +454,7 @@ class Cleaner:
         """The snapshot as records for the changelog, key and value, under the writer's term."""
         found = cleaning_state.records(self.snapshot(), term, self._slot)
         if len(found) > 1:
-            self._slot = (self._slot + 1) % SLOTS
+            self._slot = next_slot(self._slot)
         return found
 
     @staticmethod
@@ -484,7 +485,7 @@ class Cleaner:
             raise StateError(f"clean, partition {partition}: {error}") from error
         cleaner.last_record, cleaner.memory.log_clock = state.last_record, state.log_clock
         cleaner.accepted, cleaner.rejected = state.accepted, state.rejected
-        cleaner._slot = (slot + 1) % SLOTS                                # never into the pieces that this was made of
+        cleaner._slot = next_slot(slot)                                  # never into the pieces that this was made of
         cleaner.memory.feed_count = sum(len(source.feeds) for source in cleaner.memory.sources.values())
         for source in cleaner.memory.sources.values():
             if source.closed is not None:

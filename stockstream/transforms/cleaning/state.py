@@ -1,6 +1,6 @@
 """What `clean` remembers of one partition, and how it is stored: a versioned snapshot, in pieces where one message cannot hold it.
 
-Keys in the changelog are `snapshot/<term>` for a whole snapshot and `snapshot/<term>/<slot>/<part>` for a piece of one. Pieces of successive snapshots
+Keys in the changelog are `snapshot/<term>` for a whole snapshot and `snapshot/<term>/<slot>/<piece>` for a piece of one. Pieces of successive snapshots
 alternate between two slots: a writer that dies halfway leaves the snapshot before it whole. `<term>` tells writers apart (modulo `TERMS`).
 """
 
@@ -21,14 +21,13 @@ from stockstream.errors import StateError
 from stockstream.transforms import versioned as stored
 from stockstream.transforms.cleaning.limits import MAX_OFFSET
 from stockstream.transforms.timing import FORGET_MS
-from stockstream.transforms.versioned import TERMS, Stored
+from stockstream.transforms.versioned import TERMS, Stored, by_slot, pieces_in_slot
 
 VERSION = 2
-SLOTS = 2
 COMPRESSED_FROM = 400_000
 """Bytes of a snapshot from which on it is compressed (to about a fifth): about 4,000 symbols."""
 _WHOLE = re.compile(rb"snapshot/\d{1,9}")
-_PIECE = re.compile(rb"(snapshot/\d{1,9}/\d)/\d{1,5}")
+_PIECE = re.compile(rb"snapshot/\d{1,9}/\d/\d{1,5}")
 
 
 @dataclass(slots=True)
@@ -251,7 +250,7 @@ def readable(key: bytes, value: bytes) -> str:
         return "the key is none of clean's"
     try:
         if piece:
-            stored.unpack(stored.Part, value, VERSION)
+            stored.unpack(stored.Piece, value, VERSION)
         else:
             decoded(value).require_fitting()
     except _BROKEN as error:
@@ -265,39 +264,38 @@ def highest_snapshot(records: Mapping[bytes, bytes]) -> tuple[State, int] | None
     What cannot be read is passed over. Raises `StateError` where a newer stockstream wrote one.
     """
     wholes: list[tuple[bytes, int]] = []
-    pieces: dict[bytes, list[bytes]] = {}
+    pieces: list[tuple[bytes, bytes]] = []
     for key, value in records.items():
-        piece = _PIECE.fullmatch(key)
-        if piece:
-            pieces.setdefault(piece[1], []).append(value)
+        if _PIECE.fullmatch(key):
+            pieces.append((key, value))
         elif _WHOLE.fullmatch(key):
             wholes.append((value, -1))
-    for key, values in pieces.items():
+    for place, slot in by_slot(pieces, lambda key: key.rpartition(b"/")[0]).items():
         try:
-            for value in values:
+            for value in slot.values():
                 stored.require_known(stored.version_of(value), VERSION)
-            whole = stored.joined(values)
+            whole = stored.joined(slot.values())
         except _BROKEN:
             continue
         if whole is not None:
-            wholes.append((whole, int(key.rpartition(b"/")[2])))
+            wholes.append((whole, int(place.rpartition(b"/")[2])))
     best: tuple[State, int] | None = None
-    for value, slot in wholes:
+    for value, number in wholes:
         try:
             state = decoded(value)
             state.require_fitting()
         except _BROKEN:
             continue
         if best is None or (state.log, state.expect) > (best[0].log, best[0].expect):
-            best = state, slot
+            best = state, number
     return best
 
 
 def records(value: bytes, term: int, slot: int) -> list[tuple[bytes, bytes]]:
     """The records that hold a whole value: one, or pieces in this slot."""
-    parts = stored.split(value, VERSION)
     key = b"snapshot/%d" % (term % TERMS)
-    return [(key, value)] if len(parts) == 1 else [(b"%s/%d/%d" % (key, slot, number), part) for number, part in enumerate(parts)]
+    pieces = pieces_in_slot(value, VERSION, lambda number: b"%s/%d/%d" % (key, slot, number))
+    return pieces if len(pieces) > 1 else [(key, value)]
 
 
 def require_settings(state: State, **settings: int) -> None:

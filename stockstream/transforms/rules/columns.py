@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream.transforms.frames import bounds_of_runs, numbers
-from stockstream.transforms.rules.conditions import RULES, conditions
+from stockstream.transforms.rules.conditions import RULE_NAMES, conditions
 from stockstream.transforms.rules.state import WINDOW_COLUMNS
 
 _SECOND = WINDOW_COLUMNS.index("second")
@@ -60,21 +60,20 @@ class Columns:
         self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         bounds = bounds_of_runs(self._offset, self._source)
         self.spans = {self._place(low): slice(low, high) for low, high in pairwise(bounds)}
-        drop, spike = conditions(rows)
-        self._hit_rows, self._hits = self._find(rows, spike & self._fresh, drop & self._fresh)
+        self._hit_rows, self._hits = self._find(rows, [condition & self._fresh for condition in conditions(rows)])
 
-    def _find(self, rows: pa.RecordBatch, spike: NDArray[np.bool_], drop: NDArray[np.bool_]) -> tuple[list[int], list[Hit]]:
-        """The rows with a condition and what hits them, a row with both conditions twice."""
-        found = np.flatnonzero(spike | drop)
+    def _find(self, rows: pa.RecordBatch, masks: list[NDArray[np.bool_]]) -> tuple[list[int], list[Hit]]:
+        """The rows on which rules hold, and the hits: one for each row and rule. `masks` are by rule, in the order of RULES."""
+        found = np.flatnonzero(np.logical_or.reduce(masks))
         if not len(found):
             return [], []
         windows, symbols = _values(rows, found), self._symbol.take(pa.array(found)).to_pylist()
         hits = [
             (index, Hit(window[_SECOND], symbol, rule, window))
-            for index, symbol, window, masks in zip(
-                found.tolist(), symbols, windows, zip(drop[found].tolist(), spike[found].tolist(), strict=True), strict=True
+            for index, symbol, window, holds in zip(
+                found.tolist(), symbols, windows, zip(*(mask[found].tolist() for mask in masks), strict=True), strict=True
             )
-            for rule, hit in zip(RULES, masks, strict=True)
+            for rule, hit in zip(RULE_NAMES, holds, strict=True)
             if hit
         ]
         return [index for index, _ in hits], [hit for _, hit in hits]

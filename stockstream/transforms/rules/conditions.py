@@ -4,10 +4,15 @@
 | --- | --- | --- | --- | --- |
 | `volume_spike` | volume > 0, seconds_5m >= 120, volume >= 8 x volume_5m / seconds_5m | volume | volume_5m / seconds_5m | 8 x baseline |
 | `price_drop` | close <= 0.99 x price_60s | close | price_60s | 0.99 x baseline |
+
+A new rule is one more `Rule` in `RULES`: `columns` and `detector` work for any number of them.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -29,44 +34,99 @@ PRICE_FACTOR = 0.99
 PRICE_CRITICAL_FACTOR = 0.97
 QUIET_S = 60
 """An alert closes when its condition has been gone for so long."""
-RULES = (PRICE_DROP, VOLUME_SPIKE)
-"""Every rule by its name, in the order of their alerts in the topic."""
 _CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
     WINDOW_COLUMNS.index, ("close", "volume", "price_60s", "volume_5m", "seconds_5m")
 )
 
-
-def conditions(rows: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """By row, whether the condition of each of RULES holds; also for rows that are `revised`."""
-    volume, volume_5m, seconds_5m = numbers(rows, "volume"), numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
-    usual = volume_5m / np.maximum(seconds_5m, 1)
-    drop = numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")
-    return drop, (volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+Window = tuple[Any, ...]
+"""A row's values of WINDOW_COLUMNS."""
+Judgement = tuple[float, float, float, Severity]
+"""Value, baseline, threshold and severity."""
 
 
-def judge(rule: str, window: tuple[Any, ...]) -> tuple[float, float, float, Severity]:
-    """Value, baseline, threshold and severity of a rule on a row on which it holds; `window` are its values of WINDOW_COLUMNS."""
-    if rule == VOLUME_SPIKE:
-        value, baseline = float(window[_VOLUME]), window[_VOLUME_5M] / window[_SECONDS_5M]
-        return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule."""
+
+    name: str
+    holds: Callable[[pa.RecordBatch], NDArray[np.bool_]]
+    """By row of `windows`, whether the condition holds; also for rows that are `revised`."""
+    judge: Callable[[Window], Judgement]
+    """What an alert reports of a row on which the condition holds."""
+    more_extreme: Callable[[float, float], bool]
+    """Whether a value is strictly more extreme than another; such a value updates an open alert."""
+    sentence: Callable[[OpenAlert], str]
+    """The message of an alert while it is open, after its symbol."""
+    closing: str
+    """The message when it closes, between its symbol and the times."""
+
+
+def _price_drop_holds(rows: pa.RecordBatch) -> NDArray[np.bool_]:
+    drop: NDArray[np.bool_] = numbers(rows, "close") <= PRICE_FACTOR * numbers(rows, "price_60s")
+    return drop
+
+
+def _judge_price_drop(window: Window) -> Judgement:
     value, baseline = window[_CLOSE], window[_PRICE_60S]
     return value, baseline, PRICE_FACTOR * baseline, "critical" if value <= PRICE_CRITICAL_FACTOR * baseline else "warning"
 
 
-def sentence(alert: OpenAlert) -> str:
-    """What an alert says while it is open."""
-    if alert.rule == VOLUME_SPIKE:
-        times = f"{alert.value / alert.baseline:.1f} times"
-        return f"{alert.symbol}: {figure(alert.value, 0)} shares in one second, {times} the 5-minute average of {figure(alert.baseline, 1, 4)}."
+def _price_drop_sentence(alert: OpenAlert) -> str:
     below = f"{100 * (1 - alert.value / alert.baseline):.2f} % below"
-    return f"{alert.symbol}: {figure(alert.value)} is {below} {figure(alert.baseline)}, the price 60 s before."
+    return f"{figure(alert.value)} is {below} {figure(alert.baseline)}, the price 60 s before."
+
+
+def _volume_spike_holds(rows: pa.RecordBatch) -> NDArray[np.bool_]:
+    volume, volume_5m, seconds_5m = numbers(rows, "volume"), numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
+    usual = volume_5m / np.maximum(seconds_5m, 1)
+    spike: NDArray[np.bool_] = (volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+    return spike
+
+
+def _judge_volume_spike(window: Window) -> Judgement:
+    value, baseline = float(window[_VOLUME]), window[_VOLUME_5M] / window[_SECONDS_5M]
+    return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
+
+
+def _volume_spike_sentence(alert: OpenAlert) -> str:
+    times = f"{alert.value / alert.baseline:.1f} times"
+    return f"{figure(alert.value, 0)} shares in one second, {times} the 5-minute average of {figure(alert.baseline, 1, 4)}."
+
+
+RULES: Final = (
+    Rule(PRICE_DROP, _price_drop_holds, _judge_price_drop, operator.lt, _price_drop_sentence, "no longer 1 % below the price a minute before"),
+    Rule(VOLUME_SPIKE, _volume_spike_holds, _judge_volume_spike, operator.gt, _volume_spike_sentence, "volume back to normal"),
+)
+"""Every rule, in alphabetical order, which is the order of their alerts in the topic."""
+RULE_NAMES: Final = tuple(rule.name for rule in RULES)
+_RULE_OF: Final = {rule.name: rule for rule in RULES}
+
+
+def conditions(rows: pa.RecordBatch) -> list[NDArray[np.bool_]]:
+    """For each of RULES, by row, whether its condition holds; also for rows that are `revised`."""
+    return [rule.holds(rows) for rule in RULES]
+
+
+def judge(rule: str, window: Window) -> Judgement:
+    """Value, baseline, threshold and severity of a rule on a row on which it holds."""
+    return _RULE_OF[rule].judge(window)
+
+
+def more_extreme(rule: str, value: float, than: float) -> bool:
+    """Whether `value` is strictly more extreme for this rule."""
+    return _RULE_OF[rule].more_extreme(value, than)
+
+
+def sentence(alert: OpenAlert) -> str:
+    """The message of an open alert."""
+    return f"{alert.symbol}: {_RULE_OF[alert.rule].sentence(alert)}"
 
 
 def closing_sentence(alert: OpenAlert) -> str:
-    """What it says when it closes."""
+    """The message of an alert that closes."""
     since = datetime.fromtimestamp(alert.last, UTC).strftime("%H:%M:%S")
-    what = "volume back to normal" if alert.rule == VOLUME_SPIKE else "no longer 1 % below the price a minute before"
-    return f"{alert.symbol}: {what} for {QUIET_S} s, since {since} UTC."
+    rule = _RULE_OF.get(alert.rule)                                      # state may hold alerts of a rule that only a newer release has
+    return f"{alert.symbol}: {rule.closing if rule else 'condition gone'} for {QUIET_S} s, since {since} UTC."
 
 
 def alert_of(alert: OpenAlert, state: Literal["opened", "updated", "closed"], second: int, message: str) -> Alert:

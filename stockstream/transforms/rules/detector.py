@@ -23,10 +23,10 @@ from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules import state as alert_state
 from stockstream.transforms.rules.columns import Columns, Hit
-from stockstream.transforms.rules.conditions import QUIET_S, RULES, VOLUME_SPIKE, alert_of, closing_sentence, conditions, judge, sentence
+from stockstream.transforms.rules.conditions import QUIET_S, RULE_NAMES, alert_of, closing_sentence, conditions, judge, more_extreme, sentence
 from stockstream.transforms.rules.state import FORMAT, MAX_LASTS, Checkpoint, Kept, OpenAlert, bucket_of, source_id
 from stockstream.transforms.timing import FORGET_MS
-from stockstream.transforms.versioned import TERMS, pack
+from stockstream.transforms.versioned import TERMS, next_slot, pack
 
 LONG_ALERTS = 1_000
 """Alerts that one frame may open, or close. Each takes about 30 us, so more would hold up other partitions."""
@@ -139,7 +139,7 @@ class Detector:
         """Whether these rows may open, update or close a thousand alerts."""
         if sum(len(source.alerts) for source in self._sources.values()) >= LONG_ALERTS or self._ahead:
             return True
-        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or.reduce(conditions(rows)))) >= LONG_ALERTS // len(RULES)
+        return rows.num_rows >= LONG_ALERTS and int(np.count_nonzero(np.logical_or.reduce(conditions(rows)))) >= LONG_ALERTS // len(RULE_NAMES)
 
     # -- state --------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Detector:
         for number in sorted(self._dirty):
             bucket = self._buckets[number]
             bucket.order = sorted(bucket.alerts.values(), key=alert_order)
-            bucket.stored, bucket.slot = through, 1 - bucket.slot
+            bucket.stored, bucket.slot = through, next_slot(bucket.slot)
             out += alert_state.bucket_records(place, alert_state.bucket(through, self.log, number, bucket.slot, bucket.order))
             if not bucket.alerts:
                 del self._buckets[number]
@@ -268,7 +268,7 @@ class Detector:
         source, number = self._sources[alert.source], bucket_of(alert.symbol)
         del source.alerts[alert.symbol, alert.rule], self._buckets[number].alerts[alert.symbol, alert.rule]
         self._dirty.add(number)
-        if self._owner.get(alert.symbol) == alert.source and not any((alert.symbol, rule) in source.alerts for rule in RULES):
+        if self._owner.get(alert.symbol) == alert.source and not any((alert.symbol, rule) in source.alerts for rule in RULE_NAMES):
             del self._owner[alert.symbol]
         if not source.alerts and not self._ahead:
             del self._sources[alert.source]
@@ -313,7 +313,7 @@ class Detector:
             return
         for symbol in sorted(symbol for symbol in columns.symbols(rows) if self._owner.get(symbol, source) != source):
             left = self._sources[self._owner[symbol]].alerts
-            out += [self._end(left[symbol, rule]) for rule in RULES if (symbol, rule) in left]
+            out += [self._end(left[symbol, rule]) for rule in RULE_NAMES if (symbol, rule) in left]
 
     def _end_silent(self, log_clock: int, heard: set[str], out: list[Alert]) -> None:
         """Close what sources left open that were in no frame for FORGET_MS of the log's time."""
@@ -338,7 +338,7 @@ class Detector:
             self._keep(alert, bucket_of(symbol))
             return [alert_of(alert, "opened", second, sentence(alert))]
         alert.last = second
-        if not (value > alert.value if rule == VOLUME_SPIKE else value < alert.value):
+        if not more_extreme(rule, value, alert.value):
             self._touched.add(bucket_of(symbol))
             return []
         alert.value, alert.baseline, alert.threshold, alert.window = value, baseline, threshold, window

@@ -24,7 +24,7 @@ import msgspec
 from stockstream.errors import StateError
 from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
-from stockstream.transforms.versioned import Stored, joined, pack, require_known, split, unpack, version_of
+from stockstream.transforms.versioned import Stored, by_slot, joined, pack, pieces_in_slot, require_known, unpack, version_of
 
 FORMAT = 2
 BUCKETS = 256
@@ -154,8 +154,7 @@ def source_id(source: str) -> int:
 
 def bucket_records(place: str, bucket: Bucket) -> list[tuple[bytes, bytes]]:
     """The records of a bucket under a key's first part `partition/log/term`."""
-    pieces = split(pack(bucket), FORMAT)
-    return [(f"{place}/open/{bucket.number}/{bucket.slot}/{number}".encode(), piece) for number, piece in enumerate(pieces)]
+    return pieces_in_slot(pack(bucket), FORMAT, lambda number: f"{place}/open/{bucket.number}/{bucket.slot}/{number}".encode())
 
 
 def bucket(through: int, log: str, number: int, slot: int, alerts: Iterable[OpenAlert], version: int = FORMAT) -> Bucket:
@@ -254,7 +253,7 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
     checkpoints: list[tuple[Checkpoint, bytes]] = []
     buckets: list[Bucket] = []
     keys: dict[int, list[bytes]] = {}
-    pieces: dict[bytes, dict[bytes, bytes]] = {}
+    pieces: list[tuple[bytes, bytes]] = []
     try:
         for key, value in records.items():
             name = _name(key) if key.startswith(prefix) else ()
@@ -264,12 +263,12 @@ def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple
                 require_known(version_of(value), 1)
                 buckets += _upgraded(value)
             elif name:
-                pieces.setdefault(key.rpartition(b"/")[0], {})[key] = value
-        for some in pieces.values():
-            whole = joined(some.values())
+                pieces.append((key, value))
+        for slot in by_slot(pieces, lambda key: key.rpartition(b"/")[0]).values():
+            whole = joined(slot.values())
             if whole is not None:                                        # else its writer died in the middle of it: the other slot has the one before
                 buckets.append(unpack(Bucket, whole, FORMAT))
-                keys[id(buckets[-1])] = list(some)
+                keys[id(buckets[-1])] = list(slot)
         log = max([*(one.log for one, _ in checkpoints), *(one.log for one in buckets)], default="")
         found = max((found for found in checkpoints if found[0].log == log), key=lambda found: (found[0].through, found[0].resume_input), default=None)
         checkpoint = found[0] if found is not None else None

@@ -83,7 +83,7 @@ class Scorer:
         """Sources that were heard since the frames' clock was last known."""
         self._oldest = 0
         """No source was last heard before this."""
-        self._generation = 0
+        self._checkpoint_slot = 0
         self._saved_expect = -1
         self.index = ChangelogIndex()
         if contenders:
@@ -333,11 +333,11 @@ class Scorer:
                     newest[name] = max(second, newest.get(name, second))
             sources = {name: state.SourceProgress(source.closed, source.series_offset, source.heard) for name, source in self._sources.items()}
             needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
-            self._generation = 1 - self._generation
+            self._checkpoint_slot = stored.next_slot(self._checkpoint_slot)
             checkpoint = state.Checkpoint(
                 v=state.VERSION, through=through, log=self.log, expect=self.expect, resume_input=self.resume_input, sources=sources, needed=needed
             )
-            out += state.checkpoint_records(self.partition, term % TERMS, self._generation, checkpoint)
+            out += state.checkpoint_records(self.partition, term % TERMS, self._checkpoint_slot, checkpoint)
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
             # an entry may go from the next record once no reader of the head already written needs it
             self.roster.prune(self._saved_expect)
@@ -360,10 +360,10 @@ class Scorer:
             yield self._key("slot", term, name, slot.second % RING_S, part), record
 
     def _slot_record(self, name: str, slot: Pending, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
-        said = [state.Said(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
+        answers = [state.Answer(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
         return stored.pack(state.PendingState(
-            v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, part=place[0], parts=place[1], symbols=symbols[run],
-            price=_bytes(slot.price[run]), said=said,
+            v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, piece=place[0], pieces=place[1], symbols=symbols[run],
+            price=_bytes(slot.price[run]), answers=answers,
         ))  # fmt: skip
 
     @staticmethod
@@ -433,9 +433,9 @@ class Scorer:
         for _, slot in slots:
             # a slot beyond the head was written by one that died before its head: its rows come again
             if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
-                best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.part] = slot
+                best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.piece] = slot
         for name, second in sorted(best, key=lambda place: place[1]):
-            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)].parts]
+            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)].pieces]
             if not whole:
                 raise ValueError(f"parts of second {second} of {name} are missing")
             parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
@@ -443,10 +443,10 @@ class Scorer:
             answers = [
                 ModelAnswer(
                     first.role, first.name, first.version, tuple(first.horizons_s),
-                    np.concatenate([np.frombuffer(part.said[place].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
-                    np.concatenate([np.frombuffer(part.said[place].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.answers[place].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(part.answers[place].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
                 )
-                for place, first in enumerate(parts[0].said)
+                for place, first in enumerate(parts[0].answers)
             ]  # fmt: skip
             symbols = [symbol for part in parts for symbol in part.symbols]
             source.add(Pending(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), answers))

@@ -57,8 +57,8 @@ class Checkpoint(Stored, kw_only=True):
     needed: list[Range] = msgspec.field(default_factory=list)
 
 
-class Said(msgspec.Struct, omit_defaults=True):
-    """What one model said of a slot's rows: little-endian int32 (n, h) in units of `transforms.asking`."""
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What one model answered for a slot's rows: little-endian int32 (n, h) in units of `transforms.asking`."""
 
     role: Role
     name: str
@@ -75,11 +75,11 @@ class PendingState(Stored, kw_only=True):
     log: str
     source: str
     second: int
-    part: int
-    parts: int
+    piece: int = msgspec.field(name="part")
+    pieces: int = msgspec.field(name="parts")
     symbols: list[str]
     price: bytes
-    said: list[Said]
+    answers: list[Answer] = msgspec.field(name="said")
 
 
 class MemberState(msgspec.Struct, omit_defaults=True):
@@ -163,7 +163,7 @@ class _RosterV1(msgspec.Struct, array_like=True):
     entries: list[tuple[int, list[tuple[Role, str, str]]]]
 
 
-Record = Checkpoint | PendingState | RosterState | stored.Part
+Record = Checkpoint | PendingState | RosterState | stored.Piece
 _TYPES: dict[str, type[Checkpoint] | type[PendingState] | type[RosterState]] = {"head": Checkpoint, "slot": PendingState, "roster": RosterState}
 _V1: dict[str, type[_CheckpointV1] | type[_PendingV1] | type[_RosterV1]] = {"head": _CheckpointV1, "slot": _PendingV1, "roster": _RosterV1}
 _key = msgspec.msgpack.Decoder(list[Any]).decode
@@ -192,10 +192,10 @@ def read(key: Key, value: bytes) -> Record:
     stored.require_known(version, VERSION)
     record: Record
     if key.kind == "head" and key.place:
-        part = msgspec.msgpack.decode(value, type=stored.Part)
-        if not 0 <= part.part < part.parts or part.part != key.place[1]:
-            raise ValueError("a part of a checkpoint with another's number")
-        return part
+        piece = msgspec.msgpack.decode(value, type=stored.Piece)
+        if not 0 <= piece.number < piece.pieces or piece.number != key.place[1]:
+            raise ValueError("a piece of a checkpoint with another's number")
+        return piece
     record = upgrade(key.kind, value) if version == 1 else msgspec.msgpack.decode(value, type=_TYPES[key.kind])
     _check(record)
     return record
@@ -209,10 +209,10 @@ def upgrade(kind: str, value: bytes) -> Checkpoint | PendingState | RosterState:
             v=VERSION, through=old.through, log=old.log, expect=old.expect, resume_input=old.resume_input, sources=old.sources, needed=old.needed
         )
     if isinstance(old, _PendingV1):
-        said = [Said(s.role, s.name, s.version, s.horizons_s, s.returns, s.p_up) for s in old.said]
+        answers = [Answer(s.role, s.name, s.version, s.horizons_s, s.returns, s.p_up) for s in old.said]
         return PendingState(
-            v=VERSION, through=old.through, log=old.log, source=old.source, second=old.second, part=old.part, parts=old.parts, symbols=old.symbols,
-            price=old.price, said=said,
+            v=VERSION, through=old.through, log=old.log, source=old.source, second=old.second, piece=old.part, pieces=old.parts, symbols=old.symbols,
+            price=old.price, answers=answers,
         )  # fmt: skip
     entries = [EntryState(start, [MemberState(*member) for member in members]) for start, members in old.entries]
     return RosterState(v=VERSION, begins=old.begins, log=old.log, entries=entries)
@@ -222,10 +222,10 @@ def _check(record: Checkpoint | PendingState | RosterState) -> None:
     """Raises `ValueError` where a record's parts do not fit each other."""
     if isinstance(record, PendingState):
         count = len(record.symbols)
-        fits = 0 <= record.part < record.parts and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
-        for said in record.said:
-            fits = fits and all(0 < horizon < RING_S for horizon in said.horizons_s)
-            fits = fits and len(said.returns) == len(said.p_up) == 4 * count * len(said.horizons_s)
+        fits = 0 <= record.piece < record.pieces and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
+        for answer in record.answers:
+            fits = fits and all(0 < horizon < RING_S for horizon in answer.horizons_s)
+            fits = fits and len(answer.returns) == len(answer.p_up) == 4 * count * len(answer.horizons_s)
         if not fits:
             raise ValueError("the lengths of a slot do not fit each other")
     elif isinstance(record, RosterState):
@@ -273,12 +273,12 @@ def whole_checkpoints(records: Mapping[bytes, bytes]) -> list[tuple[Key, Checkpo
     return out
 
 
-def checkpoint_records(partition: int, term: int, generation: int, checkpoint: Checkpoint) -> list[tuple[bytes, bytes]]:
+def checkpoint_records(partition: int, term: int, slot: int, checkpoint: Checkpoint) -> list[tuple[bytes, bytes]]:
     """The record of a checkpoint, or those of its parts."""
     pieces = stored.split(stored.pack(checkpoint), VERSION)
     if len(pieces) == 1:
         return [(key_of(partition, checkpoint.log, "head", term), pieces[0])]
-    return [(key_of(partition, checkpoint.log, "head", term, generation, number), piece) for number, piece in enumerate(pieces)]
+    return [(key_of(partition, checkpoint.log, "head", term, slot, number), piece) for number, piece in enumerate(pieces)]
 
 
 def cut_rows(names: list[str], bytes_of_a_row: int, most: int) -> Iterator[slice]:

@@ -9,15 +9,15 @@ Keys are msgpack arrays: `[source, "one" or "run", slot of its first second, par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from stockstream.errors import StateError
 from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
-from stockstream.transforms.versioned import Stored, joined, pack, require_known, split, unpack, version_of
+from stockstream.transforms.versioned import Stored, by_slot, joined, pack, pieces_in_slot, require_known, unpack, version_of
 
 FORMAT = 2
 STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
@@ -114,10 +114,9 @@ def bucket_record(key: list[str | int], term: int, bucket: Bucket) -> tuple[byte
     return _pack([*key, term]), pack(bucket)
 
 
-def checkpoint_records(checkpoint: Checkpoint, term: int) -> Iterator[tuple[bytes, bytes]]:
+def checkpoint_records(checkpoint: Checkpoint, term: int) -> list[tuple[bytes, bytes]]:
     """The head in as many records as it needs."""
-    for number, piece in enumerate(split(pack(checkpoint), FORMAT)):
-        yield _pack(["head", term, checkpoint.slot, number]), piece
+    return pieces_in_slot(pack(checkpoint), FORMAT, lambda number: _pack(["head", term, checkpoint.slot, number]))
 
 
 def bucket_of(value: bytes) -> Bucket:
@@ -172,10 +171,7 @@ def progress(checkpoint: Checkpoint) -> tuple[str, int, int]:
 
 def checkpoints_in(records: Iterable[tuple[bytes, bytes]]) -> list[Checkpoint]:
     """The heads that are whole among these records of heads."""
-    pieces: dict[tuple[Any, ...], list[bytes]] = {}
-    for key, value in records:
-        pieces.setdefault(tuple(_key(key)[:3]), []).append(value)
-    whole = (joined(some) for some in pieces.values())
+    whole = (joined(slot.values()) for slot in by_slot(records, lambda key: tuple(_key(key)[:3])).values())
     return [checkpoint_of(value) for value in whole if value is not None]
 
 

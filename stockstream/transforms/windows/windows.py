@@ -24,7 +24,7 @@ from stockstream.records import QUOTES, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, coded, numbers
 from stockstream.transforms.timing import FORGET_MS
-from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS
+from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS, next_slot
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
@@ -424,7 +424,7 @@ class Windows:
         }
         needed = self.index.needed({name: ring.known_closed - RESTORE_S - self.revise_s + 1 for name, ring in self._rings.items()})
         self.index.written(newest)
-        self._checkpoint_slot = 1 - self._checkpoint_slot
+        self._checkpoint_slot = next_slot(self._checkpoint_slot)
         checkpoint = Checkpoint(
             v=FORMAT, last=self._last, log=self.log, resume_raw=resume_raw, resume_input=self.resume_input, sent_from=self._sent_from, sources=sources,
             ranges=needed, slot=self._checkpoint_slot,

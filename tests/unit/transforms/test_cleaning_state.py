@@ -130,7 +130,7 @@ def test_what_a_newer_release_wrote_is_refused_in_one_line() -> None:
     ticks(core, 3)
     [(key, value)] = core.records(0)
     newer = msgspec.msgpack.encode(msgspec.msgpack.decode(value) | {"v": VERSION + 1})
-    piece = stored.pack(stored.Part(v=VERSION + 1, part=0, parts=1, crc=0, data=b""))
+    piece = stored.pack(stored.Piece(v=VERSION + 1, number=0, pieces=1, crc=0, data=b""))
     for records in ({key: newer}, {b"snapshot/0/1/0": piece}):
         with pytest.raises(StateError, match=r"newer stockstream .*upgrade this worker") as error:
             restored(records)
