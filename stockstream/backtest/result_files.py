@@ -159,7 +159,7 @@ def predictions_table(of: Predictions, partition: int) -> pa.Table:
 
 def outcomes_table(of: Outcomes) -> pa.Table:
     """The items of `encode_outcomes` as rows."""
-    who = [member for member, count in of.said_by for _ in range(count)]
+    who = [member for member, count in of.by_model for _ in range(count)]
     columns = {
         "id": _ids(of.symbol, of.as_of.tolist(), [f"-{member.name}-{member.version}" for member in who]),
         "symbol": of.symbol, "as_of": of.as_of, "horizon_s": of.horizon_s, "predicted_return": of.predicted_return, "p_up": of.p_up,

@@ -92,7 +92,7 @@ class Pipeline:
 
 @dataclass(slots=True)
 class Results:
-    """All that a partition's log says, in the order in which it is said."""
+    """All results of a partition's log, in the order in which the agents publish them."""
 
     rejections: list[Rejection] = field(default_factory=list)
     clean: list[Frame] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""Where in a partition's changelog the records lie that a restart needs, so that it reads those and not the whole log.
+"""Where in a partition's changelog the records are that a restart needs, so that it reads those and not the whole log.
 
-A core's head names these ranges. Whoever reads takes the last few records, the best head among them, and what it names; a head that it finds on the way and
-that counts further names its own. Any head with all that it names is a state that was once true, and from any of them the log gives the same again: so a
-worker that was frozen, wakes and writes its old head last costs a longer way, never a wrong one.
+A core's checkpoint names these ranges. A reader takes the last few records, the highest checkpoint among them, and the ranges that it names. If these hold
+a higher checkpoint, the reader goes on with that one's ranges. Any checkpoint with all that it names is a state that was once correct, and from any of them
+the log gives the same results again. So a worker that was frozen, wakes and writes its old checkpoint last makes a restart longer, never wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Range = tuple[int, int]
 OPEN = (1 << 63) - 1
 """As a last offset: to the end."""
 NEAR = 1_000
-"""Offsets between two ranges that are read along rather than told."""
+"""Ranges with fewer offsets between them are merged: the records between are read too."""
 
 
 def merge(ranges: Iterable[Range], near: int = NEAR) -> list[Range]:
@@ -31,12 +31,12 @@ def merge(ranges: Iterable[Range], near: int = NEAR) -> list[Range]:
 
 
 def subtract(ranges: Iterable[Range], known: Iterable[Range]) -> list[Range]:
-    """What of the ranges no known one covers."""
+    """The parts of the ranges that are in no known one."""
     out = merge(ranges, 1)
     for first, last in known:
         cut: list[Range] = []
         for a, b in out:
-            cut += [part for part in ((a, min(b, first - 1)), (max(a, last + 1), b)) if part[0] <= part[1]]
+            cut += [rest for rest in ((a, min(b, first - 1)), (max(a, last + 1), b)) if rest[0] <= rest[1]]
         out = cut
     return out
 
@@ -48,7 +48,7 @@ class ChangelogIndex:
         self._batches: dict[str, deque[tuple[int, int, int]]] = {}
         """By source: newest second, first and last offset of each batch, in the order of writing."""
         self._named: dict[str, Range] = {}
-        self._waiting: deque[tuple[dict[str, int], set[str]]] = deque()
+        self._unconfirmed: deque[tuple[dict[str, int], set[str]]] = deque()
         self._unplaced: tuple[dict[str, int], set[str]] = {}, set()
         """What was confirmed without an offset (a repeat that the broker had already)."""
         self._open_from = 0
@@ -58,13 +58,13 @@ class ChangelogIndex:
         self._batches.clear()
         self._named.clear()
         self._unplaced = {}, set()
-        self._waiting = deque(({}, set()) for _ in self._waiting)
+        self._unconfirmed = deque(({}, set()) for _ in self._unconfirmed)
 
     def forget(self, source: str) -> None:
         """No second of this source that was written so far is needed any more."""
         self._batches.pop(source, None)
         self._unplaced[0].pop(source, None)
-        for seconds, _ in self._waiting:
+        for seconds, _ in self._unconfirmed:
             seconds.pop(source, None)
 
     def keep(self, names: Collection[str]) -> None:
@@ -73,16 +73,16 @@ class ChangelogIndex:
             del self._named[name]
 
     def restored(self, offset: int, seconds: Mapping[str, int], named: Iterable[str] = (), *, first: int | None = None) -> None:
-        """A record that was read at this offset, or from `first` on in pieces; those with seconds are told in ascending order."""
+        """A record that was read at this offset, or from `first` on in pieces; call it in ascending order of offsets for those with seconds."""
         self._place(offset if first is None else first, offset, seconds, named)
 
     def written(self, seconds: Mapping[str, int], named: Iterable[str] = ()) -> None:
         """A batch is handed out for writing: the newest second that it holds of each source, and the names of single records."""
-        self._waiting.append((dict(seconds), set(named)))
+        self._unconfirmed.append((dict(seconds), set(named)))
 
     def confirmed(self, first: int, last: int) -> None:
-        """The oldest batch that was handed out is in the log between these offsets; -1 where the broker does not say."""
-        seconds, named = self._waiting.popleft()
+        """The oldest batch that was handed out is in the log between these offsets; -1 where the broker does not report them."""
+        seconds, named = self._unconfirmed.popleft()
         earlier, names = self._unplaced
         begin = self._open_from if earlier or names else first
         for source, second in seconds.items():

@@ -1,10 +1,10 @@
-"""Frames: Arrow IPC streams whose schema metadata says which raw offsets they cover.
+"""Frames: Arrow IPC streams whose schema metadata has the range of raw offsets that they account for.
 
-Metadata (all UTF-8): `log` the raw log's id; `from` and `through` the raw offsets covered, both included; `closings` a JSON array of
+Metadata (all UTF-8): `log` the raw log's id; `from` and `through` the first and last raw offset that it accounts for; `closings` a JSON array of
 `[offset, source, after, second]`; `part` and `parts` where one offset's rows or closings were too many for one message (0 of 1 otherwise): the closings
 are those of all parts together, each counted once, for it may be in several;
 `version` of the format (1 where it is missing); `clock` the newest Kafka time (epoch ms) of an accepted record up to `through` (0: not known).
-Frames of one log tile it: `from` is the `through` of the frame before plus one.
+Frames of one log follow each other without gap or overlap: `from` is the `through` of the frame before plus one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Frame:
     part: int = 0
     parts: int = 1
     log_clock: int = 0
-    """Newest Kafka time (epoch ms) of an accepted record up to `through`: what is forgotten, and when, follows from it. 0 where it is not known: in
+    """Newest Kafka time (epoch ms) of an accepted record up to `through`: it decides what is forgotten, and when. 0 where it is not known: in
     frames of version 1, and in all but the last of the messages that one frame was cut into."""
 
 
@@ -163,7 +163,7 @@ def _in_parts(frame: Frame, limit: int) -> list[bytes]:
     while True:
         count, share = -(-frame.rows.num_rows // parts) or 1, -(-len(frame.closings) // parts) or 1
         parts = max(-(-frame.rows.num_rows // count), 1 if repeated else -(-len(frame.closings) // share))
-        told = [
+        messages = [
             encode(replace(
                 frame, rows=frame.rows.slice(part * count, count), part=part, parts=parts,
                 closings=frame.closings if repeated else frame.closings[part * share : (part + 1) * share],
@@ -171,8 +171,8 @@ def _in_parts(frame: Frame, limit: int) -> list[bytes]:
             for part in range(parts)
         ]  # fmt: skip
         smallest = count == 1 and (repeated or share == 1)
-        if smallest or all(len(data) <= limit for data in told):
-            return told
+        if smallest or all(len(data) <= limit for data in messages):
+            return messages
         parts *= 2
 
 
@@ -198,10 +198,10 @@ class Assembler:
         if frame.parts == 1:
             self.first = offset
             return frame
-        begun = (offset, ()) if frame.part == 0 else next((one for one in reversed(self._started) if _continues(frame, one[1])), None)
-        if begun is None:
+        beginning = (offset, ()) if frame.part == 0 else next((one for one in reversed(self._started) if _continues(frame, one[1])), None)
+        if beginning is None:
             return None
-        first, parts = begun[0], (*begun[1], frame)
+        first, parts = beginning[0], (*beginning[1], frame)
         if len(parts) < frame.parts:
             self._started = [*self._started, (first, parts)][-MOST_STARTED:]
             return None

@@ -14,7 +14,7 @@ SECONDS = (0, 1, 2, 11, 12, 61, 62, 63, 74)
 
 
 def warm_up(model: ScoringModel | None = None) -> None:
-    """Takes some tens of milliseconds; nothing of it is kept."""
+    """Takes some tens of milliseconds and keeps nothing."""
     encode = msgspec.json.Encoder().encode
     records: list[batch.RawRecord] = []
     for second in SECONDS:
@@ -22,8 +22,8 @@ def warm_up(model: ScoringModel | None = None) -> None:
         tick = {"symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second}
         records.append(batch.RawRecord(len(records), at, encode(tick)))
     results = batch.run(records, partition=0, partitions=1, model=model, chunk=3)
-    for schema, told in ((TICKS_SCHEMA, results.clean), (WINDOWS_SCHEMA, results.windows)):
-        for frame in told:
+    for schema, sent in ((TICKS_SCHEMA, results.clean), (WINDOWS_SCHEMA, results.windows)):
+        for frame in sent:
             frames.decode(frames.encode(frame), schema).rows.to_pylist()
     for scored in results.scored:
         encode_predictions(scored, 0, {})

@@ -1,8 +1,8 @@
-"""What `clean` decides about every tick of one partition of `ticks.raw`: valid, duplicate, late, whose, which clock, what closes.
+"""What `clean` decides about every tick of one partition of `ticks.raw`: whether it is accepted, and which seconds close.
 
 `Cleaner` is a state machine over the log. Its verdicts are a function of the records alone, in offset order, so any cutting of the log into chunks
 gives the same. It judges in this order: shape and range, `wrong_partition`, `future`, `duplicate`, `other_source`, `late`; only accepted ticks change
-its state. A record's ticks are judged by the clock as it was before the record; then the clock moves and closes what it has passed.
+its state. A record's ticks are judged by the watermark before the record; then the watermark moves and closes the seconds that it has passed.
 
 `many` judges plain records as columns, `memory` holds what is known of sources and symbols, `rows` the accepted ticks until their frame goes.
 """
@@ -47,7 +47,7 @@ RUN = 500
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """A source with something to close, should it be quiet: what a punctuation would say, and Kafka's time (ms) when it was heard last."""
+    """A source with something to close, should it be quiet: the second of a punctuation, and the Kafka time (ms) of its last accepted record."""
 
     source: str
     second: int
@@ -61,7 +61,7 @@ class Cleaner:
     """Judges the records of one partition in offset order.
 
     `chunk` takes consecutive records and returns the rejections; what was accepted and closed waits until `make_frame` takes it. `snapshot` is exact at
-    `expect`: restored from it and given the log from there, a Cleaner says the same again.
+    `expect`: restored from it and given the log from there, a Cleaner gives the same results again.
 
     Args:
         partition: number of this partition.
@@ -77,9 +77,9 @@ class Cleaner:
         self.expect = expect
         """Raw offset that the next record should have; -1 before the first."""
         self.frame_from = expect
-        """First raw offset that the next frame covers."""
+        """First raw offset that the next frame accounts for."""
         self.last_record = (0, 0)
-        """Kafka time and CRC-32 of the last record, to know the log again."""
+        """Kafka time and CRC-32 of the last record, to recognise the log."""
         self.accepted = self.rejected = 0
         self.memory = Memory()
         self._slot = 0
@@ -93,7 +93,7 @@ class Cleaner:
 
     @property
     def log_clock(self) -> int:
-        """The log's clock: the greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
+        """The log clock: the greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         return self.memory.log_clock
 
     # -- the log ------------------------------------------------------------
@@ -109,13 +109,13 @@ class Cleaner:
         at, step, alone = 0, len(records), 0
         while at < len(records):
             some = records[at : at + step]
-            taken = self._try_many(some) if len(some) >= MANY else 0
+            taken = self._try_accept_many(some) if len(some) >= MANY else 0
             at += taken
             if taken == len(some):
                 step, alone = 4 * step, 0
                 continue
             alone = 1 if taken >= MANY else max(MANY, 2 * alone)         # where many are odd it is not tried again and again
-            self._each(records[at : at + alone], rejections)
+            self._judge_one_by_one(records[at : at + alone], rejections)
             at += alone
             step = 2 * max(MANY, taken)
         self.expect = records[-1].offset + 1
@@ -124,7 +124,7 @@ class Cleaner:
         self.rejected += len(rejections)
         return rejections
 
-    def _each(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
+    def _judge_one_by_one(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
         """Judges one record after the other. One that raises what nobody foresaw is rejected as a whole, and the next is judged."""
         rows, rest, record = self._rows, iter(records), records[0]
         while True:
@@ -138,7 +138,7 @@ class Cleaner:
                         if type(item) is tuple:
                             rejections.append(self._reject(item, record.offset, 0, record.value))
                         elif item is not None:
-                            self._several(item, record, rejections)
+                            self._judge_array(item, record, rejections)
                         continue
                     offset, ts = record.offset, record.timestamp
                     fault = None
@@ -160,7 +160,7 @@ class Cleaner:
                             self._close(source, item.source, offset, None if fault else event_time // 1000)
                 return
             except MemoryError:
-                raise                                                    # says nothing of the record
+                raise                                                    # is no fault of the record
             except Exception as error:  # noqa: BLE001 (whatever it is, it stays with this record; the line in the log has its traceback)
                 self._reject_unforeseen(record, error, rejections)
 
@@ -176,7 +176,7 @@ class Cleaner:
 
     # -- many records at once -----------------------------------------------
 
-    def _try_many(self, records: Sequence[Record]) -> int:
+    def _try_accept_many(self, records: Sequence[Record]) -> int:
         """As `_accept_many`, which changes nothing before all is known to be well: where it raises what nobody foresaw, none are taken."""
         try:
             return self._accept_many(records)
@@ -189,7 +189,7 @@ class Cleaner:
     def _accept_many(self, records: Sequence[Record]) -> int:
         """Accepts records whose ticks are all plain, of known symbols and sources, and none late, from the first record on; returns how many.
 
-        The next one is left to `_each`, or fewer than `MANY` are. The same verdicts in half the time: a test holds both to each other.
+        The next one is left to `_judge_one_by_one`, or fewer than `MANY` are. The same verdicts in half the time: a test holds both to each other.
         """
         if not self.memory.held:
             return 0                                                     # at the log's beginning no symbol is known
@@ -266,7 +266,7 @@ class Cleaner:
         source.heard, source.unsent = ts, True
         return source
 
-    def _several(self, item: Any, record: Record, rejections: list[Rejection]) -> None:
+    def _judge_array(self, item: Any, record: Record, rejections: list[Rejection]) -> None:
         """A frame, as ticks or as [(index, tick or fault)], or a punctuation."""
         offset, ts, value = record.offset, record.timestamp, record.value
         if type(item) is Punctuation:
@@ -327,7 +327,7 @@ class Cleaner:
         self.memory.make_room()
 
     def _judge(self, tick: Tick, ts: int) -> Fault | None:
-        """Accepts the tick and sets its size to what the row says, or says why not."""
+        """Accepts the tick and sets its size to the shares traded, or returns why not."""
         memory = self.memory
         fault = range_fault(tick)
         if fault is not None:
@@ -391,7 +391,7 @@ class Cleaner:
         return None
 
     def _close(self, source: SourceState, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
-        """The clock has moved: closes what it has passed. `first` is the earliest second that the record brought for this source."""
+        """The watermark has moved: closes the seconds that it has passed. `first` is the earliest second that the record brought for this source."""
         new = (source.watermark - self.lateness_ms) // 1000 - 1
         if source.closed is None:
             source.closed = new if first is None else min(new, first - 1)
@@ -420,11 +420,11 @@ class Cleaner:
 
     @property
     def pending_offsets(self) -> int:
-        """Offsets that no frame covers yet."""
+        """How many offsets no frame accounts for yet."""
         return self.expect - self.frame_from
 
     def make_frame(self) -> Frame | None:
-        """Takes what waits as the next frame of the log; None where no offset waits."""
+        """Makes the next frame of the log from all that waits; None where no offset waits."""
         if self.expect <= self.frame_from:
             return None
         frame = Frame(self.log, self.frame_from, self.expect - 1, tuple(self._closings), self._rows.take(), log_clock=min(self.memory.log_clock, MAX_TIME))
@@ -469,7 +469,7 @@ class Cleaner:
 
     @classmethod
     def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int, revise_s: int) -> Cleaner:
-        """The Cleaner of the furthest complete snapshot in a changelog's last records by key.
+        """The Cleaner of the highest complete snapshot in a changelog's last records by key.
 
         Raises `StateError` where there is none, it belongs to other settings, or a newer stockstream wrote one.
         """

@@ -12,7 +12,7 @@ from stockstream.transforms.cleaning.state import Feed
 def traded_size(tick: Tick, feed: Feed) -> int:
     """Shares traded in this tick: its `size`, or what the day's cumulative volume rose by since the symbol's last trade.
 
-    The first cumulative figure says nothing of this tick (0). One below the last restarts the count where the session or the UTC day is another; otherwise
+    The first cumulative figure gives no size for this tick (0). One below the last restarts the count where the session or the UTC day is another; otherwise
     it is out of order or a correction (0, and the highest figure stays).
     """
     volume = tick.day_volume

@@ -1,5 +1,5 @@
 """What a tick's fields may hold, once: `rejections` rejects what is beyond, `columns` and the compiled reader decode within, `frame_checks` checks frames by
-it, and the published schema says so."""
+it, and the published schema states it."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Accepted:
     """What accepting plain ticks changes."""
 
     now: Ints
-    """The log's clock after each record."""
+    """The log clock after each record."""
     held: list[Held]
     """By symbol."""
     feeds: list[tuple[Feed, int]]
@@ -118,7 +118,7 @@ class Accepted:
     """By source."""
 
     def apply(self, plain: Columns, memory: Memory) -> None:
-        """Brings the symbols, their numbering and the log's clock up to date. The sources are the caller's."""
+        """Brings the symbols, their numbering and the log clock up to date. The sources are the caller's."""
         newest, heard = np.zeros(len(self.held), np.int64), np.empty(len(self.held), np.int64)
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
         heard[plain.symbol] = self.now[plain.record]                              # of several the last stays

@@ -1,7 +1,7 @@
 """What `clean` remembers of sources, symbols and feeds, how much of it at most, and when it is forgotten.
 
-The log's own clock is the greatest Kafka time of an accepted record. What a source or symbol was known for is forgotten a day after its last accepted
-tick by that clock, or by the Kafka time of the record that is judged where that is greater: rejected records and snapshots change nothing.
+The log clock is the greatest Kafka time of an accepted record. A source or symbol is forgotten a day after its last accepted tick by that clock, or by the
+Kafka time of the record that is judged where that is greater. Rejected records and snapshots change nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Memory:
         """By kind of entry: no entry's `ts` is below that."""
 
     def living_source(self, name: str, now: int) -> SourceState | None:
-        """The source, where it is known and not forgotten."""
+        """The source, unless it is unknown or forgotten."""
         source = self.sources.get(name)
         return None if source is None or source.forgotten(now) else source
 
@@ -73,7 +73,7 @@ class Memory:
             self.purge()
 
     def purge(self) -> None:
-        """Drops what is forgotten by `clock`, which every later verdict has forgotten too."""
+        """Drops what is forgotten by `log_clock`: every later verdict treats it as forgotten too."""
         now, oldest = self.log_clock, self._oldest
         if now - min(oldest.values()) <= FORGET_MS:
             return

@@ -1,4 +1,4 @@
-"""Why a tick cannot be used, in words, and the rejection that says so: bounded, whatever the original was."""
+"""Why a tick cannot be used, in words, and the rejection that reports it: bounded, whatever the original was."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ class Feed:
 
 @dataclass(slots=True)
 class SourceState:
-    """A source's clock in this partition. Where nothing is closed yet, `closed` is None.
+    """A source in this partition: its watermark and what follows from it. Where nothing is closed yet, `closed` is None.
 
-    `ts` is the log's clock when a tick or punctuation of it was accepted last, `heard` the Kafka time of that record.
+    `ts` is the log clock when a tick or punctuation of it was accepted last, `heard` the Kafka time of that record.
     """
 
     watermark: int = 0
@@ -60,13 +60,13 @@ class SourceState:
     heard: int = 0
 
     def forgotten(self, now: int) -> bool:
-        """Whether nothing of it was accepted for a day of the log's clock; what is still to be closed keeps it."""
+        """Whether nothing of it was accepted for a day of the log clock; what is still to be closed keeps it."""
         return now - self.ts > FORGET_MS and not self.unsent
 
 
 @dataclass(slots=True)
 class Held:
-    """The living series of a symbol: its source, newest second, and the log's clock at the last accepted tick."""
+    """The living series of a symbol: its source, newest second, and the log clock at the last accepted tick."""
 
     source: str
     newest: int
@@ -190,7 +190,7 @@ only where they have a value."""
 
 
 def digest(snapshot: bytes) -> bytes:
-    """What is kept of a snapshot tick, to know it again."""
+    """What is kept of a snapshot tick, to recognise a repeat."""
     return hashlib.blake2b(snapshot, digest_size=16).digest()
 
 
@@ -259,7 +259,7 @@ def readable(key: bytes, value: bytes) -> str:
 
 
 def highest_snapshot(records: Mapping[bytes, bytes]) -> tuple[State, int] | None:
-    """The complete snapshot of the newest log that counts the furthest, and the slot of its pieces (-1: it is whole); None where there is none.
+    """The complete snapshot of the newest log with the highest offset, and the slot of its pieces (-1: it is whole); None where there is none.
 
     What cannot be read is passed over. Raises `StateError` where a newer stockstream wrote one.
     """

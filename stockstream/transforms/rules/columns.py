@@ -48,7 +48,7 @@ def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, .
 
 
 class Columns:
-    """A frame's rows as numpy columns; rows of one closing are neighbours, and `spans` says where."""
+    """A frame's rows as numpy columns; rows of one closing are neighbours, and `spans` has their places."""
 
     def __init__(self, rows: pa.RecordBatch) -> None:
         self._symbol = rows.column("symbol")

@@ -1,8 +1,8 @@
 """The anomaly rules: rows of closed seconds in, alerts and market summaries out, for one partition.
 
 The rules stand in `conditions`. One alert of a rule is open at a time for a symbol. It is `opened` by the first row with the condition, `updated` by
-a later one whose value is strictly more extreme than every value sent so far, and `closed` once the condition has been gone for 60 s of the log's
-clock: by the first closing of its source that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the
+a later one whose value is strictly more extreme than every value sent so far, and `closed` once the condition has been gone for 60 s of event
+time: by the first closing of its source that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the
 symbol had rows there or not. Where another source takes the symbol over, the takeover's first closing with a row of it closes it first of all, with
 the same `as_of`.
 So alerts are a pure function of the raw log.
@@ -144,7 +144,7 @@ class Detector:
     # -- state --------------------------------------------------------------
 
     def records(self, term: int = 0) -> list[tuple[bytes, bytes]]:
-        """Keys and values of what changed since the last call, in the order of writing: buckets of open alerts, then the head (`alert_state`).
+        """Keys and values of what changed since the last call, in the order of writing: buckets of open alerts, then the checkpoint (`alert_state`).
 
         Keys carry the log's id, so that a record of an older log can never win over one of a newer, and the writer's term
         (modulo 8), so that a woken worker can only replace what it wrote itself. Pass to `index.confirmed` the offsets where they were written.
@@ -175,7 +175,7 @@ class Detector:
         return out
 
     def _lasts(self) -> dict[int, list[int]]:
-        """The `last` of alerts that the head is to carry; buckets whose would be too many are written again."""
+        """The `last` of alerts that the checkpoint is to carry; buckets whose would be too many are written again."""
         self._touched -= self._dirty
         out: dict[int, list[int]] = {}
         count = 0
@@ -196,7 +196,7 @@ class Detector:
 
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-        """The ranges of the changelog that the best head among these records names; None where there is no head."""
+        """The ranges of the changelog that the highest checkpoint among these records names; None where there is none."""
         checkpoints = [alert_state.checkpoint_of(value) for key, value in records.items() if alert_state.is_checkpoint(key)]
         return max(checkpoints, key=lambda one: (one.log, one.through, one.resume_input)).ranges if checkpoints else None
 
@@ -308,7 +308,7 @@ class Detector:
             source.closed = second
 
     def _end_taken_over(self, columns: Columns, rows: slice, source: str, out: list[Alert]) -> None:
-        """Close what another source left open in symbols that this one now speaks of."""
+        """Close what another source left open in symbols that this one now has rows of."""
         if self._sources.keys() <= {source}:
             return
         for symbol in sorted(symbol for symbol in columns.symbols(rows) if self._owner.get(symbol, source) != source):
@@ -331,8 +331,8 @@ class Detector:
         symbol, rule, window = hit.symbol, hit.rule, hit.window
         second = hit.second
         value, baseline, threshold, severity = judge(rule, window)
-        own = self._sources.get(source)
-        alert = own.alerts.get((symbol, rule)) if own is not None else None
+        of_source = self._sources.get(source)
+        alert = of_source.alerts.get((symbol, rule)) if of_source is not None else None
         if alert is None:
             alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, window)
             self._keep(alert, bucket_of(symbol))

@@ -1,11 +1,11 @@
-"""The state records of `detect`: open alerts in buckets by symbol, and a head.
+"""The state records of `detect`: open alerts in buckets by symbol, and a checkpoint.
 
 A bucket holds the open alerts of the symbols whose CRC-32 has the same last eight bits, with the raw offset `through` which it counts. Only buckets that
-changed are written. Where nothing but the `last` of alerts changed, the head carries that and the bucket is not written again. A bucket that became empty is
-written once as empty.
+changed are written. Where nothing but the `last` of alerts changed, the checkpoint carries that and the bucket is not written again. A bucket that became
+empty is written once as empty.
 
-The head names the non-empty buckets, each by the `through` of its record. A restart takes of each bucket the record that counts the furthest among the one
-that the head names and those that count further than the head. So a batch that was written in part is no fault: buckets may count further than the head, and
+The checkpoint names the non-empty buckets, each by the `through` of its record. A restart takes of each bucket the record with the highest `through`, among
+the one that the checkpoint names and those beyond the checkpoint. So a batch that was written in part is no fault: buckets may be beyond the checkpoint, and
 the detector skips what they have counted. State is a function of the log, so two records of a bucket with the same `through` hold the same.
 
 Keys are `partition/log/term/head` and `partition/log/term/open/bucket/slot/piece`. The two slots of a bucket take turns: pieces of one record never replace
@@ -29,7 +29,7 @@ from stockstream.transforms.versioned import Stored, by_slot, joined, pack, piec
 FORMAT = 2
 BUCKETS = 256
 MAX_LASTS = 50_000
-"""Of one head; each takes at most five bytes. Buckets beyond that are written again."""
+"""Of one checkpoint; each takes at most five bytes. Buckets beyond that are written again."""
 
 WINDOW_COLUMNS = (
     "source", "second", "close", "volume", "ticks", "mid", "price_60s", "mean_5m", "vwap_5m", "volume_5m", "high_5m", "low_5m",
@@ -97,7 +97,7 @@ class Checkpoint(Stored):
     lasts: dict[int, list[int]] = msgspec.field(default_factory=dict)
     """Of buckets whose record is older in nothing else: `last` less `opened` of each alert, in the record's order."""
     sources: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
-    """Of each source with open alerts, by `source_id`: the clock (epoch ms) when it was last in a frame (0: not known) and its last closed second."""
+    """Of each source with open alerts, by `source_id`: the log clock (epoch ms) when it was last in a frame (0: not known) and its last closed second."""
 
 
 class _Checkpoint1(msgspec.Struct, array_like=True):
@@ -130,7 +130,7 @@ class Kept(NamedTuple):
     """A bucket as a restart finds it."""
 
     through: int
-    """The log is counted up to here: at least the head's."""
+    """The log is counted up to here: at least the checkpoint's."""
     stored: int
     """What its record counts through."""
     slot: int
@@ -138,7 +138,7 @@ class Kept(NamedTuple):
     outdated: bool
     """Whether its record has an older format and is to be written again."""
     touched: bool
-    """Whether the head has the `last` of its alerts."""
+    """Whether the checkpoint has the `last` of its alerts."""
     keys: list[bytes]
     """Of its records."""
 
@@ -148,7 +148,7 @@ def bucket_of(symbol: str) -> int:
 
 
 def source_id(source: str) -> int:
-    """What stands for a source in a head, whose name may be long: 56 bits."""
+    """56 bits that stand in a checkpoint for a source, whose name may be long."""
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=7).digest(), "big")
 
 
@@ -171,7 +171,7 @@ def bucket(through: int, log: str, number: int, slot: int, alerts: Iterable[Open
 
 def alerts_in(bucket: Bucket) -> list[OpenAlert]:
     """The alerts of a bucket. Raises `IndexError` where one names no source, `msgspec.ValidationError` where one is there twice or in the wrong bucket."""
-    own = bucket.columns == WINDOW_COLUMNS[1:]
+    has_our_columns = bucket.columns == WINDOW_COLUMNS[1:]
     out = []
     known: set[tuple[str, str]] = set()
     for a in bucket.alerts:
@@ -179,7 +179,7 @@ def alerts_in(bucket: Bucket) -> list[OpenAlert]:
             raise msgspec.ValidationError(f"bucket {bucket.number} has an alert twice, or one of a symbol of another bucket")
         known.add((a.symbol, a.rule))
         source = bucket.sources[a.source]
-        if own:
+        if has_our_columns:
             window = (source, *a.window)
         else:
             values: dict[str, Any] = dict(zip(bucket.columns, a.window, strict=False))
@@ -200,7 +200,7 @@ def _upgraded(value: bytes) -> list[Bucket]:
 
 
 def checkpoint_of(value: bytes) -> Checkpoint:
-    """The head in a record of any known version. Raises `StateError` for newer ones, `msgspec.MsgspecError` where it is none."""
+    """The checkpoint in a record of any known version. Raises `StateError` for newer ones, `msgspec.MsgspecError` where it is none."""
     if version_of(value) >= 2:
         return unpack(Checkpoint, value, FORMAT)
     first = msgspec.msgpack.decode(value, type=_Checkpoint1)
@@ -245,9 +245,9 @@ def readable(key: bytes, value: bytes) -> str:
 
 
 def restored(partition: int, records: Mapping[bytes, bytes]) -> tuple[str, tuple[Checkpoint, bytes] | None, dict[int, Kept]]:
-    """The newest log of a partition's records, its best head with its key, and the buckets by number. What is left out is empty.
+    """The newest log of a partition's records, its highest checkpoint with its key, and the buckets by number. What is left out is empty.
 
-    Raises `StateError` where a record cannot be read, or one that the head names is not there.
+    Raises `StateError` where a record cannot be read, or one that the checkpoint names is missing.
     """
     prefix = b"%d/" % partition
     checkpoints: list[tuple[Checkpoint, bytes]] = []

@@ -16,7 +16,7 @@ RING_S: Final = 128
 """Horizons are below it."""
 UNITS_OF_RETURN: Final = 1e9
 UNITS_OF_P_UP: Final = 1e6
-"""Predictions are told, and kept as int32, in units of 1e-9 and 1e-6: short, and what is sent does not hang on a processor's last bit."""
+"""Predictions are sent, and stored as int32, in units of 1e-9 and 1e-6. That is short, and what is sent does not depend on a processor's last bit."""
 _MOST_RETURN: Final = 2.0
 
 Units = NDArray[np.int32]
@@ -34,7 +34,7 @@ class ModelFault(NamedTuple):
 
 @dataclass(slots=True)
 class Answer:
-    """What a model says of its first rows, in units (n, h); `fault` is why it says nothing of those that follow."""
+    """A model's answer for its first rows, in units (n, h); `fault` is why there is none for those that follow."""
 
     horizons_s: tuple[int, ...] = ()
     feature_hash: str = ""
@@ -46,8 +46,8 @@ class Answer:
 def require_usable(model: ScoringModel) -> None:
     """Raises `ModelError` where the model's horizons or features are not those that can be scored."""
     if not _can_be_judged(model.horizons_s):
-        told = ", ".join(map(str, model.horizons_s)) or "none"
-        raise ModelError(f"model {model.name} {model.version}: horizons must be 1 to {RING_S - 1} s, not {told}")
+        given = ", ".join(map(str, model.horizons_s)) or "none"
+        raise ModelError(f"model {model.name} {model.version}: horizons must be 1 to {RING_S - 1} s, not {given}")
     if model.feature_hash != features.feature_hash():
         raise ModelError(f"model {model.name} {model.version} was trained on other features: train it again")
 
@@ -59,11 +59,11 @@ def _can_be_judged(horizons: Sequence[int]) -> bool:
 
 
 def ask(model: ScoringModel, matrix: NDArray[np.float32]) -> Answer:
-    """What the model says of the rows of a feature matrix (n, k), n at least 1. Raises nothing that the model raises."""
+    """The model's answer for the rows of a feature matrix (n, k), n at least 1. Raises nothing that the model raises."""
     try:
         horizons, feature_hash = tuple(model.horizons_s), model.feature_hash
-        said: Any = model.predict(matrix)
-        returns, p_up = said
+        answer: Any = model.predict(matrix)
+        returns, p_up = answer
     except Exception as error:  # noqa: BLE001 (a model may raise anything; it is suspended for it)
         return Answer(fault=ModelFault("raised", f"{type(error).__name__}: {error}"))
     if not _can_be_judged(horizons):

@@ -62,14 +62,14 @@ class Judged:
 
 
 class SourcePredictions:
-    """One source's clock, last prices and the seconds whose predictions are, or may be, to judge."""
+    """One source's closed seconds, last prices, and the seconds whose predictions are, or may be, to judge."""
 
     def __init__(self, closed: int, series_offset: int = -1, heard: int = 0) -> None:
         self.closed = closed
         self.series_offset = series_offset
-        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        """First raw offset of the source's present series; what is stored of an earlier one counts no more."""
         self.heard = heard
-        """The frames' clock (epoch ms) when it was last heard; 0 until the clock is known."""
+        """The log clock (epoch ms) when it was last in a frame; 0 until the clock is known."""
         self._compact_at = NAMES_KEPT
         self.names: list[str] = []
         self.last = np.full(64, np.nan)
@@ -128,9 +128,9 @@ def predictions_of(rows: RowsToScore, which: slice, answer: ModelAnswer, skip: i
 
 def pending_of(source: SourcePredictions, second: int, rows: RowsToScore, span: slice, answers: Sequence[ModelAnswer], start: int) -> Pending:
     """Of the rows in `span` and of the models' answers for the run of rows from `start` on."""
-    own = slice(span.start - start, span.stop - start)
+    within_run = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
-    mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[own].copy(), v.p_up[own].copy()) for v in answers]
+    mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[within_run].copy(), v.p_up[within_run].copy()) for v in answers]
     return Pending(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
 
 

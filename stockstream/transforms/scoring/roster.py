@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A model by name. `suspended` is why it does not score, in one word (empty while it does); `detail` says it in words.
+    """A model by name. `suspended` is why it does not score, in one word (empty while it does), `detail` the same in a sentence.
 
     `stamp` identifies what was loaded: a model that is mended or promoted again has another one and counts as a new member.
     """
@@ -125,7 +125,7 @@ class Roster:
         return out
 
     def begin(self) -> None:
-        """Another log: its offsets say nothing of this one, but the models stay."""
+        """Another log: its offsets do not apply to this one, but the models stay."""
         self.entries = [replace(self.entries[-1], start=0)] if self.entries else []
         self.saved = not self.entries
 

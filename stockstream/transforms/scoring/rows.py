@@ -16,7 +16,7 @@ from stockstream.transforms.scoring.scored import Floats, Ints
 
 @dataclass(slots=True)
 class RowsToScore:
-    """The rows to score, in log order; `spans` says where each closing's are, second by second."""
+    """The rows to score, in log order; `spans` has the places of each closing's, second by second."""
 
     batch: pa.RecordBatch
     symbol: list[str]

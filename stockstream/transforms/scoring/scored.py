@@ -1,4 +1,4 @@
-"""What scoring tells, as columns, and their JSON: predictions, outcomes, and rows that have no prediction."""
+"""The results of scoring as columns, and their JSON: predictions, outcomes, and rows that have no prediction."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Columns of what became of predictions, in the order of judging; `said_by` whom, and how many rows in turn."""
+    """Columns of what became of predictions, in the order of judging; `by_model` has the models, each with its number of rows, in turn."""
 
-    said_by: list[tuple[Member, int]]
+    by_model: list[tuple[Member, int]]
     symbol: list[str]
     as_of: Ints
     horizon_s: Ints
@@ -94,8 +94,8 @@ def encode_predictions(scored: Scored, made_at: int, latency_ms: Mapping[str, in
             **_named(of.model, of.version), horizons=b"[%b]" % b",".join(_template(Horizon, {"horizon_s": horizon}) for horizon in of.horizons_s),
         )  # fmt: skip
         symbol, as_of = _open(of.symbol), _texts(of.as_of)
-        said = [_texts(values[:, column]) for column in range(len(of.horizons_s)) for values in (of.predicted_return, of.p_up)]
-        columns = (symbol, as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *said)
+        answers = [_texts(values[:, column]) for column in range(len(of.horizons_s)) for values in (of.predicted_return, of.p_up)]
+        columns = (symbol, as_of, symbol, as_of, _texts(of.price), _texts(of.offset), *answers)
         out += map(template.__mod__, zip(*columns, strict=True))
     return out
 
@@ -108,11 +108,11 @@ def encode_outcomes(scored: Scored, judged_at: int) -> list[bytes]:
     columns = (of.as_of, of.horizon_s, of.predicted_return, of.p_up, of.realised_return, of.price_then)
     rows = zip(of.symbol, *(column.tolist() for column in columns), strict=True)
     items: list[Outcome] = []
-    for by, count in of.said_by:
-        tail = f"-{by.name}-{by.version}"
+    for by, count in of.by_model:
+        suffix = f"-{by.name}-{by.version}"
         items += [
             Outcome(
-                id=f"{symbol}-{as_of}{tail}", symbol=symbol, as_of=as_of, horizon_s=horizon_s, predicted_return=predicted, p_up=p, model=by.name,
+                id=f"{symbol}-{as_of}{suffix}", symbol=symbol, as_of=as_of, horizon_s=horizon_s, predicted_return=predicted, p_up=p, model=by.name,
                 version=by.version, role=by.role, realised_return=realised, price_then=price, judged_at=judged_at,
             )
             for symbol, as_of, horizon_s, predicted, p, realised, price in islice(rows, count)

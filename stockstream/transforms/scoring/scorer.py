@@ -8,7 +8,7 @@ by it. It never raises here.
 
 What is kept (`records`, in the order of writing; `state` has their form): for each source and second with predictions to judge,
 one or more **slots** (symbols, prices and what each model answered), written once, in a ring of seconds; the **roster**, which names from which raw
-offset on which models score; and at the end the **head**: how far the log is counted and up to which second each source is closed. The last prices
+offset on which models score; and at the end the **checkpoint**: how far the log is counted and up to which second each source is closed. The last prices
 follow from the slots, as every prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest
 offset of any record are counted again but not sent again. A ring of more seconds than the longest horizon never loses a prediction that is still to
 be judged, even where only a part of the records got written.
@@ -80,7 +80,7 @@ class Scorer:
         self._unsaved: dict[tuple[str, int], Pending] = {}
         self._closed_since = False
         self._undated: set[str] = set()
-        """Sources that were heard since the frames' clock was last known."""
+        """Sources that were in a frame since the log clock was last known."""
         self._oldest = 0
         """No source was last heard before this."""
         self._checkpoint_slot = 0
@@ -110,8 +110,8 @@ class Scorer:
     def set_champion(self, model: ScoringModel, from_offset: int, stamp: str = "") -> None:
         """Makes `model` the champion for closings from a raw offset on; write `records` before the next frame.
 
-        `from_offset` must be beyond whatever was sent: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` says which
-        artefact was loaded: a suspended model that was mended, or promoted again, has another. Raises `ModelError` where the model cannot score.
+        `from_offset` must be beyond whatever was sent: the start of the next frame (`expect`) of a scorer that has written its records. `stamp` identifies
+        the artefact that was loaded: a suspended model that was mended, or promoted again, has another. Raises `ModelError` where the model cannot score.
         """
         shadows = [m for m in self.members if m.role == "shadow" and not m.suspended and m.key != (model.name, model.version)]
         self._change([Member("champion", model.name, model.version, stamp), *shadows], [model], from_offset)
@@ -151,7 +151,7 @@ class Scorer:
     def take_frame(self, frame: Frame, input_offset: int = 0) -> Scored | None:
         """Takes a whole `windows` frame; returns what is to be sent, or None where the frame is of no use now.
 
-        A frame that starts beyond `expect` is somebody else's future, one of an older log is past: dropped. What was counted before changes nothing.
+        A frame that starts beyond `expect`, or of an older log, is dropped. What was counted before changes nothing.
         `input_offset` is the frame's own offset in its topic. A model that fails is suspended in the roster, whose record `records` brings first.
         """
         if self.log and frame.log < self.log:
@@ -194,7 +194,7 @@ class Scorer:
         return Scored(self.partition, frame.through, predictions, outcomes, missed, suspended)
 
     def _forget(self, log_clock: int) -> None:
-        """Drops sources that were not heard for `FORGET_MS` of the frames' clock (0: not known)."""
+        """Drops sources that were not heard for `FORGET_MS` of the log clock (0: not known)."""
         if log_clock <= 0:
             return
         for name in self._undated:
@@ -311,8 +311,8 @@ class Scorer:
     def records(self, term: int = 0, everything: bool = False) -> list[tuple[bytes, bytes]]:
         """Keys and values to write, in this order, once what the frames so far brought is delivered.
 
-        None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value says
-        through which raw offset it counts; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
+        None where nothing closed and no model changed since the last call; all that is needed, written before or not, with `everything`. A value has the
+        raw offset through which it counts; a key holds partition, log and the writer's `term` (modulo TERMS), so that a woken
         worker can only replace what it wrote itself, and an older log's record can never win. Pass to `index.confirmed` the offsets where they were written.
         """
         out: list[tuple[bytes, bytes]] = []
@@ -339,7 +339,7 @@ class Scorer:
             )
             out += state.checkpoint_records(self.partition, term % TERMS, self._checkpoint_slot, checkpoint)
             self._unsaved, self._closed_since, self._saved_expect = {}, False, self.expect
-            # an entry may go from the next record once no reader of the head already written needs it
+            # an entry may go from the next record once no reader of the checkpoint already written needs it
             self.roster.prune(self._saved_expect)
             self._drop_models()
         if out:
@@ -387,11 +387,11 @@ class Scorer:
         scorer = cls(partition)
         try:
             keyed = [(state.read_key(key), key, value) for key, value in records.items()]
-            own = [item for item in keyed if item[0].partition == partition]
-            scorer.log = max((key.log for key, _, _ in own), default="")
+            of_partition = [item for item in keyed if item[0].partition == partition]
+            scorer.log = max((key.log for key, _, _ in of_partition), default="")
             rosters: list[tuple[int, state.RosterState]] = []
             slots: list[tuple[int, state.PendingState]] = []
-            for key, raw, value in own:
+            for key, raw, value in of_partition:
                 if key.kind != "head" and (key.log == scorer.log or (key.kind == "roster" and not key.log)):
                     record, offset = state.read(key, value), offsets[raw] if offsets else 0
                     if isinstance(record, state.RosterState):
@@ -431,7 +431,7 @@ class Scorer:
         self._undated = {name for name, source in sources.items() if not source.heard}
         best: dict[tuple[str, int], dict[int, dict[int, state.PendingState]]] = {}
         for _, slot in slots:
-            # a slot beyond the head was written by one that died before its head: its rows come again
+            # a slot beyond the checkpoint was written by a worker that died before its checkpoint: its rows come again
             if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
                 best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.piece] = slot
         for name, second in sorted(best, key=lambda place: place[1]):

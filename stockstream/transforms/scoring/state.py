@@ -1,7 +1,7 @@
 """State records of `score`: their keys, version 2 as it is written, and the upgrade of version 1 (msgpack arrays).
 
-A key is a msgpack array: partition, log, kind (`head`, `roster`, `slot`), the writer's term, and for slots source, second modulo `RING_S` and part.
-A checkpoint (`head`) that is too large for a message lies in parts under keys that end with a generation (0 or 1) and the part's number: the parts of
+A key is a msgpack array: partition, log, kind (`head`, `roster`, `slot`), the writer's term, and for slots source, second modulo `RING_S` and piece.
+A checkpoint (`head`) that is too large for a message is stored in pieces, under keys that end with a slot (0 or 1) and the piece's number: the pieces of
 the one before stay whole while a new one is written.
 """
 
@@ -25,11 +25,11 @@ KINDS = ("head", "roster", "slot")
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, RecursionError)
 """What bytes that are no record of ours can raise."""
 _ROW_OVERHEAD = 16
-"""Bytes of a slot's row beside its name and what the models said: the price, and msgpack's lengths."""
+"""Bytes of a slot's row beside its name and what the models answered: the price, and msgpack's lengths."""
 
 
 class Key(NamedTuple):
-    """What a record's key says."""
+    """The contents of a record's key."""
 
     partition: int
     log: str
@@ -176,7 +176,7 @@ def key_of(partition: int, log: str, kind: str, term: int, *place: str | int) ->
 
 
 def read_key(key: bytes) -> Key:
-    """What a key says. Raises one of `UNREADABLE`."""
+    """The contents of a key. Raises one of `UNREADABLE`."""
     partition, log, kind, term, *place = _key(key)
     if not (isinstance(partition, int) and isinstance(log, str) and kind in KINDS and isinstance(term, int)):
         raise ValueError("not a key of score")

@@ -245,7 +245,7 @@ def _windows(past: Cells, prefix: Floats, at: Ints, second: Ints, series_start: 
     older = first < stretch
     there = np.where(older, at - (second - first) * symbols, at)
     suffix = np.where(older, past.floats[SUFFIX].reshape(len(SUFFIXES), -1).take(there, axis=1), NOTHING[:, None])
-    # the tail's returns begin one second later where the series begins there
+    # the suffix's returns begin one second later where the series begins there
     returning = np.maximum(stretch - np.maximum(first, series_start + 1), 0)
     here = returns - returning
     suffix_squares = np.where(returning > 0, past.flat("squares_suffix").take(there + ((returning > 0) & (first == series_start)) * symbols), 0.0)

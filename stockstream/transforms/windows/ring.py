@@ -66,15 +66,15 @@ class Ring:
         self.counted_through = NEVER
         """Last closing's offset: all ticks up to it in seconds up to `closed` are in buckets."""
         self.series_offset = NEVER
-        """Raw offset from which on the source tells of this series; what is stored of another one before counts no more."""
+        """First raw offset of the source's present series; what is stored of an earlier one counts no more."""
         self.through: dict[int, int] = {}
         """After a restart: second -> offset that its stored bucket counts through."""
         self.closed_before_gap = NEVER
-        """The last second of the life before, while ticks of another life have come that begins far behind it, and not its first closing."""
+        """The last second that was closed before a long gap, between the first ticks after the gap and their first closing."""
         self.restored: tuple[int, int] = (NEVER, NEVER)
-        """After a restart: `closed` and `counted` of the head."""
+        """After a restart: `closed` and `counted_through` of the checkpoint."""
         self.pending_restored: dict[int, list[Second]] = {}
-        """After a restart: stored seconds beyond `closed`, put in place when the log gets there again."""
+        """After a restart: stored seconds beyond `closed`; `apply_restored` puts them in place when the log gets there again."""
         self.changed: set[tuple[int, int]] = set()
         """(Symbol index, closed second) of late ticks whose revision was not sent."""
 
@@ -99,10 +99,10 @@ class Ring:
                 cells.ensure_symbols(room)
         self.heard = np.concatenate([self.heard, np.full(len(new), max(self.closed, 0))])
         self.bytes = np.concatenate([self.bytes, np.fromiter((8 * len(STORED) + 5 + len(symbol.encode()) for symbol in new), np.int64, len(new))])
-        self._name()
+        self._sort_names()
         return self.register_symbols(symbols)
 
-    def _name(self) -> None:
+    def _sort_names(self) -> None:
         self.names = np.array(list(self.symbols), object)
         self.by_rank = np.argsort(self.names.astype(str), kind="stable")
         self.rank = np.empty(len(self.names), np.int64)
@@ -122,7 +122,7 @@ class Ring:
         self.heard, self.bytes = self.heard[kept], self.bytes[kept]
         for cells in (self.current, self.past):
             cells.take(kept, len(kept) + max(8, len(kept) // 16))
-        self._name()
+        self._sort_names()
 
     def rest(self) -> None:
         """Packs the arrays until `wake`."""
@@ -158,7 +158,7 @@ class Ring:
     def jump_gap(self, second: int) -> None:
         """A source that `clean` had forgotten is heard again, first at `second`, before its first closing: no room is needed for what lies between.
 
-        That closing will say after which second the series begins: one of the two before `second`, as the milliseconds have it.
+        That closing will have the second after which the series begins: one of the two before `second`, as the milliseconds have it.
         """
         if self.closed != NEVER and second - self.closed > self.past.depth + self.revise_s and not self.unsaved:
             self.closed_before_gap = self.closed

@@ -1,10 +1,10 @@
-"""The state records of `aggregate`: buckets of closed seconds, and a head.
+"""The state records of `aggregate`: buckets of closed seconds, and a checkpoint.
 
-A bucket record holds one or several seconds of one source, counted through the closing at raw offset `through`. The head says how far the log is counted, where
-reading goes on, and what of each source is closed. It may be too large for one message (1,000 sources with names of 384 bytes): it is split then, and two
-slots take turns, so that pieces of one head never replace those of the one before.
+A bucket record holds one or several seconds of one source, counted through the closing at raw offset `through`. The checkpoint has the raw offset through
+which the log is counted, where reading goes on, and what of each source is closed. It may be too large for one message (1,000 sources with names of 384
+bytes): it is split then, and two slots take turns, so that pieces of one checkpoint never replace those of the one before.
 
-Keys are msgpack arrays: `[source, "one" or "run", slot of its first second, part, term]` and `["head", term, slot, piece]`; version 1 had `["head", term]`.
+Keys are msgpack arrays: `[source, "one" or "run", slot of its first second, piece, term]` and `["head", term, slot, piece]`; version 1 had `["head", term]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stockstream.transforms.versioned import Stored, by_slot, joined, pack, piec
 
 FORMAT = 2
 STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
-"""What ticks say of a second: the fields of a bucket, in this order."""
+"""What ticks contribute to a second: the fields of a bucket, in this order."""
 
 _Second = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TIME // 1000)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1, le=MAX_INT - 1)]
@@ -47,7 +47,7 @@ class Bucket(Stored):
 
 
 class RingProgress(msgspec.Struct, array_like=True, gc=False):
-    """What a head says of a source."""
+    """A source's ring in a checkpoint."""
 
     closed: _Second = -1
     """The last closed second."""
@@ -56,7 +56,7 @@ class RingProgress(msgspec.Struct, array_like=True, gc=False):
     stored: _Second = -1
     """The newest second that has a bucket."""
     series_offset: _Offset = -1
-    """Raw offset from which on the source tells of this series."""
+    """First raw offset of the source's present series."""
     touched: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)] = 0
     """The log's time (epoch ms) when the source was last in a frame; 0: the next that is known."""
 
@@ -115,7 +115,7 @@ def bucket_record(key: list[str | int], term: int, bucket: Bucket) -> tuple[byte
 
 
 def checkpoint_records(checkpoint: Checkpoint, term: int) -> list[tuple[bytes, bytes]]:
-    """The head in as many records as it needs."""
+    """The checkpoint in as many records as it needs."""
     return pieces_in_slot(pack(checkpoint), FORMAT, lambda number: _pack(["head", term, checkpoint.slot, number]))
 
 
@@ -145,7 +145,7 @@ def _with_our_fields(bucket: Bucket) -> Bucket:
 
 
 def checkpoint_of(value: bytes) -> Checkpoint:
-    """The head in a whole value of any known version."""
+    """The checkpoint in a whole value of any known version."""
     if version_of(value) >= 2:
         return unpack(Checkpoint, value, FORMAT)
     first = msgspec.msgpack.decode(value, type=_Checkpoint1)
@@ -156,7 +156,7 @@ def checkpoint_of(value: bytes) -> Checkpoint:
 
 
 def is_checkpoint(key: bytes) -> bool:
-    """Whether a key is one of a head, or of its piece."""
+    """Whether a key is one of a checkpoint, or of a piece of one."""
     try:
         kind, *place = _key(key)
     except (msgspec.MsgspecError, ValueError):
@@ -165,12 +165,12 @@ def is_checkpoint(key: bytes) -> bool:
 
 
 def progress(checkpoint: Checkpoint) -> tuple[str, int, int]:
-    """What the head of a state that counts further has more of."""
+    """Orders checkpoints: the one of the state that counts further is greater."""
     return checkpoint.log, checkpoint.last, checkpoint.resume_raw
 
 
 def checkpoints_in(records: Iterable[tuple[bytes, bytes]]) -> list[Checkpoint]:
-    """The heads that are whole among these records of heads."""
+    """The checkpoints that are whole among these records of checkpoints."""
     whole = (joined(slot.values()) for slot in by_slot(records, lambda key: tuple(_key(key)[:3])).values())
     return [checkpoint_of(value) for value in whole if value is not None]
 
@@ -206,8 +206,9 @@ def restored(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[by
 
 
 def _counts(bucket: Bucket, checkpoint: Checkpoint | None) -> bool:
-    """Whether a bucket is one of the series that its source tells of now. Buckets of a source that the head does not know are of one that has been dropped,
-    unless they count further than the head."""
+    """Whether a bucket belongs to its source's present series.
+
+    Buckets of a source that the checkpoint does not have belong to a dropped one, unless they count further than the checkpoint."""
     if checkpoint is None:
         return True
     source = checkpoint.sources.get(bucket.source)

@@ -4,9 +4,9 @@
 taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window in an
 order that follows from its last second and its series' first alone (`arithmetic`).
 
-Each source has a `Ring` of its last seconds. Records for the state (`records`): buckets, the seconds that closed or were revised, and a head, which says
-how far the log is counted and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its slot in the ring: so a
-frozen worker that wakes can only replace what it wrote itself, and compaction, which keeps the last of a key, keeps the highest.
+Each source has a `Ring` of its last seconds. The state records (`records`) are buckets, with the seconds that closed or were revised, and a checkpoint:
+through which offset the log is counted, and where to go on. A key names the writer's term (the group's generation, modulo TERMS) besides its slot in the
+ring. So a frozen worker that wakes can only replace what it wrote itself, and compaction, which keeps the last record of a key, keeps the highest.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Windows:
     def take_frame(self, frame: Frame, input_offset: int = 0) -> WindowRows | None:
         """Takes a `ticks.clean` frame; returns the closings and rows to send, or None where the frame is of no use now.
 
-        A frame that starts beyond `expect` is somebody else's future: dropped. `input_offset` is the frame's own offset in its topic.
+        A frame that starts beyond `expect` is dropped: this partition's owner sends its rows again. `input_offset` is the frame's own offset in its topic.
         Raises `FrameError` where the frame asks for more than any of ours, and from then on: only `restore` gives a state that is whole again.
         """
         if self._taking:
@@ -103,10 +103,10 @@ class Windows:
         heard = self._by_source(frame, done)
         sources = {*heard, *closings}
         for source, ticks in heard.items():
-            self._source(source, ticks, closings.pop(source, []), out)
+            self._process_source(source, ticks, closings.pop(source, []), out)
         for source, only in closings.items():
-            self._source(source, None, only, out)
-        self._look_after(sources, frame.log_clock)
+            self._process_source(source, None, only, out)
+        self._forget_or_rest(sources, frame.log_clock)
         out.closings.sort(key=lambda c: (c.offset, c.source))
         self.expect = frame.through + 1
         self._last = max([self._last, *(c.offset for c in frame.closings)])
@@ -126,7 +126,7 @@ class Windows:
         return rows.num_rows >= LONG_SYMBOLS and len(rows.column("symbol").unique()) >= LONG_SYMBOLS
 
     def _ring(self, name: str, series_offset: int) -> Ring:
-        """The ring of a source, awake; a new one tells of raw offsets from `begun` on."""
+        """The ring of a source, awake; a new one begins with raw offset `series_offset`."""
         ring = self._rings.get(name)
         if ring is None:
             ring = self._rings[name] = Ring(self.revise_s)
@@ -134,7 +134,7 @@ class Windows:
         ring.wake()
         return ring
 
-    def _look_after(self, heard: Collection[str], log_clock: int) -> None:
+    def _forget_or_rest(self, heard: Collection[str], log_clock: int) -> None:
         """After a whole frame: drops sources that were in no frame for FORGET_MS of the log's time, and packs those that were in none for a while."""
         for name in heard:
             ring = self._rings[name]
@@ -180,34 +180,34 @@ class Windows:
             out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source)
         return out
 
-    def _source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:
+    def _process_source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:
         """One source's part of a frame: ticks up to each closing, the closing, and the ticks behind the last; of one series after the other."""
         while True:
             ring = self._ring(name, self.expect)
             closed = None if ticks is None else self._closed_before(ring, ticks, closings)
-            anew = self._anew(ring, ticks, closed, closings)
-            if anew is None:
-                self._series(ring, name, ticks, closed, closings, out)
+            new_series = self._new_series_offset(ring, ticks, closed, closings)
+            if new_series is None:
+                self._process_series(ring, name, ticks, closed, closings, out)
                 return
             # what was before this raw offset goes to the series that was, all of whose seconds are closed by then; the rest to another one
-            at = 0 if ticks is None else int(ticks.offset.searchsorted(anew))
-            before = [c for c in closings if c.offset < anew]
+            at = 0 if ticks is None else int(ticks.offset.searchsorted(new_series))
+            before = [c for c in closings if c.offset < new_series]
             if before or at:
                 some = ticks.take(slice(0, at)) if ticks is not None and at else None
-                self._series(ring, name, some, None if some is None else self._closed_before(ring, some, before), before, out)
-            self._reset_series(name, anew)
+                self._process_series(ring, name, some, None if some is None else self._closed_before(ring, some, before), before, out)
+            self._reset_series(name, new_series)
             closings = closings[len(before) :]
             ticks = ticks.take(slice(at, len(ticks.offset))) if ticks is not None and at < len(ticks.offset) else None
 
-    def _series(self, ring: Ring, name: str, ticks: Ticks | None, closed: Ints | None, closings: list[Closing], out: WindowRows) -> None:
+    def _process_series(self, ring: Ring, name: str, ticks: Ticks | None, closed: Ints | None, closings: list[Closing], out: WindowRows) -> None:
         if ticks is None or closed is None:
             for closing in closings:
-                self._step(ring, name, None, [closing], out)
+                self._process_step(ring, name, None, [closing], out)
         else:
-            self._ticks(ring, name, ticks, ticks.second <= closed, closings, out)
+            self._process_ticks(ring, name, ticks, ticks.second <= closed, closings, out)
 
-    def _anew(self, ring: Ring, ticks: Ticks | None, closed_before: Ints | None, closings: list[Closing]) -> int | None:
-        """Raw offset from which on the source, heard again after `clean` forgot it, tells of earlier seconds: of another series; None where it does not."""
+    def _new_series_offset(self, ring: Ring, ticks: Ticks | None, closed_before: Ints | None, closings: list[Closing]) -> int | None:
+        """Raw offset from which the source, back after `clean` forgot it, has earlier seconds, that is, another series; None where there is none."""
         found: list[int] = []
         closed, offset = ring.closed, ring.counted_through
         for closing in closings:
@@ -226,14 +226,14 @@ class Windows:
         return min(found, default=None)
 
     def _reset_series(self, name: str, offset: int) -> None:
-        """From this raw offset on the source tells of another series."""
+        """Begins another series of the source from this raw offset on."""
         known = self._rings[name].symbols
         ring = self._rings[name] = Ring(self.revise_s)
         ring.register_symbols(known)
         ring.series_offset = offset
         self.index.forget(name)
 
-    def _ticks(self, ring: Ring, name: str, ticks: Ticks, late: NDArray[np.bool_], closings: list[Closing], out: WindowRows) -> None:
+    def _process_ticks(self, ring: Ring, name: str, ticks: Ticks, late: NDArray[np.bool_], closings: list[Closing], out: WindowRows) -> None:
         """Ticks of one series, `late` where their second was closed before their record, with their closings."""
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
@@ -261,7 +261,7 @@ class Windows:
             if step is steps[-1][1] and not any_late:
                 begin = end = len(offsets)                               # what comes after the last closing waits for the next: it may go with the rest
             which = slice(at, end)
-            self._step(ring, name, (ticks.take(which), late[which]), step, out)
+            self._process_step(ring, name, (ticks.take(which), late[which]), step, out)
         if begin < len(offsets):
             self._add(ring, ticks.take(slice(begin, len(offsets))), late[begin:])
 
@@ -279,10 +279,10 @@ class Windows:
         late = late & (ticks.second > ring.closed - ring.revise_s)       # read again after a restart, of long ago: its revision was sent
         if late.any():
             ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
-        Windows._put(ring, ring.not_yet_stored(ticks))
+        Windows._add_with_capacity(ring, ring.not_yet_stored(ticks))
 
     @staticmethod
-    def _put(ring: Ring, ticks: Ticks) -> None:
+    def _add_with_capacity(ring: Ring, ticks: Ticks) -> None:
         """Adds ticks where there is room for them by then, behind what is stored of their seconds."""
         if len(ticks.second):
             ring.jump_gap(int(ticks.second[ticks.offset == ticks.offset[0]].min()))
@@ -290,7 +290,7 @@ class Windows:
             ring.apply_restored(int(ticks.second.max()))
             ring.add(ticks)
 
-    def _step(self, ring: Ring, name: str, ticks: tuple[Ticks, NDArray[np.bool_]] | None, closings: list[Closing], out: WindowRows) -> None:
+    def _process_step(self, ring: Ring, name: str, ticks: tuple[Ticks, NDArray[np.bool_]] | None, closings: list[Closing], out: WindowRows) -> None:
         """Ticks, then the closings that they lead to: several where no tick is late and no second far, else one."""
         first, last = closings[0].after, closings[-1]
         send = last.offset > self.sent
@@ -316,7 +316,7 @@ class Windows:
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted_through = max(ring.counted_through, last.offset)
         if fresh is not None and not ring.pending_restored and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
-            self._put(ring, fresh)                                       # later seconds are not looked at before they close
+            self._add_with_capacity(ring, fresh)                                       # later seconds are not looked at before they close
             fresh = None
         after = first
         for begin, end in self._spans(ring, fresh, first, last.second):
@@ -345,7 +345,7 @@ class Windows:
         which = ticks.second > after
         if end is not None:
             which &= ticks.second <= end
-        Windows._put(ring, ticks if which.all() else ticks.take(which))
+        Windows._add_with_capacity(ring, ticks if which.all() else ticks.take(which))
 
     @staticmethod
     def _spans(ring: Ring, ticks: Ticks | None, after: int, second: int) -> list[tuple[int, int]]:
@@ -438,13 +438,13 @@ class Windows:
 
     @staticmethod
     def needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
-        """The ranges of the changelog that the best whole head among these records names; None where there is none."""
+        """The ranges of the changelog that the highest whole checkpoint among these records names; None where there is none."""
         checkpoints = window_state.checkpoints_in((key, value) for key, value in records.items() if window_state.is_checkpoint(key))
         return max(checkpoints, key=window_state.progress).ranges if checkpoints else None
 
     @classmethod
     def restore(cls, partition: int, records: Mapping[bytes, bytes], offsets: Mapping[bytes, int] | None = None, *, revise_s: int) -> Windows:
-        """The state in a partition's records: those of the newest log, for each second the ones that count the furthest. `offsets` in the changelog, by key.
+        """The state in a partition's records: those of the newest log, for each second the ones with the highest offset. `offsets` in the changelog, by key.
 
         Raises `StateError`.
         """

@@ -434,9 +434,9 @@ class OneByOne(Cleaner):
 
     one_by_one = 0
 
-    def _each(self, records: Any, rejections: Any) -> None:
+    def _judge_one_by_one(self, records: Any, rejections: Any) -> None:
         self.one_by_one += len(records)
-        super()._each(records, rejections)
+        super()._judge_one_by_one(records, rejections)
 
 
 ODD = {
@@ -686,4 +686,4 @@ def test_what_cannot_be_put_into_columns_leaves_everything_unchanged(monkeypatch
     before = core.snapshot()
     monkeypatch.setattr(columns.Columns, "batch", unforeseen("odd"))
     records = [RawRecord(core.expect + number, NOW + 2_000, tick(event_time=NOW + 1_300 + number)) for number in range(2 * MANY)]
-    assert core._try_many(records) == 0 and core.snapshot() == before
+    assert core._try_accept_many(records) == 0 and core.snapshot() == before
