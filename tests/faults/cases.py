@@ -154,7 +154,7 @@ def poison(line: Line, rng: random.Random, scale: Scale) -> None:
 def begin_anew(line: Line, rng: random.Random, scale: Scale) -> None:
     """14. From the start of a worker to the first rows, where the group is empty."""
     line.producer.stop()
-    line.observer.settle(60)
+    line.observer.wait_until_complete(60)
     for worker in line.workers:
         worker.stop()
     line.producer.start(0)
@@ -165,7 +165,7 @@ def begin_anew(line: Line, rng: random.Random, scale: Scale) -> None:
         worker.start()
     wait_until(lambda: line.frames_told() > before, 60, "rows after a start", 0.1)
     line.count("started from nothing")
-    scale.say(f"  start to first rows told, imports included: {time.monotonic() - begun:.1f} s")
+    scale.say(f"  start to first published rows, imports included: {time.monotonic() - begun:.1f} s")
 
 
 Act = Callable[[Line, random.Random, Scale], None]
@@ -253,7 +253,7 @@ def skipped_and_holes(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         switch.unlink()  # what is dropped as the log ends is not missed before something follows
         # records that retention deletes while nobody reads
         line.producer.stop()
-        line.observer.settle(60)
+        line.observer.wait_until_complete(60)
         for worker in line.workers:
             worker.stop()
         line.observer.read()
@@ -275,17 +275,17 @@ def skipped_and_holes(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     """13. The same log through a live worker, through one killed three times, and through the pure function: the same rows, alerts and predictions."""
     rng = random.Random(seed)
-    tellings = []
+    outputs = []
     verdict = Verdict()
     with Line(cluster, seed, **scale.line) as live:
         live.begin(1)
         time.sleep(scale(5, 60))
         verdict = live.check(live.finish())
-        for life in live.observer.expected():
-            if faults := model_faults(life, scale(500, 1_500), live.settings):
-                raise Failed(f"seed {seed}, partition {life.partition}: {len(faults)} things are not windows_model.py's, first {faults[0]}")
+        for expected in live.observer.expected_logs():
+            if faults := model_faults(expected, scale(500, 1_500), live.settings):
+                raise Failed(f"seed {seed}, partition {expected.partition}: {len(faults)} things are not windows_model.py's, first {faults[0]}")
         scale.say(f"  the first {scale(500, 1_500)} records of each partition are windows_model.py's as well")
-        tellings.append(live.observer.told)
+        outputs.append(live.observer.published)
         records = {p: list(some) for p, some in live.observer.raw.items()}
         with Line(cluster, seed, models=live, **scale.line) as again:
             again.copy_log(records)
@@ -295,15 +295,15 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
                 time.sleep(rng.uniform(0.1, 1.5))
                 worker.kill()
             killed = again.finish(archive=False)
-            tellings.append(again.observer.told)
+            outputs.append(again.observer.published)
             again.check(killed)
             faults = [
                 f"{kind}: {key}" for kind in ("windows", "alerts", "predictions", "outcomes")
-                for key in tellings[0][kind].keys() | tellings[1][kind].keys()
-                if set(tellings[0][kind].get(key, {})) != set(tellings[1][kind].get(key, {}))
+                for key in outputs[0][kind].keys() | outputs[1][kind].keys()
+                if set(outputs[0][kind].get(key, {})) != set(outputs[1][kind].get(key, {}))
             ]  # fmt: skip
             if faults:
-                raise Failed(f"seed {seed}: the live and the killed worker tell {len(faults)} things differently, first {faults[0]}")
+                raise Failed(f"seed {seed}: the live and the killed worker publish {len(faults)} messages differently, first {faults[0]}")
             scale.say(f"  the same log live, killed three times and in batch: {killed}")
     return verdict
 
@@ -328,9 +328,9 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
                 time.sleep(1)
             memory = max(_rss_mb(worker.pid) for worker in line.workers)
             line.count(f"store {fault}")
-            scale.say(f"  store {fault} for {seconds} s, rows told meanwhile {rounds} times; largest worker {memory} MB")
+            scale.say(f"  store {fault} for {seconds} s, rows published meanwhile {rounds} times; largest worker {memory} MB")
             if not failing and fault != "random":
-                raise Failed(f"the store is {fault} and no worker says so in /api/pipeline")
+                raise Failed(f"the store is {fault} and no worker reports it in /api/pipeline")
         switch.write_text("crash")
 
         def crashes() -> int:
@@ -344,24 +344,24 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 
 def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """12. Broker absent at start; wrong partition count; `ticks.raw` deleted and made again: one clear line each, and the line goes on where waiting helps."""
+    """12. Broker absent at start; wrong partition count; `ticks.raw` recreated: one clear line each, and the pipeline continues if waiting helps."""
     with Line(cluster, seed, **scale.line) as line:
         worker = line.worker(STOCKSTREAM_BROKER=f"kafka://127.0.0.1:{free_port()}")
-        wait_until(lambda: "waiting for a broker at" in worker.text(), 30, "the worker says that it waits for a broker")
+        wait_until(lambda: "waiting for a broker at" in worker.text(), 30, "the worker logs that it waits for a broker")
         worker.close()
         line.workers.clear()
         line.begin(1)
         wrong = line.worker(STOCKSTREAM_PARTITIONS=str(line.settings.partitions + 1))
-        said = wait_until(
+        lines = wait_until(
             lambda: [text for text in wrong.text().splitlines() if "STOCKSTREAM_PARTITIONS is" in text], 30, "a line about the partition count"
         )
-        scale.say(f"  {said[0].strip()[:160]}")
+        scale.say(f"  {lines[0].strip()[:160]}")
         if "Traceback" in wrong.text():
             raise Failed(f"a traceback where one line had to do: {wrong.log}")
         wrong.close()
         line.workers.remove(wrong)
         line.producer.stop()
-        line.observer.settle(60)
+        line.observer.wait_until_complete(60)
         line.observer.read()
         raw = line.settings.topic("ticks.raw")
         line.admin(lambda admin: admin.delete_topics([raw]))
@@ -369,9 +369,9 @@ def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         spec = next(spec for spec in topic_specs(line.settings) if spec.name == raw)
         line.admin(lambda admin: admin.create_topics([NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.config)]))
         cluster.wait_in_sync(60 * PATIENCE)
-        line.observer.new_life()
+        line.observer.new_log()
         line.producer.start(0)
-        wait_until(lambda: line.seen_logs() >= 2, 90, f"a new log id after ticks.raw was made again; see {line.folder}", 1.0)
+        wait_until(lambda: line.seen_logs() >= 2, 90, f"a new log id after ticks.raw was created again; see {line.folder}", 1.0)
         line.wait_for_windows(timeout_s=60)
         time.sleep(2)
         return line.check(line.finish(timeout_s=60))

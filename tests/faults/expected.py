@@ -33,7 +33,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def digest(content: Any) -> bytes:
-    """A short form of content in which two tellings are the same or not."""
+    """A short form of content in which two messages are the same or not."""
     return hashlib.blake2b(repr(content).encode(), digest_size=12).digest()
 
 
@@ -67,7 +67,7 @@ def of_rejection(value: bytes) -> tuple[Key, bytes]:
 
 
 @dataclass(slots=True)
-class Told:
+class Output:
     """The actual or expected output, by topic: key -> digest of the content. `closings` are (log, partition, offset, source, after, second)."""
 
     windows: dict[Key, bytes] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Told:
     rejected: dict[Key, bytes] = field(default_factory=dict)
     closings: set[Key] = field(default_factory=set)
 
-    def add(self, other: Told) -> None:
+    def add(self, other: Output) -> None:
         for name in ("windows", "alerts", "predictions", "outcomes", "rejected"):
             getattr(self, name).update(getattr(other, name))
         self.closings |= other.closings
@@ -87,13 +87,13 @@ KINDS = ("windows", "alerts", "predictions", "outcomes", "rejected")
 
 
 @dataclass(slots=True)
-class Life:
+class ExpectedLog:
     """One partition of one raw log: its records, the output expected of them, and the expected state of the cores at its end."""
 
     partition: int
     log: str
     records: list[RawRecord]
-    told: Told
+    output: Output
     last_rows: dict[str, dict[str, Any]]
     several: set[str]
     """Symbols with rows of more than one source: which of them is the last is for the view to say."""
@@ -129,29 +129,29 @@ class Cores:
         return closed, found.alerts if found else [], self.scorer.take_frame(closed)
 
 
-def expect(records: Sequence[RawRecord], partition: int, settings: Settings, model: ScoringModel | None, log: str) -> Life:
+def expect(records: Sequence[RawRecord], partition: int, settings: Settings, model: ScoringModel | None, log: str) -> ExpectedLog:
     """Computes the expected output of one partition's log."""
     out = batch.run(
         records, partition=partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log, model=model
     )
-    told = Told()
+    output = Output()
     last_rows: dict[str, dict[str, Any]] = {}
     several: set[str] = set()
     for frame in out.windows:
-        told.windows.update(of_rows(frame))
-        told.closings |= {(log, partition, *_of_closing(c)) for c in frame.closings}
+        output.windows.update(of_rows(frame))
+        output.closings |= {(log, partition, *_of_closing(c)) for c in frame.closings}
         for row in frame.rows.to_pylist():
             known = last_rows.get(row["symbol"])
             if known is not None and known["source"] != row["source"]:
                 several.add(row["symbol"])
             if known is None or (row["second"], row["offset"]) >= (known["second"], known["offset"]):
                 last_rows[row["symbol"]] = row
-    told.alerts.update(of_alert(_encode(alert)) for alert in out.alerts)
+    output.alerts.update(of_alert(_encode(alert)) for alert in out.alerts)
     for scored in out.scored:
-        told.predictions.update(of_prediction(value) for value in encode_predictions(scored, 0, {}))
+        output.predictions.update(of_prediction(value) for value in encode_predictions(scored, 0, {}))
         for value in encode_outcomes(scored, 0):
-            told.outcomes.update(of_outcomes(value))
-    told.rejected.update(of_rejection(_encode(rejection)) for rejection in out.rejections)
+            output.outcomes.update(of_outcomes(value))
+    output.rejected.update(of_rejection(_encode(rejection)) for rejection in out.rejections)
     cleaner = Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log)
     cleaner.chunk(records)
     cleaner.make_frame()
@@ -162,7 +162,7 @@ def expect(records: Sequence[RawRecord], partition: int, settings: Settings, mod
     for frame in out.clean:
         cores.frame(frame)
         accepted |= set(zip(frame.rows.column("offset").to_pylist(), frame.rows.column("index").to_pylist(), strict=True))
-    return Life(partition, log, list(records), told, last_rows, several, cores, out.clean, out.windows, accepted, len(list(cleaner.idle())))
+    return ExpectedLog(partition, log, list(records), output, last_rows, several, cores, out.clean, out.windows, accepted, len(list(cleaner.idle())))
 
 
 def _of_closing(closing: Closing) -> tuple[Any, ...]:
@@ -172,16 +172,16 @@ def _of_closing(closing: Closing) -> tuple[Any, ...]:
 # -- the model ----------------------------------------------------------
 
 
-def model_faults(life: Life, most_records: int, settings: Settings) -> list[str]:
+def model_faults(expected: ExpectedLog, most_records: int, settings: Settings) -> list[str]:
     """Where the rows of the log's first records are not those of `windows_model.py`; it is slow."""
-    some = life.records[:most_records]
+    some = expected.records[:most_records]
     if not some:
         return []
     last = some[-1].offset
-    out = batch.run(some, partition=life.partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
+    out = batch.run(some, partition=expected.partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
     got = {(row["symbol"], row["second"], row["offset"]): row for frame in out.windows for row in frame.rows.to_pylist()}
-    told = windows_model.closings(_as_the_model_reads(some, life))
-    want = {(row["symbol"], row["second"], row["offset"]): row for closing in told for row in closing["rows"]}
+    closings = windows_model.closings(_as_the_model_reads(some, expected))
+    want = {(row["symbol"], row["second"], row["offset"]): row for closing in closings for row in closing["rows"]}
     faults = [f"the model has row {key}, through offset {last}" for key in want.keys() - got.keys()]
     faults += [f"the model has no row {key}, through offset {last}" for key in got.keys() - want.keys()]
     for key in want.keys() & got.keys():
@@ -194,13 +194,14 @@ def model_faults(life: Life, most_records: int, settings: Settings) -> list[str]
     return faults
 
 
-def _as_the_model_reads(records: Sequence[RawRecord], life: Life) -> list[tuple[int, Any, int]]:
+def _as_the_model_reads(records: Sequence[RawRecord], expected: ExpectedLog) -> list[tuple[int, Any, int]]:
     """The log after cleaning, with what the model judges itself (late, other_source) still in it, sizes as `clean` derived them."""
     ticks: dict[int, list[dict[str, Any]]] = {}
-    for frame in life.clean:
+    for frame in expected.clean:
         for row in frame.rows.to_pylist():
             ticks.setdefault(row["offset"], []).append(row)
-    cleaner = Cleaner(life.partition, life.cores.cleaner.partitions, lateness_ms=life.cores.cleaner.lateness_ms, revise_s=life.cores.cleaner.revise_s, log="x")
+    like = expected.cores.cleaner
+    cleaner = Cleaner(expected.partition, like.partitions, lateness_ms=like.lateness_ms, revise_s=like.revise_s, log="x")
     own: dict[int, list[tuple[int, dict[str, Any]]]] = {}
     for rejection in cleaner.chunk(records):
         if rejection.reason in ("late", "other_source"):
@@ -225,7 +226,7 @@ def _as_the_model_reads(records: Sequence[RawRecord], life: Life) -> list[tuple[
 
 
 def state_faults(
-    life: Life, stored: Mapping[str, Mapping[bytes, bytes]], settings: Settings, model: ScoringModel | None, same_snapshot: bool = True
+    expected: ExpectedLog, stored: Mapping[str, Mapping[bytes, bytes]], settings: Settings, model: ScoringModel | None, same_snapshot: bool = True
 ) -> list[str]:
     """Where the state that the changelogs hold (`stored`: records by table) is not the one that the log makes.
 
@@ -234,8 +235,8 @@ def state_faults(
     release began knows less of when each entry was last accepted.
     """
     faults: list[str] = []
-    partition = life.partition
-    if not life.records:
+    partition = expected.partition
+    if not expected.records:
         return faults
 
     def load(name: str, version: str) -> ScoringModel:
@@ -245,11 +246,11 @@ def state_faults(
     if not stored["clean"]:
         return [f"partition {partition}: the changelog of clean is empty"]
     cleaner = Cleaner.restore(partition, settings.partitions, stored["clean"], lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
-    if cleaner.log != life.log:
-        return [f"partition {partition}: clean's log is {cleaner.log}, the frames' is {life.log}"]
-    cleaner.chunk([record for record in life.records if record.offset >= cleaner.expect])
+    if cleaner.log != expected.log:
+        return [f"partition {partition}: clean's log is {cleaner.log}, the frames' is {expected.log}"]
+    cleaner.chunk([record for record in expected.records if record.offset >= cleaner.expect])
     cleaner.make_frame()
-    if same_snapshot and cleaner.expect >= 0 and _plain(cleaner.snapshot()) != _plain(life.cores.cleaner.snapshot()):
+    if same_snapshot and cleaner.expect >= 0 and _plain(cleaner.snapshot()) != _plain(expected.cores.cleaner.snapshot()):
         faults.append(f"partition {partition}: the snapshot of clean is another")
     restored = Cores(
         cleaner,
@@ -258,20 +259,20 @@ def state_faults(
         Scorer.restore(partition, stored["score"], load),
     )
     for name, core in (("aggregate", restored.windows), ("detect", restored.detector), ("score", restored.scorer)):
-        if core.expect < 0 and life.told.closings:
+        if core.expect < 0 and expected.output.closings:
             faults.append(f"partition {partition}: the changelog of {name} is empty")
             return faults
-        if core.log != life.log and life.told.closings:
-            faults.append(f"partition {partition}: {name}'s log is {core.log}, the frames' is {life.log}")
+        if core.log != expected.log and expected.output.closings:
+            faults.append(f"partition {partition}: {name}'s log is {core.log}, the frames' is {expected.log}")
             return faults
     closed: list[Frame] = []
     mine = Windows(partition, revise_s=settings.revise_s)
-    for frame in life.clean:
+    for frame in expected.clean:
         rows = mine.take_frame(frame)
         mine.records(0)
         if rows is not None and rows.closings:
             closed.append(Frame(mine.log, rows.start, rows.through, tuple(rows.closings), rows.batch(partition), log_clock=rows.log_clock))
-    for frame in life.clean:
+    for frame in expected.clean:
         if frame.through >= restored.windows.expect and restored.windows.take_frame(frame) is None:
             faults.append(f"partition {partition}: aggregate's state goes on at {restored.windows.expect}, which no frame follows")
             return faults
@@ -281,8 +282,8 @@ def state_faults(
             if frame.through >= core.expect and core.take_frame(frame) is None:
                 faults.append(f"partition {partition}: the state of {type(core).__name__} goes on at {core.expect}, which no frame follows")
                 return faults
-    probe = _continuation(life)
-    got, want = _answers(restored, probe), _answers(life.cores, probe)
+    probe = _continuation(expected)
+    got, want = _answers(restored, probe), _answers(expected.cores, probe)
     for name, values in want.items():
         if got[name] != values:
             different = sum(1 for key, value in values.items() if got[name].get(key) != value) + len(got[name].keys() - values.keys())
@@ -300,16 +301,16 @@ def _plain(snapshot: bytes) -> Any:
     return columns, state.sources(), state.held()
 
 
-def _continuation(life: Life) -> list[RawRecord]:
+def _continuation(expected: ExpectedLog) -> list[RawRecord]:
     """What might follow: three more seconds of every symbol, late ticks among them, and a minute later a punctuation that closes all."""
     newest: dict[str, int] = {}
-    for row in life.last_rows.values():
+    for row in expected.last_rows.values():
         newest[row["source"]] = max(newest.get(row["source"], 0), row["second"])
-    offset, stamp = life.end, life.records[-1].timestamp + 120_000
+    offset, stamp = expected.end, expected.records[-1].timestamp + 120_000
     records: list[RawRecord] = []
     for step in range(1, 4):
         ticks = []
-        for symbol, row in sorted(life.last_rows.items()):
+        for symbol, row in sorted(expected.last_rows.items()):
             second = newest[row["source"]] + step
             price = (row["close"] or row["price"] or 10.0) * (1.001 if step != 2 else 0.97)
             ticks.append({"symbol": symbol, "source": row["source"], "event_time": second * 1000 + 10 * step, "price": round(price, 4), "size": 100 * step})
@@ -324,18 +325,18 @@ def _continuation(life: Life) -> list[RawRecord]:
 
 
 def _answers(cores: Cores, probe: Sequence[RawRecord]) -> dict[str, dict[Key, bytes]]:
-    told = Told()
+    output = Output()
     for record in probe:
-        told.rejected.update(of_rejection(_encode(rejection)) for rejection in cores.cleaner.chunk([record]))
+        output.rejected.update(of_rejection(_encode(rejection)) for rejection in cores.cleaner.chunk([record]))
         frame = cores.cleaner.make_frame()
         if frame is None:
             continue
         closed, alerts, scored = cores.frame(frame)
         if closed is not None:
-            told.windows.update(of_rows(closed))
-        told.alerts.update(of_alert(_encode(alert)) for alert in alerts)
+            output.windows.update(of_rows(closed))
+        output.alerts.update(of_alert(_encode(alert)) for alert in alerts)
         if scored is not None:
-            told.predictions.update(of_prediction(value) for value in encode_predictions(scored, 0, {}))
+            output.predictions.update(of_prediction(value) for value in encode_predictions(scored, 0, {}))
             for value in encode_outcomes(scored, 0):
-                told.outcomes.update(of_outcomes(value))
-    return {name: getattr(told, name) for name in KINDS}
+                output.outcomes.update(of_outcomes(value))
+    return {name: getattr(output, name) for name in KINDS}

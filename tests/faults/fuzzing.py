@@ -206,22 +206,22 @@ def _read_through(worker: Worker) -> bool:
 
 
 def _start_again(line: Line, scale: Scale) -> None:
-    """Both workers start once more, from changelogs full of forged records: they work, or refuse in a line that says what to do."""
+    """Both workers start once more, from changelogs full of forged records: they work, or refuse with a line that gives the remedy."""
     for worker in line.workers:
         worker.stop()
     for worker in line.workers:
         worker.start()
 
-    def settled() -> bool:
+    def started_or_refused() -> bool:
         return all(worker.ready or len(worker.exits) > 1 for worker in line.workers)
 
-    wait_until(settled, 90, f"the workers start from forged state, or refuse; see {line.folder}", 0.5)
+    wait_until(started_or_refused, 90, f"the workers start from forged state, or refuse; see {line.folder}", 0.5)
     refused = [worker for worker in line.workers if not worker.ready]
     for worker in refused:
-        said = [text for text in worker.text().splitlines() if "CRITICAL" in text or "STOCKSTREAM_" in text]
-        if not said:
+        lines = [text for text in worker.text().splitlines() if "CRITICAL" in text or "STOCKSTREAM_" in text]
+        if not lines:
             raise Failed(f"{worker.name} does not start and does not say why; see {worker.log}")
-        scale.say(f"  {worker.name} refuses: {said[-1].strip()[:200]}")
+        scale.say(f"  {worker.name} refuses: {lines[-1].strip()[:200]}")
     if not refused:
         scale.say("  both workers have started from changelogs with forged records")
     line.count("start from forged state", len(line.workers))

@@ -132,14 +132,14 @@ class Line:
         self.observer.read()
         marks = {p: (end if beyond is None else beyond) for p, end in self.observer.raw_end().items() if end and p not in self.observer.ignored}
 
-        def told() -> bool:
+        def published() -> bool:
             self.observer.read()
             through: dict[int, int] = {}
             for _, partition, offset, *_rest in self.observer.closings:
                 through[partition] = max(through.get(partition, -1), offset)
             return all(through.get(p, -1) >= mark - 200 for p, mark in marks.items())
 
-        wait_until(told, timeout_s, f"windows of the raw offsets {marks}; see {self.folder}", 0.3)
+        wait_until(published, timeout_s, f"windows of the raw offsets {marks}; see {self.folder}", 0.3)
 
     def finish(
         self, *, timeout_s: float = 45.0, archive: bool = True, views: bool = True, states: bool = True, view_partitions: Collection[int] | None = None,
@@ -163,13 +163,13 @@ class Line:
                 last = re.split(r"Traceback \(most recent call last\):", worker.text())[-1]
                 cause = next((line for line in last.splitlines() if re.match(r"[A-Za-z_.]+(Error|Exception|Exit|Left)\b", line)), last.strip()[:200])
                 self.say(f"  note: {worker.name} logged {traces} tracebacks, the last {cause[:200]}")
-        self.say(f"  settled and judged in {time.monotonic() - begun:.1f} s; {verdict}")
+        self.say(f"  complete and checked in {time.monotonic() - begun:.1f} s; {verdict}")
         return verdict
 
     def _judge_producer(self, verdict: Verdict) -> None:
         """Checks that every confirmed message is in the log once, at the confirmed offset."""
-        values = {(p, record.offset): record.value for life in self.observer.lives for p, records in life.items() for record in records}
-        if len(self.observer.lives) == 1:
+        values = {(p, record.offset): record.value for log in self.observer.raw_logs for p, records in log.items() for record in records}
+        if len(self.observer.raw_logs) == 1:
             begins = {p: self.deleted.get(p, 0) for p in range(self.settings.partitions)}
             lost = [place[:2] for place in self.producer.sent if place[1] >= begins[place[0]] and (values.get(place[:2], b"-") or b"") != (place[2] or b"")]
             if lost:
@@ -182,7 +182,7 @@ class Line:
         verdict.done = self.done
         if not verdict.ok:
             (self.folder / "raw.pickle").write_bytes(
-                pickle.dumps([{p: [tuple(record) for record in some] for p, some in life.items()} for life in self.observer.lives])
+                pickle.dumps([{p: [tuple(record) for record in some] for p, some in log.items()} for log in self.observer.raw_logs])
             )
             (self.folder / "state.pickle").write_bytes(pickle.dumps({table: dict(by) for table, by in self.observer.stored.items()}))
             raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
@@ -200,7 +200,7 @@ class Line:
     def frames_told(self) -> int:
         """How many frames of `windows` there are."""
         self.observer.read()
-        return len(self.observer.told_at)
+        return len(self.observer.published_at)
 
     def seen_logs(self) -> int:
         """The fewest log ids that frames of any partition with records bear."""
@@ -265,9 +265,9 @@ class Line:
         asyncio.run(run())
 
     def longest_stall(self, since: float, until: float) -> float:
-        """Seconds between those two times (epoch) in which no row of some partition was told, the longest; by Kafka's time of the frames."""
+        """Seconds between those two times (epoch) in which no row of some partition was published, the longest; by Kafka's time of the frames."""
         times: dict[int, list[float]] = {p: [since] for p in range(self.settings.partitions)}
-        for partition, at in self.observer.told_at:
+        for partition, at in self.observer.published_at:
             if since <= at <= until:
                 times[partition].append(at)
         return max(max((b - a for a, b in zip([*t], [*t[1:], until], strict=True)), default=0.0) for t in times.values())

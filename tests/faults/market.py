@@ -235,7 +235,7 @@ class Producer:
             for partition, value in messages:
                 waiting.append((partition, value, await producer.send(topic, value, key=b"none" if value is None else None, partition=partition)))
 
-        async def settle(which: list[tuple[int, bytes | None, Any]]) -> None:
+        async def confirm(which: list[tuple[int, bytes | None, Any]]) -> None:
             for partition, value, future in which:
                 try:
                     self.sent.append((partition, (await future).offset, value))
@@ -245,7 +245,7 @@ class Producer:
         try:
             if history_s:
                 await send(self.market.history(int(time.time() * 1000) - 200, history_s))
-                await settle(waiting)
+                await confirm(waiting)
                 waiting = []
             self._begun.set()
             at = time.monotonic()
@@ -259,6 +259,6 @@ class Producer:
             with self._lock:
                 extra, self._extra = self._extra, []
             await send(iter(extra))
-            await settle(waiting)
+            await confirm(waiting)
         finally:
             await producer.stop()

@@ -121,7 +121,7 @@ def _fall(line: Line, made: Storm, number: int, scale: Scale) -> None:
         if len(exits) > MAX_EXITS:
             raise Failed(f"workers ended by themselves {len(exits)} times during the storm: {exits[-1]}; logs in {line.folder}")
         line.observer.read()
-        return sum(1 for key in line.observer.told["alerts"] if key[1] == "opened" and str(key[0]).startswith("STORM")) >= wanted
+        return sum(1 for key in line.observer.published["alerts"] if key[1] == "opened" and str(key[0]).startswith("STORM")) >= wanted
 
     wait_until(opened, scale(40, 120), f"{wanted} alerts are opened; see {line.folder}", 0.5)
 

@@ -29,8 +29,8 @@ def checkout(commit: str, folder: Path) -> Path:
     except OSError as error:
         raise NotPossible(f"git is needed to check out {commit[:10]}: {error}") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip()
-        raise NotPossible(f"commit {commit[:10]} is not in the history of {ROOT} (a shallow clone lacks it: git fetch --unshallow): {said}") from error
+        output = error.stderr.decode(errors="replace").strip()
+        raise NotPossible(f"commit {commit[:10]} is not in the history of {ROOT} (a shallow clone lacks it: git fetch --unshallow): {output}") from error
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
     return folder

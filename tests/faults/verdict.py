@@ -26,7 +26,7 @@ from stockstream.settings import Settings
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode
-from tests.faults.expected import KINDS, Key, Life, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
+from tests.faults.expected import KINDS, ExpectedLog, Key, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
 from tests.faults.workers import PATIENCE, Worker
 
 FOREIGN = "fuzz"
@@ -37,7 +37,7 @@ QUIET_S = 2.5
 
 @dataclass(slots=True)
 class Verdict:
-    """What was checked and what was wrong. `lost`, `invented`, `different` count by topic; `repeated` tellings with the same content are allowed."""
+    """The result of the checks. `lost`, `invented`, `different` count by topic; `repeated` messages with the same content are allowed."""
 
     offsets: int = 0
     rows: int = 0
@@ -65,7 +65,7 @@ class Verdict:
         counts = (
             f"{self.offsets} offsets checked: {self.rows} rows, {self.alerts} alerts, {self.predictions} predictions, {self.outcomes} outcomes, "
             f"{self.rejected} rejections, {self.archived} archived; lost {sum(self.lost.values())}, duplicated {sum(self.duplicated.values())}, "
-            f"different {sum(self.different.values())}, invented {sum(self.invented.values())}, told again {self.repeated}"
+            f"different {sum(self.different.values())}, invented {sum(self.invented.values())}, repeated {self.repeated}"
         )
         wrong = [f"{name} {dict(counter)}" for name in ("lost", "duplicated", "different", "invented") if (counter := getattr(self, name))]
         shown = self.faults[:12] + ([f"... and {len(self.faults) - 12} more"] if len(self.faults) > 12 else [])
@@ -77,18 +77,18 @@ class Observer:
 
     def __init__(self, settings: Settings, model: ScoringModel | None) -> None:
         self.settings, self.model = settings, model
-        self.lives: list[dict[int, list[RawRecord]]] = [{p: [] for p in range(settings.partitions)}]
-        self.told: dict[str, dict[Key, Counter[bytes]]] = {kind: {} for kind in KINDS}
+        self.raw_logs: list[dict[int, list[RawRecord]]] = [{p: [] for p in range(settings.partitions)}]
+        self.published: dict[str, dict[Key, Counter[bytes]]] = {kind: {} for kind in KINDS}
         self.closings: set[Key] = set()
         self.logs: dict[int, set[str]] = defaultdict(set)
         self.stored: dict[str, dict[int, dict[bytes, bytes]]] = {table: defaultdict(dict) for table in STATE_TABLES}
-        self.told_at: list[tuple[int, float]] = []
+        self.published_at: list[tuple[int, float]] = []
         """Partition and Kafka's time (epoch s) of each frame of `windows`."""
         self._closed_at: dict[tuple[int, str, int], float] = {}
         self.reasons: dict[Key, str] = {}
-        """Why a place was rejected."""
+        """The reason of each rejection."""
         self.ignored: set[int] = set()
-        """Partitions of which nothing is judged: forged messages have taken the place of ours."""
+        """Partitions that are not checked, because forged messages have taken the place of the pipeline's."""
         self._state_records: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._topics = {settings.topic(kind if kind != "rejected" else "ticks.rejected"): kind for kind in KINDS}
@@ -98,18 +98,18 @@ class Observer:
 
     @property
     def raw(self) -> dict[int, list[RawRecord]]:
-        return self.lives[-1]
+        return self.raw_logs[-1]
 
     def raw_end(self) -> dict[int, int]:
         return {p: records[-1].offset + 1 if records else 0 for p, records in self.raw.items()}
 
-    def new_life(self) -> None:
-        """`ticks.raw` was deleted and made again: what is read of it from now on is another log."""
-        self.lives.append({p: [] for p in range(self.settings.partitions)})
+    def new_log(self) -> None:
+        """Called after `ticks.raw` was deleted and created again: records read from now on belong to a new log."""
+        self.raw_logs.append({p: [] for p in range(self.settings.partitions)})
         self._positions = {tp: at for tp, at in self._positions.items() if tp.topic != self._raw}
 
     def forget_state(self) -> None:
-        """The changelogs are read again from their beginning with the next reading, as a restart would."""
+        """Makes the next reading read the changelogs from their beginning, as a restart would."""
         self.stored = {table: defaultdict(dict) for table in STATE_TABLES}
         self._state_records = {}
         self._positions = {tp: at for tp, at in self._positions.items() if tp.topic not in self._tables}
@@ -125,7 +125,7 @@ class Observer:
         return spans, counts
 
     def read(self, *, raw_only: bool = False, timeout_s: float = 60.0) -> None:
-        """Takes what has come since the last reading."""
+        """Reads what was published since the last reading."""
         deadline = time.monotonic() + PATIENCE * timeout_s
         while True:
             try:
@@ -193,7 +193,7 @@ class Observer:
             if kind == "windows":
                 frame = decode(record.value, WINDOWS_SCHEMA)
                 self.logs[place.partition].add(frame.log)
-                self.told_at.append((place.partition, record.timestamp / 1000))
+                self.published_at.append((place.partition, record.timestamp / 1000))
                 for closing in frame.closings:
                     self._closed_at.setdefault((place.partition, closing.source, closing.second), record.timestamp / 1000)
                 self.closings |= {(frame.log, place.partition, c.offset, c.source, c.after, c.second) for c in frame.closings}
@@ -204,12 +204,12 @@ class Observer:
                 items = [{"alerts": of_alert, "predictions": of_prediction, "rejected": of_rejection}[kind](record.value)]
             if kind == "rejected":
                 self.reasons[items[0][0]] = msgspec.json.decode(record.value)["reason"]
-            told = self.told[kind]
+            published = self.published[kind]
             for key, content in items:
-                told.setdefault(key, Counter())[content] += 1
+                published.setdefault(key, Counter())[content] += 1
 
     def closed_at(self) -> Iterator[tuple[int, str, int, float]]:
-        """(partition, source, end of its last second, Kafka's time of the frame that said so first) of each closing; times in epoch s."""
+        """(partition, source, end of its last second, Kafka's time of the frame that closed it first) of each closing; times in epoch s."""
         for (partition, source, second), at in self._closed_at.items():
             yield partition, source, second + 1, at
 
@@ -238,30 +238,30 @@ class Observer:
 
     # -- what must be -------------------------------------------------------
 
-    def expected(self) -> list[Life]:
-        """The lives of all partitions, in order of their logs."""
+    def expected_logs(self) -> list[ExpectedLog]:
+        """The expected output of every partition, for each log in the order of creation."""
         out = []
-        for number, life in enumerate(self.lives):
-            for partition, records in life.items():
+        for number, raw_log in enumerate(self.raw_logs):
+            for partition, records in raw_log.items():
                 ids = sorted(self.logs[partition])
                 if partition in self.ignored:
                     continue
-                at = number - len(self.lives) + len(ids)
-                log = ids[at] if 0 <= at < len(ids) else "none"
+                at = number - len(self.raw_logs) + len(ids)
+                log_id = ids[at] if 0 <= at < len(ids) else "none"
                 if records:
-                    out.append(expect(records, partition, self.settings, self.model, log))
+                    out.append(expect(records, partition, self.settings, self.model, log_id))
         return out
 
-    def missing(self, lives: list[Life]) -> str:
+    def missing(self, expected_logs: list[ExpectedLog]) -> str:
         """A short text on the output that is still missing; empty if none is."""
-        short = {kind: sum(1 for life in lives for key in getattr(life.told, kind) if key not in self.told[kind]) for kind in KINDS}
-        short["closings"] = sum(1 for life in lives for key in life.told.closings if key not in self.closings)
+        short = {kind: sum(1 for expected in expected_logs for key in getattr(expected.output, kind) if key not in self.published[kind]) for kind in KINDS}
+        short["closings"] = sum(1 for expected in expected_logs for key in expected.output.closings if key not in self.closings)
         return ", ".join(f"{count} {kind}" for kind, count in short.items() if count)
 
-    def settle(self, timeout_s: float) -> tuple[list[Life], str]:
+    def wait_until_complete(self, timeout_s: float) -> tuple[list[ExpectedLog], str]:
         """Waits until the raw log is idle, every second is closed and all output is there. Returns the logs, and what is missing after `timeout_s`."""
         deadline = time.monotonic() + PATIENCE * timeout_s
-        lives: list[Life] = []
+        expected_logs: list[ExpectedLog] = []
         missing = "not read yet"
         seen: dict[int, int] = {}
         since = time.monotonic()
@@ -275,12 +275,12 @@ class Observer:
             if time.monotonic() - since >= QUIET_S or late:
                 logs = {p: set(ids) for p, ids in self.logs.items()}
                 if judged != (now, logs):
-                    lives = self.expected()
+                    expected_logs = self.expected_logs()
                     judged = (dict(now), logs)
-                unclosed = sum(life.open_seconds for life in lives[-len(self.raw) :])
-                missing = self.missing(lives) or (f"{unclosed} sources with an open second" if unclosed else "")
+                unclosed = sum(expected.open_seconds for expected in expected_logs[-len(self.raw) :])
+                missing = self.missing(expected_logs) or (f"{unclosed} sources with an open second" if unclosed else "")
                 if not missing or late:
-                    return lives, missing
+                    return expected_logs, missing
             time.sleep(0.3)
 
     def verdict(
@@ -289,63 +289,67 @@ class Observer:
     ) -> Verdict:  # fmt: skip
         """Waits until the pipeline is idle, then checks everything; the workers' views only of these partitions, if they are given."""
         out = Verdict()
-        lives, missing = self.settle(timeout_s)
+        expected_logs, missing = self.wait_until_complete(timeout_s)
         if missing:
             out.fault(f"after {PATIENCE * timeout_s:.0f} s still missing: {missing}")
-        out.offsets = sum(len(life.records) for life in lives)
+        out.offsets = sum(len(expected.records) for expected in expected_logs)
         for partition, ids in self.logs.items():
-            if len(ids) != len([1 for life in lives if life.partition == partition]):
-                out.fault(f"partition {partition}: log ids {sorted(ids)} for {len(self.lives)} logs")
+            if len(ids) != len([1 for expected in expected_logs if expected.partition == partition]):
+                out.fault(f"partition {partition}: log ids {sorted(ids)} for {len(self.raw_logs)} logs")
         want: dict[str, dict[Key, set[bytes]]] = {kind: {} for kind in KINDS}
         closings: set[Key] = set()
-        for life in lives:
-            closings |= life.told.closings
+        for expected in expected_logs:
+            closings |= expected.output.closings
             for kind in KINDS:
-                for key, content in getattr(life.told, kind).items():
+                for key, content in getattr(expected.output, kind).items():
                     want[kind].setdefault(key, set()).add(content)  # a place in two logs may have been rejected in each
         for kind, name in zip(KINDS, ("rows", "alerts", "predictions", "outcomes", "rejected"), strict=True):
             self._judge(kind, want[kind], out)
             if kind == "windows" and out.different[kind]:
-                out.faults += self.explain(lives)
-            setattr(out, name, len(self.told[kind]))
+                out.faults += self.explain(expected_logs)
+            setattr(out, name, len(self.published[kind]))
         if lost := len(closings - self.closings):
             out.lost["closings"] = lost
         if invented := self.closings - closings:
             out.invented["closings"] = len(invented)
-            out.fault(f"closing {min(invented)} was told and the log has none such")
-        newest = {life.partition: life for life in lives}
+            out.fault(f"closing {min(invented)} was published, but the log has no such closing")
+        newest = {expected.partition: expected for expected in expected_logs}
         if states:
-            for partition, life in newest.items():
-                for fault in state_faults(life, {table: self.stored[table][partition] for table in STATE_TABLES}, self.settings, self.model, same_snapshots):
+            for partition, expected in newest.items():
+                stored = {table: self.stored[table][partition] for table in STATE_TABLES}
+                for fault in state_faults(expected, stored, self.settings, self.model, same_snapshots):
                     out.fault(fault)
         if archive is not None:
-            self._judge_archive(lives, archive, out, timeout_s)
+            self._judge_archive(expected_logs, archive, out, timeout_s)
         for worker in workers:
-            self._judge_views({p: life for p, life in newest.items() if view_partitions is None or p in view_partitions}, worker, out)
+            self._judge_views({p: expected for p, expected in newest.items() if view_partitions is None or p in view_partitions}, worker, out)
         return out
 
     def _judge(self, kind: str, want: Mapping[Key, set[bytes]], out: Verdict) -> None:
-        told = self.told[kind]
+        published = self.published[kind]
         for key, content in want.items():
-            got = told.get(key)
+            got = published.get(key)
             if got is None:
                 out.lost[kind] += 1
                 if out.lost[kind] == 1:
-                    out.fault(f"{kind}: {key} was never told")
+                    out.fault(f"{kind}: {key} was never published")
             elif set(got) != content:
                 out.different[kind] += 1
                 if out.different[kind] == 1:
-                    out.fault(f"{kind}: {key} was told with {len(got)} contents, {'the right one among them' if content & set(got) else 'none of them right'}")
-        for key, got in told.items():
+                    out.fault(f"{kind}: {key} was published with {len(got)} contents, {'one of them right' if content & set(got) else 'none of them right'}")
+        for key, got in published.items():
             out.repeated += got.total() - 1
             if key not in want:
                 out.invented[kind] += 1
                 if out.invented[kind] == 1:
-                    out.fault(f"{kind}: {key} was told and the log says nothing of it")
+                    out.fault(f"{kind}: {key} was published, but does not follow from the log")
 
-    def explain(self, lives: list[Life], most: int = 4) -> list[str]:
-        """What is different in the first rows that are: the topic is read once more, with its contents."""
-        wanted = {(life.log, row["symbol"], row["second"], row["offset"]): row for life in lives for frame in life.windows for row in frame.rows.to_pylist()}
+    def explain(self, expected_logs: list[ExpectedLog], most: int = 4) -> list[str]:
+        """Describes the first differing rows, after reading the topic once more with its contents."""
+        wanted = {
+            (expected.log, row["symbol"], row["second"], row["offset"]): row
+            for expected in expected_logs for frame in expected.windows for row in frame.rows.to_pylist()
+        }  # fmt: skip
         out: list[str] = []
 
         async def read() -> None:
@@ -376,13 +380,13 @@ class Observer:
 
     # -- the archive --------------------------------------------------------
 
-    def _judge_archive(self, lives: list[Life], root: Path, out: Verdict, timeout_s: float) -> None:
+    def _judge_archive(self, expected_logs: list[ExpectedLog], root: Path, out: Verdict, timeout_s: float) -> None:
         """Every raw offset once, with its bytes; every accepted tick once."""
-        want = {(life.log, life.partition, record.offset): record for life in lives for record in life.records}
+        want = {(expected.log, expected.partition, record.offset): record for expected in expected_logs for record in expected.records}
         deadline = time.monotonic() + PATIENCE * timeout_s
         got: Counter[Key] = Counter()
         ticks: Counter[Key] = Counter()
-        accepted = {(life.log, life.partition, offset, index) for life in lives for offset, index in life.accepted}
+        accepted = {(expected.log, expected.partition, offset, index) for expected in expected_logs for offset, index in expected.accepted}
         while True:
             store = FileStore(root)
             report = check(store) if root.exists() else None
@@ -415,9 +419,9 @@ class Observer:
 
     # -- the views ----------------------------------------------------------
 
-    def _judge_views(self, newest: Mapping[int, Life], worker: Worker, out: Verdict, timeout_s: float = 15.0) -> None:
+    def _judge_views(self, newest: Mapping[int, ExpectedLog], worker: Worker, out: Verdict, timeout_s: float = 15.0) -> None:
         deadline = time.monotonic() + PATIENCE * timeout_s
-        rows = [row for life in newest.values() for row in life.last_rows.values() if row["symbol"] not in life.several]
+        rows = [row for expected in newest.values() for row in expected.last_rows.values() if row["symbol"] not in expected.several]
         rows = rows[:: max(1, len(rows) // 24)]
         while True:
             wrong = []

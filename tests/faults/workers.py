@@ -208,5 +208,5 @@ class Worker:
     def last_words(self) -> str:
         """Its exit status and the end of its log, for a reader without access to the machine."""
         ended = ", ".join(str(status) for status, _ in self.exits) or "none"
-        head = f"{self.name}: {len(self.starts)} starts, ended by itself with status: {ended}; it said at the end:"
+        head = f"{self.name}: {len(self.starts)} starts, ended by itself with status: {ended}; its last lines:"
         return "\n  ".join([head, *self.text().splitlines()[-TOLD_LINES:]])
