@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`job` is `full` or `windows` (the peers'); `progress` says which part of the work is complete and confirmed."""
+    """`job` is `full` or `windows` (the peers'); `progress` returns the part of the work that is complete and confirmed."""
 
     name: str
     title: str
@@ -90,8 +90,8 @@ def _frames(place: Place, reader: Reader) -> float:
 
 def _predictions(place: Place, reader: Reader) -> float:
     """By predictions, of which every row has one; complete once the windows are, too."""
-    told = sum(reader.ends(place.prefix + "predictions").values()) / place.log.ticks
-    return told if told < 1.0 else min(1.0, _frames(place, reader))
+    published = sum(reader.ends(place.prefix + "predictions").values()) / place.log.ticks
+    return published if published < 1.0 else min(1.0, _frames(place, reader))
 
 
 def _rows(place: Place, reader: Reader) -> float:

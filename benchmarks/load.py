@@ -84,7 +84,7 @@ def publish(servers: str, log: Log, *, embedded: bool) -> int:
     producer = confluent().Producer(options)
     faults: list[str] = []
 
-    def told(error: Any, _: Any) -> None:
+    def confirmed(error: Any, _: Any) -> None:
         if error is not None:
             faults.append(str(error))
 
@@ -94,7 +94,7 @@ def publish(servers: str, log: Log, *, embedded: bool) -> int:
         nonlocal count
         while True:
             try:
-                producer.produce(log.topic, value, key, partition, told, timestamp=timestamp)
+                producer.produce(log.topic, value, key, partition, confirmed, timestamp=timestamp)
                 break
             except BufferError:
                 producer.poll(0.1)

@@ -52,7 +52,7 @@ class Kafka:
 
     @property
     def done(self) -> bool:
-        """The embedded broker says the place of its last batch for the end, which may have more records: what fetches tell of the end counts as well."""
+        """The embedded broker reports the position of its last batch as the end, but that batch may hold more records, so fetches count too."""
         return all(self.next[p] >= max(end, self.consumer.get_watermark_offsets(self.places[p], cached=True)[1]) for p, end in self.ends.items())
 
     def poll(self) -> dict[int, list[Any]]:

@@ -128,7 +128,7 @@ class Process:
 
 
 def measure(process: Process, progress: Callable[[], float], *, ends_itself: bool, timeout_s: float, interval_s: float = 0.25) -> Cost:
-    """Follows a process until its work is complete (`progress` 1.0), ends it, and says what it cost. Raises `BenchmarkError`."""
+    """Follows a process until its work is complete (`progress` 1.0), ends it, and returns its cost. Raises `BenchmarkError`."""
     half: tuple[float, float] | None = None
     done = peak = 0.0
     complete: tuple[float, float] | None = None

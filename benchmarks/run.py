@@ -139,7 +139,7 @@ def check(place: Place, measured: Measured, reference: Rows, rows: Rows, symbols
             raise BenchmarkError(f"{measured.contender.name}: the archive holds {archived} of {records} records")
 
 
-def told(values: Sequence[float], form: str = ",.0f") -> str:
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
     """Median and range."""
     if not values:
         return ""
@@ -164,8 +164,8 @@ def table(log: Log, results: Sequence[Measured]) -> str:
         job = "no-archive" if measured.contender.name == "line-no-archive" and bases["no-archive"] else measured.contender.job
         rates, part = measured.rates(log), ratio(measured.rates(log), bases[job])
         lines.append(
-            f"| {measured.contender.title} | {told(rates)} | {told(measured.warm(log))} | {told([c.cpu_s for c in measured.costs], '.2f')} "
-            f"| {told([c.wall_s for c in measured.costs], '.2f')} | {told([c.rss_mb for c in measured.costs])} | {'' if part is None else f'{part:.2f}'} |"
+            f"| {measured.contender.title} | {spread(rates)} | {spread(measured.warm(log))} | {spread([c.cpu_s for c in measured.costs], '.2f')} "
+            f"| {spread([c.wall_s for c in measured.costs], '.2f')} | {spread([c.rss_mb for c in measured.costs])} | {'' if part is None else f'{part:.2f}'} |"
         )
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from benchmarks.environments import ROOT, BenchmarkError, cache, confluent, site
 from benchmarks.load import Log, text_of
 from benchmarks.outputs import Reader
 from benchmarks.processes import Host, Process, cpu_of, measure, peak_mb
-from benchmarks.run import PREFIX, clear, loaded, once, say, told
+from benchmarks.run import PREFIX, clear, loaded, once, say, spread
 from stockstream.transforms.partitioning import home_partition
 
 Result = tuple[str, dict[str, Any]]
@@ -102,7 +102,7 @@ class Feed(threading.Thread):
             try:
                 self._producer.produce(self._topic, value, key, partition, confirmed)
                 return
-            except BufferError:                                          # the broker stands still: `late_ms` will tell
+            except BufferError:                                          # the broker stalls: `late_ms` shows it
                 self._producer.poll(0.1)
 
 
@@ -334,7 +334,7 @@ def workers(options: argparse.Namespace) -> Result:
             shutil.rmtree(folder, ignore_errors=True)
             say(f"one {one[-1]:.1f}, two {two[-1]:.1f} us a tick")
     more = statistics.median(two) / statistics.median(one) - 1
-    text = f"| workers | us CPU a tick, start-up taken off |\n| --- | ---: |\n| one | {told(one, '.1f')} |\n| two | {told(two, '.1f')} |\n"
+    text = f"| workers | us CPU a tick, start-up taken off |\n| --- | ---: |\n| one | {spread(one, '.1f')} |\n| two | {spread(two, '.1f')} |\n"
     text += f"\ntwo against one: {more:+.1%}\n"
     return text, {"ticks": options.ticks, "startup_cpu_s": start, "one_us": one, "two_us": two, "more": more}
 

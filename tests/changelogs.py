@@ -13,7 +13,7 @@ from stockstream.transforms.changelog_index import ChangelogIndex
 
 
 class Changelog:
-    """Records in the order of writing, compacted now and then; confirmations come late, and some do not say where the records are."""
+    """Records in the order of writing, compacted now and then; confirmations come late, and some do not give the offsets."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -23,7 +23,7 @@ class Changelog:
         self.read_records = 0
 
     def write(self, records: Sequence[tuple[bytes, bytes]], index: ChangelogIndex | None = None) -> None:
-        """Appends the records; `index` is told where they are, now or later. Without one the writer has died."""
+        """Appends the records; `index` receives their offsets, now or later. Without an index the writer has died."""
         if not records:
             return
         first = self.end
@@ -39,7 +39,7 @@ class Changelog:
                 index.confirmed(*waiting.popleft())
 
     def take_over(self, old: ChangelogIndex, new: ChangelogIndex) -> None:
-        """What `old` waits to be told is told to its copy."""
+        """Confirms to the copy what `old` waits for."""
         self._unconfirmed[id(new)] = new, self._unconfirmed.pop(id(old), (old, deque()))[1]
 
     def _compact(self) -> None:

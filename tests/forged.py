@@ -40,12 +40,12 @@ def good_frames() -> list[tuple[pa.Schema, Frame]]:
 
 def stream_of(frame: Frame, rows: pa.RecordBatch, *, codec: str | None = None, times: int = 1, metadata: dict[bytes, bytes] | None = None) -> bytes:
     """The frame's metadata over any rows, as an Arrow IPC stream."""
-    told = dict(pa.ipc.open_stream(encode(frame)).schema.metadata) | (metadata or {})
-    schema = rows.schema.with_metadata(told)
+    metadata_of = dict(pa.ipc.open_stream(encode(frame)).schema.metadata) | (metadata or {})
+    schema = rows.schema.with_metadata(metadata_of)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
         for _ in range(times):
-            writer.write_batch(rows.replace_schema_metadata(told))
+            writer.write_batch(rows.replace_schema_metadata(metadata_of))
     written: bytes = sink.getvalue().to_pybytes()
     return written
 

@@ -24,8 +24,8 @@ SETTINGS = [f"STOCKSTREAM_{name.upper()}" for name in Settings.model_fields]
 def tracked_files() -> Iterator[Path]:
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    told = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    return (ROOT / name for name in told.split("\0") if name and (ROOT / name).is_file())
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return (ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file())
 
 
 def documentation(name: str) -> str:

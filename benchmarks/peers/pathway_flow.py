@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (Pathway is in an environment of its own)
-"""The peers' job in Pathway: a stateful reducer a symbol that says the rows that each minibatch closed.
+"""The peers' job in Pathway: a stateful reducer a symbol that returns the rows that each minibatch closed.
 
 Its sliding windows would hold each bar 300 times. The state is in memory: Pathway's persistence of a custom reducer pickles all of it for each minibatch.
 """
@@ -31,8 +31,8 @@ class Said:
 
 
 @pw.reducers.stateful_many
-def roll(said, rows):
-    state = said.value.state if said is not None else Rolling()
+def roll(rolled, rows):
+    state = rolled.value.state if rolled is not None else Rolling()
     out = []
     for (symbol, event_time, price, size), count in sorted(rows, key=lambda row: row[0][1]):
         if count > 0:
@@ -44,9 +44,9 @@ def roll(said, rows):
 
 settings = {"bootstrap.servers": SERVERS, "group.id": APPLICATION, "auto.offset.reset": "earliest", "compression.type": "lz4"}
 ticks = pw.io.kafka.read(settings, INPUT, format="json", schema=Tick, autocommit_duration_ms=100).filter(pw.this.symbol.is_not_none())
-said = ticks.groupby(pw.this.symbol).reduce(said=roll(pw.this.symbol, pw.this.event_time, pw.this.price, pw.this.size))
-news = said.to_stream().filter(pw.this.is_upsert)
-rows = news.select(row=pw.apply_with_type(lambda said: said.value.rows, tuple[str, ...], pw.this.said)).flatten(pw.this.row)
+rolled = ticks.groupby(pw.this.symbol).reduce(rolled=roll(pw.this.symbol, pw.this.event_time, pw.this.price, pw.this.size))
+news = rolled.to_stream().filter(pw.this.is_upsert)
+rows = news.select(row=pw.apply_with_type(lambda rolled: rolled.value.rows, tuple[str, ...], pw.this.rolled)).flatten(pw.this.row)
 pw.io.kafka.write(rows, settings, OUTPUT, format="plaintext", value=rows.row)
 
 if __name__ == "__main__":

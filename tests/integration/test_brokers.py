@@ -175,8 +175,8 @@ async def test_kafka_3_with_zookeeper_as_in_the_owners_notes(zookeeper: Cluster)
 
 
 def alive(pid: int) -> bool:
-    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(told) and not told.startswith("Z")
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 def wait_until_gone(pids: list[int]) -> None:

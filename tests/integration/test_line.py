@@ -261,8 +261,8 @@ def test_a_second_replay_of_the_same_file_is_refused_in_words(line: Line, tmp_pa
     day = generated_day(seconds=2_000)
     path = tmp_path / "generated.csv"
     day.assign(event_time=pd.to_datetime(day.event_time, unit="ms", utc=True)).to_csv(path, index=False)
-    said = line.command("replay", str(path), "--speed", "max", "--source", "replay.generated", status=1)
-    assert "--rebase" in said and "--prefix" in said
+    output = line.command("replay", str(path), "--speed", "max", "--source", "replay.generated", status=1)
+    assert "--rebase" in output and "--prefix" in output
 
 
 def test_the_real_day_replayed_equals_pandas(line: Line) -> None:
@@ -312,13 +312,13 @@ def test_bad_input_is_rejected_with_its_place_and_nobody_stumbles(line: Line) ->
     expected = {(p, o, 0): reason for (p, o), reason in zip(places[1::2], [reason for reason, _ in bad], strict=False)} | {(*places[-1], 1): "invalid_type"}
     wait_until(lambda: line.metric("stockstream_ticks_rejected_total") >= rejected + len(expected), LONGEST_S, "rejections counted")
     wait_until(lambda: line.metric("stockstream_ticks_accepted_total") >= accepted + len(bad) + 2, LONGEST_S, "neighbours accepted")
-    told = [json.loads(record.value) for record in line.read("ticks.rejected")]
-    told = [r for r in told if (r["partition"], r["offset"]) in set(places)]
-    assert {(r["partition"], r["offset"], r["index"]): r["reason"] for r in told} == expected
-    assert len(told) == len(expected)
+    rejections = [json.loads(record.value) for record in line.read("ticks.rejected")]
+    rejections = [r for r in rejections if (r["partition"], r["offset"]) in set(places)]
+    assert {(r["partition"], r["offset"], r["index"]): r["reason"] for r in rejections} == expected
+    assert len(rejections) == len(expected)
     originals = {place: value for place, (_, value) in zip(places, values, strict=True)}
-    assert all(r.get("value") is None or r["index"] == 1 or r["value"].encode() == originals[r["partition"], r["offset"]] for r in told)
-    assert all(r["detail"] for r in told)
+    assert all(r.get("value") is None or r["index"] == 1 or r["value"].encode() == originals[r["partition"], r["offset"]] for r in rejections)
+    assert all(r["detail"] for r in rejections)
     assert line.worker.exits == []
 
 

@@ -21,10 +21,10 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = README.partition("## Five minutes with your own data")[2].partition("\n## ")[0]
 
 
-def until(condition: Callable[[], bool], told: Callable[[], str]) -> None:
+def until(condition: Callable[[], bool], text: Callable[[], str]) -> None:
     deadline = time.monotonic() + 2 * PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, told()
+        assert time.monotonic() < deadline, text()
         time.sleep(0.1)
 
 
