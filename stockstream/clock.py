@@ -8,5 +8,5 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def now_s() -> float:
-    """Seconds since some fixed moment of this boot (Linux: CLOCK_BOOTTIME; elsewhere `time.monotonic`, which may stop in suspend)."""
+    """Seconds since a fixed time of this boot (Linux: CLOCK_BOOTTIME; elsewhere `time.monotonic`, which may stop in suspend)."""
     return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)

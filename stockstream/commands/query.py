@@ -21,7 +21,7 @@ from stockstream.sinks.stores import require_folder
 from stockstream.wording import counted
 
 TABLE_ROWS = 100
-"""A table on a screen ends here unless `--limit` says otherwise; CSV and JSON are whole."""
+"""The most rows of a table without `--limit`; CSV and JSON are complete."""
 
 RAW_COLUMNS = {
     "partition": "INTEGER", "offset": "BIGINT", "timestamp": "BIGINT", "key": "VARCHAR", "value": "VARCHAR", "key_base64": "VARCHAR", "value_base64": "VARCHAR",

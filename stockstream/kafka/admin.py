@@ -33,7 +33,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 NEW_TOPICS_S = 15.0
 NEW_TOPICS_PAUSE_S = 0.05
 MESSAGE_BYTES = 1_048_588
-"""`max.message.bytes` of stockstream's topics: Kafka's default, whatever the broker is configured to."""
+"""`max.message.bytes` of stockstream's topics: Kafka's default, set regardless of the broker's configuration."""
 LEAST_MESSAGE_BYTES = MAX_BATCH_BYTES + 4_096
 """Room for a batch, its header, and what a codec adds to bytes that it cannot compress."""
 RETRY_S = (0.5, 1.0, 2.0, 5.0)
@@ -170,7 +170,7 @@ def _embedded(cluster: dict[str, Any]) -> bool:
 async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, waiting: Callable[[str], None] = lambda what: None) -> bool:
     """Creates missing topics; checks the partition counts of existing ones, and corrects their configuration.
 
-    Returns whether the broker is the embedded one, which keeps the producers' timestamps whatever the configuration.
+    Returns whether the broker is the embedded one, which keeps the producers' timestamps regardless of the configuration.
 
     Retries while brokers are unreachable or too few for the replicas, forever if `timeout_s` is None. `waiting` is called with what the start is waiting
     for, as text. Raises `BrokerError` after `timeout_s` seconds, and `TopicError` on a wrong partition count.

@@ -83,7 +83,7 @@ class MarketDataSource(Protocol):
         ...
 
     def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
-        """Metadata of those symbols that the source knows. Called in another thread than the other methods."""
+        """Metadata of those symbols for which the source has any. Called in another thread than the other methods."""
         ...
 
     def stream(self) -> AsyncIterator[Batch]:

@@ -1,9 +1,9 @@
 """Recorded trades or one-second bars, from Parquet or CSV, as a source.
 
 A trade file has the columns `symbol event_time price size` and may have `bid ask bid_size ask_size` and the optional texts of a tick; a bar file has
-`symbol event_time close volume` and may have `bid ask bid_size ask_size`, its event time being the start of the second. Other columns are left out. An
-`event_time` is a timestamp (UTC where it names no zone) or an integer, epoch ms. A bar is a tick at the second's last millisecond; without a volume it is
-a quote. Equal rows are not duplicates: the ticks carry no `seq`.
+`symbol event_time close volume` and may have `bid ask bid_size ask_size`, its event time being the start of the second. Other columns are ignored. An
+`event_time` is a timestamp (UTC if it has no time zone) or an integer, epoch ms. A bar is a tick at the second's last millisecond; without a volume it is
+a quote. Equal rows are separate ticks, because the ticks carry no `seq`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows that can be ticks, in file order. Prices and quotes NaN where there is none."""
+    """Rows that can be ticks, in file order. Prices and quotes are NaN if there is none."""
 
     symbols: pa.DictionaryArray
     times: NDArray[np.int64]
@@ -102,7 +102,7 @@ class Recording:
         self._read = [*_REQUIRED[self.kind], *(name for name in optional if name in columns)]
 
     def survey(self) -> Survey:
-        """Read the whole file once. Raises `SourceError` where no row can be a tick."""
+        """Reads the whole file once. Raises `SourceError` if no row is a valid tick."""
         found = Survey()
         newest: int | None = None
         for chunk in self.chunks():
@@ -297,7 +297,7 @@ class ReplaySource:
 
 
 def source_name(recording: Recording, *, rebased: bool = False) -> str:
-    """`replay.<file stem>` and what makes the feed another one: the same for the same file and options, so that a second replay is known as such."""
+    """`replay.<file stem>` and the options that change the feed: the same for the same file and options, so that a second replay is recognised."""
     parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", recording.path.stem)]
     parts += ["bars"] if recording.kind == "bars" else []
     parts += ["+".join(sorted(recording.symbols))] if recording.symbols else []
@@ -367,7 +367,7 @@ def _texts(column: pa.Array) -> pa.DictionaryArray:
 
 
 def _numbers(column: pa.Array) -> NDArray[np.float64]:
-    """Floats, NaN where there is no number."""
+    """Floats, NaN for a text that is not a number."""
     try:
         column = column.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -383,7 +383,7 @@ def _number(text: str | None) -> float:
 
 
 def _times(column: pa.Array, path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Epoch ms, and where there is a time at all."""
+    """Epoch ms, and a mask of the rows that have a time."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = _times_of_text(column)
     if pa.types.is_timestamp(column.type):

@@ -13,8 +13,8 @@ LOADED = "import gc, os, stockstream; stockstream.app; print(gc.isenabled(), gc.
 @pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")])
 def test_a_worker_loads_without_collections_and_threads_and_collects_afterwards(given: dict[str, str], threads: str) -> None:
     ours = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
-    told = subprocess.run([sys.executable, "-c", LOADED], env=ours | given, capture_output=True, text=True, check=True).stdout
-    assert told.split() == ["True", "True", threads]
+    reported = subprocess.run([sys.executable, "-c", LOADED], env=ours | given, capture_output=True, text=True, check=True).stdout
+    assert reported.split() == ["True", "True", threads]
 
 
 LINE = """
@@ -45,7 +45,7 @@ Worker.__new__(Worker).execute_from_commandline()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "daemon", "status", "told"),
+    ("given", "daemon", "status", "reported"),
     [
         (0, True, 0, ["registered", "at once"]),
         (3, True, 3, ["registered", "at once"]),
@@ -54,9 +54,9 @@ Worker.__new__(Worker).execute_from_commandline()
     ],
     ids=["stopped", "failed", "a thread at work", "no status"],
 )
-def test_a_worker_that_has_ended_goes_at_once(given: int | str, daemon: bool, status: int, told: list[str]) -> None:
+def test_a_worker_that_has_ended_goes_at_once(given: int | str, daemon: bool, status: int, reported: list[str]) -> None:
     ended = subprocess.run([sys.executable, "-c", ENDING.format(given=given, daemon=daemon)], capture_output=True, text=True, check=False, timeout=60)
-    assert (ended.returncode, ended.stdout.splitlines()) == (status, told), ended.stderr
+    assert (ended.returncode, ended.stdout.splitlines()) == (status, reported), ended.stderr
 
 
 def test_there_is_nothing_else_to_load() -> None:

@@ -19,8 +19,8 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that only waits to be reaped does not."""
-    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(told) and not told.startswith("Z")
+    reported = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return bool(reported) and not reported.startswith("Z")
 
 
 def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
@@ -56,9 +56,9 @@ def test_what_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 def test_output_and_environment(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as output:
-        child = Child([sys.executable, "-c", "import os, sys; print(os.environ['A'], file=sys.stderr)"], output=output, environment={"A": "told"})
+        child = Child([sys.executable, "-c", "import os, sys; print(os.environ['A'], file=sys.stderr)"], output=output, environment={"A": "reported"})
     assert child.wait(60) == 0
-    assert log.read_text() == "told\n"
+    assert log.read_text() == "reported\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason=NO_WATCHDOG)

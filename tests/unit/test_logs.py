@@ -29,7 +29,7 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def told(request: pytest.FixtureRequest) -> tuple[Lines, Clock]:
+def reported(request: pytest.FixtureRequest) -> tuple[Lines, Clock]:
     lines, now = Lines(), Clock()
     lines.addFilter(Repeats(now=now))
     return lines, now
@@ -39,8 +39,8 @@ def log(handler: logging.Handler, name: str, level: int, text: str, *arguments: 
     handler.handle(logging.LogRecord(name, level, __file__, 1, text, arguments, None))
 
 
-def test_repeats_are_one_line_and_then_a_summary_at_growing_intervals(told: tuple[Lines, Clock]) -> None:
-    lines, now = told
+def test_repeats_are_one_line_and_then_a_summary_at_growing_intervals(reported: tuple[Lines, Clock]) -> None:
+    lines, now = reported
     for number in range(100_000):
         log(lines, "aiokafka.client", logging.ERROR, "Unable connect to node with id %s: %s", number % 3, OSError(111, f"refused {number}"))
         now.now += 2**-10                                                # adds up without rounding
@@ -49,8 +49,8 @@ def test_repeats_are_one_line_and_then_a_summary_at_growing_intervals(told: tupl
     assert "refused" in last_fault()
 
 
-def test_a_new_kind_is_never_hidden(told: tuple[Lines, Clock]) -> None:
-    lines, _ = told
+def test_a_new_kind_is_never_hidden(reported: tuple[Lines, Clock]) -> None:
+    lines, _ = reported
     for text in ("a fault of 'x'", "a fault of 'y'", "another fault", "a fault of 'z'"):
         log(lines, "aiokafka.client", logging.ERROR, text)
     log(lines, "aiokafka.client", logging.CRITICAL, "a fault of 'x'")
@@ -58,16 +58,16 @@ def test_a_new_kind_is_never_hidden(told: tuple[Lines, Clock]) -> None:
     assert lines.lines == ["a fault of 'x'", "another fault", "a fault of 'x'", "a fault of 'x'"]
 
 
-def test_after_a_quiet_time_a_kind_is_new_again(told: tuple[Lines, Clock]) -> None:
-    lines, now = told
+def test_after_a_quiet_time_a_kind_is_new_again(reported: tuple[Lines, Clock]) -> None:
+    lines, now = reported
     for pause in (0.0, QUIET_S + FIRST_SUMMARY_S):
         now.now += pause
         log(lines, "aiokafka.client", logging.ERROR, "away")
     assert lines.lines == ["away", "away"]
 
 
-def test_our_own_lines_pass_and_notices_of_libraries_do_not(told: tuple[Lines, Clock]) -> None:
-    lines, _ = told
+def test_our_own_lines_pass_and_notices_of_libraries_do_not(reported: tuple[Lines, Clock]) -> None:
+    lines, _ = reported
     for _ in range(3):
         log(lines, "stockstream.kafka.client", logging.INFO, "ours")
         log(lines, "faust.tables.recovery", logging.INFO, "a table")
@@ -90,10 +90,10 @@ def test_two_handlers_agree() -> None:
     assert one.lines == other.lines == ["away"]
 
 
-def test_an_outage_is_told_once_again_where_its_reason_changes_and_when_it_is_over() -> None:
-    said: list[str] = []
+def test_an_outage_is_reported_once_again_where_its_reason_changes_and_when_it_is_over() -> None:
+    messages: list[str] = []
     now = Clock()
-    outage = Outage("broker lost", "broker back after", said.append, now)
+    outage = Outage("broker lost", "broker back after", messages.append, now)
     outage.back()
     for reason, pause in (("refused", 1.0), ("refused", 2.0), ("no route", 3.0), ("no route", REMIND_S), ("no route", 1.0)):
         state = outage.away(reason)
@@ -101,7 +101,7 @@ def test_an_outage_is_told_once_again_where_its_reason_changes_and_when_it_is_ov
         now.now += pause
     outage.back()
     outage.back()
-    assert said == [
+    assert messages == [
         "broker lost: refused", "broker lost: no route (for 3 s)",
         f"broker lost: no route (for {6 + REMIND_S:.0f} s)", f"broker back after {7 + REMIND_S:.0f} s",
     ]  # fmt: skip

@@ -27,7 +27,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
-def test_what_is_told_is_exposed() -> None:
+def test_what_is_reported_is_exposed() -> None:
     m = Metrics(Clock())
     m.ticks_accepted(5)
     m.ticks_rejected("late", 2)

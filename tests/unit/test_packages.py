@@ -31,7 +31,7 @@ def test_ours_are_found() -> None:
     require_own_packages()
 
 
-def test_a_package_of_the_same_name_elsewhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
+def test_a_package_of_the_same_name_elsewhere_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
     ours = _packages(tmp_path / "ours", *OURS)
     other = _packages(tmp_path / "other", "tables")
     monkeypatch.syspath_prepend(ours)
@@ -41,7 +41,7 @@ def test_a_package_of_the_same_name_elsewhere_is_told(tmp_path: Path, monkeypatc
         require_own_packages(ours)
 
 
-def test_a_module_in_the_place_of_a_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
+def test_a_module_in_the_place_of_a_package_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
     ours = _packages(tmp_path, "tables", "models")
     (tmp_path / "agents.py").touch()
     monkeypatch.syspath_prepend(ours)
@@ -49,7 +49,7 @@ def test_a_module_in_the_place_of_a_package_is_told(tmp_path: Path, monkeypatch:
         require_own_packages(ours)
 
 
-def test_two_distributions_in_one_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
+def test_two_distributions_in_one_folder_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> None:
     ours = _packages(tmp_path / "site-packages", *OURS)
     monkeypatch.syspath_prepend(ours)
 

@@ -31,12 +31,12 @@ def _archive(root: Path) -> None:
     """Two objects; the second one has a tick that comes late and one that shares its second with the first object's last."""
     store = FileStore(root)
     chain = Chain(store, "log1", 2)
-    told: list[tuple[int, list[tuple[str, int, float | None, int]]]] = [
+    reported: list[tuple[int, list[tuple[str, int, float | None, int]]]] = [
         (0, [("A", T0, 10.0, 5), ("B", T0 + 1_500, 7.0, 1)]),
         (1, [("A", T0 + 30_900, 12.0, 5), ("A", T0 + 59_900, 11.0, 10), ("A", T0 + 60_000, 11.5, 1), ("A", T0 + 60_100, None, 0)]),
         (2, [("A", T0 + 59_100, 11.25, 4), ("A", T0 + 40_000, 9.0, 2)]),
     ]
-    for offset, rows in told:
+    for offset, rows in reported:
         chain.append([Piece(offset, range(offset, offset + 1), T0 // 3_600_000, lines(2, [_Record(offset, b"{%d}" % offset)]))])
         table = pa.Table.from_pylist(
             [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n, "offset": offset, "index": i} for i, (s, at, p, n) in enumerate(rows)],
@@ -113,9 +113,9 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path, sql: str) -> None:
 
 def test_without_sql_it_says_what_can_be_asked(tmp_path: Path) -> None:
     _archive(tmp_path)
-    told = _run(tmp_path).stdout
+    reported = _run(tmp_path).stdout
     for view in query.VIEWS:
-        assert f"{view}: " in told
+        assert f"{view}: " in reported
     assert _run(tmp_path, query.EXAMPLE).exit_code == 0
 
 
@@ -136,8 +136,8 @@ def test_verify_tells_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     middle.unlink()
     bad = CliRunner().invoke(verify.command, arguments, standalone_mode=False)
     assert bad.return_value == 1 and "offsets 1 to 1 of log log1, partition 2 are missing before it" in bad.stdout
-    told = json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)
-    assert told["ok"] is False and told["faults"]
+    reported = json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)
+    assert reported["ok"] is False and reported["faults"]
 
 
 def _verify(root: Path, *arguments: str) -> Result:
@@ -149,8 +149,8 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
     chain = Chain(FileStore(tmp_path), "log1", 2)
     chain.open()
     chain.append([Piece(3, range(3, 4), T0 // 3_600_000, lines(2, [_Record(3, b"{3}")]))])
-    told = _verify(tmp_path)
-    assert told.return_value == 0 and told.stdout.splitlines() == [
+    reported = _verify(tmp_path)
+    assert reported.return_value == 0 and reported.stdout.splitlines() == [
         "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 holes) in 4 objects; processed through 2 of 3: 1 raw record not processed yet, 8 ticks",
         "every raw record is archived once: 1 chain, 4 records; 1 raw record of 1 chain not processed yet (a worker on the same log processes them)",
     ]
@@ -161,14 +161,14 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
 def test_verify_says_so_where_nothing_is_processed(tmp_path: Path) -> None:
     chain = Chain(FileStore(tmp_path), "log1", 0)
     chain.append([Piece(0, range(2), T0 // 3_600_000, lines(0, [_Record(0, b"{0}"), _Record(1, b"{1}")]))])
-    told = _verify(tmp_path)
-    assert told.return_value == 0 and "in 1 object; processed nothing of 2: 2 raw records not processed yet, 0 ticks" in told.stdout
-    assert "-1" not in told.stdout and "all is well" not in told.stdout
+    reported = _verify(tmp_path)
+    assert reported.return_value == 0 and "in 1 object; processed nothing of 2: 2 raw records not processed yet, 0 ticks" in reported.stdout
+    assert "-1" not in reported.stdout and "all is well" not in reported.stdout
 
 
 def test_an_archive_without_anything_is_no_archive_that_is_well(tmp_path: Path) -> None:
-    told = _verify(tmp_path)
-    assert told.return_value == 1 and told.stdout == "" and told.stderr == f"{tmp_path} holds no archive yet\n"
+    reported = _verify(tmp_path)
+    assert reported.return_value == 1 and reported.stdout == "" and reported.stderr == f"{tmp_path} holds no archive yet\n"
     answer = json.loads(_verify(tmp_path, "--json").stdout)
     assert answer["ok"] is False and answer["faults"] == [f"{tmp_path} holds no archive yet"]
 

@@ -86,9 +86,9 @@ def file(folder: Path, rows: int = 100, name: str = "day.parquet") -> Path:
 async def test_every_tick_goes_to_its_home_in_order_and_the_last_second_is_closed(tmp_path: Path, frame: int, paced: bool) -> None:
     producer = FakeProducer()
     publisher = Publisher(producer, "raw", 8, frame)
-    told: list[int] = []
-    ticks = await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "replay.day"), publisher, paced=paced, advance=told.append)
-    assert ticks == sum(told) == 100 and producer.topics == {"raw"}
+    reported: list[int] = []
+    ticks = await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "replay.day"), publisher, paced=paced, advance=reported.append)
+    assert ticks == sum(reported) == 100 and producer.topics == {"raw"}
     assert set(producer.log) == HOMES
     total = 0
     for partition, records in producer.log.items():
@@ -123,7 +123,7 @@ async def test_a_message_too_large_is_an_error() -> None:
     (["x", "--speed", "fast"], "neither 'max' nor", 2), (["x", "--speed", "-1"], "neither", 2),
     (["x", "--rebase", "--speed", "60"], "leave --speed out", 2), (["x", "--frames", "0"], "--frames", 2), (["x", "--source", ""], "--source", 2),
 ])  # fmt: skip
-def test_wrong_options_are_told(arguments: list[str], says: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_reported(arguments: list[str], says: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["replay", *arguments]) == code
     assert says in capsys.readouterr().err
 
@@ -186,8 +186,8 @@ def test_the_command_publishes_and_foresees_rejections(
 
     asyncio.run(say_latest("replay.day", START // 1000 + 35))
     assert cli.run(["replay", str(path)]) == 1
-    told = capsys.readouterr().err
-    assert "has been replayed into this log before" in told and "--rebase" in told and "--prefix" in told
+    reported = capsys.readouterr().err
+    assert "has been replayed into this log before" in reported and "--rebase" in reported and "--prefix" in reported
     asyncio.run(say_latest("simulated.1", START // 1000 + 10**6))
     assert cli.run(["replay", str(path), "--limit", "9"]) == 1
     assert "AIG belongs to simulated.1" in capsys.readouterr().err

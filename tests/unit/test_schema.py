@@ -125,11 +125,11 @@ def test_the_header_is_the_one_sent() -> None:
 
 @pytest.mark.parametrize(("channel", "message", "columns"), [("ticksClean", "ticks", TICKS_SCHEMA), ("windows", "rows", WINDOWS_SCHEMA)])
 def test_frames_are_as_described(channel: str, message: str, columns: Any) -> None:
-    told = document()["channels"][channel]["messages"][message]["payload"]["schema"]
-    assert [(column["name"], column["type"]) for column in told["columns"]] == [(column.name, str(column.type)) for column in columns]
+    reported = document()["channels"][channel]["messages"][message]["payload"]["schema"]
+    assert [(column["name"], column["type"]) for column in reported["columns"]] == [(column.name, str(column.type)) for column in columns]
     sent = results().windows[-1] if channel == "windows" else results().clean[-1]
     metadata = pa.ipc.open_stream(frames.encode(sent)).schema.metadata
-    assert {name.decode() for name in metadata} == set(told["metadata"])
+    assert {name.decode() for name in metadata} == set(reported["metadata"])
     assert frames.decode(frames.encode(sent), columns).rows.schema.equals(columns)
 
 
@@ -147,15 +147,15 @@ def test_ticks_as_sources_write_them() -> None:
 
 
 def test_what_the_line_says() -> None:
-    said = results()
-    holds("Rejection", [encode(rejection) for rejection in said.rejections])
-    assert {alert.state for alert in said.alerts} == {"opened", "closed"}
-    holds("Alert", [encode(alert) for alert in said.alerts])
-    holds("LatestRow", [encode(row) for row in said.rows().to_pylist()[:50]])
-    holds("Prediction", [value for scored in said.scored for value in encode_predictions(scored, 1, {"total": 1})])
-    holds("Outcomes", [value for scored in said.scored for value in encode_outcomes(scored, 1)])
+    lines = results()
+    holds("Rejection", [encode(rejection) for rejection in lines.rejections])
+    assert {alert.state for alert in lines.alerts} == {"opened", "closed"}
+    holds("Alert", [encode(alert) for alert in lines.alerts])
+    holds("LatestRow", [encode(row) for row in lines.rows().to_pylist()[:50]])
+    holds("Prediction", [value for scored in lines.scored for value in encode_predictions(scored, 1, {"total": 1})])
+    holds("Outcomes", [value for scored in lines.scored for value in encode_outcomes(scored, 1)])
     detector = Detector(0)
-    found = [detector.take_frame(frame) for frame in said.windows]
+    found = [detector.take_frame(frame) for frame in lines.windows]
     holds("MarketSummary", [encode(summary) for detected in found if detected is not None for summary in detected.markets])
 
 

@@ -58,7 +58,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPat
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_password_is_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_never_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch, {"SASL_PASSWORD": "secret"})
     with pytest.raises(SettingsError) as refused:
         load_settings()

@@ -103,8 +103,8 @@ def test_a_refused_start_is_one_line_whatever_the_log_level(tmp_path: Path, sett
     ended = subprocess.run(
         command("-l", "error"), env=environment(tmp_path, **settings), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
-    told = (ended.stdout + ended.stderr).splitlines()
-    assert ended.returncode == REFUSED and len(told) == 1 and line in told[0], told
+    reported = (ended.stdout + ended.stderr).splitlines()
+    assert ended.returncode == REFUSED and len(reported) == 1 and line in reported[0], reported
 
 
 def test_another_aiokafka_is_refused_before_it_is_imported(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_another_aiokafka_is_refused_before_it_is_imported(tmp_path: Path) -> No
     given = environment(tmp_path)
     given["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
     ended = subprocess.run(command("-l", "error"), env=given, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    told = (ended.stdout + ended.stderr).splitlines()
-    assert ended.returncode == REFUSED and len(told) == 1 and "aiokafka 0.13.0 was not tried" in told[0], told
+    reported = (ended.stdout + ended.stderr).splitlines()
+    assert ended.returncode == REFUSED and len(reported) == 1 and "aiokafka 0.13.0 was not tried" in reported[0], reported
 
 
 def has_ipv6() -> bool:

@@ -29,8 +29,8 @@ class Admin:
     async def describe_configs(self, resources: list[Any]) -> list[Any]:
         if self.describe == -1:
             raise IncompatibleBrokerVersion("too old")
-        told: list[Any] = [(name, value, False, origin if self.version else origin == DEFAULT, False, []) for name, (value, origin) in self.entries.items()]
-        rows = [(self.describe, "no" if self.describe else None, 2, of.name, [] if self.describe else told) for of in resources]
+        reported: list[Any] = [(name, value, False, origin if self.version else origin == DEFAULT, False, []) for name, (value, origin) in self.entries.items()]
+        rows = [(self.describe, "no" if self.describe else None, 2, of.name, [] if self.describe else reported) for of in resources]
         return [SimpleNamespace(resources=rows, API_VERSION=self.version)]
 
     async def alter_configs(self, resources: list[Any]) -> list[Any]:
@@ -42,7 +42,7 @@ CREATE_TIME = {"message.timestamp.type": ("CreateTime", DEFAULT), "max.message.b
 OWN = {"retention.ms": ("604800000", TOPIC), "min.insync.replicas": ("2", TOPIC), "segment.ms": ("1", STATIC_BROKER)}
 
 
-async def said(admin: Admin, caplog: pytest.LogCaptureFixture) -> list[str]:
+async def logged(admin: Admin, caplog: pytest.LogCaptureFixture) -> list[str]:
     with caplog.at_level(logging.INFO, "stockstream"):
         await ensure_configs(admin, {"p.ticks.raw": [SIZE, append_time()]}, "a:1,b:2")
     return caplog.messages
@@ -53,25 +53,25 @@ async def test_a_change_keeps_all_that_is_the_topics_own(version: int, caplog: p
     """An alteration replaces all overrides: those that are not in it are reset."""
     own = {name: kept for name, kept in OWN.items() if version or name != "segment.ms"}
     admin = Admin(CREATE_TIME | own, version=version)
-    lines = await said(admin, caplog)
+    lines = await logged(admin, caplog)
     assert lines == ["topic p.ticks.raw had message.timestamp.type=CreateTime: changed to LogAppendTime"]
     assert admin.altered == [("p.ticks.raw", {"retention.ms": "604800000", "min.insync.replicas": "2", "message.timestamp.type": "LogAppendTime"})]
 
 
 async def test_what_is_well_is_left_alone_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     admin = Admin({"message.timestamp.type": ("LogAppendTime", TOPIC), "max.message.bytes": ("2000000", STATIC_BROKER)})
-    assert await said(admin, caplog) == [] and admin.altered == []
+    assert await logged(admin, caplog) == [] and admin.altered == []
 
 
 async def test_a_limit_that_our_messages_pass_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     admin = Admin({"message.timestamp.type": ("LogAppendTime", TOPIC), "max.message.bytes": ("65536", TOPIC)})
-    assert await said(admin, caplog) == ["topic p.ticks.raw had max.message.bytes=65536: changed to 1048588"]
+    assert await logged(admin, caplog) == ["topic p.ticks.raw had max.message.bytes=65536: changed to 1048588"]
     assert admin.altered == [("p.ticks.raw", {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "1048588"})]
 
 
 @pytest.mark.parametrize("code", [NOT_AUTHORIZED, POLICY_VIOLATION])
 async def test_what_may_not_be_changed_is_one_line_with_the_command(code: int, caplog: pytest.LogCaptureFixture) -> None:
-    [line] = await said(Admin(CREATE_TIME, alter=code), caplog)
+    [line] = await logged(Admin(CREATE_TIME, alter=code), caplog)
     assert line.startswith("topic p.ticks.raw has message.timestamp.type=CreateTime, and this worker may not change it (")
     assert line.endswith(
         "Run: kafka-configs.sh --bootstrap-server a:1,b:2 --alter --entity-type topics --entity-name p.ticks.raw "
@@ -81,17 +81,17 @@ async def test_what_may_not_be_changed_is_one_line_with_the_command(code: int, c
 
 
 async def test_what_may_not_be_read_is_one_line_with_the_command(caplog: pytest.LogCaptureFixture) -> None:
-    [line] = await said(Admin(CREATE_TIME, describe=NOT_AUTHORIZED), caplog)
+    [line] = await logged(Admin(CREATE_TIME, describe=NOT_AUTHORIZED), caplog)
     assert line.startswith("the configuration of topic p.ticks.raw cannot be read (TopicAuthorizationFailedError: no)")
     assert line.endswith("--entity-name p.ticks.raw --add-config max.message.bytes=1048588,message.timestamp.type=LogAppendTime")
 
 
 async def test_a_topic_that_has_gone_is_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
-    assert await said(Admin(CREATE_TIME, describe=UNKNOWN_TOPIC), caplog) == []
+    assert await logged(Admin(CREATE_TIME, describe=UNKNOWN_TOPIC), caplog) == []
 
 
 async def test_a_broker_that_cannot_be_asked_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    [line] = await said(Admin(CREATE_TIME, describe=-1), caplog)
+    [line] = await logged(Admin(CREATE_TIME, describe=-1), caplog)
     assert line.startswith("the configuration of the topics cannot be read: ")
 
 

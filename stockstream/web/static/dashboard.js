@@ -71,9 +71,9 @@ async function load() {
   }
 }
 
-const tryLoad = () => load().catch((error) => say("waiting", `the API does not answer: ${error.message}`));
+const tryLoad = () => load().catch((error) => showStatus("waiting", `the API does not answer: ${error.message}`));
 
-function say(state, text) {
+function showStatus(state, text) {
   at("status").dataset.state = state;
   at("status").textContent = text;
 }
@@ -214,19 +214,19 @@ function drawPipeline() {
 
 function showState() {
   const tail = pipeline?.views?.tail;
-  if (tail && tail.state === "stopped" && pipeline.ready === false) say("waiting", pipeline.status);
-  else if (tail && tail.state !== "reading") say("waiting", `the broker's topics: ${tail.state}`);
-  else if (newest === null) say("waiting", "connected, no market data yet");
+  if (tail && tail.state === "stopped" && pipeline.ready === false) showStatus("waiting", pipeline.status);
+  else if (tail && tail.state !== "reading") showStatus("waiting", `the broker's topics: ${tail.state}`);
+  else if (newest === null) showStatus("waiting", "connected, no market data yet");
   else {
     const age = Date.now() / 1000 - newest;
-    if (age > QUIET_S) say("waiting", `connected, last second ${ago(age)} ago`);
-    else say("live", "live");
+    if (age > QUIET_S) showStatus("waiting", `connected, last second ${ago(age)} ago`);
+    else showStatus("live", "live");
   }
 }
 
 const stream = new EventSource("/events");
 stream.addEventListener("open", () => tryLoad());
-stream.addEventListener("error", () => say("lost", "no connection to the worker, reconnecting"));
+stream.addEventListener("error", () => showStatus("lost", "no connection to the worker, reconnecting"));
 stream.addEventListener("pipeline", (event) => {
   pipeline = JSON.parse(event.data);
   newest = pipeline.views.newest_second;

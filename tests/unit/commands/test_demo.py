@@ -115,7 +115,7 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert last_lines(log, 2) == ["2", "3"]
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -126,8 +126,8 @@ def test_a_port_in_use_is_told() -> None:
 
 def test_the_worker_gets_the_demos_settings() -> None:
     settings = Settings(broker="kafka://h:1", source=("simulated",), seed=5, web_port=7000, compression="zstd", session_timeout_s=4)
-    told = worker_environment(settings)
-    again = Settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in told.items() if name.startswith("STOCKSTREAM_")})  # type: ignore[arg-type]
+    reported = worker_environment(settings)
+    again = Settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in reported.items() if name.startswith("STOCKSTREAM_")})  # type: ignore[arg-type]
     assert again == settings
 
 
@@ -139,18 +139,18 @@ class Trained:
 
 
 def test_a_model_is_trained_where_there_is_none_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(module, "train_first_model", lambda settings, symbols: Trained())
     settings = Settings(models=f"file://{tmp_path}/models")
-    ensure_model(settings, ["A"], said.append)
-    assert said == [f"there is no model in {tmp_path}/models yet; training a first one on simulated history ...", "  measured"]
+    ensure_model(settings, ["A"], messages.append)
+    assert messages == [f"there is no model in {tmp_path}/models yet; training a first one on simulated history ...", "  measured"]
     registry = Registry(settings.models)
     stored = registry.store("xgboost", "xgboost", {"model": b"not a model"}, {"horizons_s": [10]})
     registry.promote("xgboost", stored.version)
-    said.clear()
-    ensure_model(settings, ["A"], said.append)
-    assert said[0].startswith(f"the model in {tmp_path}/models cannot be used: model xgboost {stored.version} cannot be loaded")
-    assert said[1:] == ["training another one on simulated history ...", "  measured"]
+    messages.clear()
+    ensure_model(settings, ["A"], messages.append)
+    assert messages[0].startswith(f"the model in {tmp_path}/models cannot be used: model xgboost {stored.version} cannot be loaded")
+    assert messages[1:] == ["training another one on simulated history ...", "  measured"]
 
 
 async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_alone(embedded: EmbeddedBroker, prefix: str) -> None:
@@ -260,7 +260,7 @@ async def test_the_wait_for_the_last_verdicts_is_bounded(made: Demo, tmp_path: P
 
 
 @pytest.mark.slow
-async def test_a_worker_that_dies_is_told_and_started_again_and_its_counts_stay(
+async def test_a_worker_that_dies_is_reported_and_started_again_and_its_counts_stay(
     made: Demo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESTART_DELAY_S", 0.0)
@@ -310,9 +310,9 @@ def test_what_cannot_be_is_one_clear_line(
 ) -> None:
     monkeypatch.setattr(module, "BROKER_TIMEOUT_S", 0.3)
     assert cli.run(["demo", "--port", str(free_port()), "--data", str(tmp_path), *arguments]) == code
-    told = capsys.readouterr()
-    assert says in told.err.splitlines()[-1] and not told.out
-    assert code == 2 or len(told.err.splitlines()) == 1
+    reported = capsys.readouterr()
+    assert says in reported.err.splitlines()[-1] and not reported.out
+    assert code == 2 or len(reported.err.splitlines()) == 1
 
 
 def test_without_the_embedded_brokers_package_it_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def day(path: Path, start: str, seed: int = 0) -> Path:
     return path
 
 
-def test_bars_make_a_champion_and_its_numbers_are_told(tmp_path: Path) -> None:
+def test_bars_make_a_champion_and_its_numbers_are_reported(tmp_path: Path) -> None:
     monday, tuesday = day(tmp_path / "monday.parquet", "2026-01-05 14:30"), day(tmp_path / "tuesday.parquet", "2026-01-06 14:30", 1)
     url = f"file://{tmp_path}/models"
     result = run("--from", str(monday), str(tuesday), "--models", url, "--name", "first", "--horizons", "5", "--rounds", "5")
@@ -59,9 +59,9 @@ def test_simulation_says_so(tmp_path: Path) -> None:
 
 def test_the_demos_first_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.commands.train.FIRST_MODEL_MINUTES", 15)
-    said: list[str] = []
-    made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], report=said.append)
-    assert made.simulated and Registry(f"file://{tmp_path}").champion("m") == made.entry.version and said
+    messages: list[str] = []
+    made = train_first_model(Settings(models=f"file://{tmp_path}", model="m"), [f"S{i}" for i in range(8)], report=messages.append)
+    assert made.simulated and Registry(f"file://{tmp_path}").champion("m") == made.entry.version and messages
     assert any("simulated" in sentence for sentence in made.sentences())
     numbers = {"n": 1_200, "moved": 0, "correlation": None, "sign_hit_rate": None, "brier": 0.25, "brier_baseline": 0.25}
     assert "1,200 held-out predictions: correlation unknown, no price moved; p_up" in replace(made, metrics={"10": numbers}).sentences()[0]
@@ -98,7 +98,7 @@ def test_what_cannot_be_done_is_one_error(tmp_path: Path, arguments: tuple[str, 
     assert isinstance(result.exception, kind) and line in str(result.exception) and "\n" not in str(result.exception)
 
 
-def test_the_same_file_twice_is_told(tmp_path: Path) -> None:
+def test_the_same_file_twice_is_reported(tmp_path: Path) -> None:
     path = str(day(tmp_path / "day.parquet", "2026-01-05 14:30"))
     result = run("--from", path, path, "--models", f"file://{tmp_path}/m")
     assert isinstance(result.exception, ModelError) and "do the files overlap?" in str(result.exception)

@@ -31,18 +31,18 @@ def starts(path: Path) -> int:
 
 
 def test_a_failed_worker_is_started_again(tmp_path: Path) -> None:
-    told: list[str] = []
-    supervisor = Supervisor(counting(tmp_path / "pids", 1, 3, 0), told.append, delays_s=(0.0, 0.01))
+    reported: list[str] = []
+    supervisor = Supervisor(counting(tmp_path / "pids", 1, 3, 0), reported.append, delays_s=(0.0, 0.01))
     assert supervisor.run(restart=True) == 0
     assert starts(tmp_path / "pids") == 3
-    assert told == ["the worker ended with status 1; it is restarted in 0 s", "the worker ended with status 3; it is restarted in 0.01 s"]
+    assert reported == ["the worker ended with status 1; it is restarted in 0 s", "the worker ended with status 3; it is restarted in 0.01 s"]
 
 
 def test_waits_grow_and_begin_anew_after_good_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     monkeypatch.setattr(supervisor, "HEALTHY_S", 0.0)
-    Supervisor(counting(tmp_path / "pids", 1, 1, 1, 0), told.append, delays_s=(0.0, 99.0)).run(restart=True)
-    assert [line.rpartition(" in ")[2] for line in told] == ["0 s"] * 3
+    Supervisor(counting(tmp_path / "pids", 1, 1, 1, 0), reported.append, delays_s=(0.0, 99.0)).run(restart=True)
+    assert [line.rpartition(" in ")[2] for line in reported] == ["0 s"] * 3
 
 
 def test_once_ends_with_the_workers_status(tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
         f"import os, signal; f = open({str(path)!r}, 'a+'); f.seek(0); n = len(f.readlines()); print(n, file=f, flush=True)\n"
         "if n == 0: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    told: list[str] = []
-    assert Supervisor([sys.executable, "-c", code], told.append, delays_s=(0.0,)).run(restart=True) == 0
-    assert told == ["the worker ended with status 137; it is restarted in 0 s"]
+    reported: list[str] = []
+    assert Supervisor([sys.executable, "-c", code], reported.append, delays_s=(0.0,)).run(restart=True) == 0
+    assert reported == ["the worker ended with status 137; it is restarted in 0 s"]
 
 
 def _signal_when(path: Path, number: signal.Signals) -> threading.Thread:
@@ -113,11 +113,11 @@ def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
 
 
 def test_faust_knows_the_options_that_we_give_it() -> None:
-    told = subprocess.run([sys.executable, "-m", "faust", "worker", "--help"], capture_output=True, text=True, check=True).stdout
+    reported = subprocess.run([sys.executable, "-m", "faust", "worker", "--help"], capture_output=True, text=True, check=True).stdout
     for web in (True, False):
         line = worker_command("127.0.0.1", 7000, "info", web=web)
         options = [word for word in line[line.index("worker") :] if word.startswith("-")]
-        assert [option for option in options if option not in told] == []
+        assert [option for option in options if option not in reported] == []
 
 
 def ending(pids: Path, reason_file: Path, *reasons: str) -> list[str]:
@@ -131,19 +131,19 @@ def ending(pids: Path, reason_file: Path, *reasons: str) -> list[str]:
 
 def delays(tmp_path: Path, *reasons: str) -> tuple[list[str], list[str]]:
     """The waits after each end, and the lines."""
-    told: list[str] = []
+    reported: list[str] = []
     reason_file = tmp_path / "reason"
-    supervisor = Supervisor(ending(tmp_path / "pids", reason_file, *reasons), told.append, (0.0,), loop_delays_s=(0.06, 0.3), reason_file=reason_file)
+    supervisor = Supervisor(ending(tmp_path / "pids", reason_file, *reasons), reported.append, (0.0,), loop_delays_s=(0.06, 0.3), reason_file=reason_file)
     assert supervisor.run(restart=True) == 0
-    return [line.partition("restarted in ")[2].partition(" s")[0] for line in told], told
+    return [line.partition("restarted in ")[2].partition(" s")[0] for line in reported], reported
 
 
 def test_the_same_reason_three_times_slows_down_and_says_the_place(tmp_path: Path) -> None:
-    said = "leaving: score: x.windows[3] offset 17: ValueError: after {} s (a supervisor starts the worker again)"
-    waits, told = delays(tmp_path, *(said.format(seconds) for seconds in (1.5, 2.25, 3, 12, 1.0)))
+    messages = "leaving: score: x.windows[3] offset 17: ValueError: after {} s (a supervisor starts the worker again)"
+    waits, reported = delays(tmp_path, *(messages.format(seconds) for seconds in (1.5, 2.25, 3, 12, 1.0)))
     assert waits == ["0", "0", "0.06", "0.3", "0.3"]
-    assert told[2].startswith("crash loop: the worker ended 3 times in a row for the same reason: leaving: score: x.windows[3] offset 17: ValueError")
-    assert "See docs/reliability.md" in told[2]
+    assert reported[2].startswith("crash loop: the worker ended 3 times in a row for the same reason: leaving: score: x.windows[3] offset 17: ValueError")
+    assert "See docs/reliability.md" in reported[2]
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_another_reason_is_no_loop(tmp_path: Path, reasons: list[str]) -> None:
 
 
 def test_ends_without_a_reason_are_a_loop_by_their_status(tmp_path: Path) -> None:
-    waits, told = delays(tmp_path, "", "", "")
-    assert waits == ["0", "0", "0.06"] and "for the same reason: status 75;" in told[2]
+    waits, reported = delays(tmp_path, "", "", "")
+    assert waits == ["0", "0", "0.06"] and "for the same reason: status 75;" in reported[2]
 
 
 def test_a_healthy_run_ends_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

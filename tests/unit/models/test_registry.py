@@ -77,7 +77,7 @@ def test_another_feature_set_is_refused(registry: Registry, files: dict[str, byt
         registry.load("xgboost")
 
 
-def test_damage_is_told(registry: Registry, files: dict[str, bytes]) -> None:
+def test_damage_is_reported(registry: Registry, files: dict[str, bytes]) -> None:
     path = registry.root / "xgboost" / store(registry, files)
     (path / "up_10s.ubj").write_bytes(b"x")
     with pytest.raises(RegistryError, match=r"up_10s.ubj is not what was stored"):

@@ -89,7 +89,7 @@ def test_revised_rows_and_rows_without_price_are_left_out() -> None:
     assert columns_of(table([good, good | {"price": 2.0, "revised": True}, good | {"second": 2, "price": None}]))["price"].tolist() == [1.0]
 
 
-def test_a_second_twice_is_told() -> None:
+def test_a_second_twice_is_reported() -> None:
     rows = [{"symbol": "A", "second": 1, "price": 1.0}, {"symbol": "B", "second": 7, "price": 1.0}, {"symbol": "B", "second": 7, "price": 2.0}]
     with pytest.raises(TrainingError, match="symbol B has second 7 twice: do the files overlap"):
         columns_of(table(rows))
@@ -139,7 +139,7 @@ def test_other_data_to_measure_on_must_be_later() -> None:
         train(later, (10,), test=columns, rounds=5)
 
 
-def test_too_little_data_is_told() -> None:
+def test_too_little_data_is_reported() -> None:
     with pytest.raises(TrainingError, match="too little data to calibrate at 10 s"):
         train(columns_of(market(600)), (10,), rounds=5)
     with pytest.raises(TrainingError, match="no rows"):

@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def test_a_folder_that_is_a_file_is_said_once_and_what_waited_is_written_when_it_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_is_a_file_is_reported_once_and_what_waited_is_written_when_it_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state").write_text("")
     clock = Clock()
     log = EventLog(tmp_path / "state" / "events.jsonl", clock)

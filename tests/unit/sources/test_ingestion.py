@@ -59,7 +59,7 @@ async def forever() -> AsyncIterator[Batch]:
 
 
 class Feed:
-    """A source whose stream does what it is told."""
+    """A source whose stream does what it is reported."""
 
     name = "feed"
 
@@ -114,9 +114,9 @@ async def test_each_symbol_of_our_partitions_has_a_tick_a_second_at_its_home(tmp
     seconds = sorted({second for second, _ in wire.ticks()})[1:-1]
     assert len(seconds) >= 3 and seconds == list(range(seconds[0], seconds[-1] + 1))
     assert sorted(tick for tick in wire.ticks() if tick[0] in seconds) == sorted((second, symbol) for second in seconds for symbol in mine)
-    told = wire.sent["stockstream.symbols"]
-    assert sorted(info["symbol"] for _, _, info in told) == sorted(mine)
-    assert all(key == info["symbol"].encode() and partition == home_partition(info["symbol"], 8) for partition, key, info in told)
+    reported = wire.sent["stockstream.symbols"]
+    assert sorted(info["symbol"] for _, _, info in reported) == sorted(mine)
+    assert all(key == info["symbol"].encode() and partition == home_partition(info["symbol"], 8) for partition, key, info in reported)
 
 
 async def test_symbols_follow_partitions_and_the_watchlist(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ async def test_the_symbols_that_a_worker_watches_are_bounded(tmp_path: Path, mon
     assert len(ingest._watched) == 100
 
 
-async def test_a_partition_that_goes_takes_what_the_watchlist_said_of_it_and_a_rebalance_does_not(tmp_path: Path) -> None:
+async def test_a_partition_that_goes_takes_what_the_watchlist_reported_of_it_and_a_rebalance_does_not(tmp_path: Path) -> None:
     ingest = Ingest(settings(tmp_path), Wire().send, clock=FakeClock())
     ingest.assign(ALL)
     for symbol in NAMES:
@@ -233,7 +233,7 @@ async def test_without_symbols_in_settings_and_watchlist_some_are_simulated(tmp_
     assert await announced({}, symbols=("B",)) == ["B"]
 
 
-async def test_symbols_of_the_settings_that_are_none_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_symbols_of_the_settings_that_are_none_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wire = Wire()
     with caplog.at_level(logging.WARNING):
         unchecked = settings(tmp_path).model_copy(update={"symbols": ("A", "B" * 33)})     # settings refuse it at the start
@@ -331,9 +331,9 @@ async def test_whatever_a_source_raises_it_alone_fails_with_its_reason_and_comes
     assert scene.wire.symbols() == {"A"}
     assert (scene.state["failures"], scene.state["next_attempt"], scene.state["reason"]) == (3, None, "")
     assert (scene.metric("source_failures_total"), scene.metric("source_up")) == (3, 1)
-    said = [record.getMessage() for record in caplog.records if "source feed is" in record.getMessage()]
-    assert [line.split()[3].rstrip(":;") for line in said] == ["starting", "failed", "running"]      # one line a change, not one an attempt
-    assert failed[0]["reason"] in said[1] and "next attempt in" in said[1]
+    logged = [record.getMessage() for record in caplog.records if "source feed is" in record.getMessage()]
+    assert [line.split()[3].rstrip(":;") for line in logged] == ["starting", "failed", "running"]      # one line a change, not one an attempt
+    assert failed[0]["reason"] in logged[1] and "next attempt in" in logged[1]
 
 
 async def test_another_source_goes_on_beside_one_that_fails_for_ever(tmp_path: Path) -> None:
@@ -472,10 +472,10 @@ async def test_states_follow_what_there_is_to_bring(caplog: pytest.LogCaptureFix
         scene.ingest.watch(b"A", None)
         await scene.until(lambda: scene.state["state"] == "idle")
         assert "has no symbol for it in this worker's 8 of 8 partitions" in scene.state["reason"] and scene.state["symbols"] == 0
-        for after, said in ((0, 0), (UNWATCHED_MS, 1), (1_000, 1), (REMIND_MS, 2), (1_000, 2), (REMIND_MS, 3)):
+        for after, logged in ((0, 0), (UNWATCHED_MS, 1), (1_000, 1), (REMIND_MS, 2), (1_000, 2), (REMIND_MS, 3)):
             scene.clock.ms += after
             health.check()
-            assert caplog.text.count("source feed has no symbols in this worker's 8 of 8 partitions: set STOCKSTREAM_SYMBOLS") == said
+            assert caplog.text.count("source feed has no symbols in this worker's 8 of 8 partitions: set STOCKSTREAM_SYMBOLS") == logged
         scene.ingest.assign(())
         await scene.until(lambda: "no partition" in scene.state["reason"])
         before = caplog.text.count("set STOCKSTREAM_SYMBOLS")
@@ -487,7 +487,7 @@ async def test_states_follow_what_there_is_to_bring(caplog: pytest.LogCaptureFix
         await scene.stop()
 
 
-async def test_a_failure_that_lasts_is_said_again_every_few_minutes(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_that_lasts_is_reported_again_every_few_minutes(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     health = SourceHealth("feed", "feed", Metrics(), clock.now_ms)
     with caplog.at_level(logging.ERROR):

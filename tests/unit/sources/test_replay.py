@@ -149,13 +149,13 @@ def test_symbols_and_a_limit_choose(tmp_path: Path) -> None:
     (lambda folder: text(folder, ["symbol,event_time,price,size", "A,soon,1,1"]), "no row is a valid tick: row 1: event_time is missing or not a time"),
     (lambda folder: parquet(folder, [trade("A", 0)], time=pa.string()).with_suffix(".csv"), "no such file"),
 ])  # fmt: skip
-def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, make: Any, says: str) -> None:
+def test_a_file_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, make: Any, says: str) -> None:
     with pytest.raises(SourceError, match=says) as error:
         Recording(make(tmp_path)).survey()
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_file_and_a_time_of_another_type_are_told(tmp_path: Path) -> None:
+def test_an_empty_file_and_a_time_of_another_type_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(SourceError, match="the file is empty"):
         Recording(tmp_path / "empty.csv")
@@ -164,7 +164,7 @@ def test_an_empty_file_and_a_time_of_another_type_are_told(tmp_path: Path) -> No
         Recording(tmp_path / "float.parquet").survey()
 
 
-def test_a_torn_parquet_file_is_told(tmp_path: Path) -> None:
+def test_a_torn_parquet_file_is_reported(tmp_path: Path) -> None:
     path = parquet(tmp_path, [trade("A", i) for i in range(5000)])
     data = bytearray(path.read_bytes())
     data[4:200] = b"\xff" * 196

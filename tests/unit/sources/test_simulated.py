@@ -168,7 +168,7 @@ def test_ticks_come_after_their_moment_and_none_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("stall_s", "left_out"), [(CATCH_UP_S - 1, False), (60, True)])
-def test_a_stall_is_caught_up_or_told(stall_s: int, left_out: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stall_is_caught_up_or_reported(stall_s: int, left_out: bool, caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock(DAY * 1000)
     source = SimulatedSource(1, clock=clock)
     source.subscribe(NAMES[:1])

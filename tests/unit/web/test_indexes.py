@@ -66,15 +66,15 @@ def test_every_filter_pages_through_what_a_plain_look_finds(seed: int, monkeypat
         for symbol in ("", "S0", "S4", "NONE"):
             for rule in ("", *RULES, "none"):
                 for limit in (1, 3, 50, 1_000):
-                    told: list[str] = []
+                    reported: list[str] = []
                     after = None
                     while True:
                         items, after = index.page(limit, state, symbol, rule, after)
                         assert len(items) <= limit
-                        told += [one.id for one in items]
+                        reported += [one.id for one in items]
                         if after is None:
                             break
-                    assert told == plain.all(state, symbol, rule), (state, symbol, rule, limit)
+                    assert reported == plain.all(state, symbol, rule), (state, symbol, rule, limit)
     for symbol in ("S0", "S4"):
         assert [one.id for one in index.newest_open(symbol, 2)] == plain.all("open", symbol, "")[:2]
         assert index.open_of(symbol) == len(plain.all("open", symbol, ""))

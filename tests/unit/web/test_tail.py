@@ -183,7 +183,7 @@ async def test_an_end_offset_that_is_too_low_costs_nothing(make: Any) -> None:
     await tail.stop()
 
 
-async def test_what_cannot_be_read_is_counted_and_told_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_cannot_be_read_is_counted_and_reported_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     log, live, metrics = Log().create(1), Live(), Metrics()
     for _ in range(5):
         for topic in REACH:
@@ -218,7 +218,7 @@ async def test_a_frame_in_parts_is_put_together(make: Any) -> None:
     await tail.stop()
 
 
-async def test_a_lost_broker_is_said_and_reading_goes_on_where_it_was(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lost_broker_is_reported_and_reading_goes_on_where_it_was(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     log, live = Log().create(1), Live()
     log.add("alerts", 0, make.alert(1))
     tail = tail_of(log, live)
@@ -318,7 +318,7 @@ HOSTILE: dict[str, list[tuple[str | None, bytes]]] = {
 }  # fmt: skip
 
 
-async def test_one_hostile_message_is_counted_and_said_once_a_reason_and_the_next_ones_are_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_hostile_message_is_counted_and_reported_once_a_reason_and_the_next_ones_are_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     log, live, metrics = Log().create(), Live(), Metrics()
     row = make.row("A")
     wrong = [row | {"volume": 1 << 70}, row | {"second": 1 << 40}, row | {"source": "x" * 5_000}, row | {"symbol": ""}, row | {"partition": -1}]
@@ -343,8 +343,8 @@ async def test_one_hostile_message_is_counted_and_said_once_a_reason_and_the_nex
     assert tail.summary()["unreadable"] == {topic: 2 * len(messages) for topic, messages in hostile.items()}
     assert tail.state == "reading" and len(log.made) == 1, "the reader has not begun anew"
     assert {name: repr(value) for name, value in vars(live).items()} == before, "nothing of it was taken"
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == len(set(told)) < 25 and all(len(line) < 500 and "cannot read offset" in line for line in told)
+    reported = [record.getMessage() for record in caplog.records]
+    assert len(reported) == len(set(reported)) < 25 and all(len(line) < 500 and "cannot read offset" in line for line in reported)
     log.add("symbols", 0, b'{"name":"Acme"}', "A")
     log.add("latest", 0, msgspec.json.encode(row), "A")
     log.add("predictions", 0, make.prediction("A"), "A")
@@ -356,7 +356,7 @@ async def test_one_hostile_message_is_counted_and_said_once_a_reason_and_the_nex
     await tail.stop()
 
 
-async def test_messages_of_a_newer_stockstream_are_counted_said_once_and_used(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_messages_of_a_newer_stockstream_are_counted_reported_once_and_used(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     log, live, metrics = Log().create(), Live(), Metrics()
     for number, version in enumerate((b"1", b"2", b"7", b"x", b"", b"9" * 5_000, b"-3")):
         log.add("symbols", 0, b'{"name":"Acme","of_version_2":[1]}', f"S{number}")
