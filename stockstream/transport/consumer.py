@@ -156,10 +156,11 @@ class Consumer(driver.Consumer):
         return 0
 
     def lag(self, tp: TP) -> int:
-        """Consumer lag: how many records are not delivered yet; 0 if the end of the partition is unknown."""
+        """Consumer lag: how many records are not delivered yet; 0 if the end of the partition is unknown. Deleted records do not count."""
         with contextlib.suppress(Exception):
             high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
-            return max(0, (high or 0) - (self.guard.expected.get(tp) or 0))
+            read = max(self.guard.expected.get(tp) or 0, self._through.get(tp, 0), self._thread.log_starts.get(tp, 0))
+            return max(0, (high or 0) - read)
         return 0
 
     # -- commits, for lag monitors only -------------------------------------

@@ -264,6 +264,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """By partition: the highest offset requested since the last seek."""
         self.requested_below: set[Any] = set()
         """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
+        self.log_starts: dict[Any, int] = {}
+        """By partition: where aiokafka reads on since the requested records had been deleted; the broker holds none before that offset."""
+        self._out_of_range: set[Any] = set()
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         fetcher._records = _FetchResults(fetcher._records, plain=self.plain)
@@ -293,7 +296,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 return False                                             # as the original does, whose result aiokafka uses
         self.consumer.pace.fetching()  # type: ignore[attr-defined]
         self._skip_loopback(*request)
-        return await fetch(*request)
+        fetched = await fetch(*request)
+        self._note_out_of_range(*request)
+        return fetched
+
+    def _note_out_of_range(self, assignment: Any, _: int, request: Any) -> None:
+        tps = [TopicPartition(topic, partition) for topic, partitions in request.topics for partition, *_ in partitions]
+        self._out_of_range.update(tp for tp in tps if assignment.state_value(tp).awaiting_reset)
 
     def _skip_loopback(self, assignment: Any, _: int, request: Any) -> None:
         """Moves a request and the positions past frames that were delivered without a fetch, and notes partitions whose requested offset went back."""
@@ -301,6 +310,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for topic, partitions in request.topics:
             for place, (partition, offset, size) in enumerate(partitions):
                 tp = TopicPartition(topic, partition)
+                if tp in self._out_of_range:
+                    self._out_of_range.discard(tp)
+                    self.log_starts[tp] = offset
                 first, end = passed.pop(tp, (0, 0))
                 if first <= offset < end:
                     assignment.state_value(tp).seek(end)
@@ -338,6 +350,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for tp, offset in offsets.items():
             self.highest_requested.pop(tp, None)
             self.requested_below.discard(tp)
+            self._out_of_range.discard(tp)
+            self.log_starts.pop(tp, None)
             if tp in self.assignment():
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 

@@ -837,6 +837,37 @@ def test_a_log_is_read_to_its_end_where_nothing_is_left_but_markers(end: int, ex
     assert not read.at_end(P)
 
 
+@pytest.mark.parametrize(("expected", "through", "start", "lag"), [
+    (3, 0, None, 5), (8, 0, None, 0), (3, 8, None, 0), (3, 3, 8, 0), (3, 3, 6, 2), (None, 0, None, 8), (9, 9, None, 0),
+])  # fmt: skip
+def test_records_that_the_broker_deleted_are_no_lag(expected: int | None, through: int, start: int | None, lag: int) -> None:
+    read = consumer([])
+    read.guard, read._through = Guard({P: expected}), {P: through}
+    read._thread = SimpleNamespace(_ensure_consumer=lambda: Log(8, 5_000), log_starts={} if start is None else {P: start})  # type: ignore[assignment]
+    assert read.lag(P) == lag
+
+
+async def test_where_aiokafka_reads_on_after_records_were_deleted_is_noted() -> None:
+    thread, resets = Fetching(), {True: SimpleNamespace(awaiting_reset=True), False: SimpleNamespace(awaiting_reset=False)}
+    thread._brought = SMALL_FETCH
+
+    async def ask(offset: int, *, out_of_range: bool = False) -> None:
+        assignment = SimpleNamespace(state_value=lambda tp: resets[out_of_range])
+        await thread._on_demand(thread.fetch, assignment, 1, SimpleNamespace(topics=[(P.topic, [(P.partition, offset, 100)])]))
+
+    await ask(7)
+    assert not thread.log_starts
+    await ask(9, out_of_range=True)
+    assert not thread.log_starts
+    await ask(40)
+    assert thread.log_starts == {P: 40}
+    await ask(42)
+    assert thread.log_starts == {P: 40}
+    thread._consumer, thread.assignment = SimpleNamespace(), set  # type: ignore[method-assign]
+    await thread.seek_all({P: 41})
+    assert not thread.log_starts
+
+
 def test_a_partition_that_the_broker_was_never_asked_for_was_never_polled() -> None:
     read = consumer([])
     read._thread = SimpleNamespace(_ensure_consumer=lambda: Log(0, 0))  # type: ignore[assignment]
@@ -1133,7 +1164,7 @@ class Fetching(ConsumerThread):
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self.highest_requested, self.requested_below = {}, set()
+        self.highest_requested, self.requested_below, self.log_starts, self._out_of_range = {}, set(), {}, set()
         self.sent: list[int] = []
         self.consumer: Any = SimpleNamespace(pace=Pace(200), loopback=Loopback())
 
@@ -1163,7 +1194,7 @@ async def test_a_fetch_begins_behind_what_was_delivered_without_one() -> None:
         loopback.delivered(TP("ticks.clean", partition), records(*offsets_))
     partitions = [(3, 8, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)]    # within; behind; before, as after a reset; none
     request = SimpleNamespace(topics=[("windows", [(3, 7, 100)]), ("ticks.clean", partitions)])
-    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: sought.append((tp, offset))))
+    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: sought.append((tp, offset)), awaiting_reset=False))
     thread._brought = SMALL_FETCH
     await thread._on_demand(thread.fetch, assignment, 1, request)
     assert request.topics == [("windows", [(3, 7, 100)]), ("ticks.clean", [(3, 10, 100), (4, 6, 100), (5, 4, 100), (7, 1, 100)])]
@@ -1176,7 +1207,7 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     """aiokafka begins anew a log that ends before the position; a worker that wrote what it read may have fetched nothing of it."""
     thread = Fetching()
     thread._brought = SMALL_FETCH
-    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: None))
+    assignment = SimpleNamespace(state_value=lambda tp: SimpleNamespace(seek=lambda offset: None, awaiting_reset=False))
 
     async def ask(offset: int) -> None:
         await thread._on_demand(thread.fetch, assignment, 1, SimpleNamespace(topics=[("ticks.clean", [(3, offset, 100)])]))

@@ -29,7 +29,7 @@ from aiokafka import codec
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.consumer.subscription_state import SubscriptionState, TopicPartitionState
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
@@ -551,6 +551,15 @@ def test_a_request_to_fetch_is_asked_for_its_offsets_when_it_goes_and_when_it_is
     for kind in (FetchRequest_v4, FetchRequest_v11):
         [partition] = request.build(kind).to_object()["topics"][0]["partitions"]
         assert partition.get("fetch_offset", partition.get("offset")) == 9
+
+
+def test_a_position_out_of_range_waits_for_a_reset() -> None:
+    """`transport.fetching.ConsumerThread._note_out_of_range` asks for `awaiting_reset` after each answer; the next request has the log's first offset."""
+    answered = source(Fetcher._proc_fetch_request)
+    assert in_order(answered, "error_type is Errors.OffsetOutOfRangeError", "tp_state.await_reset(self._default_reset_strategy)")
+    made = source(TopicPartitionState)
+    assert in_order(made, "def awaiting_reset", "self._reset_strategy is not None", "def await_reset", "self._reset_strategy = strategy")
+    assert in_order(made, "def reset_to", "self._position = position", "self._reset_strategy = None")
 
 
 def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
