@@ -81,10 +81,10 @@ class Aggregation(FrameStage[Windows]):
     def _latest(self, rows: WindowRows, partition: int) -> list[Message]:
         """The last priced row of each symbol for which no row was sent for LATEST_S seconds of event time."""
         messages: list[Message] = []
-        for part, newest in rows.newest():
-            source, due = part.source, []
+        for group, newest in rows.newest():
+            source, due = group.source, []
             for symbol, row in newest.items():
-                second = int(part.values["second"][row])
+                second = int(group.values["second"][row])
                 before, last_second = self.latest_sent.get(symbol) or self._latest_sent_before.get(symbol, ("", 0))
                 if source != before:
                     # send at once; the next row comes after a delay that depends on the symbol, so that symbols that began together do not stay in step
@@ -97,7 +97,7 @@ class Aggregation(FrameStage[Windows]):
             if len(self.latest_sent) > LATEST_SENT_KEPT:
                 self.latest_sent, self._latest_sent_before = {}, self.latest_sent  # symbols without a new row are dropped the next time
             if due:
-                messages += [Message(row.symbol.encode(), _encode(row)) for row in part.json_rows(due, partition)]
+                messages += [Message(row.symbol.encode(), _encode(row)) for row in group.json_rows(due, partition)]
         return messages
 
 

@@ -35,22 +35,22 @@ MAX_MAGNITUDE = 1e18
 
 _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _RECORD_BATCH = 1, 3
-_U16, _U32, _I32, _PREFIX, _I64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<Ii", "<q"))
+_read_u16, _read_u32, _read_i32, _read_message_prefix, _read_i64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<Ii", "<q"))
 
 _TEXT_BYTES = {name: 4 * LENGTHS[name][1] for name in ("symbol", "source")}
 """UTF-8 has up to four bytes a character."""
-_TICKS: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {"index": (0, (1 << 31) - 1)}
-_WINDOWS: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
+_TICK_RANGES: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {"index": (0, (1 << 31) - 1)}
+_WINDOW_RANGES: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
 """`seconds_5m` and sums are what they are: nobody indexes by them."""
 
 
-def _table(data: memoryview, at: int) -> list[int]:
+def _table_fields(data: memoryview, at: int) -> list[int]:
     """Places of a flatbuffer table's fields, 0 where a field is not there. Raises `struct.error` or `FrameError` outside of the data."""
-    vtable = at - _I32(data, at)[0]
+    vtable = at - _read_i32(data, at)[0]
     if vtable < 0:
         raise FrameError("a table outside of its message")
-    size = _U16(data, vtable)[0]
-    return [at + place if (place := _U16(data, vtable + 4 + 2 * number)[0]) else 0 for number in range((size - 4) // 2)]
+    size = _read_u16(data, vtable)[0]
+    return [at + place if (place := _read_u16(data, vtable + 4 + 2 * number)[0]) else 0 for number in range((size - 4) // 2)]
 
 
 def _field(fields: Sequence[int], number: int) -> int:
@@ -59,19 +59,19 @@ def _field(fields: Sequence[int], number: int) -> int:
 
 def _message(data: memoryview, at: int, kind: int) -> tuple[memoryview, list[int], int, int]:
     """The message at a place of an IPC stream: its metadata, the fields of its header, where its body begins and how many bytes it has."""
-    continuation, size = _PREFIX(data, at)
+    continuation, size = _read_message_prefix(data, at)
     begin = at + 8
     if continuation != _CONTINUATION or size <= 0 or size % 8 or begin + size > len(data):
         raise FrameError("no Arrow message where one must be")
     metadata = data[begin : begin + size]
-    message = _table(metadata, _U32(metadata, 0)[0])
+    message = _table_fields(metadata, _read_u32(metadata, 0)[0])
     found, header, length = _field(message, 1), _field(message, 2), _field(message, 3)
     if not found or metadata[found] != kind or not header:
         raise FrameError("not a schema and one record batch")
-    body = _I64(metadata, length)[0] if length else 0
+    body = _read_i64(metadata, length)[0] if length else 0
     if not 0 <= body <= len(data) - begin - size:
         raise FrameError("a body that is longer than its message")
-    return metadata, _table(metadata, header + _U32(metadata, header)[0]), begin + size, body
+    return metadata, _table_fields(metadata, header + _read_u32(metadata, header)[0]), begin + size, body
 
 
 def _envelope(data: bytes) -> None:
@@ -85,8 +85,8 @@ def _envelope(data: bytes) -> None:
         raise FrameError("its body is compressed")
     place = _field(batch, 2)
     if place:
-        vector = place + _U32(metadata, place)[0]
-        count = _U32(metadata, vector)[0]
+        vector = place + _read_u32(metadata, place)[0]
+        count = _read_u32(metadata, vector)[0]
         buffers = np.frombuffer(metadata, "<i8", 2 * count, vector + 4).reshape(-1, 2)
         if count and ((buffers < 0).any() or (buffers[:, 0] % 8).any() or (buffers > body).any() or (buffers.sum(axis=1) > body).any()):
             raise FrameError("a buffer outside of its body, or not aligned")
@@ -111,7 +111,7 @@ class Layout:
         return "finite" if pa.types.is_floating(field.type) else ""
 
 
-_LAYOUTS = {id(TICKS_SCHEMA): Layout(TICKS_SCHEMA, _TICKS), id(WINDOWS_SCHEMA): Layout(WINDOWS_SCHEMA, _WINDOWS)}
+_LAYOUTS = {id(TICKS_SCHEMA): Layout(TICKS_SCHEMA, _TICK_RANGES), id(WINDOWS_SCHEMA): Layout(WINDOWS_SCHEMA, _WINDOW_RANGES)}
 
 
 def layout_of(schema: pa.Schema) -> Layout:
@@ -138,10 +138,10 @@ def read_batch(data: bytes, layout: Layout, newest: int) -> tuple[Mapping[bytes,
         batch = reader.read_next_batch()
         batch.validate(full=True)
         return metadata, batch
-    return metadata, _known(data, found, layout)
+    return metadata, _known_columns(data, found, layout)
 
 
-def _known(data: bytes, found: pa.Schema, layout: Layout) -> pa.RecordBatch:
+def _known_columns(data: bytes, found: pa.Schema, layout: Layout) -> pa.RecordBatch:
     """The columns of a frame that has others than ours: those of a newer or an older stockstream."""
     schema = layout.schema
     if any(pa.types.is_dictionary(field.type) for field in found):

@@ -355,9 +355,9 @@ class Scorer:
         records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
         if len(symbols) > ROWS_OF_A_SLOT or len(records[0]) > stored.MAX_VALUE_BYTES:
             runs = list(state.cut_rows(symbols, 8 * sum(len(answer.horizons_s) for answer in slot.answers), ROWS_OF_A_SLOT))
-            records = [self._slot_record(name, slot, symbols, run, (part, len(runs)), through) for part, run in enumerate(runs)]
-        for part, record in enumerate(records):
-            yield self._key("slot", term, name, slot.second % RING_S, part), record
+            records = [self._slot_record(name, slot, symbols, run, (piece, len(runs)), through) for piece, run in enumerate(runs)]
+        for piece, record in enumerate(records):
+            yield self._key("slot", term, name, slot.second % RING_S, piece), record
 
     def _slot_record(self, name: str, slot: Pending, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
         answers = [state.Answer(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
@@ -435,21 +435,21 @@ class Scorer:
             if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
                 best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.piece] = slot
         for name, second in sorted(best, key=lambda place: place[1]):
-            whole = [(through, parts) for through, parts in best[name, second].items() if len(parts) == parts[min(parts)].pieces]
+            whole = [(through, pieces) for through, pieces in best[name, second].items() if len(pieces) == pieces[min(pieces)].pieces]
             if not whole:
-                raise ValueError(f"parts of second {second} of {name} are missing")
-            parts = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
+                raise ValueError(f"pieces of second {second} of {name} are missing")
+            pieces = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
             source = self._sources[name]
             answers = [
                 ModelAnswer(
                     first.role, first.name, first.version, tuple(first.horizons_s),
-                    np.concatenate([np.frombuffer(part.answers[place].returns, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
-                    np.concatenate([np.frombuffer(part.answers[place].p_up, "<i4") for part in parts]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(piece.answers[place].returns, "<i4") for piece in pieces]).reshape(-1, len(first.horizons_s)),
+                    np.concatenate([np.frombuffer(piece.answers[place].p_up, "<i4") for piece in pieces]).reshape(-1, len(first.horizons_s)),
                 )
-                for place, first in enumerate(parts[0].answers)
+                for place, first in enumerate(pieces[0].answers)
             ]  # fmt: skip
-            symbols = [symbol for part in parts for symbol in part.symbols]
-            source.add(Pending(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(part.price, "<f8") for part in parts]), answers))
+            symbols = [symbol for piece in pieces for symbol in piece.symbols]
+            source.add(Pending(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(piece.price, "<f8") for piece in pieces]), answers))
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

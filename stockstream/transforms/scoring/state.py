@@ -187,7 +187,7 @@ def read_key(key: bytes) -> Key:
 
 
 def read(key: Key, value: bytes) -> Record:
-    """The record under a key, of whichever version; a part where the key is of one. Raises one of `UNREADABLE`, `StateError` for a newer version."""
+    """The record under a key, of whichever version; a piece where the key is of one. Raises one of `UNREADABLE`, `StateError` for a newer version."""
     version = stored.version_of(value)
     stored.require_known(version, VERSION)
     record: Record
@@ -219,7 +219,7 @@ def upgrade(kind: str, value: bytes) -> Checkpoint | PendingState | RosterState:
 
 
 def _check(record: Checkpoint | PendingState | RosterState) -> None:
-    """Raises `ValueError` where a record's parts do not fit each other."""
+    """Raises `ValueError` where a record's fields do not fit each other."""
     if isinstance(record, PendingState):
         count = len(record.symbols)
         fits = 0 <= record.piece < record.pieces and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
@@ -246,9 +246,9 @@ def readable(key: bytes, value: bytes) -> str:
 
 
 def whole_checkpoints(records: Mapping[bytes, bytes]) -> list[tuple[Key, Checkpoint]]:
-    """The checkpoints among the records, those in parts put together; what is no checkpoint or not whole is left out. Raises `StateError`."""
+    """The checkpoints among the records, those in pieces put together; what is no checkpoint or not whole is left out. Raises `StateError`."""
     out: list[tuple[Key, Checkpoint]] = []
-    parts: dict[tuple[Any, ...], list[tuple[Key, bytes]]] = {}
+    pieces_of: dict[tuple[Any, ...], list[tuple[Key, bytes]]] = {}
     for raw, value in records.items():
         try:
             key = read_key(raw)
@@ -260,8 +260,8 @@ def whole_checkpoints(records: Mapping[bytes, bytes]) -> list[tuple[Key, Checkpo
         if isinstance(record, Checkpoint):
             out.append((key, record))
         else:
-            parts.setdefault((key.partition, key.log, key.term, key.place[0]), []).append((key, value))
-    for pieces in parts.values():
+            pieces_of.setdefault((key.partition, key.log, key.term, key.place[0]), []).append((key, value))
+    for pieces in pieces_of.values():
         data = stored.joined(value for _, value in pieces)
         key = pieces[0][0]._replace(place=())
         try:
@@ -274,7 +274,7 @@ def whole_checkpoints(records: Mapping[bytes, bytes]) -> list[tuple[Key, Checkpo
 
 
 def checkpoint_records(partition: int, term: int, slot: int, checkpoint: Checkpoint) -> list[tuple[bytes, bytes]]:
-    """The record of a checkpoint, or those of its parts."""
+    """The record of a checkpoint, or those of its pieces."""
     pieces = stored.split(stored.pack(checkpoint), VERSION)
     if len(pieces) == 1:
         return [(key_of(partition, checkpoint.log, "head", term), pieces[0])]

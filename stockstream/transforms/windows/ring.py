@@ -240,7 +240,7 @@ class Ring:
     # -- state --------------------------------------------------------------
 
     def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
-        """The stored form of each of these seconds, in parts that fit a message, and about their bytes."""
+        """The stored form of each of these seconds, in pieces that fit a message, and about their bytes."""
         second = np.array(seconds, np.int64)
         indexes, seconds_of = arithmetic.live(self.current, np.arange(len(self.symbols)), second)
         kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)
@@ -252,8 +252,8 @@ class Ring:
             if size > MAX_VALUE_BYTES:
                 numbers_of = (sizes[begin:end] - sizes[begin]) // MAX_VALUE_BYTES
                 cuts[1:1] = (begin + 1 + np.flatnonzero(np.diff(numbers_of))).tolist()
-            parts = [slice(*pair) for pair in pairwise(cuts)] if end > begin else []
-            yield [Second(number, names[part], kept[:, part].tobytes()) for part in parts], size
+            pieces = [slice(*pair) for pair in pairwise(cuts)] if end > begin else []
+            yield [Second(number, names[piece], kept[:, piece].tobytes()) for piece in pieces], size
             begin = end
 
     def apply_restored(self, second: int) -> None:
@@ -265,10 +265,10 @@ class Ring:
             self.ensure_capacity(due[0], second)
         known: list[str] = []
         for pending in due:
-            for part in self.pending_restored.pop(pending):
-                if part.symbols is not known:
-                    known, indexes = part.symbols, _as_slice(self.register_symbols(part.symbols))
-                stored = np.frombuffer(part.data, np.int64).reshape(len(STORED), -1)
+            for piece in self.pending_restored.pop(pending):
+                if piece.symbols is not known:
+                    known, indexes = piece.symbols, _as_slice(self.register_symbols(piece.symbols))
+                stored = np.frombuffer(piece.data, np.int64).reshape(len(STORED), -1)
                 self.heard[indexes] = pending
                 for cells, places in arithmetic.stored_places(self.current, self.past):
                     cells.cells[: len(places), pending % cells.width, indexes] = stored[places]

@@ -61,39 +61,39 @@ class WindowRows:
     by_source: list[SourceRows] = field(default_factory=list)
 
     def newest(self) -> list[tuple[SourceRows, dict[str, int]]]:
-        """By part and symbol the row that is the last of the symbol to have a price."""
+        """By group and symbol the row that is the last of the symbol to have a price."""
         found: list[tuple[SourceRows, dict[str, int]]] = []
-        for part in sorted(self.by_source, key=lambda part: part.source):
-            priced = np.flatnonzero(~np.isnan(part.values["price"]))
-            last = np.full(len(part.symbols), -1)
-            last[part.symbol[priced]] = priced                           # of several the last stays
+        for group in sorted(self.by_source, key=lambda group: group.source):
+            priced = np.flatnonzero(~np.isnan(group.values["price"]))
+            last = np.full(len(group.symbols), -1)
+            last[group.symbol[priced]] = priced                           # of several the last stays
             numbers = np.flatnonzero(last >= 0)
-            newest = {part.symbols[number]: row for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
+            newest = {group.symbols[number]: row for number, row in zip(numbers.tolist(), last[numbers].tolist(), strict=True)}
             for other, rows in found:
                 for symbol in newest.keys() & rows.keys():
-                    older = part.values["offset"][newest[symbol]] < other.values["offset"][rows[symbol]]
+                    older = group.values["offset"][newest[symbol]] < other.values["offset"][rows[symbol]]
                     del (newest if older else rows)[symbol]
-            found.append((part, newest))
+            found.append((group, newest))
         return found
 
     def batch(self, partition: int) -> pa.RecordBatch:
         """The rows as WINDOWS_SCHEMA, ordered by closing (offset, source), second, symbol."""
-        parts = sorted(self.by_source, key=lambda part: part.source)
-        if not parts:
+        groups = sorted(self.by_source, key=lambda group: group.source)
+        if not groups:
             return empty(WINDOWS_SCHEMA)
-        values, symbols = parts[0].values, [spread(part.symbols, part.symbol) for part in parts]
-        if len(parts) > 1:
-            values = {name: np.concatenate([part.values[name] for part in parts]) for name in values}
+        values, symbols = groups[0].values, [spread(group.symbols, group.symbol) for group in groups]
+        if len(groups) > 1:
+            values = {name: np.concatenate([group.values[name] for group in groups]) for name in values}
         columns = {
             "symbol": pa.concat_arrays(symbols) if len(symbols) > 1 else symbols[0],
-            "source": spread([part.source for part in parts], np.repeat(np.arange(len(parts)), [len(part.symbol) for part in parts])),
+            "source": spread([group.source for group in groups], np.repeat(np.arange(len(groups)), [len(group.symbol) for group in groups])),
             "quality": spread(_QUALITY, _quality(values)),
             "partition": plain(np.full(len(values["second"]), partition, np.int32)),
         }
         columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f"}
         columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
-        if parts[0].source != parts[-1].source:
+        if groups[0].source != groups[-1].source:
             batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))
         return batch
 

@@ -161,7 +161,7 @@ def is_checkpoint(key: bytes) -> bool:
         kind, *place = _key(key)
     except (msgspec.MsgspecError, ValueError):
         return False
-    return kind == "head" and len(place) in (1, 3) and all(isinstance(part, int) for part in place)
+    return kind == "head" and len(place) in (1, 3) and all(isinstance(number, int) for number in place)
 
 
 def progress(checkpoint: Checkpoint) -> tuple[str, int, int]:
@@ -180,7 +180,7 @@ def readable(key: bytes, value: bytes) -> str:
     try:
         if not is_checkpoint(key):
             source, kind, *place = _key(key)
-            if kind not in ("one", "run") or len(place) != 3 or not all(isinstance(part, int) for part in place):
+            if kind not in ("one", "run") or len(place) != 3 or not all(isinstance(number, int) for number in place):
                 return "no key of a record of aggregate"
             bucket = bucket_of(value)
             return "" if bucket.source == source else "a bucket of another source than its key"

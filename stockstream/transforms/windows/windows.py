@@ -371,23 +371,23 @@ class Windows:
             return
         run: list[Second] = []
         size = 0
-        for second, (parts, more) in zip(seconds, ring.buckets(seconds), strict=True):
+        for second, (pieces, more) in zip(seconds, ring.buckets(seconds), strict=True):
             del ring.unsaved[second]
-            if second <= ring.stored or len(parts) > 1:
-                for number, part in enumerate(parts):
-                    self._record(name, "one", second, number, offset, [part])
+            if second <= ring.stored or len(pieces) > 1:
+                for number, piece in enumerate(pieces):
+                    self._record(name, "one", second, number, offset, [piece])
                 continue
             size += more
             if run and (size > MAX_VALUE_BYTES or second - run[0].second >= SPAN_S):
                 self._record(name, "run", run[0].second, 0, offset, run)
                 run, size = [], more
-            run += parts
+            run += pieces
         if run:
             self._record(name, "run", run[0].second, 0, offset, run)
         ring.stored = max(ring.stored, seconds[-1])
 
-    def _record(self, source: str, kind: str, second: int, part: int, through: int, seconds: list[Second]) -> None:
-        self._records.append(([source, kind, second % SLOTS, part], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
+    def _record(self, source: str, kind: str, second: int, piece: int, through: int, seconds: list[Second]) -> None:
+        self._records.append(([source, kind, second % SLOTS, piece], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
 
     @staticmethod
     def _emit(ring: Ring, name: str, indexes: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:
@@ -461,12 +461,12 @@ class Windows:
         best: dict[str, dict[int, tuple[int, list[Second]]]] = {}
         for bucket, _ in buckets:
             seconds = best.setdefault(bucket.source, {})
-            for part in bucket.seconds:
-                known = seconds.get(part.second)
+            for piece in bucket.seconds:
+                known = seconds.get(piece.second)
                 if known is None or bucket.through > known[0]:
-                    seconds[part.second] = (bucket.through, [part])
+                    seconds[piece.second] = (bucket.through, [piece])
                 elif bucket.through == known[0]:
-                    known[1].append(part)
+                    known[1].append(piece)
         log_clock = max((source.touched for source in sources.values()), default=0)
         try:
             for name in {*best, *sources}:
@@ -488,13 +488,13 @@ class Windows:
         needed = {s: bucket for s, bucket in seconds.items() if s > newest - RESTORE_S - revise_s}
         ring.stored = max([ring.stored, *needed])
         lists: list[list[str]] = [[]]
-        for second, (through, parts) in sorted(needed.items()):
+        for second, (through, pieces) in sorted(needed.items()):
             ring.through[second] = through
-            ring.pending_restored[second] = parts
-            for part in parts:
-                if part.symbols != lists[-1]:
-                    lists.append(part.symbols)
-                part.symbols = lists[-1]                                       # mostly the symbols of the second before: `apply_restored` compares by identity
+            ring.pending_restored[second] = pieces
+            for piece in pieces:
+                if piece.symbols != lists[-1]:
+                    lists.append(piece.symbols)
+                piece.symbols = lists[-1]                                       # mostly the symbols of the second before: `apply_restored` compares by identity
         ring.register_symbols(dict.fromkeys(chain.from_iterable(lists)))
         if closed != NEVER:
             # a few seconds at a time, as live: only the newest stay
