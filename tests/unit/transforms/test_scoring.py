@@ -316,7 +316,7 @@ def test_many_symbols_are_split_into_parts_and_a_missing_part_is_told(monkeypatc
     reader.read(Scorer.restore(3, table, load).take_frame(log.frame(2, 3)))
     assert len(reader.outcomes) == 5
     del table[next(key for key in table if msgspec.msgpack.decode(key)[2:3] == ["slot"])]
-    with pytest.raises(StateError, match="parts of second 101"):
+    with pytest.raises(StateError, match="pieces of second 101"):
         Scorer.restore(3, table, load)
 
 
