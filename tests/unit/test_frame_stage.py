@@ -36,7 +36,7 @@ def frame(number: int) -> bytes:
 
 
 class Core:
-    """Sums up the frames that it has taken; fails where it is told to, half changed."""
+    """Sums up the frames that it has taken; fails on request, half changed."""
 
     def __init__(self, line: Line, partition: int, records: Mapping[bytes, bytes]) -> None:
         self._line, self.partition = line, partition
@@ -197,8 +197,8 @@ async def test_a_frame_that_fails_always_is_set_aside_and_everything_else_goes_o
     assert line.aside() == [(0, number)]
     (aside,) = line.app.set_aside.newest
     assert (aside.topic, aside.agent, aside.reason) == (TOPIC, "summing", "KeyError: 'x'") and aside.at > 1_600_000_000_000
-    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert told == [
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert lines == [
         f"{TOPIC}[0] offset {number} failed: rebuilding the core and trying once more",
         f"summing: {TOPIC}[0] offset {number} set aside, KeyError: 'x'",
     ]  # fmt: skip
@@ -378,9 +378,9 @@ def test_it_logs_one_line_a_minute_of_a_kind_and_keeps_the_newest(caplog: pytest
     now[0] = 61.0
     aside.add(TOPIC, 3, 250, "score", "unreadable", "no frame")
     aside.add(TOPIC, 3, -1, "detect", "too large", "1,200,000 bytes")
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 3 and told[0].startswith(f"score: {TOPIC}[3] offset 0 set aside, unreadable: no frame at all xxx") and len(told[0]) < 400
-    assert told[1].endswith("(249 more since the last such line)") and told[2] == f"detect: {TOPIC}[3] set aside, too large: 1,200,000 bytes"
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3 and lines[0].startswith(f"score: {TOPIC}[3] offset 0 set aside, unreadable: no frame at all xxx") and len(lines[0]) < 400
+    assert lines[1].endswith("(249 more since the last such line)") and lines[2] == f"detect: {TOPIC}[3] set aside, too large: 1,200,000 bytes"
     assert [one.offset for one in aside.newest] == [*range(152, 251), -1] and aside.total == len(counted) == 252
     assert set(counted) == {("windows", "score"), ("windows", "detect")}
 

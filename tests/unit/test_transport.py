@@ -122,12 +122,12 @@ def test_none_accepts_any_first_offset() -> None:
     assert checked.admit(P, records(503)) == ([], 502)
 
 
-def test_holes_are_told_with_what_became_of_them() -> None:
-    told: list[tuple[str, int]] = []
-    checked = Guard(expected={P: 10}, on_hole=lambda kind, offsets: told.append((kind, offsets)))
+def test_holes_are_reported_with_what_became_of_them() -> None:
+    reasons: list[tuple[str, int]] = []
+    checked = Guard(expected={P: 10}, on_hole=lambda kind, offsets: reasons.append((kind, offsets)))
     checked.admit(P, records(10, 14))
     checked.admit(P, records(14))
-    assert told == [("reread", 3), ("passed", 3)]
+    assert reasons == [("reread", 3), ("passed", 3)]
 
 
 def test_holes_are_kept_within_bounds_and_counted_all() -> None:
@@ -184,8 +184,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("notice", [Fence.tick, Fence.check])
 def test_a_process_that_stood_still_notices_wherever_it_looks_first(clock: Clock, notice: Callable[[Fence], None]) -> None:
-    told: list[str] = []
-    fence = Fence(6.0, told.append)
+    reasons: list[str] = []
+    fence = Fence(6.0, reasons.append)
     fence.tick()
     clock.now += 2.9
     notice(fence)
@@ -193,7 +193,7 @@ def test_a_process_that_stood_still_notices_wherever_it_looks_first(clock: Clock
     clock.now += 3.1
     with pytest.raises(FencedError, match=r"stalled for 3\.1 s"):
         notice(fence)
-    assert len(told) == 1
+    assert len(reasons) == 1
 
 
 def test_the_time_before_the_first_tick_does_not_count(clock: Clock) -> None:
@@ -204,25 +204,25 @@ def test_the_time_before_the_first_tick_does_not_count(clock: Clock) -> None:
 
 
 def test_heartbeats_that_the_group_confirmed_keep_a_process_that_computes(clock: Clock) -> None:
-    told: list[str] = []
-    fence = Fence(6.0, told.append)
+    reasons: list[str] = []
+    fence = Fence(6.0, reasons.append)
     fence.tick()
     clock.now += 30
     fence.last_heartbeat = lambda: clock.now - 1
     fence.check()
-    assert not told
+    assert not reasons
     fence.last_heartbeat = lambda: clock.now - 4
     with pytest.raises(FencedError):
         fence.check()
 
 
 def test_it_leaves_only_once_and_nothing_passes_it_afterwards() -> None:
-    told: list[str] = []
-    fence = Fence(6.0, told.append)
+    reasons: list[str] = []
+    fence = Fence(6.0, reasons.append)
     for why in ("first", "second"):
         with pytest.raises(FencedError):
             fence.leave(why)
-    assert told == ["first"]
+    assert reasons == ["first"]
     with pytest.raises(FencedError):
         fence.check()
 
@@ -304,8 +304,8 @@ class Rig:
     """A pipe with a fake producer."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.fence = Fence(6.0, self.told.append)
+        self.reasons: list[str] = []
+        self.fence = Fence(6.0, self.reasons.append)
         self.producer = Producer()
         self.sender = Sender(lambda: self.producer, self.fence)
         self.pipe = Pipe(self.sender, self.fence, "test[3]")
@@ -361,16 +361,16 @@ async def test_a_state_record_that_is_too_large_is_an_error_that_names_it(rig: R
     await pipe.submit([out("t", b"a")], out("app-detect-changelog", b"x" * MAX_BATCH_BYTES))
     await pipe.drain()
     await pipe.close(0)
-    assert rig.told == [
+    assert rig.reasons == [
         "detect[3]: StateError: a state record for app-detect-changelog[3] is too large: 1000103 bytes, key b'key': a message may have at most 1000000 bytes"
     ]
 
 
 async def test_what_the_broker_refuses_for_its_size_is_set_aside_and_the_pipe_goes_on() -> None:
     """A topic whose max.message.bytes is lower than ours."""
-    told: list[str] = []
+    reasons: list[str] = []
     producer, aside = Producer(), SetAside()
-    fence = Fence(6.0, told.append)
+    fence = Fence(6.0, reasons.append)
     sender = Sender(lambda: producer, fence, aside=aside, state_topics={"state"})
     pipe = Pipe(sender, fence, "detect[3]")
     producer.hold = True
@@ -379,14 +379,14 @@ async def test_what_the_broker_refuses_for_its_size_is_set_aside_and_the_pipe_go
     producer.held[0].set_exception(MessageSizeTooLargeError())
     producer.release()
     await pipe.drain()
-    assert producer.values("state") == [b"s"] and not told
+    assert producer.values("state") == [b"s"] and not reasons
     assert [(one.topic, one.agent) for one in aside.newest] == [("alerts", "send")]
     producer.hold = True
     await pipe.submit([], out("state", b"s"))
     await eventually(lambda: bool(producer.held))
     producer.held[0].set_exception(MessageSizeTooLargeError())
     await pipe.drain()
-    assert len(told) == 1 and told[0].startswith("detect[3]: MessageSizeTooLargeError")
+    assert len(reasons) == 1 and reasons[0].startswith("detect[3]: MessageSizeTooLargeError")
     await pipe.close(0)
 
 
@@ -510,11 +510,11 @@ async def test_a_failing_send_leaves_through_the_fence_and_nothing_is_written_af
     await rig.pipe.submit([out("windows", b"good")], out("state", b"s0"))
     await rig.pipe.submit([out("windows", b"bad")], out("state", b"s1"))
     await rig.pipe.submit([out("windows", b"later")], out("state", b"s2"))
-    await eventually(lambda: bool(rig.told))
+    await eventually(lambda: bool(rig.reasons))
     rig.producer.release()
     for _ in range(20):
         await asyncio.sleep(0)
-    assert rig.told == ["test[3]: RuntimeError: broken"]
+    assert rig.reasons == ["test[3]: RuntimeError: broken"]
     assert rig.producer.values("windows") == [b"good"] and rig.producer.values("state") == []
 
 
@@ -525,10 +525,10 @@ async def test_a_delivery_that_fails_leaves_and_its_state_is_not_written(rig: Ri
     await eventually(lambda: len(rig.producer.held) == 2)
     rig.producer.held[0].set_exception(RuntimeError("not enough replicas"))
     rig.producer.held[1].set_result(None)
-    await eventually(lambda: bool(rig.told))
+    await eventually(lambda: bool(rig.reasons))
     async with asyncio.timeout(PATIENCE_S):
         await rig.pipe.drain()
-    assert rig.told == ["test[3]: RuntimeError: not enough replicas"] and rig.producer.values("state") == []
+    assert rig.reasons == ["test[3]: RuntimeError: not enough replicas"] and rig.producer.values("state") == []
 
 
 async def test_drain_ends_when_the_pipe_is_closed_under_it(rig: Rig) -> None:
@@ -733,9 +733,9 @@ class Reading:
 
     def __init__(self, *fetches: Any) -> None:
         self.fetches = list(fetches)
-        self.told: list[str] = []
+        self.reasons: list[str] = []
         self.app: Any = SimpleNamespace(
-            settings=SimpleNamespace(gather_ms=0, topic=lambda name: name), fence=Fence(6.0, self.told.append), should_stop=False, embedded=False
+            settings=SimpleNamespace(gather_ms=0, topic=lambda name: name), fence=Fence(6.0, self.reasons.append), should_stop=False, embedded=False
         )
         self.transport = SimpleNamespace(app=self.app)
         self._stopped, self.flow_active, self._seeking, self.assignment_number = asyncio.Event(), True, False, 1
@@ -1025,7 +1025,7 @@ def test_what_this_worker_has_written_is_taken_where_it_follows_upon_what_was_re
     for expected, first in ((None, 0), (7, 6), (7, 8), (7, -1)):
         assert not loopback.add(CLEAN, expected, first, 5, 0, FRAMES), (expected, first)
     assert loopback.add(CLEAN, 7, 7, 5, 0, FRAMES) and loopback.add(CLEAN, 7, 9, 6, 0, FRAMES)
-    assert not loopback.add(CLEAN, 7, 9, 6, 0, FRAMES) and not loopback.add(P, 1, 1, 5, 0, FRAMES), "told again; too much"
+    assert not loopback.add(CLEAN, 7, 9, 6, 0, FRAMES) and not loopback.add(P, 1, 1, 5, 0, FRAMES), "sent again; too much"
     taken = loopback.take()[CLEAN]
     assert [(r.offset, r.timestamp, r.key, r.value[:1]) for r in taken] == [(7, 5, None, b"a"), (8, 5, b"k", b"b"), (9, 6, None, b"a"), (10, 6, b"k", b"b")]
     assert taken[1].headers == (VERSION_HEADER, ("hops", b"[1]"))
@@ -1060,7 +1060,7 @@ async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and
     monkeypatch.setitem(globals(), "runs_of", unparsed)
     async with asyncio.timeout(PATIENCE_S):
         await reading.run()
-    assert reading.delivered == [(CLEAN, [7, 8]), (P, [3]), (CLEAN, [9])] and not reading.told
+    assert reading.delivered == [(CLEAN, [7, 8]), (P, [3]), (CLEAN, [9])] and not reading.reasons
 
 
 async def test_what_this_worker_has_written_furthest_along_the_line_goes_first() -> None:
@@ -1112,12 +1112,12 @@ async def test_a_topic_that_ends_before_what_was_fetched_was_made_again_but_not_
     reading.app.should_stop = True
     reading.high = 7
     await reading.run()
-    assert not reading.told, "it ends where the fetches do"
+    assert not reading.reasons, "it ends where the fetches do"
     reading.fetches, reading.high = [{CLEAN: records(0, 1)}], 2
     reading._stopped.clear()
     with pytest.raises(FencedError):
         await reading.run()
-    assert "created again" in reading.told[0]
+    assert "created again" in reading.reasons[0]
 
 
 def test_ticks_from_before_and_after_a_second_is_due_go_at_once_however_late_they_are_fetched() -> None:
@@ -1150,10 +1150,10 @@ def test_the_last_closings_say_when_the_next_are_due(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_sender_tells_what_it_has_handed_over() -> None:
-    told: list[tuple[str, Deliveries]] = []
-    sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, deliveries: told.append((out.topic, deliveries))), [Message(None, b"1")]
+    handed_over: list[tuple[str, Deliveries]] = []
+    sender, messages = Sender(lambda: Producer(), Fence(6.0), lambda out, deliveries: handed_over.append((out.topic, deliveries))), [Message(None, b"1")]
     [confirmed] = await sender.send(Outgoing("windows", 3, messages))
-    assert told == [("windows", [(confirmed, messages)])]
+    assert handed_over == [("windows", [(confirmed, messages)])]
 
 
 REQUEST = SimpleNamespace(topics=[])
@@ -1228,7 +1228,7 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     reading._thread.highest_requested, reading._thread.requested_below = {CLEAN: 9}, {CLEAN}
     with pytest.raises(FencedError):
         await reading.run()
-    assert "ends at offset 2, but was read up to 9" in reading.told[0]
+    assert "ends at offset 2, but was read up to 9" in reading.reasons[0]
 
 
 async def test_a_fetch_that_is_not_asked_for_ends_with_its_assignment() -> None:
@@ -1266,7 +1266,7 @@ async def test_reading_that_ends_by_itself_ends_the_worker(error: BaseException)
     reading = Reading({P: records(5)}, error)
     with pytest.raises(type(error)):
         await reading.run()
-    assert len(reading.told) == 1 and reading.told[0].startswith(f"the consumer stopped reading: {type(error).__name__}")
+    assert len(reading.reasons) == 1 and reading.reasons[0].startswith(f"the consumer stopped reading: {type(error).__name__}")
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), ConsumerStoppedError()])
@@ -1274,7 +1274,7 @@ async def test_reading_that_ends_with_the_app_is_no_trouble(error: BaseException
     reading = Reading(error)
     reading.app.should_stop = True
     await reading.run()
-    assert not reading.told
+    assert not reading.reasons
 
 
 # -- group membership -------------------------------------------------------
@@ -1358,9 +1358,9 @@ class Watched(SimpleNamespace):
 
 @pytest.fixture
 def watched() -> Watched:
-    told: list[str] = []
+    reasons: list[str] = []
     return Watched(
-        told=told, fence=Fence(60.0, told.append), crashed=False, crash_reason=None,
+        reasons=reasons, fence=Fence(60.0, reasons.append), crashed=False, crash_reason=None,
         consumer=SimpleNamespace(thread=SimpleNamespace(last_heartbeat=0.0, silent_s=0.0, trouble=lambda limit_s: "")),
         producer=SimpleNamespace(trouble=lambda: ""),
     )  # fmt: skip
@@ -1390,11 +1390,11 @@ async def test_the_watchdog_leaves_when_something_is_wrong(watched: Watched, spo
     task = asyncio.create_task(watchdog(watched, 0.001))
     for _ in range(20):
         await asyncio.sleep(0.001)
-    assert not task.done() and not watched.told
+    assert not task.done() and not watched.reasons
     spoil(watched)
     async with asyncio.timeout(PATIENCE_S):
         await task
-    assert watched.told == [why]
+    assert watched.reasons == [why]
 
 
 # -- ChunkSchema ------------------------------------------------------------
