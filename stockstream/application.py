@@ -221,8 +221,8 @@ class App(faust.App):
         try:
             for positions in await asyncio.gather(*(part.assign(by_topic) for part in self.parts)):
                 for tp, offset in positions.items():
-                    known = found.get(tp, offset)
-                    found[tp] = None if offset is None or known is None else min(offset, known)
+                    other = found.get(tp, offset)
+                    found[tp] = None if offset is None or other is None else min(offset, other)
         except (StateError, ModelError) as error:
             stop_start(error)
         return found

@@ -70,9 +70,9 @@ class Champions:
         try:
             registry = Registry(self.url)
             stamp = registry.stamp(name, version)
-            known = self._loaded.get(key)
-            if known is not None and known.stamp == stamp:
-                return known
+            loaded = self._loaded.get(key)
+            if loaded is not None and loaded.stamp == stamp:
+                return loaded
             failed, why = self._failed.get(key, ("", ""))
             if failed == stamp:
                 raise ModelError(why)
