@@ -2,7 +2,7 @@
 """Kafka's record batches (message format 2), compiled.
 
 What is read stays in the batch's bytes, and becomes Python's objects when it is asked for: aiokafka makes bytes of each key and value and a list of each
-record's headers, 0.4 us a record; `_ticks` reads the values where they stand. What is sent is copied once.
+record's headers, 0.4 us a record. What is sent is copied once.
 """
 
 cimport cython

@@ -238,25 +238,14 @@ def bounds_of_runs(*columns: NDArray[Any]) -> list[int]:
 
 
 def coded(column: pa.StringArray) -> tuple[list[str], NDArray[np.int64]]:
-    """The different texts of a column without nulls, in the order of their first appearance, and which of them each row has."""
-    if accelerated.ticks is None:
-        encoded = column.dictionary_encode()
-        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
-    if not len(column):
-        return [], np.zeros(0, np.int64)
-    _, offsets, data = column.buffers()
-    begin = column.offset
-    found: tuple[list[str], NDArray[np.int64]] = accelerated.ticks.coded(
-        np.frombuffer(offsets, np.int32)[begin : begin + len(column) + 1], np.frombuffer(data or b"", np.uint8)
-    )
-    return found
+    """The different texts of a column without nulls, in the order of their first appearance, and the index of each row's text among them."""
+    encoded = column.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
 def spread(texts: list[str], which: NDArray[np.int64]) -> pa.StringArray:
-    """A column that has in each row the text of this number."""
-    if accelerated.ticks is None:
-        return pa.array(texts, pa.string()).take(pa.array(which))
-    return pa.StringArray.from_buffers(len(which), *map(pa.py_buffer, accelerated.ticks.spread(texts, which)))
+    """The column of `texts[which]`."""
+    return pa.array(texts, pa.string()).take(pa.array(which))
 
 
 def plain(array: NDArray[Any]) -> pa.Array:

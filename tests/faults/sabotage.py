@@ -54,7 +54,7 @@ def skip_offsets() -> None:
 
 def uncompiled() -> None:
     """What is compiled cannot be imported, as where there was no C compiler."""
-    for name in ("stockstream.accelerated._batches", "stockstream.accelerated._ring", "stockstream.accelerated._ticks"):
+    for name in ("stockstream.accelerated._batches", "stockstream.accelerated._ring"):
         sys.modules[name] = None  # type: ignore[assignment]
 
 

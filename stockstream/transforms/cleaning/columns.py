@@ -1,18 +1,15 @@
-"""The columns of many records at once, where all their ticks are plain: within their ranges, the size given, nothing that `Cleaner` must judge by itself.
+"""Reads many records of `ticks.raw` at once, as columns of their ticks.
 
-Such records are decoded in one go and judged as arrays. What is not plain, or not JSON, is no fault yet: `read` ends before it, and it is looked at by
-itself.
-
-Records are joined by line feeds, and two broken ones never make a good tick: each must begin and end with a bracket or brace, and none may hold a line feed.
-Then no value reaches over a line's end, since after a nested value JSON wants a comma or the end of what it is in, and in a string a line feed is an error.
-So each line holds whole values, at least one, and where there are as many values as records, each record is one.
+Only plain ticks are read this way: every value within its limits, the size given, and nothing that `Cleaner` judges by the ticks before it. `read`
+stops at the first record that is not so. That is not a verdict: `Cleaner` judges that record by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -21,14 +18,10 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from stockstream import accelerated
 from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
-from stockstream.transforms.cleaning.limits import LENGTHS, RANGES
-from stockstream.transforms.frames import coded, nullable, nulls, plain, spread
-
-LINE_FEED = 10
-_OPENING, _CLOSING = (np.isin(np.arange(256), np.frombuffer(marks, np.uint8)) for marks in (b"[{", b"]}"))
-"""Which bytes begin and end a record."""
+from stockstream.transforms.cleaning.decoding import UNREADABLE
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, RANGES
+from stockstream.transforms.frames import coded, nulls, plain
 
 Ints = NDArray[np.int64]
 
@@ -45,7 +38,7 @@ class Record(Protocol):
 
 
 def _within(name: str) -> Meta:
-    """The limits of a field, as a decoder holds them."""
+    """The limits of a field as constraints of its decoder."""
     if name in LENGTHS:
         least, most = LENGTHS[name]
         return Meta(min_length=least, max_length=most)
@@ -54,7 +47,7 @@ def _within(name: str) -> Meta:
 
 
 class _Trade(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """A plain tick of a symbol, price and size, and no more."""
+    """A plain tick with a symbol, a price, a size, and no more."""
 
     symbol: Annotated[str, _within("symbol")]
     event_time: Annotated[int, _within("event_time")]
@@ -70,20 +63,32 @@ _Plain: Any = msgspec.defstruct(
     [
         *((name, Annotated[float, _within(name)] | None, None) for name in QUOTES),
         *((name, Annotated[str, _within(name)] | None, None) for name in TEXTS),
-        ("day_volume", None, None), ("snapshot", bool, False),
+        ("day_volume", None, None),
+        ("snapshot", bool, False),
     ],
     bases=(_Trade,), kw_only=True, gc=False, forbid_unknown_fields=False,
 )  # fmt: skip
-"""Any plain tick; a `day_volume` is weighed by itself, and so is a snapshot."""
+"""Any plain tick. One with a `day_volume` is not plain: its size follows from it."""
 
+_decode_trade = msgspec.json.Decoder(_Trade | list[_Trade]).decode
+_decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode
 
-MANY = 50
-"""Records from which on it is cheaper to take them at once (measured: 0.1 ms, and half the time for each)."""
 EXTRAS = (*QUOTES, *CARRIED_TEXTS)
-"""Columns that a trade does not have."""
+"""Fields that most ticks do not have."""
 
-_decode_trades = msgspec.json.Decoder(_Trade | list[_Trade]).decode_lines
-_decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode_lines
+
+class OddRecord(Exception):
+    """A record that must be judged by itself; `number` is its place among the records."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def require_none(odd: NDArray[np.bool_], record: Ints) -> None:
+    """Raises `OddRecord` if any tick is odd, for the first record that has one. `record` holds the number of each tick's record."""
+    if odd.any():
+        raise OddRecord(int(record[odd].min()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,137 +98,85 @@ class Columns:
     offset: Ints
     """Of each record."""
     timestamp: Ints
-    """Of each record."""
-    symbols: list[str]
-    """The different ones."""
-    symbol: Ints
-    """Which of `symbols`."""
-    sources: list[str]
-    """The different ones."""
-    source: Ints | None
-    """Which of `sources`; None where there is only one."""
+    """Kafka's, in epoch milliseconds, of each record."""
     record: Ints
     """Number of the tick's record."""
+    symbols: list[str]
+    """The different symbols."""
+    symbol: Ints
+    """Index into `symbols`."""
+    sources: list[str]
+    """The different sources."""
+    source: Ints
+    """Index into `sources`."""
     event_time: Ints
     size: Ints
     seq: Ints | None
-    """None where no tick has one."""
+    """None if no tick has one."""
     columns: dict[str, pa.Array]
-    """Columns of TICKS_SCHEMA as they are sent; what is missing is null."""
-    decoded: bool = False
-    """Whether the compiled reader gave them up, and they were decoded as any JSON."""
+    """By name, those of TICKS_SCHEMA in which some tick may have a value, without offset and index."""
 
     @property
     def alone(self) -> bool:
-        """Whether each record is one tick."""
+        """Whether each record has one tick."""
         return len(self.record) == len(self.offset)
-
-    @property
-    def only_trades(self) -> bool:
-        return not self.columns.keys() & set(EXTRAS)
 
     def batch(self) -> pa.RecordBatch:
         """The ticks as TICKS_SCHEMA."""
-        count, offset = len(self.record), self.offset
+        count = len(self.record)
         index = np.zeros(count, np.int32)
         if not self.alone:
-            offset, place = offset[self.record], np.arange(count)
+            place = np.arange(count)
             index[:] = place - np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), place, 0))
-        columns = self.columns | {
-            "event_time": plain(self.event_time), "size": plain(self.size), "offset": plain(offset), "index": plain(index),
-        }  # fmt: skip
+        columns = self.columns | {"offset": plain(self.offset[self.record]), "index": plain(index)}
         arrays = [columns[spec.name] if spec.name in columns else nulls(count, spec.type) for spec in TICKS_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
 
-def read(records: Sequence[Record], *, trades_first: bool, any_json: bool = True) -> Columns | None:
-    """The ticks of records, from the first record on as far as all are plain; None where not even the first is.
+def read(records: Sequence[Record]) -> Columns:
+    """The ticks of all these records.
 
-    What the compiled reader gives up, which knows only the fields of a tick and texts without escapes, may be decoded as any JSON: then all of the records
-    are read, or none. It is, with `any_json`, where the compiled one reads fewer than `MANY`.
-    With `trades_first` it is tried as trades and nothing more before it is tried as any plain ticks, which take longer; without it the other way round.
+    Raises `OddRecord` at a record that is not plain ticks, or if some of its ticks have a `seq` and others of these records have none. Records before it
+    may be odd as well.
     """
-    if accelerated.ticks is None:
-        return _decoded(records, trades_first=trades_first)
-    found = accelerated.ticks.read(records)
-    few = (0 if found is None else len(found[0])) < min(MANY, len(records))
-    decoded = _decoded(records, trades_first=trades_first) if any_json and few else None
-    return decoded or (None if found is None else _of_compiled(*found))
-
-
-def _of_compiled(
-    offset: Ints, timestamp: Ints, symbols: list[str], record: Ints, symbol: Ints, event_time: Ints, size: Ints, price: NDArray[np.float64], seq: Ints | None,
-    sources: list[str], source: Ints | None, more: dict[str, Any],
-) -> Columns:  # fmt: skip
-    """What `_ticks.read` gives, as columns."""
-    columns = {
-        "symbol": spread(symbols, symbol),
-        "source": spread(sources, np.zeros(len(record), np.int64) if source is None else source),
-    } | nullable({"price": price} | {name: values for name, values in more.items() if not isinstance(values, tuple)})
-    for name, values in more.items():
-        if isinstance(values, tuple):
-            texts, which = values
-            columns[name] = pa.array(texts, pa.string()).take(pa.array(which, mask=which < 0))
-    return Columns(offset, timestamp, symbols, symbol, sources, source, record, event_time, size, seq, columns)
-
-
-def _decoded(records: Sequence[Record], *, trades_first: bool) -> Columns | None:
-    try:
-        lines = b"\n".join([*[record.value for record in records], b""])  # type: ignore[list-item]
-    except TypeError:
-        return None                                                      # a record without a value
-    text = np.frombuffer(lines, np.uint8)
-    ends = np.flatnonzero(text == LINE_FEED)
-    if len(ends) != len(records) or not _OPENING[text[np.append(0, ends[:-1] + 1)]].all() or not _CLOSING[text[ends - 1]].all():
-        return None
-    for only_trades in (trades_first, not trades_first):
-        try:
-            items: list[Any] = (_decode_trades if only_trades else _decode_plain)(lines)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            continue
-        return _flat(records, items, only_trades=only_trades) if len(items) == len(records) else None
-    return None
-
-
-def _flat(records: Sequence[Record], items: list[Any], *, only_trades: bool) -> Columns | None:
-    """The columns of ticks and frames of them, one item a record; None where a frame is empty."""
+    try:                                                                 # most ticks are trades, which take half the time
+        items, extras = _decoded(records, _decode_trade), False
+    except OddRecord:
+        items, extras = _decoded(records, _decode_plain), True
     ticks, record = items, np.arange(len(items))
     if list in set(map(type, items)):
-        frames = [item if type(item) is list else [item] for item in items]
-        counts = [len(frame) for frame in frames]
-        if 0 in counts:
-            return None
-        ticks, record = list(chain.from_iterable(frames)), np.repeat(record, counts)
-    return _columns(records, ticks, record, only_trades=only_trades)
-
-
-def _columns(records: Sequence[Record], ticks: list[Any], record: Ints, *, only_trades: bool) -> Columns | None:
-    count = len(ticks)
-    size, price = _ints([tick.size for tick in ticks]), pa.array([tick.price for tick in ticks], pa.float64())
-    if price.null_count and size[price.is_null().to_numpy(zero_copy_only=False)].any():
-        return None
-    numbers = [tick.seq for tick in ticks]
-    unnumbered = numbers.count(None)
-    if 0 < unnumbered < count:
-        return None
-    columns = {"symbol": pa.array([tick.symbol for tick in ticks], pa.string()), "price": price}
-    symbols, symbol = coded(columns["symbol"])
-    names, source = [tick.source for tick in ticks], None
-    if names.count(names[0]) == count:
-        columns["source"], names = pa.repeat(pa.scalar(names[0], pa.string()), count), names[:1]
-    else:
-        columns["source"] = pa.array(names, pa.string())
-        names, source = coded(columns["source"])
-    if not only_trades:
-        if True in [tick.snapshot for tick in ticks]:
-            return None
-        extras = {name: pa.array([getattr(tick, name) for tick in ticks], TICKS_SCHEMA.field(name).type) for name in EXTRAS}
-        columns |= {name: column for name, column in extras.items() if column.null_count < count}
+        counts = np.array([len(item) if type(item) is list else 1 for item in items])
+        require_none((counts == 0) | (counts > MAX_ARRAY), record)
+        ticks, record = list(chain.from_iterable(item if type(item) is list else [item] for item in items)), record.repeat(counts)
+    seq = [tick.seq for tick in ticks]
+    unnumbered = seq.count(None)
+    if 0 < unnumbered < len(seq):
+        require_none(np.array([(number is None) != (seq[0] is None) for number in seq]), record)
+    columns = {name: _column(ticks, name) for name in ("symbol", "source", "event_time", "price", "size")}
+    size = columns["size"].to_numpy()
+    if columns["price"].null_count:
+        require_none(columns["price"].is_null().to_numpy(zero_copy_only=False) & (size > 0), record)
+    if extras:
+        require_none(np.array([tick.snapshot for tick in ticks]), record)
+        columns |= {name: _column(ticks, name) for name in EXTRAS}
     return Columns(
-        _ints([record.offset for record in records]), _ints([record.timestamp for record in records]),
-        symbols, symbol, names, source, record, _ints([tick.event_time for tick in ticks]), size,
-        None if unnumbered else _ints(numbers), columns, decoded=True,
+        _ints([one.offset for one in records]), _ints([one.timestamp for one in records]), record,
+        *coded(columns["symbol"]), *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq), columns,
     )  # fmt: skip
+
+
+def _decoded(records: Sequence[Record], decode: Callable[[Any], Any]) -> list[Any]:
+    items: list[Any] = []
+    try:
+        for record in records:
+            items.append(decode(record.value))
+    except (*UNREADABLE, TypeError) as error:
+        raise OddRecord(len(items)) from error
+    return items
+
+
+def _column(ticks: list[Any], name: str) -> pa.Array:
+    return pa.array(list(map(attrgetter(name), ticks)), TICKS_SCHEMA.field(name).type)
 
 
 def _ints(values: list[Any]) -> Ints:

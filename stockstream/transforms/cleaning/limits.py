@@ -1,5 +1,5 @@
-"""What a tick's fields may hold, once: `rejections` rejects what is beyond, `columns` and the compiled reader decode within, `frame_checks` checks frames by
-it, and the published schema states it."""
+"""What a tick's fields may hold, once: `rejections` rejects what is beyond, `columns` decodes within, `frame_checks` checks frames by it, and the published
+schema states it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ MAX_DAY_VOLUME = 10**15
 MAX_TIME = 1 << 42
 """The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
 MAX_INT = (1 << 63) - 1
+MAX_ARRAY = 100_000
+"""Ticks of one record: each of them may become a rejection of its own."""
 MAX_OFFSET = 1 << 62
 """Offsets are counted on from here by one, in int64."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stockstream.records import Closing
-from stockstream.transforms.cleaning.columns import Columns, Ints
+from stockstream.transforms.cleaning.columns import Columns, Ints, OddRecord, require_none
 from stockstream.transforms.cleaning.memory import Memory
 from stockstream.transforms.cleaning.state import Feed, Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
@@ -33,28 +32,13 @@ class Move:
     """Whether the last record closes something."""
 
 
-class OddRecord(Exception):
-    """The first of the records that cannot be taken at once."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def require_none(odd: NDArray[np.bool_], record: Ints) -> None:
-    """Raises `OddRecord` where a tick is odd; `record` has the number of each one's."""
-    if odd.any():
-        raise OddRecord(int(record[odd].min()))
-
-
 def holders(plain: Columns, memory: Memory, now: int) -> list[Held]:
     """The living series of each symbol. Raises `OddRecord` where one is not known or may be forgotten, or belongs to another source."""
     found = [memory.held.get(symbol) for symbol in plain.symbols]
     numbers = {name: number for number, name in enumerate(plain.sources)}
     remembered = now - FORGET_MS
     owners = [-1 if holder is None or holder.ts < remembered else numbers.get(holder.source, -1) for holder in found]
-    if plain.source is not None or any(owners):
-        require_none(np.array(owners)[plain.symbol] != (0 if plain.source is None else plain.source), plain.record)
+    require_none(np.array(owners)[plain.symbol] != plain.source, plain.record)
     return [holder for holder in found if holder is not None]
 
 
@@ -80,10 +64,8 @@ def move(plain: Columns, memory: Memory, number: int, now: Ints, *, lateness_ms:
     """What the ticks of one source do to it. Raises `OddRecord` where one of them is late or ahead, or the source is not known for sure."""
     name = plain.sources[number]
     source = memory.sources.get(name)
-    times, record = plain.event_time, plain.record
-    if plain.source is not None:
-        mine = plain.source == number
-        times, record = times[mine], record[mine]
+    mine = plain.source == number
+    times, record = plain.event_time[mine], plain.record[mine]
     heard = plain.timestamp[record]
     if (
         source is None or source.closed is None or (source.feeds and plain.seq is None)
