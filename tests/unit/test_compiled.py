@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,8 @@ import pytest
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stockstream import accelerated
-from stockstream.records import TEXTS as NAMES_OF_TEXTS
-from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning import columns
 from stockstream.transforms.frames import coded, nullable, spread
 from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.messages import joined

@@ -65,8 +65,7 @@ def test_what_is_read_is_what_the_decoder_gives(values: list[bytes]) -> None:
     records = records_of(values)
     try:
         found = read(records)
-    except OddRecord as odd:
-        assert 0 <= odd.number < len(records)
+    except OddRecord:
         return
     batch = found.batch()
     batch.validate(full=True)

@@ -37,7 +37,6 @@ def one_home(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
-    monkeypatch.setattr(columns, "MANY", 2)
 
 
 def cleaner() -> Cleaner:

@@ -8,15 +8,12 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from stockstream import accelerated
 from stockstream.records import CARRIED_TEXTS, TEXTS, TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning.cleaner import Cleaner, _digest_of
-from stockstream.transforms.cleaning.columns import MANY
+from stockstream.transforms.cleaning.cleaner import MANY, Cleaner, _digest_of
 from stockstream.transforms.cleaning.limits import MAX_TEXT
 from stockstream.transforms.cleaning.state import DIGESTED
 from stockstream.transforms.frames import decode, encode
-from tests.compilation import need_compiled
 
 NOW = 1_700_000_000_000
 COUNT = 3 * MANY
@@ -45,16 +42,12 @@ def cleaned(kind: type[Cleaner], records: list[RawRecord]) -> pa.RecordBatch:
     return decode(encode(frame), TICKS_SCHEMA).rows
 
 
-@pytest.mark.parametrize("way", ["compiled", "columns", "one by one"])
+@pytest.mark.parametrize("kind", [Cleaner, OneByOne])
 @pytest.mark.parametrize("name", CARRIED_TEXTS)
-def test_it_reaches_ticks_clean(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "compiled":
-        need_compiled()
-    else:
-        monkeypatch.setattr(accelerated, "ticks", None)
+def test_it_reaches_ticks_clean(name: str, kind: type[Cleaner]) -> None:
     values = [None if number % 3 == 0 else f"{number:0{MAX_TEXT}d}" if number % 3 == 1 else f"T{number % 7}" for number in range(COUNT)]
     records = [record(number, **({} if value is None else {name: value})) for number, value in enumerate(values)]
-    rows = cleaned(OneByOne if way == "one by one" else Cleaner, records)
+    rows = cleaned(kind, records)
     assert rows.column(name).to_pylist() == values
     assert all(rows.column(other).null_count == COUNT for other in CARRIED_TEXTS if other != name)
 

@@ -16,8 +16,7 @@ from stockstream.records import TEXTS, TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns, many
-from stockstream.transforms.cleaning.cleaner import Cleaner
-from stockstream.transforms.cleaning.columns import MANY
+from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
 from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
 from stockstream.transforms.partitioning import home_partition
@@ -393,10 +392,8 @@ def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
-    monkeypatch.setattr(columns, "MANY", 2)
-    monkeypatch.setattr(validation, "RUN", 7)
 
 
 def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
@@ -442,7 +439,7 @@ class OneByOne(Cleaner):
 ODD = {
     "no tick": b'{"punctuate":%d}' % (NOW // 1000 - 40),
     "not JSON": b"no",
-    "for the decoder": tick(event_time=NOW + 1_300, unknown=1),
+    "with a quote": tick(event_time=NOW + 1_300, bid=1.0),
     "late": tick(event_time=NOW - 60_000),
     "ahead": tick(event_time=NOW + 60_000),
     "new symbol": tick(symbol=HOME[-1]),
@@ -453,44 +450,25 @@ ODD = {
 """What cannot be taken with many plain ticks."""
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("places", [[0], [80], [199], [50, 51], [60, 130]], ids=str)
-def test_odd_records_among_many_are_judged_by_themselves(odd: bytes, places: list[int], engine: str) -> None:
-    """Those before and behind them still go at once; the decoder for any JSON does not tell which is odd, only that one is."""
+def test_odd_records_among_many_are_judged_by_themselves(odd: bytes, places: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before and behind them are still judged as columns."""
+    monkeypatch.setattr(validation, "MANY", 50)
     core, other = OneByOne(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x"), cleaner()
     plain = [tick(event_time=NOW + 1_300 + number) for number in range(200)]
-    values = [*plain[:MANY], *plain, *(odd if number in places else value for number, value in enumerate(plain))]
+    values = [*plain[:50], *plain, *(odd if number in places else value for number, value in enumerate(plain))]
     records = [RawRecord(number, NOW + 2_000, value) for number, value in enumerate(values)]
-    for some in (records[:MANY], records[MANY:-200], records[-200:]):
+    for some in (records[:50], records[50:-200], records[-200:]):
         core.one_by_one = 0
         assert core.chunk(some) == [rejection for record in some for rejection in other.chunk([record])]
     assert core.make_frame() == other.make_frame() and core.snapshot() == other.snapshot()
-    if engine == "compiled" and 80 in places:
-        assert core.one_by_one == (120 if b"seq" in odd else 1), "where some are numbered, those that are not are judged by themselves"
+    if 80 in places and odd != ODD["with a quote"]:
+        assert core.one_by_one == 1
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_long_chunk_is_not_decoded_as_any_json_in_vain(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
-    decode, core = columns._decoded, cleaner()
-
-    def counted(some: Any, *, trades_first: bool) -> Any:
-        decoded.append(len(some))
-        return decode(some, trades_first=trades_first)
-
-    monkeypatch.setattr(columns, "_decoded", counted)
-    plain = [tick(event_time=NOW + 1_300 + number) for number in range(100)]
-    for begin in (0, 100):
-        core.chunk([RawRecord(begin + number, NOW + 2_000, value) for number, value in enumerate(plain)])
-    decoded.clear()
-    core.chunk([RawRecord(200 + number, NOW + 2_000, value) for number, value in enumerate([*plain[:50], b"no", *plain[51:]])])
-    assert core.accepted == 299
-    assert decoded == [] if engine == "compiled" else decoded[0] == 100
-
-
-@pytest.mark.usefixtures("at_once")
-def test_many_that_are_all_for_the_decoder_go_at_once() -> None:
+def test_many_with_unknown_fields_go_at_once() -> None:
     core = AtOnce(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x")
     for begin in range(0, 300, 100):
         core.chunk([RawRecord(begin + number, NOW + 2_000, tick(event_time=NOW + 1_300 + number, unknown=1)) for number in range(100)])
@@ -552,7 +530,7 @@ def test_many_at_once_keep_the_edges_of_what_is_numbered_late_and_heard_within_a
         "halves behind a nested value", "halves of a text", "a frame in halves", "no value",
     ],
 )
-def test_broken_records_that_are_decoded_together_stay_broken(broken: tuple[bytes | None, ...]) -> None:
+def test_broken_records_in_a_row_stay_broken(broken: tuple[bytes | None, ...]) -> None:
     values = [tick(), b'{"punctuate":%d}' % (NOW // 1000 - 2), tick(), *broken, tick()]
     records = [RawRecord(offset, NOW, value) for offset, value in enumerate(values)]
     judged_alike([records[:3], records[3:]], AtOnce)
@@ -631,6 +609,7 @@ def test_an_array_of_more_items_than_may_be_is_rejected_as_one(monkeypatch: pyte
     assert (rejection.reason, rejection.index) == ("invalid_shape", 0)
     assert rejection.detail.startswith(f"an array of 1000001 items: write several records of at most {validation.MAX_ARRAY}")
     monkeypatch.setattr(validation, "MAX_ARRAY", 3)
+    monkeypatch.setattr(columns, "MAX_ARRAY", 3)
     for of in (cleaner(), cleaner()):
         judge(tick(), b'{"punctuate":%d}' % (NOW // 1000 - 9), of=of)
         for count in (3, 4):
