@@ -51,7 +51,7 @@ TICK_FIELDS = (
     TickField("snapshot", "control", pa.bool_(), False, "gives the present state instead of an event; if it equals the one before, it is a duplicate"),
     TickField("received_at", "control", pa.int64(), False, "epoch ms UTC at which the producer got it"),
 )
-"""All fields of a tick. The columns of `ticks.clean`, the limits of texts, the decoders, the compiled reader and the checks of frames follow from this table.
+"""All fields of a tick. The columns of `ticks.clean`, the limits of texts, the decoders and the checks of frames follow from this table.
 A new optional text needs a line here, two in `Tick`, its lines in docs/topics.md and `make schema`: a test holds them to each other."""
 
 QUOTES = tuple(field.name for field in TICK_FIELDS if field.kind == "quote")

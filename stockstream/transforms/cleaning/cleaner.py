@@ -182,7 +182,7 @@ class Cleaner:
     def _accept_many(self, records: Sequence[Record]) -> int:
         """Accepts records whose ticks are all plain, of known symbols and sources, and none late, from the first record on; returns how many.
 
-        The next one is left to `_judge_one_by_one`, or fewer than `MANY` are. The same verdicts in half the time: a test holds both to each other.
+        The next one is left to `_judge_one_by_one`, and so are all if fewer than `MANY` could be accepted. The verdicts are the same: a test checks it.
         """
         if not self.memory.held:
             return 0                                                     # at the log's beginning no symbol is known

@@ -1,7 +1,7 @@
-"""Judges many records at once, as columns: ticks that are all plain, of known symbols and sources, and none of them late.
+"""Judges many records at once, as columns. They are accepted if all their ticks are plain, of known symbols and sources, and none is late.
 
-The verdicts are those that `Cleaner` gives one by one, in half the time; a test holds both to each other. `OddRecord` names the first record that
-must be judged by itself.
+`weigh` changes nothing: it returns what accepting the ticks would change, or raises `OddRecord` at a record that must be judged by itself. A test checks
+that the verdicts are those of judging the records one by one.
 """
 
 from __future__ import annotations
