@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import columns, memory
+from stockstream.transforms.cleaning import memory
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frames import decode, encode
