@@ -55,7 +55,8 @@ def records_of(values: list[bytes]) -> list[RawRecord]:
     return [RawRecord(5 + 2 * number, 1_700_000_000_000 + number, value) for number, value in enumerate(values)]
 
 
-def ticks_of(value: bytes) -> list[Tick]:
+def ticks_of(value: bytes | None) -> list[Tick]:
+    assert value is not None
     found = decode_tick(value)
     return found if isinstance(found, list) else [found]
 

@@ -17,7 +17,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns, many
 from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
-from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
+from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_TIME
 from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FORGET_MS
@@ -609,7 +609,7 @@ def test_an_array_of_more_items_than_may_be_is_rejected_as_one(monkeypatch: pyte
     core = cleaner()
     [rejection] = core.chunk([RawRecord(0, NOW, b"[" + b"1," * 1_000_000 + b"1]")])
     assert (rejection.reason, rejection.index) == ("invalid_shape", 0)
-    assert rejection.detail.startswith(f"an array of 1000001 items: write several records of at most {validation.MAX_ARRAY}")
+    assert rejection.detail.startswith(f"an array of 1000001 items: write several records of at most {MAX_ARRAY}")
     monkeypatch.setattr(validation, "MAX_ARRAY", 3)
     monkeypatch.setattr(columns, "MAX_ARRAY", 3)
     for of in (cleaner(), cleaner()):
