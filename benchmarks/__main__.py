@@ -18,7 +18,7 @@ from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
 RESULTS = Path(__file__).with_name("results")
-COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "machines", "profile")
+COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "transactions", "machines", "profile")
 
 
 def machine() -> dict[str, Any]:
@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     one = add("workers", "CPU a tick of two workers against one")
     one.add_argument("--ticks", type=int, default=500_000)
     one.add_argument("--repeat", type=int, default=3)
+    one = add("transactions", "a backlog of small transactions beside one of batches of that size")
+    one.add_argument("--transactions", type=int, default=10_000)
+    one.add_argument("--size", type=int, default=10, help="ticks of each")
+    one.add_argument("--repeat", type=int, default=3)
     one = commands.add_parser("machines", help="clean and aggregate alone, step by step, without a broker")
     one.add_argument("--name", default="", help="of the files in benchmarks/results")
     one.add_argument("--symbols", type=int, default=125, help="of one partition")
@@ -106,9 +110,10 @@ def main() -> int:
             text, data = run(options.broker, chosen(options.contenders), options.ticks, options.symbols, options.frames, options.repeat, options.timeout)
             write(name, text, data)
         else:
-            from benchmarks import machines, studies
+            from benchmarks import machines, studies, transactions
 
-            text, data = getattr(machines if command == "machines" else studies, command)(options)
+            module = {"machines": machines, "transactions": transactions}.get(command, studies)
+            text, data = getattr(module, command)(options)
             write(options.name or command, text, data)
     except (StockstreamError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ cdef struct Batch:
 
 
 cdef struct Spot:
-    # where a record is in the data of its batch; `batch` is the number of that
+    # the position of a record in the data of its batch; `batch` is the index of that batch
     int64_t offset
     int64_t timestamp
     int32_t key_at
@@ -22,7 +22,7 @@ cdef struct Spot:
 cdef class Record:
     cdef Spot spot
     cdef Batch batch
-    cdef object kept        # the batch's data, which stay where they are
+    cdef object kept        # keeps the batch's data alive
     cdef bytes copied
 
 

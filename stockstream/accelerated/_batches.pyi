@@ -4,7 +4,7 @@ from typing import overload
 import pyarrow as pa
 
 class Record:
-    """A record of a batch; `timestamp` is epoch milliseconds, `timestamp_type` 1 where it is the broker's."""
+    """A record of a batch; `timestamp` is epoch milliseconds, `timestamp_type` 1 if the broker set it."""
 
     @property
     def offset(self) -> int: ...
@@ -20,7 +20,7 @@ class Record:
     def headers(self) -> list[tuple[str, bytes | None]]: ...
 
 class Records(Sequence[Record]):
-    """Records of one batch or several, each an object only when it is asked for. Slices are such again."""
+    """Records of one or more batches, which become objects on access. A slice is again `Records`."""
 
     def __len__(self) -> int: ...
     @overload
@@ -34,7 +34,7 @@ def decompressed(kind: int, data: bytes | memoryview) -> bytes | pa.Buffer: ...
 def is_whole(data: bytes | memoryview) -> bool: ...
 
 class Place:
-    """Where a message is in its batch; `timestamp` is epoch milliseconds."""
+    """The position of a message in its batch; `timestamp` is epoch milliseconds."""
 
     @property
     def offset(self) -> int: ...
@@ -44,7 +44,7 @@ class Place:
     def size(self) -> int: ...
 
 class Builder:
-    """Messages on their way into a record batch, in the place of aiokafka's `BatchBuilder`."""
+    """Builds a record batch. It replaces aiokafka's `BatchBuilder`."""
 
     def __init__(self, room: int, codec: int, encode: Callable[[bytes], bytes] | None) -> None: ...
     def append(

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Kafka's record batches (message format 2), compiled.
 
-What is read stays in the batch's bytes, and becomes Python's objects when it is asked for: aiokafka makes bytes of each key and value and a list of each
-record's headers, 0.4 us a record. What is sent is copied once.
+Reading leaves the records in the bytes of their batch, and makes Python objects of them only on access. aiokafka makes bytes of each key and value and a
+list of each record's headers, which costs 0.4 us a record. Sending copies each message once.
 """
 
 cimport cython
@@ -54,21 +54,21 @@ cdef enum:
     PREFIX_SIZE = 12    # base offset and length, which the length does not count
     HEADER_SIZE = 61
     CRC_AT = 17
-    LARGEST_ROOM = 1 << 26      # more bytes are not made room for on the word of a compressed frame
-    LARGEST_BATCH = 0x7fffffff  # bytes, decompressed: places in it have 32 bits
-    SHORTEST = 7        # bytes of a record: each of its numbers has one at least
+    LARGEST_FRAME = 1 << 26     # bytes: a compressed frame that claims to hold more is decompressed in pieces
+    LARGEST_BATCH = 0x7fffffff  # bytes, decompressed: positions in it have 32 bits
+    SHORTEST_RECORD = 7 # bytes: each of its numbers has at least one
 
 CRC = Struct(">I")
 HEADER = Struct(">qiibIhiqqqhii")
-"""Base offset, length, leader's epoch, magic, CRC, attributes, last offset's delta, first and greatest time, producer's id, epoch and sequence, records."""
+"""Base offset, length, leader epoch, magic, CRC, attributes, last offset delta, first and greatest time, producer id, epoch and sequence, number of records."""
 DECODERS = {1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 4: codec.zstd_decode}
 CODEC, APPEND_TIME = 0x07, 0x08
 
 
 def size_of_zstd(const unsigned char[::1] data):
-    """How many bytes a zstd frame says that it holds; -1 where it does not (RFC 8878, 3.1.1.1)."""
-    cdef int kind, at, size, place
-    cdef uint64_t told = 0
+    """The decompressed size of a zstd frame, in bytes, by its header; -1 if the header has none (RFC 8878, 3.1.1.1)."""
+    cdef int kind, at, size, byte
+    cdef uint64_t content_size = 0
     if data.shape[0] < 18 or data[0] != 0x28 or data[1] != 0xb5 or data[2] != 0x2f or data[3] != 0xfd:
         return -1
     kind, at = data[4] >> 6, 5
@@ -76,29 +76,30 @@ def size_of_zstd(const unsigned char[::1] data):
     if kind == 0 and not data[4] & 0x20:
         return -1
     at += (0 if data[4] & 0x20 else 1) + (1 << (data[4] & 3) >> 1)
-    for place in range(size):
-        told |= <uint64_t>data[at + place] << 8 * place
+    for byte in range(size):
+        content_size |= <uint64_t>data[at + byte] << 8 * byte
     if kind == 1:
-        told += 256
-    return told if told <= LARGEST_ROOM else -1
+        content_size += 256
+    return content_size if content_size <= LARGEST_FRAME else -1
 
 
-cdef inline Py_ssize_t _length_of_lz4(const unsigned char[::1] data, Py_ssize_t *at, Py_ssize_t end, int told) noexcept:
-    """A length of which a token has told four bits; the bytes behind the token go on where all are set. Negative where they have no end."""
-    cdef Py_ssize_t length = told
-    if told < 15:
+cdef inline Py_ssize_t _length_of_lz4(const unsigned char[::1] data, Py_ssize_t *at, Py_ssize_t end, int bits) noexcept:
+    """A length: the four bits of a token, and if all are set, the bytes that follow, up to one below 255. Negative if that one is missing."""
+    cdef Py_ssize_t length = bits
+    cdef int byte
+    if bits < 15:
         return length
     while at[0] < end:
-        told = data[at[0]]
+        byte = data[at[0]]
         at[0] += 1
-        length += told
-        if told < 255:
+        length += byte
+        if byte < 255:
             return length
     return -1
 
 
 cdef Py_ssize_t _size_of_lz4_block(const unsigned char[::1] data, Py_ssize_t at, Py_ssize_t end) noexcept:
-    """Bytes that a block holds: of each of its sequences the literals, and what is repeated; -1 where it is none."""
+    """The decompressed size of a block, in bytes: literals and matches of each of its sequences; -1 if it is invalid."""
     cdef Py_ssize_t size = 0, length
     cdef int token
     while at < end:
@@ -109,54 +110,55 @@ cdef Py_ssize_t _size_of_lz4_block(const unsigned char[::1] data, Py_ssize_t at,
             return -1
         size += length
         at += length
-        if at == end:                                                    # the last has literals only
+        if at == end:                                                    # the last sequence has literals only
             return size
-        at += 2                                                          # how far back what is repeated is
+        at += 2                                                          # the match's distance
         length = _length_of_lz4(data, &at, end, token & 15)
-        if length < 0 or size > LARGEST_ROOM:
+        if length < 0 or size > LARGEST_FRAME:
             return -1
         size += length + 4
     return -1
 
 
 def size_of_lz4(const unsigned char[::1] data):
-    """How many bytes one lz4 frame holds, by the lengths in it, which most do not say; -1 where that cannot be told (frame format 1.6, block format)."""
-    cdef Py_ssize_t at, size = 0, block, part, held, behind
+    """The decompressed size of one lz4 frame, in bytes, by the lengths in its blocks, since most headers have none; -1 if it is invalid or not the only frame
+    (frame format 1.6, block format)."""
+    cdef Py_ssize_t at, size = 0, block, block_size, held, checksum_size
     if data.shape[0] < 11 or data[0] != 0x04 or data[1] != 0x22 or data[2] != 0x4d or data[3] != 0x18:
         return -1
-    behind = 4 if data[4] & 0x10 else 0                                  # a block's checksum
+    checksum_size = 4 if data[4] & 0x10 else 0                           # of each block
     at = 7 + (8 if data[4] & 0x08 else 0) + (4 if data[4] & 0x01 else 0)
     while at + 4 <= data.shape[0]:
         block = <Py_ssize_t>data[at] | <Py_ssize_t>data[at + 1] << 8 | <Py_ssize_t>data[at + 2] << 16 | <Py_ssize_t>data[at + 3] << 24
         at += 4
         if not block:
             return size if at + (4 if data[4] & 0x04 else 0) == data.shape[0] else -1
-        part = block & 0x7fffffff
-        if part > data.shape[0] - at:
+        block_size = block & 0x7fffffff
+        if block_size > data.shape[0] - at:
             return -1
-        held = part if block & 0x80000000 else _size_of_lz4_block(data, at, at + part)
+        held = block_size if block & 0x80000000 else _size_of_lz4_block(data, at, at + block_size)
         size += held
-        if held < 0 or size > LARGEST_ROOM:
+        if held < 0 or size > LARGEST_FRAME:
             return -1
-        at += part + behind
+        at += block_size + checksum_size
     return -1
 
 
-IN_ONE_GO = {3: (size_of_lz4, pa.Codec("lz4")), 4: (size_of_zstd, pa.Codec("zstd"))}
-"""By codec: what tells how many bytes a frame holds, and Arrow's codec, which must know."""
+ARROW_CODECS = {3: (size_of_lz4, pa.Codec("lz4")), 4: (size_of_zstd, pa.Codec("zstd"))}
+"""By codec: the function for the decompressed size, and Arrow's codec, which needs that size."""
 
 
 def decompressed(int kind, data):
-    """The bytes of a batch's records, as bytes or as an Arrow buffer. Raises `UnsupportedCodecError`, or what the codec does."""
+    """The decompressed records of a batch, as bytes or as an Arrow buffer. Raises `UnsupportedCodecError`, or the codec's own error."""
     if not kind:
         return bytes(data)
-    if kind in IN_ONE_GO:
-        size_of, whole = IN_ONE_GO[kind]
+    if kind in ARROW_CODECS:
+        size_of, arrow = ARROW_CODECS[kind]
         size = size_of(data)
         if size >= 0:
             try:
-                return whole.decompress(data, size)
-            except OSError:                                              # several frames in one: only the first's size is known
+                return arrow.decompress(data, size)
+            except OSError:                                              # several frames: the size is only that of the first
                 pass
     if kind not in DECODERS:
         raise UnsupportedCodecError(f"Unknown compression codec {kind:#04x}")
@@ -170,13 +172,13 @@ cdef struct Cursor:
 
 
 cdef inline int64_t _varint(Cursor *cursor) except? -2:
-    """The next number: seven bits a byte, the lowest first, its sign in the lowest bit."""
+    """Reads a zigzag varint: seven bits a byte, the lowest first, the sign in the lowest bit."""
     cdef uint64_t value = 0
     cdef int shift = 0
     cdef unsigned char byte
     while True:
         if cursor.at >= cursor.end or shift > 63:
-            raise CorruptRecordException("A number in a record has no end")
+            raise CorruptRecordException("A varint in a record has no end")
         byte = cursor.begin[cursor.at]
         cursor.at += 1
         value |= <uint64_t>(byte & 0x7f) << shift
@@ -185,8 +187,8 @@ cdef inline int64_t _varint(Cursor *cursor) except? -2:
         shift += 7
 
 
-cdef inline Py_ssize_t _pass(Cursor *cursor, Py_ssize_t size) except -1:
-    """Goes on behind so many bytes, none where `size` is negative; returns where they begin."""
+cdef inline Py_ssize_t _skip(Cursor *cursor, Py_ssize_t size) except -1:
+    """Skips `size` bytes, none if it is negative; returns where they begin."""
     cdef Py_ssize_t at = cursor.at
     if size > cursor.end - at:
         raise CorruptRecordException(f"A record has {size} bytes where {cursor.end - at} are left")
@@ -199,7 +201,7 @@ cdef inline Py_ssize_t _pass(Cursor *cursor, Py_ssize_t size) except -1:
 @cython.freelist(512)
 @cython.no_gc
 cdef class Record:
-    """A record; `timestamp` is epoch milliseconds, `timestamp_type` 1 where it is the broker's."""
+    """A record; `timestamp` is epoch milliseconds, `timestamp_type` 1 if the broker set it."""
 
     @property
     def offset(self):
@@ -235,17 +237,17 @@ cdef class Record:
             size = _varint(&cursor)
             if size < 0:
                 raise CorruptRecordException("A header has no name")
-            at = _pass(&cursor, size)
+            at = _skip(&cursor, size)
             name = PyBytes_FromStringAndSize(self.batch.data + at, size).decode()
             size = _varint(&cursor)
-            at = _pass(&cursor, size)
+            at = _skip(&cursor, size)
             found.append((name, None if size < 0 else PyBytes_FromStringAndSize(self.batch.data + at, size)))
         return found
 
 
 @cython.final
 cdef class Records:
-    """Records of one batch or several, each an object only when it is asked for. Slices are such again."""
+    """Records of one or more batches, which become objects on access. A slice is again `Records`."""
 
     def __cinit__(self):
         self.kept = []
@@ -263,7 +265,7 @@ cdef class Records:
         if isinstance(at, slice):
             begin, end, step = at.indices(self.count)
             if step != 1:
-                raise ValueError("records are sliced in their order, none left out")
+                raise ValueError("records have slices of step 1 only")
             if begin == 0 and end == self.count:
                 return self
             part = Records.__new__(Records)
@@ -282,7 +284,7 @@ cdef class Records:
             yield self._record(number)
 
     cdef int _reserve(self, Py_ssize_t more, Py_ssize_t batches) except -1:
-        """Room for more records, of more batches."""
+        """Makes room for more records, of more batches."""
         cdef Spot *spots
         cdef Batch *of
         if self.count + more > self.room:
@@ -319,7 +321,7 @@ cdef class Records:
 
 
 def joined(parts):
-    """The records of several such, one after the other."""
+    """The records of all parts, one after the other."""
     cdef Records part, whole = Records.__new__(Records)
     cdef Py_ssize_t count = 0
     for part in parts:
@@ -331,9 +333,9 @@ def joined(parts):
 
 
 def records(data, int64_t begin):
-    """The records of a batch from offset `begin` on, decompressed. Raises `CorruptRecordException` and `UnsupportedCodecError`.
+    """The records of a batch from offset `begin` on. Raises `CorruptRecordException` and `UnsupportedCodecError`.
 
-    `data` is the whole batch, as bytes or a view of them. Whether its checksum is right must have been looked at.
+    `data` is the whole batch, as bytes or a view of them. The caller has verified its checksum (`is_whole`).
     """
     cdef int64_t base, first_time, last_time
     cdef Py_ssize_t count, begins, length, length_of
@@ -347,8 +349,8 @@ def records(data, int64_t begin):
     timestamp_type = 1 if attributes & APPEND_TIME else 0
     PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
     cursor = Cursor(<const unsigned char *>view.buf, 0, view.len)
-    PyBuffer_Release(&view)                                              # both kinds stay where they are while somebody has them
-    if count > cursor.end // SHORTEST or cursor.end > LARGEST_BATCH:
+    PyBuffer_Release(&view)                                              # both kinds stay in place while they are referenced, as `kept` does
+    if count > cursor.end // SHORTEST_RECORD or cursor.end > LARGEST_BATCH:
         raise CorruptRecordException(f"A batch of {cursor.end} bytes has {count} records")
     found._reserve(max(count, 0), 1)
     found.batches[0] = Batch(<const char *>cursor.begin, cursor.end, timestamp_type)
@@ -366,37 +368,37 @@ def records(data, int64_t begin):
             spot.timestamp = last_time
         spot.offset = base + _varint(&cursor)
         length_of = _varint(&cursor)
-        spot.key_at, spot.key_size = <int32_t>_pass(&cursor, length_of), <int32_t>max(length_of, -1)
+        spot.key_at, spot.key_size = <int32_t>_skip(&cursor, length_of), <int32_t>max(length_of, -1)
         length_of = _varint(&cursor)
-        spot.value_at, spot.value_size = <int32_t>_pass(&cursor, length_of), <int32_t>max(length_of, -1)
+        spot.value_at, spot.value_size = <int32_t>_skip(&cursor, length_of), <int32_t>max(length_of, -1)
         spot.headers_at = <int32_t>cursor.at
         if cursor.at >= begins + length:
-            raise CorruptRecordException("A record is longer than it says")
+            raise CorruptRecordException("A record is longer than its length field")
         cursor.at = begins + length
         if spot.offset >= begin:
             found.count += 1
     if cursor.at != cursor.end:
-        raise CorruptRecordException(f"{cursor.end - cursor.at} bytes are left behind the last record")
+        raise CorruptRecordException(f"{cursor.end - cursor.at} bytes follow the last record")
     return found
 
 
 @cython.final
 cdef class Place:
-    """Where a message is in its batch; `timestamp` is epoch milliseconds."""
+    """The position of a message in its batch; `timestamp` is epoch milliseconds."""
 
     cdef readonly int64_t offset
     cdef readonly int64_t timestamp
     cdef readonly Py_ssize_t size
 
 
-cdef inline uint64_t _signed(int64_t number) noexcept:
-    """A number with its sign in the lowest bit."""
+cdef inline uint64_t _zigzag(int64_t number) noexcept:
+    """A number in zigzag form, with its sign in the lowest bit."""
     return (<uint64_t>number << 1) ^ <uint64_t>(number >> 63)
 
 
 cdef inline int _size_of(int64_t number) noexcept:
-    """Bytes of a number as `_varint` reads it."""
-    cdef uint64_t value = _signed(number)
+    """The size of a number as a varint, in bytes."""
+    cdef uint64_t value = _zigzag(number)
     cdef int size = 1
     while value > 0x7f:
         value >>= 7
@@ -409,16 +411,16 @@ cdef inline Py_ssize_t _size_of_bytes(object value) except -1:
 
 
 cdef Py_ssize_t _size_of_record(int64_t after, int64_t offset, object key, object value, object headers) except -1:
-    """Bytes of a record without the number that says how many these are."""
+    """The size of a record without its length field, in bytes."""
     cdef Py_ssize_t size = 1 + _size_of(after) + _size_of(offset) + _size_of_bytes(key) + _size_of_bytes(value) + _size_of(len(headers)), length
-    for name, told in headers:
+    for name, content in headers:
         PyUnicode_AsUTF8AndSize(name, &length)
-        size += _size_of(length) + length + _size_of_bytes(told)
+        size += _size_of(length) + length + _size_of_bytes(content)
     return size
 
 
 cdef inline unsigned char *_put(unsigned char *at, int64_t number) noexcept:
-    cdef uint64_t value = _signed(number)
+    cdef uint64_t value = _zigzag(number)
     while value > 0x7f:
         at[0] = <unsigned char>(value & 0x7f) | 0x80
         at += 1
@@ -438,7 +440,7 @@ cdef inline unsigned char *_put_bytes(unsigned char *at, object value) noexcept:
 
 
 def crc32c(const unsigned char[::1] data):
-    """CRC-32C, by the processor's own instruction where it has one: twenty times aiokafka's table."""
+    """CRC-32C, by the processor's instruction if it has one: twenty times as fast as aiokafka's table."""
     return crc_of(&data[0], data.shape[0]) if crc_is_an_instruction() and data.shape[0] else calc_crc32c(data)
 
 
@@ -446,17 +448,17 @@ def is_whole(const unsigned char[::1] data):
     """Whether a batch's checksum is right."""
     if data.shape[0] < HEADER_SIZE:
         return False
-    told, = CRC.unpack_from(data, CRC_AT)
-    return told == crc32c(data[CRC_AT + CRC.size:])
+    checksum, = CRC.unpack_from(data, CRC_AT)
+    return checksum == crc32c(data[CRC_AT + CRC.size:])
 
 
 cdef class Builder:
-    """Messages on their way into a record batch, in the place of aiokafka's `BatchBuilder`, which copies each of them three times.
+    """Builds a record batch. It replaces aiokafka's `BatchBuilder`, which copies each message three times.
 
     Args:
-        room: a batch is smaller than that many bytes before compression, but for its first message.
+        room: the limit of a batch's size in bytes, before compression. A first message may exceed it.
         codec: number of the codec in the attributes, 0 for none.
-        encode: compresses bytes; None where there is no codec.
+        encode: compresses bytes; None without a codec.
     """
 
     cdef Py_ssize_t room, total
@@ -474,7 +476,7 @@ cdef class Builder:
         self.total = HEADER_SIZE
 
     def append(self, *, timestamp, bytes key, bytes value, headers=()):
-        """Takes a message and says where it is; None where there is no room for it, or the batch is closed."""
+        """Adds a message and returns its position; None if the batch has no room for it or is closed."""
         cdef int64_t time
         cdef Py_ssize_t length, size
         cdef Place place
@@ -514,7 +516,7 @@ cdef class Builder:
         self.producer = (producer_id, producer_epoch, base_sequence)
 
     def _build(self):
-        """The batch's bytes, made at the first call."""
+        """The batch's bytes, built at the first call."""
         self.full = True
         if self.built is None:
             self.built = self._bytes()
@@ -535,11 +537,11 @@ cdef class Builder:
             at = _put(_put(at + 1, time - self.first_time), offset)
             at = _put_bytes(_put_bytes(at, key), value)
             at = _put(at, len(headers))
-            for named, told in headers:
+            for named, content in headers:
                 name = PyUnicode_AsUTF8AndSize(named, &length)
                 at = _put(at, length)
                 memcpy(at, name, length)
-                at = _put_bytes(at + length, told)
+                at = _put_bytes(at + length, content)
             offset += 1
         data = plain
         if self.encode is not None:
@@ -547,7 +549,7 @@ cdef class Builder:
             if len(encoded) < len(plain):
                 data, attributes = encoded, self.codec
         size = HEADER_SIZE + len(data)
-        # base offset and leader's epoch are the broker's to say
+        # the broker sets base offset and leader epoch
         header = HEADER.pack(
             0, size - PREFIX_SIZE, -1, FORMAT, 0, attributes, self.count - 1, self.first_time, self.last_time, *self.producer, self.count
         )
