@@ -22,7 +22,7 @@ from stockstream.wording import counted
 
 @dataclass(slots=True)
 class Coverage:
-    """One partition of one log: `objects` account for the offsets `first` to `last`, of which `holes` are holes and `records` are archived records.
+    """One partition of one log: `objects` account for the offsets `first` to `last`, of which `holes` have no record and `records` are archived.
 
     `processed`: the last offset whose ticks are stored, -1 if there is none; `unprocessed`: number of records after it; `ticks`: number of stored ticks;
     `missing`: number of offsets whose result of `clean` was lost.
@@ -168,9 +168,9 @@ def _made(store: Store, name: str, extent: Extent, faults: list[str]) -> Made | 
 
 def _line(chain: Coverage) -> str:
     if chain.last < chain.first:
-        covered = f"no offset yet ({counted(chain.holes, 'hole')})"
+        covered = f"no offset yet ({counted(chain.holes, 'offset')} without a record)"
     else:
-        parts = f"{counted(chain.records, 'record')}, {counted(chain.holes, 'hole')}"
+        parts = f"{counted(chain.records, 'record')}, {counted(chain.holes, 'offset')} without one"
         covered = f"offsets {chain.first} to {chain.last} once each ({parts}) in {counted(chain.objects, 'object')}"
     if chain.unprocessed:
         through = f"through {chain.processed} of {chain.last}" if chain.processed >= chain.first else f"nothing of {chain.last + 1 - chain.first:,}"

@@ -41,8 +41,8 @@ BATCH_PREFIX = struct.Struct(">qi")
 class UnparsedBatch:
     """The records of one batch, without those before the requested offset. They are parsed where they are processed.
 
-    To aiokafka a part looks like one record with the offset of the batch's last, so that its cost is per batch and not per record. If the fetching thread
-    parsed the records, each would move from one CPU's cache to another's: a sixth of the whole cost of catching up.
+    aiokafka takes it for one record with the offset of the batch's last, so that the cost is per batch and not per record. If the fetching thread parsed the
+    records, each would move from one CPU's cache to another's, which is a sixth of the cost of a backlog.
 
     Args:
         batch: aiokafka's record batch.
@@ -73,14 +73,14 @@ class UnparsedBatch:
 def offsets_of(batch: Any, begin: int) -> Offsets:
     """The offsets that a batch covers by its header, from offset `begin` on.
 
-    Compaction, and aiokafka for control batches and aborted ones, leave out records, but the header keeps the batch's first and last offset. Batches of old
-    formats have no first offset, and no transactions: such a batch covers what is before it.
+    Compaction removes records, but the header keeps the first and last offset. aiokafka skips control batches and aborted ones, and their headers have the
+    same fields. Batches of older formats have no first offset and no transactions: such a batch counts from `begin` on.
     """
     return Offsets(max(begin, getattr(batch, "base_offset", begin)), batch.next_offset)
 
 
 class EmptyOffsets:
-    """A control batch, or one of an aborted transaction: offsets without a record."""
+    """A control batch, or a batch of an aborted transaction: offsets without a record."""
 
     count = 0
 
@@ -93,7 +93,7 @@ class EmptyOffsets:
 
 
 class ParsedRecords:
-    """Records that aiokafka has parsed, with the interface of a part.
+    """Records that aiokafka has parsed, with the interface of `UnparsedBatch`.
 
     Args:
         records: in offset order.
@@ -127,7 +127,7 @@ def contents(parts: Iterable[UnparsedBatch | EmptyOffsets | ParsedRecords]) -> t
 
 
 class _SingleItemBatch:
-    """A batch that iterates as one part."""
+    """A batch that iterates as one `UnparsedBatch`."""
 
     def __init__(self, batch: Any, parsed: PartitionRecords, data: memoryview) -> None:
         self._batch, self._parsed, self._data = batch, parsed, data
@@ -151,7 +151,7 @@ class _SingleItemBatch:
 class UnparsedBatches:
     """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition.
 
-    Once `parsed` is set, it notes the offsets of each batch that aiokafka takes, also of those that aiokafka then skips: control batches and aborted ones.
+    Once `parsed` is set, it records the offsets that each batch covers, including those that aiokafka then skips: control batches and aborted ones.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -159,32 +159,32 @@ class UnparsedBatches:
         self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
         self.parsed: PartitionRecords | None = None
         self.as_single_items = False
-        """Whether each batch iterates as one part."""
-        self._noted: list[Offsets] = []
+        """Whether each batch iterates as one `UnparsedBatch`. Otherwise aiokafka parses it."""
+        self._covered: list[Offsets] = []
 
     def next_batch(self) -> Any:
         batch = self._records.next_batch()
         if self.parsed is None:
             return batch
-        self._noted.append(offsets_of(batch, self.parsed.next_fetch_offset))
+        self._covered.append(offsets_of(batch, self.parsed.next_fetch_offset))
         if not self.as_single_items:
             return batch
         size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
         data, self._rest = self._rest[:size], self._rest[size:]
         return _SingleItemBatch(batch, self.parsed, data)
 
-    def noted(self) -> list[Offsets]:
-        """The offsets of each batch that aiokafka has taken since the last call. One whose checksum is wrong is not among them: aiokafka has not passed it."""
-        passed = 0 if self.parsed is None else self.parsed.next_fetch_offset
-        noted, self._noted = [batch for batch in self._noted if batch.first < batch.end <= passed], []
-        return noted
+    def take_covered(self) -> list[Offsets]:
+        """Returns the offsets of each batch since the last call. A batch with a wrong checksum is left out: aiokafka's position does not move past it."""
+        position = 0 if self.parsed is None else self.parsed.next_fetch_offset
+        covered, self._covered = [batch for batch in self._covered if batch.first < batch.end <= position], []
+        return covered
 
 
 class _FetchResults(dict[Any, Any]):
-    """The results of aiokafka's fetcher, by partition. They yield parts, which saves copying each record into a `ConsumerRecord`.
+    """The results of aiokafka's fetcher, by partition. They yield unparsed batches, which saves copying each record into a `ConsumerRecord`.
 
     Args:
-        plain: aiokafka parses the records; the results only add which offsets the batches cover.
+        plain: whether aiokafka parses the records. The results then only add the offsets that the batches cover.
     """
 
     def __init__(self, *args: Any, plain: bool = False) -> None:
@@ -209,7 +209,7 @@ def _unchanged(_: Any, part: UnparsedBatch) -> UnparsedBatch:
 
 
 def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyOffsets]:
-    """Replaces `FetchResult.getall`: takes parts until they hold CHUNK_RECORDS."""
+    """Replaces `FetchResult.getall`: takes batches until they hold CHUNK_RECORDS."""
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     parsed = result._partition_records
@@ -217,12 +217,12 @@ def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyO
     count = 0
     while count < CHUNK_RECORDS:
         part = next(parsed, None)
-        noted = parsed._records.noted()
+        covered = parsed._records.take_covered()
         if part is None:
             result._partition_records = None
-            taken += map(EmptyOffsets, noted)
+            taken += map(EmptyOffsets, covered)
             break
-        taken += map(EmptyOffsets, noted[:-1])
+        taken += map(EmptyOffsets, covered[:-1])
         taken.append(part)
         count += part.count
     result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
@@ -230,10 +230,10 @@ def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyO
 
 
 def _take_parsed(result: FetchResult, max_records: None) -> list[ParsedRecords]:
-    """Replaces `FetchResult.getall` if aiokafka parses: adds which offsets the batches cover."""
+    """Replaces `FetchResult.getall` if aiokafka parses: adds the offsets that the batches cover."""
     parsed = result._partition_records
     records = FetchResult.getall(result)
-    batches = parsed._records.noted() if parsed is not None else []
+    batches = parsed._records.take_covered() if parsed is not None else []
     return [ParsedRecords(records, batches)] if batches else []
 
 
@@ -244,7 +244,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Whether aiokafka fetches ahead and parses, as it does without stockstream's replacements."""
     last_heartbeat = 0.0
     silent_s = 0.0
-    """How long the group has not answered a heartbeat; 0 where none is due."""
+    """How long the group has not answered a heartbeat; 0 if none is due."""
     _beating: tuple[Any, float] = (None, 0.0)
     """The heartbeat task, and when it was first seen. A join confirms the member, so silence counts from here."""
 
@@ -263,7 +263,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self.highest_requested: dict[Any, int] = {}
         """By partition: the highest offset requested since the last seek."""
         self.requested_below: set[Any] = set()
-        """Where less was asked for since: aiokafka begins a log anew that ends before what was asked for."""
+        """Partitions of which a lower offset was requested since: aiokafka resets its position if the log ends before it."""
         self.log_starts: dict[Any, int] = {}
         """By partition: where aiokafka reads on since the requested records had been deleted; the broker holds none before that offset."""
         self._out_of_range: set[Any] = set()
@@ -293,7 +293,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             try:
                 await self._asked.wait()
             except asyncio.CancelledError:
-                return False                                             # as the original does, whose result aiokafka uses
+                return False                                             # as the replaced method does: aiokafka uses the result
         self.consumer.pace.fetching()  # type: ignore[attr-defined]
         self._skip_loopback(*request)
         fetched = await fetch(*request)
@@ -305,7 +305,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self._out_of_range.update(tp for tp in tps if assignment.state_value(tp).awaiting_reset)
 
     def _skip_loopback(self, assignment: Any, _: int, request: Any) -> None:
-        """Moves a request and the positions past frames that were delivered without a fetch, and notes partitions whose requested offset went back."""
+        """Moves a request and the positions past frames that were delivered without a fetch, and records partitions whose requested offset went back."""
         passed = self.consumer.loopback.delivered_ranges  # type: ignore[attr-defined]
         for topic, partitions in request.topics:
             for place, (partition, offset, size) in enumerate(partitions):

@@ -248,7 +248,7 @@ class Line:
         self.admin(lambda admin: admin.delete_records({TopicPartition(topic, p): RecordsToDelete(before_offset=o) for p, o in before.items()}))
 
     def abort_transactions(self, messages: list[tuple[int, bytes | None]], *, transactions: int = 3) -> None:
-        """Sends messages to `ticks.raw` in transactions that are aborted: what is left are offsets that hold nothing."""
+        """Sends messages to `ticks.raw` in transactions that are aborted, which leaves offsets without a record."""
 
         async def run() -> None:
             producer = AIOKafkaProducer(**client_options(self.settings), transactional_id=f"{self.prefix}aborter", linger_ms=0)

@@ -129,7 +129,7 @@ def test_verify_tells_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     _archive(tmp_path)
     arguments = ["--archive", f"file://{tmp_path}"]
     good = CliRunner().invoke(verify.command, arguments, standalone_mode=False)
-    assert good.return_value == 0 and "offsets 0 to 2 once each (3 records, 0 holes) in 3 objects; all processed, 8 ticks" in good.stdout
+    assert good.return_value == 0 and "offsets 0 to 2 once each (3 records, 0 offsets without one) in 3 objects; all processed, 8 ticks" in good.stdout
     assert good.stdout.splitlines()[-1] == "all is well: 1 chain, 3 records"
     assert json.loads(CliRunner().invoke(verify.command, [*arguments, "--json"], standalone_mode=False).stdout)["ok"] is True
     middle = sorted((tmp_path / "raw").rglob("*.zst"))[1]
@@ -151,7 +151,8 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
     chain.append([Piece(3, range(3, 4), T0 // 3_600_000, lines(2, [_Record(3, b"{3}")]))])
     reported = _verify(tmp_path)
     assert reported.return_value == 0 and reported.stdout.splitlines() == [
-        "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 holes) in 4 objects; processed through 2 of 3: 1 raw record not processed yet, 8 ticks",
+        "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 offsets without one)"
+        " in 4 objects; processed through 2 of 3: 1 raw record not processed yet, 8 ticks",
         "every raw record is archived once: 1 chain, 4 records; 1 raw record of 1 chain not processed yet (a worker on the same log processes them)",
     ]
     answer = json.loads(_verify(tmp_path, "--json").stdout)
