@@ -249,7 +249,9 @@ def test_lag_counts_what_is_not_delivered_and_is_0_behind_a_marker() -> None:
     reader = Consumer.__new__(Consumer)
     reader.guard = Guard(expected={GUARDED: 5})
     high = [8]
-    reader._thread = SimpleNamespace(_ensure_consumer=lambda: SimpleNamespace(highwater=lambda _: high[0]))  # type: ignore[assignment]
+    reader._through = {}
+    client = SimpleNamespace(highwater=lambda _: high[0])
+    reader._thread = SimpleNamespace(_ensure_consumer=lambda: client, log_starts={})  # type: ignore[assignment]
     assert reader.lag(GUARDED) == 3
     reader.guard.admit(GUARDED, [SimpleNamespace(offset=5)], [Offsets(6, 8)])
     assert reader.lag(GUARDED) == 0
