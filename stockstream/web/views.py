@@ -128,7 +128,8 @@ def mount(
     """
     views = _Views(live, status, metrics, tail, version)
     for operation in OPERATIONS:
-        application.router.add_get(operation.path, views.handler(operation), allow_head=operation.name != "events")
+        path = operation.path.replace("{symbol}", "{symbol:[^/]+}")      # aiohttp's default refuses braces
+        application.router.add_get(path, views.handler(operation), allow_head=operation.name != "events")
     application.router.add_get("/static/{name}", views.asset)
     application.middlewares.append(_errors_as_json)
 

@@ -93,6 +93,16 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
         live.frame(0, frame(["S00003"], 2, 99.5))
         await page.until("document.querySelector('.row:not([hidden])').textContent.includes('99.50')")
 
+        strange = ["q{x}", "qa/b", "q%", "qé", "q?", "q#"]
+        live.frame(0, frame(strange, 3, 0.000318))
+        await page.ask("document.getElementById('filter').value = 'q'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        await page.until(f"{ROWS} === {len(strange)}")
+        links = "[...document.querySelectorAll('.row:not([hidden]) a')].map((a) => fetch(a.href).then((answer) => answer.json()).then(({symbol}) => symbol))"
+        assert sorted(await page.ask(f"Promise.all({links})")) == sorted(strange)
+        assert "0.000318" in await page.ask("document.querySelector('.row:not([hidden])').textContent")
+        await page.ask("document.getElementById('filter').value = 's00003'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        await page.until(f"{ROWS} === 1")
+
         live.alert(alert("opened"))
         await page.until("document.querySelector('#alert-list li')?.textContent.includes('<b>2 % below</b>')")
         assert "alert" in await page.ask("document.querySelector('.row:not([hidden])').textContent")

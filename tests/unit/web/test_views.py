@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import faust
 import jsonschema
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 from aiohttp import ClientTimeout, web
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from stockstream.metrics import Metrics
 from stockstream.web import events, openapi, views
@@ -66,7 +68,7 @@ def filled(make: Any) -> Live:
     return live
 
 
-async def get(client: Client, path: str, status: int = 200) -> Any:
+async def get(client: Client, path: str | URL, status: int = 200) -> Any:
     async with client.get(path) as response:
         body = await response.read()
         assert response.status == status, body
@@ -100,6 +102,20 @@ async def test_one_symbol(make: Any, symbol: str) -> None:
         if symbol == "AAA":
             assert detail["prediction"]["horizons"][0]["horizon_s"] == 60
             assert [alert["state"] for alert in detail["alerts"]] == ["opened"]
+
+
+@pytest.mark.parametrize("symbol", ["{x}", "{symbol}", "}{", "a/b", "a//b", "%", "%2F", "é", "?", "#", "+", "&=", "A B", "\\", '"', "日本"])
+async def test_a_symbol_of_any_characters_has_its_answers(make: Any, symbol: str) -> None:
+    live, encoded = Live(), quote(symbol, safe="")
+    live.frame(0, make.frame([make.row(symbol)]))
+    live.prediction(make.prediction(symbol))
+    live.alert(make.alert(1, symbol=symbol))
+    async with serving(live) as client:
+        assert (await get(client, URL(f"/api/symbols/{encoded}", encoded=True)))["symbol"] == symbol
+        assert len((await get(client, URL(f"/api/symbols/{encoded}/bars", encoded=True)))["items"]) == 1
+        for kind in ("alerts", "predictions"):
+            (item,) = (await get(client, URL(f"/api/{kind}?symbol={encoded}", encoded=True)))["items"]
+            assert item["symbol"] == symbol
 
 
 async def test_bars(make: Any) -> None:
