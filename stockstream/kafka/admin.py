@@ -20,9 +20,9 @@ from stockstream.errors import BrokerError, TopicError
 from stockstream.kafka.client import MAX_BATCH_BYTES, client_options, producer_settings
 from stockstream.kafka.embedded import CLUSTER_ID_PREFIX
 from stockstream.kafka.outages import Outage
+from stockstream.kafka.partition_counts import partition_fault
 from stockstream.kafka.topic_configs import append_time, ensure_configs, message_bytes
 from stockstream.settings import Settings
-from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +186,9 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
             specs = topic_specs(settings)
             found = set(await admin.list_topics())
             missing = [spec for spec in specs if spec.name not in found]
+            await _check(settings, admin, [spec for spec in specs if spec.name in found])      # before topics are made that may then not fit either
             fault = await _create(admin, missing)
             if not fault:
-                await _check(admin, [spec for spec in specs if spec.name in found])
                 if missing and not embedded:
                     await _await_leaders(settings, admin, missing)
                 if not embedded:
@@ -250,17 +250,14 @@ async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> str:
     return ""
 
 
-async def _check(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
+async def _check(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
     if not specs:
         return
     wanted = {spec.name: spec.partitions for spec in specs}
-    for topic in await admin.describe_topics(list(wanted)):
-        there = len(topic["partitions"])
-        if topic["error_code"] == 0 and there != wanted[topic["topic"]]:
-            raise TopicError(
-                f"topic {topic['topic']} has {counted(there, 'partition')}, but STOCKSTREAM_PARTITIONS is {wanted[topic['topic']]}; "
-                f"set STOCKSTREAM_PARTITIONS to {there}, or use another STOCKSTREAM_TOPIC_PREFIX"
-            )
+    there = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(list(wanted)) if topic["error_code"] == 0}
+    found = {name: there[name] for name in wanted if name in there}
+    if fault := partition_fault(settings, found, wanted, changelog(settings, "clean")):
+        raise TopicError(fault)
 
 
 async def producer_options(settings: Settings, *, timeout_s: float = 30.0) -> dict[str, Any]:
