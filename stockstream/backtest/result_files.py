@@ -206,7 +206,7 @@ class ResultFiles:
             with contextlib.suppress(OSError, pa.ArrowException):
                 table.close(keep=False)
         shutil.rmtree(self._aside, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError):
             raise OutputError(f"{self.folder}: the results cannot be written: {error.strerror or error}") from error
 
     def begin(self) -> Part:

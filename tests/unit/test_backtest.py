@@ -377,6 +377,17 @@ def test_a_run_that_fails_keeps_the_results_before(tmp_path: Path) -> None:
         backtests.run(good, tmp_path / "out")
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = backtests.write(tmp_path / "log.jsonl", lines(tick(0), tick(1)))
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left"):
+        backtests.run(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_progress_adds_up_to_the_size(tmp_path: Path) -> None:
     path = backtests.write(tmp_path / "log.jsonl", day_lines(1))
     done: list[int] = []
