@@ -39,6 +39,12 @@ SLICE_MS = 50
 LISTED_BAD_ROWS = 10
 
 Kind = Literal["trades", "bars"]
+_PARQUET = b"PAR1"
+_NOT_CSV = {
+    _PARQUET: "Parquet, not CSV: give it a name that ends in .parquet", b"\x1f\x8b": "compressed (gzip): decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd): decompress it first", b"PK\x03\x04": "a zip or Excel file: decompress it, or save it as CSV",
+}  # fmt: skip
+"""What a file with the name of a CSV is, by its first bytes, and the remedy."""
 _REQUIRED: dict[Kind, tuple[str, ...]] = {"trades": ("symbol", "event_time", "price", "size"), "bars": ("symbol", "event_time", "close", "volume")}
 
 
@@ -93,13 +99,21 @@ class Recording:
         if not path.is_file():
             raise SourceError(f"{path}: no such file")
         self._is_csv = path.suffix.lower() in {".csv", ".tsv", ".txt"}
-        columns = self._columns()
+        schema = self._schema()
+        columns = list(schema.names)
         self.kind: Kind = "bars" if bars or ("price" not in columns and "close" in columns) else "trades"
+        known = {*_REQUIRED["trades"], *_REQUIRED["bars"], *QUOTES, *TEXTS}
+        if blank := [name for name in columns if name != name.strip() and name.strip() in known]:
+            raise SourceError(f"{path}: column names with blanks around them: {', '.join(map(repr, blank))}; remove the blanks from the header")
         if missing := [name for name in _REQUIRED[self.kind] if name not in columns]:
             what = f"as {self.kind} it needs {', '.join(_REQUIRED[self.kind])}"
             raise SourceError(f"{path}: column {', '.join(missing)} is missing ({what}; there are: {', '.join(columns) or 'none'})")
         optional = (*QUOTES, *TEXTS) if self.kind == "trades" else QUOTES
         self._read = [*_REQUIRED[self.kind], *(name for name in optional if name in columns)]
+        if twice := [name for name in self._read if columns.count(name) > 1]:
+            raise SourceError(f"{path}: more than one column is called {twice[0]}: rename or remove the others")
+        for name in self._read:
+            self._require_type(name, schema.field(name).type)
 
     def survey(self) -> Survey:
         """Reads the whole file once. Raises `SourceError` if no row is a valid tick."""
@@ -138,7 +152,10 @@ class Recording:
                 return
             numbers = np.arange(row, row + batch.num_rows)
             row += batch.num_rows
-            chunk = self._validate(batch, numbers)
+            try:
+                chunk = self._validate(batch, numbers)
+            except pa.ArrowException as error:
+                raise self._unreadable(error) from error
             if len(chunk) > left:
                 chunk = _take(chunk, np.arange(int(left)))
             left -= len(chunk)
@@ -147,14 +164,32 @@ class Recording:
             nothing = pa.RecordBatch.from_pylist([], schema=pa.schema([(name, pa.string()) for name in self._read]))
             yield replace(self._validate(nothing, np.arange(0)), bad=[BadRow(at, "not as many columns as the header") for at in torn])
 
-    def _columns(self) -> list[str]:
+    def _schema(self) -> pa.Schema:
         try:
+            with self.path.open("rb") as file:
+                start = file.read(4)
             if self._is_csv:
+                for magic, what in _NOT_CSV.items():
+                    if start.startswith(magic):
+                        raise SourceError(f"{self.path}: this is {what}")
                 with pyarrow.csv.open_csv(self.path, parse_options=self._parse_options([])) as reader:
-                    return [str(name) for name in reader.schema.names]
-            return [str(name) for name in pyarrow.parquet.read_schema(self.path).names]
+                    return pa.schema([(str(name), pa.string()) for name in reader.schema.names])
+            if start and start != _PARQUET:
+                raise SourceError(f"{self.path}: this is not Parquet: if it is CSV, give it a name that ends in .csv")
+            return pyarrow.parquet.read_schema(self.path)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise self._unreadable(error) from error
+
+    def _require_type(self, name: str, of: pa.DataType) -> None:
+        convert, what = (_texts, "a text") if name == "symbol" or name in TEXTS else (_numbers, "a number")
+        nothing = pa.nulls(0, of) if not pa.types.is_dictionary(of) else pa.nulls(0, of.value_type)
+        try:
+            if name == "event_time":
+                _times(nothing, self.path)
+            else:
+                convert(nothing)
+        except (pa.ArrowException, ValueError):
+            raise SourceError(f"{self.path}: column {name} is {of}: it must be {what} in each row") from None
 
     def _parse_options(self, torn: list[int]) -> pyarrow.csv.ParseOptions:
         def skip(row: Any) -> str:

@@ -143,7 +143,8 @@ def test_symbols_and_a_limit_choose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "says"), [
     (lambda folder: folder / "none.parquet", "no such file"),
-    (lambda folder: text(folder, ["not parquet"], "x.parquet"), "cannot be read as Parquet"),
+    (lambda folder: text(folder, ["not parquet"], "x.parquet"), r"this is not Parquet: if it is CSV, .* ends in \.csv$"),
+    (lambda folder: text(folder, ["PAR1 not parquet"], "x.parquet"), "cannot be read as Parquet"),
     (lambda folder: text(folder, ["symbol,event_time,price"]), "column size is missing"),
     (lambda folder: text(folder, ["symbol,event_time,price,size"]), "no row is a valid tick"),
     (lambda folder: text(folder, ["symbol,event_time,price,size", "A,soon,1,1"]), "no row is a valid tick: row 1: event_time is missing or not a time"),
@@ -153,6 +154,53 @@ def test_a_file_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, make
     with pytest.raises(SourceError, match=says) as error:
         Recording(make(tmp_path)).survey()
     assert "\n" not in str(error.value)
+
+
+GOOD = {"symbol": ["A", "B"], "event_time": [START, START + 1], "price": [1.0, 2.0], "size": [1, 2]}
+
+
+@pytest.mark.parametrize(("columns", "line"), [
+    ({"price": [[1.0], [2.0]]}, r"column price is list<.*>: it must be a number in each row"),
+    ({"size": [{"a": 1}, {"a": 2}]}, r"column size is struct<.*>: it must be a number in each row"),
+    ({"bid": [[1.0], [2.0]]}, r"column bid is list<.*>: it must be a number in each row"),
+    ({"symbol": [["A"], ["B"]]}, r"column symbol is list<.*>: it must be a text in each row"),
+    ({"condition": [["@"], ["T", "I"]]}, r"column condition is list<.*>: it must be a text in each row"),
+    ({"event_time": [[1], [2]]}, r"column event_time is list<.*>: it must be a timestamp or an integer, epoch ms"),
+    ({"price": [datetime(2026, 1, 1), datetime(2026, 1, 2)]}, r"column price is timestamp\[us\]: it must be a number in each row"),
+    ({"symbol": [b"A", b"\xff"]}, r"cannot be read as Parquet: Invalid UTF8"),
+    ({" bid": [1.0, 2.0]}, r"column names with blanks around them: ' bid'; remove the blanks from the header"),
+])  # fmt: skip
+def test_a_column_of_another_type_or_with_a_blank_is_one_line(tmp_path: Path, columns: dict[str, Any], line: str) -> None:
+    pq.write_table(pa.table(GOOD | columns), tmp_path / "day.parquet")
+    with pytest.raises(SourceError, match=line) as error:
+        Recording(tmp_path / "day.parquet").survey()
+    assert "\n" not in str(error.value)
+
+
+def test_columns_that_are_not_read_may_be_lists(tmp_path: Path) -> None:
+    pq.write_table(pa.table(GOOD | {"conditions": [["@"], ["T", "I"]]}), tmp_path / "day.parquet")
+    assert Recording(tmp_path / "day.parquet").survey().ticks == 2
+
+
+@pytest.mark.parametrize(("start", "line"), [
+    (b"\x1f\x8b\x08\x00", "this is compressed (gzip): decompress it first"), (b"\x28\xb5\x2f\xfd", "this is compressed (zstd): decompress it first"),
+    (b"PK\x03\x04", "this is a zip or Excel file: decompress it, or save it as CSV"),
+])  # fmt: skip
+def test_a_file_that_is_not_the_csv_of_its_name_is_one_line(tmp_path: Path, start: bytes, line: str) -> None:
+    (tmp_path / "day.csv").write_bytes(start + b"more\n")
+    with pytest.raises(SourceError) as error:
+        Recording(tmp_path / "day.csv")
+    assert str(error.value) == f"{tmp_path / 'day.csv'}: {line}"
+
+
+def test_parquet_that_is_called_csv_and_headers_are_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table(GOOD), tmp_path / "parquet.csv")
+    with pytest.raises(SourceError, match=r"this is Parquet, not CSV: give it a name that ends in \.parquet$"):
+        Recording(tmp_path / "parquet.csv")
+    with pytest.raises(SourceError, match=r": ' event_time', 'price ', ' size'; remove the blanks from the header$"):
+        Recording(text(tmp_path, ["symbol, event_time,price , size", f"A,{START},1,1"]))
+    with pytest.raises(SourceError, match="more than one column is called price: rename or remove the others$"):
+        Recording(text(tmp_path, ["symbol,event_time,price,size,price", f"A,{START},1,1,1"]))
 
 
 def test_an_empty_file_and_a_time_of_another_type_are_reported(tmp_path: Path) -> None:
