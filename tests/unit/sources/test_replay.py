@@ -166,7 +166,7 @@ GOOD = {"symbol": ["A", "B"], "event_time": [START, START + 1], "price": [1.0, 2
     ({"symbol": [["A"], ["B"]]}, r"column symbol is list<.*>: it must be a text in each row"),
     ({"condition": [["@"], ["T", "I"]]}, r"column condition is list<.*>: it must be a text in each row"),
     ({"event_time": [[1], [2]]}, r"column event_time is list<.*>: it must be a timestamp or an integer, epoch ms"),
-    ({"price": [datetime(2026, 1, 1), datetime(2026, 1, 2)]}, r"column price is timestamp\[us\]: it must be a number in each row"),
+    ({"price": [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)]}, r"column price is timestamp.*: it must be a number in each row"),
     ({"symbol": [b"A", b"\xff"]}, r"cannot be read as Parquet: Invalid UTF8"),
     ({" bid": [1.0, 2.0]}, r"column names with blanks around them: ' bid'; remove the blanks from the header"),
 ])  # fmt: skip
@@ -199,7 +199,7 @@ def test_parquet_that_is_called_csv_and_headers_are_one_line(tmp_path: Path) -> 
         Recording(tmp_path / "parquet.csv")
     with pytest.raises(SourceError, match=r": ' event_time', 'price ', ' size'; remove the blanks from the header$"):
         Recording(text(tmp_path, ["symbol, event_time,price , size", f"A,{START},1,1"]))
-    with pytest.raises(SourceError, match="more than one column is called price: rename or remove the others$"):
+    with pytest.raises(SourceError, match=r"more than one column is called price: rename or remove the others$"):
         Recording(text(tmp_path, ["symbol,event_time,price,size,price", f"A,{START},1,1,1"]))
 
 
