@@ -79,6 +79,7 @@ class Pipeline:
             step.alerts = found.alerts
         if self._scorer is not None:
             step.scored = self._scorer.take_frame(closed)
+            self._scorer.records()                                       # not written; else it keeps every slot for the next call
         return step
 
     def punctuations(self) -> list[RawRecord]:
