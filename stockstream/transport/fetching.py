@@ -171,7 +171,7 @@ class UnparsedBatches:
             return batch
         size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
         data, self._rest = self._rest[:size], self._rest[size:]
-        return _SingleItemBatch(batch, self.parsed, data)
+        return batch if batch.is_control_batch else _SingleItemBatch(batch, self.parsed, data)
 
     def take_covered(self) -> list[Offsets]:
         """Returns the offsets of each batch since the last call. A batch with a wrong checksum is left out: aiokafka's position does not move past it."""
