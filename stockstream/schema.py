@@ -21,6 +21,7 @@ from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
 from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, RANGES
 from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.windows.quality import FLAGS
 
 Json = dict[str, Any]
 
@@ -70,7 +71,7 @@ WINDOWS_COLUMNS = {
     "return_std_5m": "sample standard deviation of the one-second log returns in the window; null below two returns",
     "ticks_5m": "ticks with a price in the window",
     "seconds_5m": f"seconds of the window since the series began, at most {WINDOW_S}",
-    "quality": f"flags by comma, sorted, empty when all is well; `partial`: seconds_5m is below {WINDOW_S}",
+    "quality": f"flags joined by a comma, empty when all is well: {' '.join(FLAGS)}; `partial`: seconds_5m is below {WINDOW_S}",
     "revised": "whether late ticks made this row be sent again",
     "partition": "partition of the raw log",
     "offset": "raw offset of the closing that the row was sent at; of one symbol and second the row with the highest counts",

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Outcome
-from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, MAX_TIME, symbol_fault
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TIME, symbol_fault
 from stockstream.web.answers import FLOATS, INTS
 
 MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
@@ -17,6 +17,9 @@ MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
 
 MAX_DEPTH = 32
 """The deepest nesting of metadata: deeper JSON might not be encoded later, from a deeper stack."""
+
+MAX_QUALITY = 256
+"""Characters of a row's flags: all of ours together have 65."""
 
 MAX_RETURN = 1e6
 """The greatest log return or probability of an outcome, so that means stay finite."""
@@ -51,7 +54,7 @@ def check_row(values: dict[str, Any]) -> None:
             raise FrameError(f"column {name!r} is out of range")
     if not 0 <= values["second"] < 1 << 32 or not 0 <= values["partition"] < 1 << 31:
         raise FrameError("column 'second' or 'partition' is out of range")
-    if len(values["source"]) > MAX_SOURCE or len(values["quality"]) > MAX_TEXT:
+    if len(values["source"]) > MAX_SOURCE or len(values["quality"]) > MAX_QUALITY:
         raise FrameError("column 'source' or 'quality' is too long")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -14,18 +14,11 @@ from numpy.typing import NDArray
 
 from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import empty, nullable, plain, spread
-from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.windows.cells import Ints
+from stockstream.transforms.windows.quality import TEXTS, quality_column
 
 Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
 """A row of `windows` as it is for JSON, which makes null of a NaN."""
-_QUALITY = ["", "partial"]
-
-
-def _quality(values: Mapping[str, NDArray[Any]]) -> Ints:
-    """Which of `_QUALITY` rows have."""
-    return (values["seconds_5m"] < WINDOW_S).astype(np.int64)
-
 
 @dataclass(slots=True)
 class SourceRows:
@@ -36,7 +29,7 @@ class SourceRows:
     symbol: Ints
     """Which of `symbols` each row is of."""
     values: dict[str, NDArray[Any]]
-    """The columns of `windows` that differ from row to row; NaN where there is none."""
+    """The columns of `windows` that differ from row to row; NaN where there is none, and `quality` as bits."""
 
     def json_rows(self, rows: list[int], partition: int) -> list[Any]:
         """Some of the rows, each as a `Row`."""
@@ -44,7 +37,7 @@ class SourceRows:
         columns: dict[str, Iterable[Any]] = {name: array[places].tolist() for name, array in self.values.items()}
         columns |= {
             "symbol": [self.symbols[number] for number in self.symbol[places].tolist()], "source": repeat(self.source), "partition": repeat(partition),
-            "quality": [_QUALITY[number] for number in _quality(self.values)[places].tolist()],
+            "quality": [TEXTS[bits] for bits in self.values["quality"][places].tolist()],
         }  # fmt: skip
         return list(map(Row, *(columns[name] for name in WINDOWS_SCHEMA.names)))
 
@@ -87,10 +80,10 @@ class WindowRows:
         columns = {
             "symbol": pa.concat_arrays(symbols) if len(symbols) > 1 else symbols[0],
             "source": spread([group.source for group in groups], np.repeat(np.arange(len(groups)), [len(group.symbol) for group in groups])),
-            "quality": spread(_QUALITY, _quality(values)),
+            "quality": quality_column(values["quality"]),
             "partition": plain(np.full(len(values["second"]), partition, np.int32)),
         }
-        columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f"}
+        columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f" and name != "quality"}
         columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if groups[0].source != groups[-1].source:

@@ -33,7 +33,7 @@ def latest_of(aggregation: Aggregation, *rows: tuple[str, int, float | None], so
     symbols, seconds, prices = zip(*rows, strict=True)
     known = sorted(set(symbols))
     values = {column.name: np.zeros(len(rows), column.type.to_pandas_dtype()) for column in WINDOWS_SCHEMA if column.type != pa.string()}
-    values |= {"second": np.array(seconds), "price": np.array(prices, float)}
+    values |= {"second": np.array(seconds), "price": np.array(prices, float), "quality": np.zeros(len(rows), np.int64)}
     part = SourceRows(source, known, np.array([known.index(symbol) for symbol in symbols]), values)
     messages = aggregation._latest(WindowRows(0, 1, by_source=[part]), 0)
     return [(str(message.key, "utf-8"), msgspec.json.decode(message.value)["second"]) for message in messages if message.key]
