@@ -70,7 +70,7 @@ class Pipeline:
         if frame is None:
             return step
         rows = self._windows.take_frame(frame)
-        self._windows.records(0)
+        _drop_records(self._windows)
         if rows is None or not rows.closings:
             return step
         step.windows = closed = Frame(self.log, rows.start, rows.through, tuple(rows.closings), rows.batch(self.partition), log_clock=rows.log_clock)
@@ -79,7 +79,7 @@ class Pipeline:
             step.alerts = found.alerts
         if self._scorer is not None:
             step.scored = self._scorer.take_frame(closed)
-            self._scorer.records()                                       # not written; else it keeps every slot for the next call
+            _drop_records(self._scorer)
         return step
 
     def punctuations(self) -> list[RawRecord]:
@@ -89,6 +89,12 @@ class Pipeline:
             RawRecord(offset + number, max(clock, idle.second * 1000), _encode(Punctuation(punctuate=idle.second, source=idle.source)))
             for number, idle in enumerate(sorted(self.cleaner.idle(), key=lambda idle: idle.source))
         ]
+
+
+def _drop_records(core: Windows | Scorer) -> None:
+    """Takes the core's state records, which nobody writes here, so that it does not keep everything for the next call."""
+    if core.records(0):
+        core.index.confirmed(-1, -1)
 
 
 @dataclass(slots=True)
