@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import logging
@@ -90,21 +89,19 @@ class Tables(TableManager):
 class Worker(faust.Worker):
     """A worker without Faust's spinner, which turns at every debug record of every library (faust/worker.py:390): a tenth of an idle worker's CPU.
 
-    It exits without Python's clean-up of modules, which costs as much as importing pyarrow and numpy; the system frees the memory anyway.
+    It keeps its exit status if nobody reads its output any more.
     """
 
     def execute_from_commandline(self) -> NoReturn:
-        """Runs the worker, then the exit handlers, and ends the process here, unless a thread is still running."""
+        """Runs the worker until it has ended, and exits."""
         try:
             super().execute_from_commandline()
-        except SystemExit as ended:
-            if not isinstance(ended.code, int) or any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-                raise
-            atexit._run_exitfuncs()
+        finally:
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):           # the reader of the stream may be gone
+                try:
                     stream.flush()
-            os._exit(ended.code)
+                except (OSError, ValueError):                            # the reader is gone: Python would flush again at exit, fail, and exit with 120
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def on_setup_root_logger(self, logger: logging.Logger, level: int) -> None:
         """Leaves the root logger at the requested level."""

@@ -10,7 +10,6 @@ import pyarrow as pa
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.producer import sender as producer_sender
-from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
@@ -52,14 +51,6 @@ def compress_quickly() -> None:
     Kafka rejects linked blocks (KIP-57) at every retry.
     """
     aiokafka_batches.zstd_encode = partial(pa.Codec("zstd", ZSTD_LEVEL).compress, asbytes=True)
-
-
-def builder_for(accumulator: MessageAccumulator, key_serializer: None = None, value_serializer: None = None) -> Any:
-    """Replaces `MessageAccumulator.create_builder` by the compiled builder, with aiokafka's settings. All our keys and values are bytes."""
-    assert accelerated.batches is not None
-    kind = accumulator._compression_type
-    encode = getattr(aiokafka_batches, f"{CODECS[kind]}_encode") if kind else None
-    return accelerated.batches.Builder(accumulator._batch_size, kind, encode)
 
 
 class Produce(SendProduceReqHandler):

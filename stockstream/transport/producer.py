@@ -12,7 +12,6 @@ from faust.transport.drivers import aiokafka as driver
 from stockstream import accelerated
 from stockstream.kafka.client import producer_settings
 from stockstream.transport.consumer import Consumer
-from stockstream.transport.patches import builder_for
 from stockstream.transport.sending import DELIVERY_S
 
 
@@ -28,8 +27,6 @@ class Producer(driver.Producer):
         producer = super()._new_producer(transactional_id)
         accumulator = producer._message_accumulator
         accumulator._batch_ttl = DELIVERY_S                              # aiokafka has one time for both, request_timeout_ms
-        if accelerated.batches is not None and not self.app.settings.plain_transport:
-            accumulator.create_builder = partial(builder_for, accumulator)
         return producer
 
     @property

@@ -30,33 +30,35 @@ def test_what_a_line_without_views_has_no_use_for_is_not_loaded() -> None:
 
 
 ENDING = """
-import atexit, os, sys, threading, time
+import sys
 import faust
 from stockstream.application import Worker
 
-leave = os._exit
-os._exit = lambda status: (print("at once", flush=True), leave(status))
-atexit.register(print, "registered")
-threading.Thread(target=lambda: (time.sleep(0.3), print("worked on")), daemon={daemon}).start()
-faust.Worker.execute_from_commandline = lambda self: sys.exit({given!r})
+def work(self):
+    print("x" * 100_000)
+    sys.exit({status})
+
+faust.Worker.execute_from_commandline = work
+print("begun", flush=True)
+sys.stdin.read()
 Worker.__new__(Worker).execute_from_commandline()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("given", "daemon", "status", "reported"),
-    [
-        (0, True, 0, ["registered", "at once"]),
-        (3, True, 3, ["registered", "at once"]),
-        (0, False, 0, ["worked on", "registered"]),
-        ("why", True, 1, ["registered"]),
-    ],
-    ids=["stopped", "failed", "a thread at work", "no status"],
-)
-def test_a_worker_that_has_ended_goes_at_once(given: int | str, daemon: bool, status: int, reported: list[str]) -> None:
-    ended = subprocess.run([sys.executable, "-c", ENDING.format(given=given, daemon=daemon)], capture_output=True, text=True, check=False, timeout=60)
-    assert (ended.returncode, ended.stdout.splitlines()) == (status, reported), ended.stderr
+@pytest.mark.parametrize("status", [0, 75])
+@pytest.mark.parametrize("read", [True, False], ids=["output is read", "the reader is gone"])
+def test_a_worker_keeps_its_exit_status(status: int, read: bool) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", ENDING.format(status=status)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert worker.stdout and worker.stderr and worker.stdin
+    assert worker.stdout.readline() == "begun\n"
+    if not read:
+        worker.stdout.close()
+    worker.stdin.close()
+    if read:
+        assert worker.stdout.read() == "x" * 100_000 + "\n"
+    assert worker.wait(timeout=60) == status
+    assert read or "Exception ignored" not in worker.stderr.read()
 
 
 def test_there_is_nothing_else_to_load() -> None:
