@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream import accelerated
 from stockstream.errors import FrameError
 from stockstream.records import Closing
 from stockstream.transforms.cleaning.limits import MAX_OFFSET, MAX_TIME
@@ -270,12 +269,8 @@ def nulls(count: int, kind: pa.DataType) -> pa.Array:
 def nullable(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, pa.Array]:
     """As Arrow arrays of one length, NaN as null."""
     arrays, count = list(columns.values()), len(next(iter(columns.values())))
-    if accelerated.ring is None:
-        known = ~np.isnan(np.array(arrays))
-        bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
-    else:
-        bits = np.zeros((len(arrays), -(-count // 8)), np.uint8)
-        found = [accelerated.ring.known(array, row) for array, row in zip(arrays, bits, strict=True)]
+    known = ~np.isnan(np.array(arrays))
+    bits, found = np.packbits(known, axis=1, bitorder="little"), known.sum(axis=1).tolist()
     return {
         name: pa.Array.from_buffers(pa.float64(), count, [pa.py_buffer(row) if some < count else None, pa.py_buffer(array)], count - some)
         if some else nulls(count, pa.float64())

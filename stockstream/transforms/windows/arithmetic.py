@@ -1,7 +1,6 @@
 """What is computed in each cell of a source's seconds, in numpy: prices carried forward, prefix sums, the statistics of a row.
 
-Each function works in place on the source's two arrays, `current` and `past`, for some of its symbols (`indexes`). Each public function calls
-`accelerated.ring` where that was built: it does the same operations in the same order, so every bit is the same.
+Each function works in place on the source's two arrays, `current` and `past`, for some of its symbols (`indexes`).
 
 Stretches of WINDOW_S seconds begin at multiples of it in epoch seconds; a window is the end of one and the beginning of the next. A prefix sum runs from
 the stretch's beginning (prices: from the beginning of the series, where that is later) through the second. A suffix sum runs from the second through the
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stockstream import accelerated
 from stockstream.transforms.timing import LAGS_S, WINDOW_S
 from stockstream.transforms.windows.cells import (
     COUNT,
@@ -72,13 +70,6 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
 
 def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's."""
-    if accelerated.ring is not None:
-        accelerated.ring.add(current.cells, past.cells, ticks.symbol, ticks.second, ticks.price, ticks.size)
-    else:
-        _add(current, past, ticks)
-
-
-def _add(current: Cells, past: Cells, ticks: Ticks) -> None:
     at, before = current.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
     price, size = ticks.price, ticks.size
     priced = ~np.isnan(price)
@@ -98,25 +89,14 @@ def _add(current: Cells, past: Cells, ticks: Ticks) -> None:
 
 def carry(current: Cells, past: Cells, indexes: slice | Ints, first: int, last: int) -> None:
     """Computes price, return, last traded second, beginning of the series and sums in the seconds `first` to `last` from the second before."""
-    numbers = np.arange(indexes.start, indexes.stop) if isinstance(indexes, slice) else indexes
     while first <= last:
         stretch = first // WINDOW_S * WINDOW_S
         end = min(last, stretch + WINDOW_S - 1, current.unbroken(first), past.unbroken(first))
-        if accelerated.ring is not None:
-            accelerated.ring.carry_prices(current.cells, past.cells, numbers, first, end)
-            (there,), returns = past.columns(first, end), past.of("log_return")
-            returns[there, indexes] = np.log(returns[there, indexes])
-            accelerated.ring.sum_prefixes(current.cells, past.cells, numbers, first, end, stretch)
-        else:
-            _carry_prices(current, past, indexes, first, end)
-            _sum_prefixes(current, past, indexes, first, end, stretch)
+        _carry_prices(current, past, indexes, first, end)
+        _sum_prefixes(current, past, indexes, first, end, stretch)
         if end == stretch + WINDOW_S - 1:
-            begin = max(stretch, past.base)
-            if accelerated.ring is not None:
-                accelerated.ring.sum_suffixes(past.cells, numbers, begin, end)
-            else:
-                for some in _groups_of_symbols(indexes):
-                    _sum_suffixes(past, some, begin, end)
+            for some in _groups_of_symbols(indexes):
+                _sum_suffixes(past, some, max(stretch, past.base), end)
         first = end + 1
 
 
@@ -189,9 +169,6 @@ def _sum_suffixes(past: Cells, indexes: slice | Ints, first: int, last: int) -> 
 
 def live(current: Cells, indexes: Ints, seconds: Ints) -> tuple[Ints, Ints]:
     """(indexes, seconds) of the cells that have ticks or quotes, by second, in the order of `indexes`."""
-    if accelerated.ring is not None:
-        found: tuple[Ints, Ints] = accelerated.ring.live(current.cells, indexes, seconds)
-        return found
     cells = (seconds % current.width)[:, None], indexes
     at, which = (current.of("ticks")[cells] + current.of("quotes")[cells]).nonzero()
     return indexes[which], seconds[at]
@@ -199,11 +176,6 @@ def live(current: Cells, indexes: Ints, seconds: Ints) -> tuple[Ints, Ints]:
 
 def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
     """The row values of these cells, by column name of `windows`."""
-    if accelerated.ring is not None:
-        floats, ints = accelerated.ring.statistics(current.cells, past.cells, indexes, seconds)
-        returns = floats[-len(LAGS_S) :]
-        np.log(returns, out=returns)
-        return dict(zip(accelerated.ring.FLOATS, floats, strict=True)) | dict(zip(accelerated.ring.INTS, ints, strict=True))
     symbols = past.cells.shape[2]
     at = past.at(indexes, seconds)
     here = current.cells[ROW_CURRENT].reshape(-1, current.width * symbols).take(current.at(indexes, seconds), axis=1)
@@ -262,9 +234,6 @@ def stored_places(current: Cells, past: Cells) -> tuple[tuple[Cells, Ints], ...]
 
 def stored(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> Ints:
     """What a bucket keeps of these cells: array (field of STORED, cell)."""
-    if accelerated.ring is not None:
-        kept: Ints = accelerated.ring.stored(current.cells, past.cells, indexes, seconds, STORED_CURRENT, STORED_PAST)
-        return kept
     kept = np.empty((len(STORED), len(indexes)), np.int64)
     for cells, places in stored_places(current, past):
         kept[places] = cells.cells[: len(places)].reshape(len(places), -1).take(cells.at(indexes, seconds), axis=1)

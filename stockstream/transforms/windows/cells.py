@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream import accelerated
 from stockstream.errors import FrameError
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.windows.state import STORED
@@ -58,9 +57,6 @@ ROW_CURRENT, ROW_PAST = _fields(CURRENT, "open", _PREFIXES[-1]), _fields(PAST, "
 STORED_CURRENT, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (CURRENT, PAST))
 """Places in a bucket of the stored fields, which are the first."""
 
-
-if accelerated.ring is not None:
-    accelerated.ring.fields(CURRENT, PAST)
 
 _CODEC = pa.Codec("zstd", 1)
 

@@ -154,17 +154,13 @@ def late_day() -> pd.DataFrame:
     return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-@pytest.mark.parametrize("way", ["compiled", 0, 1_000_000])
-def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, way: Any) -> None:
+@pytest.mark.parametrize("many", [0, 1_000_000])
+def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
     """All ways of adding along the seconds, and the last word on every second is what pandas says."""
     day = late_day()
     records = day_records(day, "replay.late")
     whole = batch.run(records, partition=0, partitions=1, chunk=5_000)
-    if way == "compiled":
-        need_compiled()
-    else:
-        monkeypatch.setattr(accelerated, "ring", None)
-        monkeypatch.setattr(arithmetic, "MANY_SYMBOLS", way)
+    monkeypatch.setattr(arithmetic, "MANY_SYMBOLS", many)
     parts = batch.run(records, partition=0, partitions=1, chunk=37)
     assert whole.rejections == parts.rejections == []
     got = parts.rows()
