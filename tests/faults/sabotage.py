@@ -54,8 +54,7 @@ def skip_offsets() -> None:
 
 def uncompiled() -> None:
     """What is compiled cannot be imported, as where there was no C compiler."""
-    for name in ("stockstream.accelerated._batches", "stockstream.accelerated._ring"):
-        sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules["stockstream.accelerated._batches"] = None  # type: ignore[assignment]
 
 
 def archive_faults() -> None:

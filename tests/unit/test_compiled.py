@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import aiokafka.codec as codec
-import numpy as np
 import pyarrow as pa
 import pytest
 from aiokafka.consumer import fetcher
@@ -17,16 +13,9 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from stockstream import accelerated
-from stockstream.transforms.frames import coded, nullable, spread
 from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.messages import joined
-from stockstream.transport.patches import builder_for
 from tests.compilation import need_compiled
-
-CODECS: dict[int, Callable[[bytes], bytes] | None] = {
-    0: None, 1: codec.gzip_encode, 2: codec.snappy_encode, 3: pa.Codec("lz4").compress, 4: codec.zstd_encode,
-}  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def _built() -> None:
@@ -45,42 +34,30 @@ def batches() -> Any:
     return accelerated.batches
 
 
-@pytest.mark.parametrize("kind", list(CODECS))
-def test_batches_are_those_of_aiokafka(kind: int) -> None:
-    """The same bytes where nothing is compressed, the same records in any codec, and the same messages refused for want of room."""
+def built(count: int, kind: int = 0, **record: Any) -> bytes:
+    """A batch of so many records, with the codec of that number."""
+    builder = DefaultRecordBatchBuilder(2, kind, is_transactional=0, producer_id=7, producer_epoch=3, base_sequence=11, batch_size=1 << 24)
+    for number in range(count):
+        given = {"timestamp": 1_000 + number, "key": b"k%d" % number, "value": b"v" * number, "headers": [("hops", b"[1]")]} | record
+        builder.append(number, **given)
+    return bytes(builder.build())
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_records_are_those_that_aiokafka_reads(kind: int) -> None:
     rng = random.Random(kind)
-    encode = CODECS[kind]
     for _ in range(60):
-        room = rng.choice((100, 20_000, 100_000))
-        ours = batches().Builder(room, kind, (lambda data: bytes(encode(data))) if encode else None)
-        theirs = DefaultRecordBatchBuilder(2, kind, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=0, batch_size=room)
-        count = 0
-        while count < rng.choice((1, 5, 300)):
-            key = rng.choice((None, b"", rng.randbytes(rng.randrange(300))))
-            value = rng.choice((b"", b"a" * rng.choice((1, 63, 64, 5_000, 8_191, 8_192)), None if key is not None else b"x"))
-            headers = rng.choice(([], [("a", b"")], [("schema_version", b"1"), ("h\u00e9", None)]))
-            at = 1_700_000_000_000 + rng.randrange(-(10**6), 10**6)
-            place, known = ours.append(timestamp=at, key=key, value=value, headers=headers), theirs.append(count, at, key, value, headers)
-            assert (place is None) == (known is None)
-            if place is None or known is None:
-                break
-            assert (place.offset, place.timestamp, place.size) == (known.offset, known.timestamp, known.size)
-            count += 1
-        assert (ours.record_count(), ours.size()) == (count, theirs.size())
-        ours._set_producer_state(7, 3, 11)
-        theirs.set_producer_state(7, 3, 11)
-        built, known_bytes = bytes(ours._build()), bytes(theirs.build())
-        assert ours.closed() and ours.size() == len(built) and ours._build() == built
-        assert ours.append(timestamp=1, key=b"k", value=b"") is None
-        assert kind or built == known_bytes
-        assert DefaultRecordBatch(built).validate_crc()
-        assert (DefaultRecordBatch(built).producer_id, DefaultRecordBatch(built).base_sequence) == (7, 11)
-        place_of_a_bit = rng.randrange(21, len(built))
-        assert batches().is_whole(built) and batches().is_whole(memoryview(known_bytes))
-        assert not batches().is_whole(built[:place_of_a_bit] + bytes([built[place_of_a_bit] ^ 4]) + built[place_of_a_bit + 1 :])
-        for data in (built, known_bytes):
-            assert told(batches().records(data, 0)) == told(DefaultRecordBatch(data))
-            assert told(batches().records(memoryview(data), 2)) == told(DefaultRecordBatch(data))[2:]
+        data = built(
+            rng.choice((1, 5, 300)), kind, key=rng.choice((None, b"", rng.randbytes(rng.randrange(300)))),
+            value=rng.choice((b"", b"a" * rng.choice((1, 63, 64, 5_000, 8_191, 8_192)), None)),
+            headers=rng.choice(([], [("a", b"")], [("schema_version", b"1"), ("h\u00e9", None)])),
+            timestamp=1_700_000_000_000 + rng.randrange(-(10**6), 10**6),
+        )  # fmt: skip
+        at = rng.randrange(21, len(data))
+        assert batches().is_whole(data) and batches().is_whole(memoryview(data))
+        assert not batches().is_whole(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        assert told(batches().records(data, 0)) == told(DefaultRecordBatch(data))
+        assert told(batches().records(memoryview(data), 2)) == told(DefaultRecordBatch(data))[2:]
 
 
 def test_a_batch_that_compaction_has_emptied_is_whole_and_what_is_shorter_is_none() -> None:
@@ -88,29 +65,15 @@ def test_a_batch_that_compaction_has_emptied_is_whole_and_what_is_shorter_is_non
     assert len(built) == 61 and batches().is_whole(built) and not batches().is_whole(built[:60]) and not batches().is_whole(b"")
 
 
-def test_a_message_needs_a_key_or_a_value() -> None:
-    with pytest.raises(ValueError, match="key or a value"):
-        batches().Builder(1_000, 0, None).append(timestamp=None, key=None, value=None)
-    with pytest.raises(TypeError):
-        batches().Builder(1_000, 0, None).append(timestamp=None, key=None, value="text")
-
-
-def plain_batch(count: int = 20) -> bytes:
-    builder = batches().Builder(100_000, 0, None)
-    for number in range(count):
-        builder.append(timestamp=1_000 + number, key=b"k%d" % number, value=b"v" * number, headers=[("hops", b"[1]")])
-    return bytes(builder._build())
-
-
 def test_the_time_may_be_the_brokers() -> None:
-    data = bytearray(plain_batch())
+    data = bytearray(built(20))
     data[21:23] = (0x08).to_bytes(2, "big")
     assert told(batches().records(bytes(data), 0)) == told(DefaultRecordBatch(bytes(data)))
     assert {record.timestamp for record in batches().records(bytes(data), 0)} == {1_019}
 
 
 def test_a_damaged_batch_is_an_error_and_never_read_beyond_its_end() -> None:
-    data, rng, errors = plain_batch(), random.Random(1), 0
+    data, rng, errors = built(20), random.Random(1), 0
     for _ in range(5_000):
         broken = bytearray(data)
         for _ in range(rng.choice((1, 1, 5))):
@@ -131,7 +94,7 @@ def test_a_damaged_batch_is_an_error_and_never_read_beyond_its_end() -> None:
 
 
 def test_an_unknown_codec_is_told() -> None:
-    data = bytearray(plain_batch())
+    data = bytearray(built(20))
     data[21:23] = (7).to_bytes(2, "big")
     with pytest.raises(UnsupportedCodecError):
         batches().records(bytes(data), 0)
@@ -184,10 +147,10 @@ def test_a_damaged_lz4_frame_is_an_error_or_what_aiokafka_reads() -> None:
 
 def test_records_are_a_sequence_that_keeps_its_batches() -> None:
     def batch(base: int, count: int) -> bytes:
-        builder = batches().Builder(1 << 20, 4, partial(pa.Codec("zstd").compress, asbytes=True))
+        builder = DefaultRecordBatchBuilder(2, 4, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 20)
         for number in range(count):
-            builder.append(timestamp=1_000 + number, key=b"%d" % number, value=b"v%d" % (base + number), headers=[("h", None)])
-        return base.to_bytes(8, "big") + bytes(builder._build())[8:]
+            builder.append(number, timestamp=1_000 + number, key=b"%d" % number, value=b"v%d" % (base + number), headers=[("h", None)])
+        return base.to_bytes(8, "big") + bytes(builder.build())[8:]
 
     first, second = batches().records(batch(0, 7), 0), batches().records(batch(7, 5), 9)
     both = batches().joined([first, second, batches().records(batch(20, 1), 21)])
@@ -210,38 +173,5 @@ def test_records_are_a_sequence_that_keeps_its_batches() -> None:
         both[::2]
 
 
-def test_the_workers_producer_and_consumer_use_them() -> None:
+def test_the_workers_consumer_uses_them() -> None:
     assert fetcher.MemoryRecords is UnparsedBatches
-    accumulator: Any = type("Accumulator", (), {"_compression_type": 4, "_batch_size": 1_000})()
-    builder = builder_for(accumulator)
-    assert type(builder) is batches().Builder
-    builder.append(timestamp=None, key=b"k", value=b"v" * 500)
-    (record,) = DefaultRecordBatch(bytes(builder._build()))
-    assert (record.key, record.value) == (b"k", b"v" * 500) and abs(record.timestamp - time.time() * 1000) < 60_000
-
-
-# -- columns ----------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("engine")
-def test_texts_by_number_and_back() -> None:
-    known, rng = ["A", "", "BRK.B", "\u00e9\U0001f600", "x" * 500], random.Random(4)
-    for count in (0, 1, 7, 3_000):
-        which = np.array([rng.randrange(len(known)) for _ in range(count)], np.int64)
-        column = spread(known, which)
-        column.validate(full=True)
-        assert column.to_pylist() == [known[number] for number in which]
-        for part in (column, column.slice(count // 3), column.slice(0, count // 2)):
-            texts, codes = coded(part)
-            assert [texts[code] for code in codes] == part.to_pylist() and texts == list(dict.fromkeys(part.to_pylist()))
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1_003])
-@pytest.mark.usefixtures("engine")
-def test_nan_is_null(count: int) -> None:
-    rng = np.random.default_rng(count)
-    some = np.where(rng.random(count) < 0.5, np.nan, rng.random(count))
-    found = nullable({"some": some, "none": np.full(count, np.nan), "all": np.ones(count)})
-    for name, values in (("some", some), ("none", np.full(count, np.nan)), ("all", np.ones(count))):
-        found[name].validate(full=True)
-        assert found[name].equals(pa.array(values, pa.float64(), from_pandas=True))

@@ -35,7 +35,7 @@ def one_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def few_at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
 
 

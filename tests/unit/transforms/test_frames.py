@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from stockstream.errors import FrameError
 from stockstream.records import TICKS_SCHEMA, Closing
-from stockstream.transforms.frames import Assembler, Frame, decode, decode_trusted, empty, encode, encode_within, nulls, plain
+from stockstream.transforms.frames import Assembler, Frame, coded, decode, decode_trusted, empty, encode, encode_within, nullable, nulls, plain, spread
 
 
 def rows(offsets: list[int]) -> pa.RecordBatch:
@@ -89,3 +90,26 @@ def test_nulls_are_arrows_and_stay_when_more_are_made() -> None:
         assert column.equals(pa.nulls(count, kind)) and column.null_count == count
         if count:
             assert [buffer.size for buffer in column.buffers()[:2]] == [buffer.size for buffer in pa.nulls(count, kind).buffers()[:2]]
+
+
+
+def test_texts_by_number_and_back() -> None:
+    known, rng = ["A", "", "BRK.B", "\u00e9\U0001f600", "x" * 500], random.Random(4)
+    for count in (0, 1, 7, 3_000):
+        which = np.array([rng.randrange(len(known)) for _ in range(count)], np.int64)
+        column = spread(known, which)
+        column.validate(full=True)
+        assert column.to_pylist() == [known[number] for number in which]
+        for part in (column, column.slice(count // 3), column.slice(0, count // 2)):
+            texts, codes = coded(part)
+            assert [texts[code] for code in codes] == part.to_pylist() and texts == list(dict.fromkeys(part.to_pylist()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1_003])
+def test_nan_is_null(count: int) -> None:
+    rng = np.random.default_rng(count)
+    some = np.where(rng.random(count) < 0.5, np.nan, rng.random(count))
+    found = nullable({"some": some, "none": np.full(count, np.nan), "all": np.ones(count)})
+    for name, values in (("some", some), ("none", np.full(count, np.nan)), ("all", np.ones(count))):
+        found[name].validate(full=True)
+        assert found[name].equals(pa.array(values, pa.float64(), from_pandas=True))

@@ -135,7 +135,7 @@ def test_there_are_releases() -> None:
     assert "v1" in RELEASES
 
 
-def test_a_log_goes_on_from_the_state_of_an_earlier_release_with_the_same_results(release: Release, engine: str) -> None:
+def test_a_log_goes_on_from_the_state_of_an_earlier_release_with_the_same_results(release: Release) -> None:
     got = results_of(restored(release), release.records(), release.then["partition"])
     for kind, items in got.items():
         want = order(kind, release.then[kind])

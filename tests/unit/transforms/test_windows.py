@@ -79,7 +79,6 @@ def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str
     return rows.batch(0).to_pylist(), core.records(term)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("seed", range(40))
 def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
     rng = random.Random(seed)
@@ -93,7 +92,6 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
         assert judge.seen == judge.want.keys()
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("seed", range(60))
 def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     """Dies while sending and while writing; frozen copies wake, send and write. A restart reads the ranges of the changelog that its end names."""
@@ -135,7 +133,6 @@ def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     assert judge.seen == judge.want.keys()
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("chunk", [37, 5_000])
 def test_a_generated_day_equals_pandas(chunk: int) -> None:
     day = generated_day()
@@ -172,7 +169,6 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("engine")
 def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks as late as may be, with not a second to spare: the same bits as with room for the whole day."""
     ticks = []
@@ -194,7 +190,6 @@ def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("engine")
 def test_restarts_within_long_series_change_no_bit() -> None:
     rng = random.Random(5)
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
@@ -224,7 +219,6 @@ def test_restarts_within_long_series_change_no_bit() -> None:
     assert not restarted._rings["replay.late"].through                   # what stored buckets count is behind
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("begins", [260, 299, 300, 301, 359])
 def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int) -> None:
     """The old price is still carried in the stretch of 300 s in which the new series begins; quotes show it."""
@@ -242,7 +236,6 @@ def test_a_series_that_begins_anew_counts_nothing_of_the_one_before(begins: int)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("engine")
 def test_the_real_day_equals_pandas() -> None:
     _, day = real_day()
     results = batch.run(day_records(day, "replay.day"), partition=0, partitions=1)
@@ -252,7 +245,6 @@ def test_the_real_day_equals_pandas() -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
-@pytest.mark.usefixtures("engine")
 def test_two_sources_of_different_delay_do_not_disturb_each_other() -> None:
     day = generated_day(seconds=1_500, symbols=4)
     mine, other = day[day.symbol != "G1"], day[day.symbol == "G1"].assign(event_time=lambda d: d.event_time - 900_000)
@@ -342,7 +334,6 @@ def test_a_source_that_was_forgotten_begins_another_series(back: int, chunk: int
     assert rows_of(first + second, chunk) == rows_of(first, 1) + rows_of(second, 1)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("back", [100, 120, 1_000])
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_what_is_stored_of_a_series_before_counts_no_more(back: int, chunk: int) -> None:
