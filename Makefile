@@ -11,7 +11,6 @@ ARGS ?=
 
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
-COMPILED := $(wildcard stockstream/accelerated/*.pyx stockstream/accelerated/*.pxd)
 
 # The first Python that is recent enough; a command may be there and be old, or be a stub that cannot run.
 FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -26,14 +25,14 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with everything that running, tests and development need
 
-$(STAMP): pyproject.toml constraints.txt $(COMPILED)
+$(STAMP): pyproject.toml constraints.txt
 	@$(FIND_PYTHON); \
 	echo "setting up $(CURDIR)/$(VENV) with $$($$python --version), once: about a minute" >&2; \
 	echo "  1/3 a virtual environment" >&2; \
 	$$python -m venv --clear $(VENV) || { echo "$$python cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
 	echo "  2/3 uv, which installs faster than pip" >&2; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || echo "no uv; going on with pip" >&2; \
-	echo "  3/3 packages, and the inner loops if there is a C compiler" >&2; \
+	echo "  3/3 packages" >&2; \
 	if ! { [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,dev]'; }; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]' || exit 1; \
 	fi; \
@@ -86,5 +85,4 @@ lock: $(STAMP) ## Renew constraints.txt within what pyproject.toml allows; one v
 
 clean: ## Delete .venv, caches and builds; ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f stockstream/accelerated/*.so stockstream/accelerated/*.c
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

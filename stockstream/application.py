@@ -22,7 +22,7 @@ from faust.tables.recovery import Recovery, ServiceStopped
 from faust.types import TP
 from faust.web.base import BlueprintManager
 
-from stockstream import accelerated, logs
+from stockstream import logs
 from stockstream.endings import exit_now, stop_start
 from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.kafka.admin import STATE_TABLES, changelog, ensure_topics
@@ -172,11 +172,6 @@ class App(faust.App):
             await read_topics()
         if self.embedded:
             logger.warning("the embedded broker has no idempotent producers, so a retry may duplicate messages; use it for the demo only")
-        if accelerated.missing:
-            logger.warning(
-                "not compiled: %s. Results are the same, at up to twice the CPU. To compile these parts, install a C compiler and reinstall stockstream",
-                ", ".join(accelerated.missing),
-            )  # fmt: skip
         await super().on_start()
         self.add_future(watchdog(self))
 

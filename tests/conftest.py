@@ -10,11 +10,9 @@ from collections.abc import Generator, Iterator
 import hypothesis
 import pytest
 
-from stockstream import accelerated
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.loading import make
 from stockstream.settings import Settings
-from tests.compilation import need_compiled
 from tests.kafka import Brokers, Cluster
 from tests.requirements import REQUIRE_ALL, fail_if_required
 
@@ -56,17 +54,6 @@ def _heard() -> None:
     for name, logger in logging.Logger.manager.loggerDict.items():
         if name.partition(".")[0] in ("stockstream", "agents", "tables") and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is compiled, and then what does the same where it was not built."""
-    name: str = request.param
-    if name == "plain":
-        monkeypatch.setattr(accelerated, "batches", None)
-    else:
-        need_compiled()
-    return name
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What tests may skip: by default whatever this machine lacks, with STOCKSTREAM_REQUIRE_ALL=1 (CI) only what no installation can add.
 
-So a test that needs Kafka, compiled code, Chromium or the history of the repository just skips without it, with a reason.
+So a test that needs Kafka, Chromium or the history of the repository just skips without it, with a reason.
 """
 
 from __future__ import annotations

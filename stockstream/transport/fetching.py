@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import weakref
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from stockstream import accelerated
 from stockstream.clock import now_s
 from stockstream.transport.guard import Offsets, offset_of, without_record
 from stockstream.transport.messages import CHUNK_RECORDS, joined
@@ -32,10 +30,6 @@ logger = logging.getLogger(__name__)
 FETCH_MAX_WAIT_MS = 200
 LOST_S = 1.5
 """A broker that has not answered a heartbeat for this long, which is three heartbeats or more, counts as lost."""
-FORMAT = 2
-"""The format of record batches since Kafka 0.11."""
-BATCH_PREFIX = struct.Struct(">qi")
-"""Base offset, and the length of the rest of the batch."""
 
 
 class UnparsedBatch:
@@ -47,11 +41,10 @@ class UnparsedBatch:
     Args:
         batch: aiokafka's record batch.
         begin: the requested offset.
-        data: the bytes of the batch, if known.
     """
 
-    def __init__(self, batch: Any, begin: int, data: memoryview | None = None) -> None:
-        self._batch, self._begin, self._data = batch, begin, data
+    def __init__(self, batch: Any, begin: int) -> None:
+        self._batch, self._begin = batch, begin
         self._offsets = offsets_of(batch, begin)
         self.offset: int = self._offsets.end - 1
         self.count = max(1, self._offsets.end - self._offsets.first)
@@ -59,15 +52,8 @@ class UnparsedBatch:
 
     def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
         """Decompresses and parses the records; returns them, and the offsets of the batch that hold none. Call it once only."""
-        records = self._records()
+        records = [record for record in self._batch if record.offset >= self._begin]
         return records, without_record(records, self._offsets)
-
-    def _records(self) -> Sequence[Any]:
-        if accelerated.batches is not None and self._data is not None and self._batch.magic == FORMAT:
-            found: Sequence[Any] = accelerated.batches.records(self._data, self._begin)
-            return found
-        records = list(self._batch)
-        return records if not records or records[0].offset >= self._begin else [record for record in records if record.offset >= self._begin]
 
 
 def offsets_of(batch: Any, begin: int) -> Offsets:
@@ -129,8 +115,8 @@ def contents(parts: Iterable[UnparsedBatch | EmptyOffsets | ParsedRecords]) -> t
 class _SingleItemBatch:
     """A batch that iterates as one `UnparsedBatch`."""
 
-    def __init__(self, batch: Any, parsed: PartitionRecords, data: memoryview) -> None:
-        self._batch, self._parsed, self._data = batch, parsed, data
+    def __init__(self, batch: Any, parsed: PartitionRecords) -> None:
+        self._batch, self._parsed = batch, parsed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -138,14 +124,8 @@ class _SingleItemBatch:
     def __next__(self) -> Any:
         return next(self._batch)
 
-    def validate_crc(self) -> bool:
-        """Whether the checksum is right. aiokafka calls this before any other method."""
-        if accelerated.batches is not None and self._batch.magic == FORMAT:
-            return bool(accelerated.batches.is_whole(self._data))
-        return bool(self._batch.validate_crc())
-
     def __iter__(self) -> Iterator[UnparsedBatch]:
-        yield UnparsedBatch(self._batch, self._parsed.next_fetch_offset, self._data)
+        yield UnparsedBatch(self._batch, self._parsed.next_fetch_offset)
 
 
 class UnparsedBatches:
@@ -155,7 +135,7 @@ class UnparsedBatches:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._records, self._rest = MemoryRecords(data), memoryview(data)
+        self._records = MemoryRecords(data)
         self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
         self.parsed: PartitionRecords | None = None
         self.as_single_items = False
@@ -167,11 +147,7 @@ class UnparsedBatches:
         if self.parsed is None:
             return batch
         self._covered.append(offsets_of(batch, self.parsed.next_fetch_offset))
-        if not self.as_single_items:
-            return batch
-        size = BATCH_PREFIX.size + BATCH_PREFIX.unpack_from(self._rest)[1]
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return batch if batch.is_control_batch else _SingleItemBatch(batch, self.parsed, data)
+        return _SingleItemBatch(batch, self.parsed) if self.as_single_items and not batch.is_control_batch else batch
 
     def take_covered(self) -> list[Offsets]:
         """Returns the offsets of each batch since the last call. A batch with a wrong checksum is left out: aiokafka's position does not move past it."""

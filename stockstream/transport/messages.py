@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import faust
 
-from stockstream import accelerated, versions
+from stockstream import versions
 
 CHUNK_RECORDS = 8_000
 """The target size of a chunk in a backlog: about what one fetch returns for one partition if records are small. A chunk costs some 2 ms whatever its size."""
@@ -74,9 +74,6 @@ def joined(parts: Iterable[Sequence[Any]]) -> Sequence[Any]:
     some = [part for part in parts if part]
     if len(some) == 1:
         return some[0]
-    if some and accelerated.batches is not None and all(isinstance(part, accelerated.batches.Records) for part in some):
-        whole: Sequence[Any] = accelerated.batches.joined(some)
-        return whole
     return [record for part in some for record in part]
 
 

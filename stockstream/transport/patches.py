@@ -13,15 +13,12 @@ from aiokafka.producer import sender as producer_sender
 from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from stockstream import accelerated
 from stockstream.backoff import pause_failed_updates
 from stockstream.transport.fetching import UnparsedBatches
 from stockstream.transport.sending import REFUSED
 
 ZSTD_LEVEL = -1
 """0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes, measured on a log's frames, predictions and outcomes."""
-CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-"""The codecs, by their numbers in a batch's attributes."""
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
 """aiokafka's module of record batches: the compiled one, or the one in Python."""
 
@@ -38,10 +35,6 @@ def install(*, plain: bool = False) -> None:
     if plain:
         return
     compress_quickly()
-    if accelerated.batches is not None:                                  # readers of state and the views read as aiokafka does
-        aiokafka_batches.lz4_decode, aiokafka_batches.zstd_decode = (
-            partial(accelerated.batches.decompressed, CODECS.index(name)) for name in ("lz4", "zstd")
-        )
 
 
 def compress_quickly() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import aiokafka
 from faust.transport.drivers import aiokafka as driver
 
-from stockstream import accelerated
 from stockstream.kafka.client import producer_settings
 from stockstream.transport.consumer import Consumer
 from stockstream.transport.sending import DELIVERY_S

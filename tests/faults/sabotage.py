@@ -52,11 +52,6 @@ def skip_offsets() -> None:
     Consumer._admit = admit  # type: ignore[method-assign]
 
 
-def uncompiled() -> None:
-    """What is compiled cannot be imported, as where there was no C compiler."""
-    sys.modules["stockstream.accelerated._batches"] = None  # type: ignore[assignment]
-
-
 def archive_faults() -> None:
     """The archive's store is down, slow and failing at random, or full, or the process dies right after an object was created: as the switch says."""
     from stockstream.errors import ArchiveUnavailable
@@ -140,7 +135,7 @@ def source_faults() -> None:
 
 
 FAULTS: dict[str, Callable[[], None]] = {
-    "skip": skip_offsets, "archive": archive_faults, "uncompiled": uncompiled, "poisoned": poisoned, "source": source_faults,
+    "skip": skip_offsets, "archive": archive_faults, "poisoned": poisoned, "source": source_faults,
 }  # fmt: skip
 
 

@@ -212,12 +212,6 @@ def test_a_generated_day_replayed_equals_pandas(line: Line, tmp_path: Path) -> N
     replayed(line, day, path, "replay.generated")
 
 
-def test_a_worker_without_what_is_compiled_says_so_and_does_the_same(kafka: Cluster, tmp_path: Path) -> None:
-    with running(kafka.bootstrap, tmp_path, "uncompiled") as line:
-        test_a_generated_day_replayed_equals_pandas(line, tmp_path)
-        assert "not compiled: batches, ring" in line.worker.log.read_text()
-
-
 def test_a_worker_with_the_plain_transport_does_the_same(kafka: Cluster, tmp_path: Path) -> None:
     with running(kafka.bootstrap, tmp_path, STOCKSTREAM_PLAIN_TRANSPORT="true", STOCKSTREAM_TOPIC_PREFIX=f"plain{os.getpid()}.") as line:
         test_a_generated_day_replayed_equals_pandas(line, tmp_path)

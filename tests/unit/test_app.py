@@ -49,7 +49,8 @@ Worker.__new__(Worker).execute_from_commandline()
 @pytest.mark.parametrize("status", [0, 75])
 @pytest.mark.parametrize("read", [True, False], ids=["output is read", "the reader is gone"])
 def test_a_worker_keeps_its_exit_status(status: int, read: bool) -> None:
-    worker = subprocess.Popen([sys.executable, "-c", ENDING.format(status=status)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    worker = subprocess.Popen([sys.executable, "-c", ENDING.format(status=status)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert worker.stdout and worker.stderr and worker.stdin
     assert worker.stdout.readline() == "begun\n"
     if not read:

@@ -17,7 +17,6 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockstream import accelerated
 from stockstream.transport.consumer import Consumer
 from stockstream.transport.fetching import UnparsedBatches, _FetchResults, contents
 from stockstream.transport.guard import Guard, Hole, Offsets, without_record
@@ -25,7 +24,7 @@ from tests.record_batches import ABORT, CONTROL, TRANSACTIONAL, forged, marker
 
 P = TopicPartition("ticks.raw", 3)
 GUARDED = TP("ticks.raw", 3)
-TRANSPORTS = ["compiled", "uncompiled", "plain"]
+TRANSPORTS = ["as it is", "plain"]
 
 
 class Log:
@@ -86,12 +85,8 @@ class Assigned:
 
 
 @pytest.fixture(params=TRANSPORTS)
-def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether aiokafka parses; without that, the compiled parser and its twin."""
-    if request.param == "uncompiled":
-        monkeypatch.setattr(accelerated, "batches", None)
-    elif request.param == "compiled" and accelerated.batches is None:
-        pytest.skip("not compiled")
+def plain(request: pytest.FixtureRequest) -> bool:
+    """Whether aiokafka parses the records."""
     return bool(request.param == "plain")
 
 

@@ -48,7 +48,6 @@ from faust.types import TP
 from mode.services import ServiceTask
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
-from stockstream import accelerated
 from stockstream.application import App, Tables, Takeover, Worker, create_app
 from stockstream.kafka.admin import changelog, topic_specs
 from stockstream.settings import Settings
@@ -57,11 +56,10 @@ from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
 from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, UnparsedBatch, _FetchResults
 from stockstream.transport.messages import Chunk
-from stockstream.transport.patches import CODECS, aiokafka_batches, compress_quickly
+from stockstream.transport.patches import compress_quickly
 from stockstream.transport.producer import Producer
 from stockstream.transport.sending import DELIVERY_S
 from stockstream.web.tail import _KafkaConsumer
-from tests.compilation import need_compiled
 from tests.patience import PATIENCE_S
 
 P = aiokafka.TopicPartition("ticks.raw", 3)
@@ -212,7 +210,6 @@ def parsed(runs: list[UnparsedBatch]) -> list[Any]:
     return [record for run in runs for record in run.read()[0]]
 
 
-@pytest.mark.usefixtures("engine")
 def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
     """`transport.fetching._FetchResults` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
     result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
@@ -272,7 +269,6 @@ def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
     assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
 
 
-@pytest.mark.usefixtures("engine")
 def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
     """aiokafka asks the batch, which is ours: `transport.fetching._SingleItemBatch.validate_crc`."""
     batch = batch_of(0, b"a", b"b")
@@ -284,7 +280,6 @@ def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
     assert assigned.position == 0
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
 def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.transport.fetching.CHUNK_RECORDS", most)
@@ -579,22 +574,6 @@ def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch)
     quick = compressed()
     assert len(quick) != len(before)
     assert [record.value for record in MemoryRecords(quick).next_batch()] == values
-
-
-@pytest.mark.parametrize("kind", [DefaultRecordBatch.CODEC_LZ4, DefaultRecordBatch.CODEC_ZSTD])
-def test_what_aiokafka_reads_by_itself_is_decompressed_in_one_go(kind: int) -> None:
-    """State and the views' tails are read so: `transport` puts `_batches.decompressed` in the place of its decoders."""
-    need_compiled()
-    assert accelerated.batches is not None
-    decode = getattr(aiokafka_batches, f"{CODECS[kind]}_decode")
-    assert decode.func is accelerated.batches.decompressed and decode.args == (kind,)
-    builder = DefaultRecordBatchBuilder(2, kind, 0, -1, -1, -1, 1 << 20)
-    values = [b"v" * size for size in (0, 1, 30_000)]
-    for number, value in enumerate(values):
-        builder.append(number, 1_000 + number, b"k", value, [])
-    data = bytes(builder.build())
-    assert len(data) < 10_000
-    assert [record.value for record in DefaultRecordBatch(data)] == values
 
 
 class Wire:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stockstream import accelerated
 from stockstream.transforms import batch
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
@@ -24,7 +23,6 @@ from stockstream.transforms.windows.cells import SPARE_S, Cells
 from stockstream.transforms.windows.windows import Windows
 from tests import oracle
 from tests.changelogs import Changelog
-from tests.compilation import need_compiled
 from tests.logs import cuts, day_records, generated_day, real_day, records_of
 from tests.model import recovery_model, windows_model
 
