@@ -21,7 +21,7 @@ from stockstream.errors import StateError
 
 TERMS = 8
 """A record's key names the generation of its writer modulo this: a worker that wakes after a rebalance replaces only its own records."""
-SLOTS = 2
+SPLIT_SLOTS = 2
 """Places that successive split values alternate between."""
 MAX_VALUE_BYTES = 500_000
 """Of one state record: a message holds 1 MiB, and records of one batch share a request."""
@@ -108,7 +108,7 @@ def joined(values: Iterable[bytes]) -> bytes | None:
 
 def next_slot(slot: int) -> int:
     """The slot for the value after one that is in `slot`; the first slot after a value that has none (-1)."""
-    return (slot + 1) % SLOTS
+    return (slot + 1) % SPLIT_SLOTS
 
 
 def pieces_in_slot(value: bytes, version: int, key_of: Callable[[int], bytes]) -> list[tuple[bytes, bytes]]:

@@ -35,7 +35,7 @@ import faust
 from stockstream.application import Worker
 
 def work(self):
-    print("x" * 100_000)
+    print("x" * 100)
     sys.exit({status})
 
 faust.Worker.execute_from_commandline = work
@@ -50,16 +50,18 @@ Worker.__new__(Worker).execute_from_commandline()
 @pytest.mark.parametrize("read", [True, False], ids=["output is read", "the reader is gone"])
 def test_a_worker_keeps_its_exit_status(status: int, read: bool) -> None:
     pipe = subprocess.PIPE
-    worker = subprocess.Popen([sys.executable, "-c", ENDING.format(status=status)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    assert worker.stdout and worker.stderr and worker.stdin
-    assert worker.stdout.readline() == "begun\n"
-    if not read:
-        worker.stdout.close()
-    worker.stdin.close()
-    if read:
-        assert worker.stdout.read() == "x" * 100_000 + "\n"
-    assert worker.wait(timeout=60) == status
-    assert read or "Exception ignored" not in worker.stderr.read()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", ENDING.format(status=status)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as worker:
+        assert worker.stdout and worker.stderr and worker.stdin
+        assert worker.stdout.readline() == "begun\n"
+        if not read:
+            worker.stdout.close()
+        worker.stdin.close()
+        if read:
+            assert worker.stdout.read() == "x" * 100 + "\n"
+        error = worker.stderr.read()
+        assert worker.wait(timeout=60) == status, error
+        assert read or "Exception ignored" not in error
 
 
 def test_there_is_nothing_else_to_load() -> None:
