@@ -20,7 +20,7 @@ from stockstream.transport.sending import REFUSED
 ZSTD_LEVEL = -1
 """0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes, measured on a log's frames, predictions and outcomes."""
 aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
-"""aiokafka's module of record batches: the compiled one, or the one in Python."""
+"""aiokafka's module of record batches, compiled or in Python as aiokafka was installed."""
 
 
 def install(*, plain: bool = False) -> None:
