@@ -1,4 +1,4 @@
-"""The log's rules about time: each stands here once, and the state machines, the views, the settings read it here.
+"""The log's rules about time: each stands here once, and the state machines, the views and the settings read it here.
 
 The names of some columns contain them too (`mean_5m`, `return_60s`): a test holds the schema, the page's texts and the models' features to these values.
 """
