@@ -19,7 +19,7 @@ from stockstream.records import SCHEMA_VERSION, TICK_FIELDS, TICKS_SCHEMA, WINDO
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
-from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, RANGES
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, MIN_TIME, PLACEHOLDERS, RANGES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.windows.quality import FLAGS
 
@@ -126,7 +126,7 @@ def _limits(name: str) -> Json:
         least, most = LENGTHS[name]
         limits = ({"minLength": least} if least else {}) | {"maxLength": most}
     elif name == "event_time":
-        limits = {"exclusiveMinimum": 0, "exclusiveMaximum": MAX_TIME}
+        limits = {"minimum": MIN_TIME, "exclusiveMaximum": MAX_TIME}
     elif name in RANGES:
         low, high = RANGES[name]
         limits = {"minimum": low, "maximum": high}
@@ -156,6 +156,8 @@ def json_schemas() -> dict[str, Json]:
     tick = schemas["Tick"]
     for field in TICK_FIELDS:
         tick["properties"][field.name] = _limited(tick["properties"][field.name], _limits(field.name))
+    for name, placeholders in PLACEHOLDERS.items():
+        tick["properties"][name]["anyOf"].append({"enum": sorted(placeholders), "description": "placeholders, which count as null"})
     tick["allOf"] = list(_TICK_RULES)
     ref = {"$ref": "#/components/schemas/Tick"}
     schemas["TickFrame"] = {"title": "TickFrame", "description": "Ticks of symbols of one partition.", "type": "array", "items": ref, "minItems": 1}

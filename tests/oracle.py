@@ -35,7 +35,6 @@ def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
         "ask_size": by.ask_size.last(),
         "notional": by.notional.sum(),
     })  # fmt: skip
-    bars["mid"] = (bars.bid + bars.ask) / 2
     priced = bars.index[bars.close.notna()].to_numpy()
     gap = np.diff(priced, prepend=priced[:1] - 10 * WINDOW_S) > WINDOW_S
     begins = pd.Series(np.where(gap, priced, np.nan), priced).ffill()
@@ -83,14 +82,19 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
     out["high_5m"], out["low_5m"] = high.reindex(bars.index), low.reindex(bars.index)
     # with only one price, or none, in a window that is alive the carried price is no tick's
     out.loc[out.ticks_5m == 0, ["high_5m", "low_5m"]] = np.nan
-    out["price"] = bars.mid.fillna(bars.close).fillna(price.reindex(bars.index))
+    last_trade = price.reindex(bars.index)
+    middle = (bars.bid + bars.ask) / 2
+    wide = (bars.ask - bars.bid > 0.1 * last_trade.fillna(middle))
+    out["mid"] = middle.where((bars.bid < bars.ask) & ~wide)
+    out["price"] = out.mid.fillna(bars.close).fillna(price.reindex(bars.index))
     for lag in (1, 5, 10, 30, 60):
         before = price.shift(lag).where(second - lag >= begun).reindex(bars.index)
         out[f"return_{lag}s"] = np.log(price.reindex(bars.index) / before)
         out[f"price_{lag}s"] = before
     for name, lag, of in (("volume_10s", 10, "volume"), ("volume_60s", 60, "volume"), ("ticks_10s", 10, "ticks")):
         out[name] = grid[of].fillna(0).rolling(lag, min_periods=1).sum().reindex(bars.index)
-    out["quality"] = np.where(out.seconds_5m < WINDOW_S, "partial", "")
+    flags = {"partial": out.seconds_5m < WINDOW_S, "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide}
+    out["quality"] = [",".join(flag for flag, has in zip(flags, row, strict=True) if has) for row in zip(*flags.values(), strict=True)]
     out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])
     return out
 

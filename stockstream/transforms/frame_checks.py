@@ -39,7 +39,10 @@ _read_u16, _read_u32, _read_i32, _read_message_prefix, _read_i64 = (struct.Struc
 
 _TEXT_BYTES = {name: 4 * LENGTHS[name][1] for name in ("symbol", "source")}
 """UTF-8 has up to four bytes a character."""
-_TICK_RANGES: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {"index": (0, (1 << 31) - 1)}
+_TICK_RANGES: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {
+    "index": (0, (1 << 31) - 1), "event_time": (1, RANGES["event_time"][1]),
+}  # fmt: skip
+"""Earlier releases accepted times from 1970 on."""
 _WINDOW_RANGES: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
 """`seconds_5m` and sums are what they are: nobody indexes by them."""
 

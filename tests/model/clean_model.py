@@ -3,15 +3,22 @@
 It keeps everything for ever and never drops an entry: what is forgotten is worked out anew for each record. The log's clock is the greatest Kafka time of
 a record of which something was accepted. An entry is forgotten for a record where the later of that clock, as it was before, and the record's own time is
 more than a day after the log's clock at the entry's last acceptance; a source only where nothing that it has said is still to be sent.
+
+Times are those of 1990 to 2109. A record that has no time (0 or less) makes no tick one of the future. Symbols are the same where they look the same:
+they are kept in Unicode's form NFC.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+from unicodedata import normalize
 
 WINDOW_S, LATENESS_MS, REVISE_S, FUTURE_MS = 300, 200, 30, 2_000
 FORGET_MS = 24 * 3600 * 1000
+FIRST_MS = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1000
+LAST_MS = (1 << 42) - 1                                                  # in 2109
 
 
 @dataclass
@@ -52,7 +59,8 @@ class CleanModel:
             return
         clocks: dict[str, int] = {}
         first: dict[str, int] = {}
-        for index, tick in enumerate(item if isinstance(item, list) else [item]):
+        for index, given in enumerate(item if isinstance(item, list) else [item]):
+            tick = given | {"symbol": normalize("NFC", given["symbol"])}
             reason = self._fault(ts, tick)
             name, second = tick["source"], tick["event_time"] // 1000
             if reason:
@@ -79,7 +87,9 @@ class CleanModel:
     def _fault(self, ts: int, tick: dict[str, Any]) -> str:
         symbol, name, second, seq = tick["symbol"], tick["source"], tick["event_time"] // 1000, tick.get("seq")
         source, held = self._living(name), self._holder(symbol)
-        if tick["event_time"] > ts + FUTURE_MS:
+        if not FIRST_MS <= tick["event_time"] <= LAST_MS:
+            return "out_of_range"
+        if ts > 0 and tick["event_time"] > ts + FUTURE_MS:
             return "future"
         if source and seq is not None and symbol in source.seq:
             number, at = source.seq[symbol]
@@ -116,7 +126,7 @@ class CleanModel:
         source.newest, source.unsent = max(source.newest, second), True
 
     def _punctuation(self, offset: int, ts: int, second: int, name: str) -> None:
-        if second * 1000 > ts + FUTURE_MS:
+        if ts > 0 and second * 1000 > ts + FUTURE_MS:
             self.rejected.append((offset, 0, "future"))
             return
         if self._living(name) is None and sum(self._living(other) is not None for other in self.sources) >= self.most_sources:

@@ -113,7 +113,6 @@ def row(symbol, second, by, revised):
             "volume": sum(t["size"] for t in own), "ticks": len(prices), "quotes": len(own) - len(prices)}
     for name in ("bid", "ask", "bid_size", "ask_size"):
         out[name] = next((t[name] for t in reversed(own) if t.get(name) is not None), None)
-    out["mid"] = (out["bid"] + out["ask"]) / 2 if out["bid"] is not None and out["ask"] is not None else None
 
     last = {s: [t["price"] for t in ts if t["price"] is not None][-1] for s, ts in by.items() if s <= second and any(t["price"] is not None for t in ts)}
     seconds = sorted(last)
@@ -140,5 +139,19 @@ def row(symbol, second, by, revised):
             "vwap_5m": math.fsum(t["price"] * t["size"] for t in traded) / volume if volume else None, "volume_5m": volume,
             "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
             "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
-            "ticks_5m": len(traded), "seconds_5m": len(series), "quality": "partial" if len(series) < WINDOW_S else ""}
+            "ticks_5m": len(traded), "seconds_5m": len(series)}
+    flags = ["partial"] if len(series) < WINDOW_S else []
+    out["mid"] = None                                       # there is none where nobody would trade at it
+    bid, ask, last_trade = out["bid"], out["ask"], series[-1] if series else None
+    if bid is not None and ask is not None:
+        if bid > ask:
+            flags.append("crossed")
+        elif bid == ask:
+            flags.append("locked")
+        elif ask - bid > 0.1 * (last_trade if last_trade is not None else (bid + ask) / 2):
+            flags.append("wide")
+        else:
+            out["mid"] = (bid + ask) / 2
+    out["price"] = next((x for x in (out["mid"], out["close"], last_trade) if x is not None), None)
+    out["quality"] = ",".join(flags)
     return out

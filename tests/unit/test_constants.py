@@ -97,7 +97,7 @@ def test_one_limit_of_a_text_is_everywhere(name: str) -> None:
     schema = json_schemas()["Tick"]["properties"][name]
     texts = schema if "maxLength" in schema else next(part for part in schema["anyOf"] if "maxLength" in part)
     assert (texts.get("minLength", 0), texts["maxLength"]) == (least, most)
-    fits, beyond = ({"symbol": "A", "event_time": 1, "price": 1.0, "size": 1} | {name: "x" * length} for length in (most, most + 1))
+    fits, beyond = ({"symbol": "A", "event_time": limits.MIN_TIME, "price": 1.0, "size": 1} | {name: "x" * length} for length in (most, most + 1))
     for tick, good in ((fits, True), (beyond, False)):
         fault = range_fault(msgspec.convert(tick, Tick))
         assert (fault is None) == good
@@ -116,10 +116,10 @@ def test_one_range_of_a_number_is_everywhere(name: str) -> None:
     most = of["exclusiveMaximum"] - 1 if "exclusiveMaximum" in of else of["maximum"]
     assert (least, most) == (low, high)
     bounds = {field: range_ for field, *_, range_ in frame_checks.layout_of(TICKS_SCHEMA).columns}
-    assert bounds.get(name, (low, high)) == (low, high)
+    assert name == "event_time" or bounds.get(name, (low, high)) == (low, high)     # frames of earlier releases have earlier times
     step = 1 if isinstance(high, int) else high / 2
     for value, good in ((low, True), (high, True), (high + step, False), (low - step, False)):
-        tick = {"symbol": "A", "event_time": 1, "price": 1.0, "size": 1} | {name: value}
+        tick = {"symbol": "A", "event_time": limits.MIN_TIME, "price": 1.0, "size": 1} | {name: value}
         if not -(1 << 63) <= value < 1 << 63:
             continue                                                     # beyond the decoder's integers
         assert (range_fault(msgspec.convert(tick, Tick)) is None) == good, value

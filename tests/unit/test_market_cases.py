@@ -26,15 +26,46 @@ def halt_of_20_min(ran: Ran) -> None:
     assert ran.opened("price_drop") == []
 
 
+def record_time_minus_1(ran: Ran) -> None:
+    """A record without a time is no reason to reject its tick."""
+    assert ran.tables["rejected"] == [] and ran.volume == 100
+
+
+def seconds_are_1970(ran: Ran) -> None:
+    """A time in seconds is rejected, and the detail names the unit."""
+    (rejected,) = ran.tables["rejected"]
+    assert rejected["reason"] == "out_of_range" and "looks like seconds" in rejected["detail"]
+    assert ran.rows == []
+
+
 def small_price_alert(ran: Ran) -> None:
     """The text of the alert keeps the digits of a small price."""
     (alert,) = ran.opened("price_drop")
     assert "0.000301" in alert["message"] and "0.000318" in alert["message"]
 
 
+def stub_quote_is_the_price(ran: Ran) -> None:
+    """A quote of 0.01 / 199,999.99 is no price: the last trade's stays."""
+    before, stub = ran.rows
+    assert (before["mid"], before["price"], before["quality"]) == (10.0, 10.0, "partial")
+    assert (stub["mid"], stub["price"], stub["quality"]) == (None, 10.0, "partial,wide")
+    assert (stub["bid"], stub["ask"]) == (0.01, 199_999.99)
+
+
+def zero_ask_loses_the_trade(ran: Ran) -> None:
+    """An ask of 0 is no ask, and the trade counts."""
+    assert ran.tables["rejected"] == []
+    (row,) = ran.rows
+    assert (row["volume"], row["bid"], row["ask"], row["mid"]) == (100, 9.99, None, None)
+
+
 CASES: dict[str, Callable[[Ran], None]] = {
     "halt_of_20_min": halt_of_20_min,
+    "record_time_minus_1": record_time_minus_1,
+    "seconds_are_1970": seconds_are_1970,
     "small_price_alert": small_price_alert,
+    "stub_quote_is_the_price": stub_quote_is_the_price,
+    "zero_ask_loses_the_trade": zero_ask_loses_the_trade,
 }
 """By file, what is true of its results."""
 

@@ -24,10 +24,10 @@ from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import OddRecord, Record, read
 from stockstream.transforms.cleaning.day_volume import traded_size
 from stockstream.transforms.cleaning.decoding import UNREADABLE, decode_raw, decode_tick, salvage
-from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE
+from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, unit_fault
 from stockstream.transforms.cleaning.many import weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
-from stockstream.transforms.cleaning.rejections import Fault, extras_fit, range_fault, rejection
+from stockstream.transforms.cleaning.rejections import Fault, drop_placeholders, extras_fit, normalise, range_fault, rejection
 from stockstream.transforms.cleaning.rows import AcceptedTicks
 from stockstream.transforms.cleaning.state import DIGESTED, VERSION, Feed, Held, SourceState, State, digest
 from stockstream.transforms.frames import Frame
@@ -229,12 +229,13 @@ class Cleaner:
             or not 0 <= size <= MAX_SIZE
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
             or not source.late_before <= event_time <= ts + FUTURE_MS
-            or not 0 < event_time < MAX_TIME
+            or not MIN_TIME <= event_time < MAX_TIME
             or tick.day_volume is not None
             or tick.snapshot
         ):
             return None
         if tick.has_extras():
+            drop_placeholders(tick)
             if not extras_fit(tick):
                 return None
             self._rows.bare = False
@@ -298,10 +299,10 @@ class Cleaner:
     def _punctuate(self, item: Punctuation, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
         fault = None
         if not 0 < item.punctuate < MAX_TIME // 1000:
-            fault = "out_of_range", f"punctuate must be epoch seconds, is {item.punctuate}"
+            fault = "out_of_range", f"punctuate must be epoch seconds, is {item.punctuate}{unit_fault(item.punctuate)}"
         elif not 0 < len(item.source) <= MAX_SOURCE:
             fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
-        elif item.punctuate * 1000 > ts + FUTURE_MS:
+        elif _in_future(item.punctuate * 1000, ts):
             fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
         now = max(self.memory.log_clock, ts)
         if fault is None and self.memory.living_source(item.source, now) is None and self.memory.crowded("source", now):
@@ -317,6 +318,7 @@ class Cleaner:
     def _judge(self, tick: Tick, ts: int) -> Fault | None:
         """Accepts the tick and sets its size to the shares traded, or returns why not."""
         memory = self.memory
+        normalise(tick)
         fault = range_fault(tick)
         if fault is not None:
             return fault
@@ -326,10 +328,11 @@ class Cleaner:
         if held is None:
             home = home_partition(symbol, self.partitions)
             if home != self.partition:
-                return "wrong_partition", f"the home of {symbol} is partition {home}: murmur2 of the symbol (librdkafka: partitioner=murmur2_random)"
+                form = "" if symbol.isascii() else " in Unicode's form NFC"
+                return "wrong_partition", f"the home of {symbol} is partition {home}: murmur2 of the symbol{form} (librdkafka: partitioner=murmur2_random)"
         elif now - held.ts > FORGET_MS:
             held = None
-        if event_time > ts + FUTURE_MS:
+        if _in_future(event_time, ts):
             return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
         known = memory.living_source(name, now)
         kept = tick.seq is not None or tick.snapshot or tick.day_volume is not None
@@ -479,6 +482,11 @@ class Cleaner:
             if source.closed is not None:
                 cleaner._set_thresholds(source)
         return cleaner
+
+
+def _in_future(time: int, ts: int) -> bool:
+    """Whether a time is further ahead of its record's Kafka time than clocks differ. A Kafka time of 0 or less is unknown."""
+    return 0 < ts < time - FUTURE_MS
 
 
 def _digest_of(tick: Tick) -> bytes:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
 from stockstream.transforms.cleaning.decoding import UNREADABLE
-from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, RANGES
-from stockstream.transforms.frames import coded, nulls, plain
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, PLACEHOLDERS, RANGES, composed
+from stockstream.transforms.frames import coded, nulls, plain, spread
 
 Ints = NDArray[np.int64]
 
@@ -61,7 +61,7 @@ class _Trade(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True)
 _Plain: Any = msgspec.defstruct(
     "_Plain",
     [
-        *((name, Annotated[float, _within(name)] | None, None) for name in QUOTES),
+        *((name, float | None, None) for name in QUOTES),               # their placeholders are out of range
         *((name, Annotated[str, _within(name)] | None, None) for name in TEXTS),
         ("day_volume", None, None),
         ("snapshot", bool, False),
@@ -158,10 +158,15 @@ def read(records: Sequence[Record]) -> Columns:
         require_none(columns["price"].is_null().to_numpy(zero_copy_only=False) & (size > 0), record)
     if extras:
         require_none(np.array([tick.snapshot for tick in ticks]), record)
-        columns |= {name: _column(ticks, name) for name in EXTRAS}
+        columns |= {name: _column(ticks, name) for name in CARRIED_TEXTS}
+        columns |= {name: _quotes(ticks, name, record) for name in QUOTES}
+    symbols, symbol = coded(columns["symbol"])
+    if (names := list(map(composed, symbols))) != symbols:
+        columns["symbol"] = spread(names, symbol)
+        symbols, symbol = coded(columns["symbol"])
     return Columns(
         _ints([one.offset for one in records]), _ints([one.timestamp for one in records]), record,
-        *coded(columns["symbol"]), *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq), columns,
+        symbols, symbol, *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq), columns,
     )  # fmt: skip
 
 
@@ -177,6 +182,19 @@ def _decoded(records: Sequence[Record], decode: Callable[[Any], Any]) -> list[An
 
 def _column(ticks: list[Any], name: str) -> pa.Array:
     return pa.array(list(map(attrgetter(name), ticks)), TICKS_SCHEMA.field(name).type)
+
+
+def _quotes(ticks: list[Any], name: str, record: Ints) -> pa.Array:
+    """A column of quotes, null where one is a placeholder. Raises `OddRecord` where one is out of range."""
+    column = _column(ticks, name)
+    if column.null_count == len(column):
+        return column
+    values = column.to_numpy(zero_copy_only=False).copy()
+    missing = np.isin(values, list(PLACEHOLDERS[name]))
+    values[missing] = np.nan
+    low, high = RANGES[name]
+    require_none((values < low) | (values > high), record)
+    return pa.array(values, from_pandas=True) if missing.any() else column
 
 
 def _ints(values: list[Any]) -> Ints:

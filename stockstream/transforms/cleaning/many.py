@@ -12,6 +12,7 @@ import numpy as np
 
 from stockstream.records import Closing
 from stockstream.transforms.cleaning.columns import Columns, Ints, OddRecord, require_none
+from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.cleaning.memory import Memory
 from stockstream.transforms.cleaning.state import Feed, Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
@@ -72,7 +73,7 @@ def move(plain: Columns, memory: Memory, number: int, now: Ints, *, lateness_ms:
         or int(now[-1]) - source.ts > FORGET_MS
     ):  # fmt: skip
         raise OddRecord(int(record[0]))
-    require_none(times > heard + FUTURE_MS, record)
+    require_none(times > np.where(heard > 0, heard + FUTURE_MS, MAX_TIME), record)
     begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
     single = len(begins) == len(times)
     watermark = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.watermark)

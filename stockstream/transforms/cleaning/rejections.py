@@ -18,8 +18,12 @@ from stockstream.transforms.cleaning.limits import (
     MAX_TEXT,
     MAX_TIME,
     MIN_PRICE,
+    MIN_TIME,
+    PLACEHOLDERS,
     RANGES,
+    composed,
     symbol_fault,
+    unit_fault,
 )  # fmt: skip
 
 MAX_REJECTED_BYTES = 100_000
@@ -34,8 +38,29 @@ _quotes_of, _texts_of = attrgetter(*QUOTES), attrgetter(*TEXTS)
 _QUOTE_RANGES = [RANGES[name] for name in QUOTES]
 
 
+_MISSING_PRICES, _MISSING_SIZES = PLACEHOLDERS["bid"], PLACEHOLDERS["bid_size"]
+
+
+def drop_placeholders(tick: Tick) -> None:
+    """Sets to null what stands for "no value" in the tick's quote. Each field is named here, because `clean` calls this for every quote."""
+    if tick.bid in _MISSING_PRICES:
+        tick.bid = None
+    if tick.ask in _MISSING_PRICES:
+        tick.ask = None
+    if tick.bid_size in _MISSING_SIZES:
+        tick.bid_size = None
+    if tick.ask_size in _MISSING_SIZES:
+        tick.ask_size = None
+
+
+def normalise(tick: Tick) -> None:
+    """Brings the tick into the one form in which it is judged: its symbol composed, its quote without placeholders."""
+    tick.symbol = composed(tick.symbol)
+    drop_placeholders(tick)
+
+
 def range_fault(tick: Tick) -> Fault | None:
-    """Why a well-formed tick cannot be used."""
+    """Why a well-formed tick, normalised, cannot be used."""
     price, size = tick.price, tick.size
     if (fault := symbol_fault(tick.symbol)) is not None:
         return "out_of_range", fault
@@ -45,10 +70,10 @@ def range_fault(tick: Tick) -> Fault | None:
         value = getattr(tick, name)
         if value is not None and len(value) > MAX_TEXT:
             return "out_of_range", f"{name} must have at most {MAX_TEXT} characters, has {len(value)}: shorten it or leave it out"
-    if not 0 < tick.event_time < MAX_TIME:
-        return "out_of_range", f"event_time must be epoch milliseconds, is {tick.event_time}"
+    if not MIN_TIME <= tick.event_time < MAX_TIME:
+        return "out_of_range", f"event_time must be epoch milliseconds from 1990 on, is {tick.event_time}{unit_fault(tick.event_time)}"
     if price is not None and not MIN_PRICE <= price <= MAX_PRICE:
-        return "out_of_range", f"price must be above 0 and at most {MAX_PRICE:.0f}, is {price}"
+        return "out_of_range", f"price must be {MIN_PRICE:g} to {MAX_PRICE:g}, is {price}"
     if size is UNSET:
         if tick.day_volume is None:
             return "missing_field", "size may be missing only where day_volume is given"
@@ -63,8 +88,7 @@ def range_fault(tick: Tick) -> Fault | None:
         low, high = RANGES[name]
         value = getattr(tick, name)
         if value is not None and not low <= value <= high:
-            must = f"above 0 and at most {high:.0f} (null where there is none)" if low else f"0 to {high:.0f}"
-            return "out_of_range", f"{name} must be {must}, is {value}"
+            return "out_of_range", f"{name} must be {low:g} to {high:g} (null where there is none), is {value}"
     if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
         return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
     if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:

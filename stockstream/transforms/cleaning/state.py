@@ -19,7 +19,7 @@ import msgspec
 
 from stockstream.errors import StateError
 from stockstream.transforms import versioned as stored
-from stockstream.transforms.cleaning.limits import MAX_OFFSET
+from stockstream.transforms.cleaning.limits import MAX_OFFSET, composed
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS, Stored, by_slot, pieces_in_slot
 
@@ -171,6 +171,7 @@ class State(Stored):
         return {
             symbol: Held(self.owners[owner], newest, ts)
             for symbol, owner, newest, ts in zip(self.held_symbols, self.held_owners, self.held_newest, self.held_ts, strict=True)
+            if composed(symbol) == symbol                                # others are of an earlier release: no tick of today is of them
         }
 
 

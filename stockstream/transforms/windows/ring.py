@@ -234,7 +234,7 @@ class Ring:
 
 
     def statistics(self, indexes: Ints, seconds: Ints) -> dict[str, NDArray[Any]]:
-        """The row values of these cells, by column name of `windows`."""
+        """The row values of these cells, by column name of `windows`; `quality` as bits."""
         return arithmetic.statistics(self.current, self.past, indexes, seconds)
 
     # -- state --------------------------------------------------------------

@@ -23,11 +23,10 @@ from stockstream.errors import FrameError, StateError
 from stockstream.records import QUOTES, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, coded, numbers
-from stockstream.transforms.timing import FORGET_MS, WINDOW_S
+from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS, next_slot
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
-from stockstream.transforms.windows.quality import quality_bits
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
 from stockstream.transforms.windows.rows import SourceRows, WindowRows
 from stockstream.transforms.windows.state import FORMAT, Bucket, Checkpoint, RingProgress, Second
@@ -396,7 +395,6 @@ class Windows:
             return
         values = ring.statistics(indexes, seconds)
         values["offset"], values["revised"] = offsets, np.full(len(indexes), revised)
-        values["quality"] = quality_bits({"partial": values["seconds_5m"] < WINDOW_S})
         out.by_source.append(SourceRows(name, ring.names.tolist(), indexes, values))
 
     # -- state --------------------------------------------------------------

@@ -13,13 +13,15 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import columns
 from stockstream.transforms.cleaning.columns import OddRecord, read
 from stockstream.transforms.cleaning.decoding import decode_tick
-from stockstream.transforms.cleaning.rejections import range_fault
+from stockstream.transforms.cleaning.rejections import normalise, range_fault
 
 NUMBERS = ["1", "0", "100", "1.5", "0.1", "99.99", "123456.789012", "1e3", "1.5E-2", "2.5e+2", "0.30000000000000004", "1e400", "-1", "-0.0", "01", "1.", ".5",
-           "9007199254740993", "12345678901234567890", "1e-9", "9e-10", "1000000000", "1000000000.1", "5e-324", "null", "true", '"1"']  # fmt: skip
+           "9007199254740993", "12345678901234567890", "1e-10", "9e-11", "100000000000", "100000000000.1", "2147483647", "5e-324", "null",
+           "true", '"1"']  # fmt: skip
 WHOLE = ["0", "1", "1700000000000", "4398046511104", "4398046511103", "100000000000", "100000000001", "999999999999999999", "9223372036854775807",
          "9223372036854775808", "-1", "1.0", "1e2", "00", "null"]  # fmt: skip
-TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"a\\"b"', '"\t"', '"\x7f"', '" A"', "null", "1", '"default"']
+TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"e\u0301"', '"a\\"b"', '"\t"', '"\x7f"', '" A"',
+         "null", "1", '"default"']  # fmt: skip
 FIELDS = {
     "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": WHOLE, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
     "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
@@ -73,6 +75,7 @@ def test_what_is_read_is_what_the_decoder_gives(values: list[bytes]) -> None:
     rows, seen = iter(batch.to_pylist()), 0
     for number, record in enumerate(records):
         for index, tick in enumerate(ticks_of(record.value)):
+            normalise(tick)
             assert range_fault(tick) is None or tick.symbol != tick.symbol.strip() or not tick.symbol.isprintable(), "an unknown symbol, judged by itself"
             assert not tick.snapshot and tick.day_volume is None
             row = next(rows)
@@ -87,7 +90,7 @@ def test_what_is_read_is_what_the_decoder_gives(values: list[bytes]) -> None:
 
 
 def test_most_ticks_are_plain_in_any_layout() -> None:
-    plain = {"symbol": "A", "event_time": 1, "price": 1, "size": 0}
+    plain = {"symbol": "A", "event_time": 1_700_000_000_000, "price": 1, "size": 0}
     more = {"bid": 1.5, "exchange": "\u00e9", "trade_id": "x" * 64, "received_at": 1, "unknown": {"a": [1]}, "snapshot": False, "day_volume": None}
     values = [msgspec.json.encode(plain), b" [" + msgspec.json.encode(plain | more) + b" ,\r\n" + msgspec.json.encode(plain) + b"]\n"]
     batch = read(records_of(values)).batch()
@@ -96,13 +99,13 @@ def test_most_ticks_are_plain_in_any_layout() -> None:
 
 
 @pytest.mark.parametrize("odd", [
-    None, b"", b"[]", b"no", b'{"punctuate":5}', b'[{"symbol":"A","event_time":1,"price":1,"size":0},1]', b"\xff", b"[" * 100_000,
-    b'{"symbol":"A","event_time":1,"price":1}', b'{"symbol":"A","event_time":1,"price":1,"size":0,"snapshot":true}',
-    b'{"symbol":"A","event_time":1,"price":1,"size":0,"day_volume":5}', b'{"symbol":"A","event_time":1,"price":null,"size":1}',
-    b'{"symbol":"A","event_time":1,"price":1,"size":0,"seq":1}', b'{"symbol":"A","event_time":1,"price":1,"size":0} 1',
+    None, b"", b"[]", b"no", b'{"punctuate":5}', b'[{"symbol":"A","event_time":1700000000000,"price":1,"size":0},1]', b"\xff", b"[" * 100_000,
+    b'{"symbol":"A","event_time":1700000000000,"price":1}', b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0,"snapshot":true}',
+    b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0,"day_volume":5}', b'{"symbol":"A","event_time":1700000000000,"price":null,"size":1}',
+    b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0,"seq":1}', b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0} 1',
 ])  # fmt: skip
 def test_an_odd_record_is_named(odd: bytes | None) -> None:
-    plain = b'{"symbol":"A","event_time":1,"price":1,"size":0}'
+    plain = b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0}'
     records = records_of([plain, plain, b"[" + plain + b"]", plain])
     records[2] = records[2]._replace(value=odd)
     with pytest.raises(OddRecord) as error:
@@ -112,7 +115,7 @@ def test_an_odd_record_is_named(odd: bytes | None) -> None:
 
 def test_an_array_of_too_many_ticks_is_odd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "MAX_ARRAY", 2)
-    plain = b'{"symbol":"A","event_time":1,"price":1,"size":0}'
+    plain = b'{"symbol":"A","event_time":1700000000000,"price":1,"size":0}'
     assert len(read(records_of([b"[" + b",".join([plain] * 2) + b"]"])).record) == 2
     with pytest.raises(OddRecord):
         read(records_of([b"[" + b",".join([plain] * 3) + b"]"]))

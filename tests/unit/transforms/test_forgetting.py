@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frames import decode, encode
 from stockstream.transforms.timing import FORGET_MS
 from tests.model import windows_model
-from tests.model.clean_model import CleanModel
+from tests.model.clean_model import FIRST_MS, CleanModel
 
 NOW = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -55,9 +56,9 @@ def tick(symbol: str, source: str, event_time: int, **more: Any) -> dict[str, An
     return {"symbol": symbol, "source": source, "event_time": event_time, "price": 10.0, "size": 1, **more}
 
 
-def jumpy_log(rng: random.Random, count: int, *, broker: bool = False) -> Log:
+def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool = False) -> Log:
     """Three sources sharing symbols, numbered or not, repeats, late ticks, silences of more than a day, garbage; Kafka times jump ahead and back, unless
-    they are the broker's."""
+    they are the broker's. With `odd`, some records have no time, some times are not milliseconds, and one symbol comes in two forms."""
     now, numbers = NOW, {"a": 0, "b": 0, "c": 0}
     log: Log = []
     while len(log) < count:
@@ -71,6 +72,7 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False) -> Log:
         ts = now + (rng.choice((25 * HOUR_MS, -25 * HOUR_MS, -50 * HOUR_MS, -1_000)) if not broker and rng.random() < 0.06 else 0)
         source = rng.choices("abc", (6, 3, 1))[0]
         event = min(ts, now - (900_000 if source == "b" else 0)) - rng.choice((0, 0, 0, 0, 700, 20_000, 45_000))
+        ts = rng.choice((-1, 0)) if odd and not broker and rng.random() < 0.03 else ts
         if rng.random() < 0.06:
             log.append((offset, ts if broker else ts + rng.choice((0, 25 * HOUR_MS)), None))
         elif rng.random() < 0.06:
@@ -80,7 +82,10 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False) -> Log:
             for _ in range(rng.choice((1, 1, 1, 2, 4))):
                 numbers[source] += 1
                 seq = {"seq": max(0, numbers[source] - rng.choice((0, 0, 0, 0, 3)))} if source == "a" or (source == "b" and rng.random() < 0.5) else {}
-                ticks.append(tick(rng.choice({"a": "XYZ", "b": "UVX", "c": "XW"}[source]), source, event + rng.randrange(400), **seq))
+                symbol = rng.choice({"a": "XYZ\u00e9" if odd else "XYZ", "b": "UVX", "c": "XW"}[source])
+                time = event + rng.randrange(400)
+                time = rng.choice((time // 1000, time * 1000, FIRST_MS, FIRST_MS - 1)) if odd and rng.random() < 0.03 else time
+                ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **seq))
             log.append((offset, ts, ticks[0] if len(ticks) == 1 else ticks))
     return log
 
@@ -128,7 +133,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
     def holds(seed: int, restarts: frozenset[int], longest: int) -> None:
         nonlocal anew
         rng = random.Random(seed)
-        log = jumpy_log(rng, 150, broker=broker)
+        log = jumpy_log(rng, 150, broker=broker, odd=True)
         model = of_the_model(log)
         rejected, accepted, closings, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
         assert rejected == model.rejected

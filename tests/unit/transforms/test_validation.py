@@ -6,6 +6,7 @@ import base64
 import json
 import random
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns, many
 from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
-from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_TIME
+from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_TIME, MIN_TIME
 from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FORGET_MS
@@ -26,6 +27,8 @@ from tests.model import recovery_model, windows_model
 
 NOW = 1_700_000_000_000
 GOOD = {"symbol": "AAA", "event_time": NOW, "price": 10.5, "size": 3}
+COMPOSED = next(f"{number}\u00e9" for number in range(100) if home_partition(f"{number}\u00e9", 8) == home_partition("AAA", 8))
+DECOMPOSED = normalize("NFD", COMPOSED)
 HOME = ["AAA", *(symbol for symbol in (f"B{number}" for number in range(40)) if home_partition(symbol, 8) == home_partition("AAA", 8))][:4]
 
 
@@ -94,8 +97,9 @@ def tick(**changes: Any) -> bytes:
         (tick(price=1e-300), "out_of_range"),
         (tick(size=-1), "out_of_range"),
         (tick(size=10**30), "out_of_range"),
-        (tick(bid=0), "out_of_range"),
-        (tick(ask_size=-1), "out_of_range"),
+        (tick(bid=-2), "out_of_range"),
+        (tick(ask=1e-11), "out_of_range"),
+        (tick(ask_size=-2), "out_of_range"),
         (tick(seq=10**30), "out_of_range"),
         (tick(day_volume=-1), "out_of_range"),
         (tick(symbol=""), "out_of_range"),
@@ -103,7 +107,9 @@ def tick(**changes: Any) -> bytes:
         (tick(symbol="A\nB"), "out_of_range"),
         (tick(source=""), "out_of_range"),
         (tick(event_time=-5), "out_of_range"),
+        (tick(event_time=NOW // 1000), "out_of_range"),
         (tick(event_time=NOW * 1000), "out_of_range"),
+        (tick(event_time=MIN_TIME - 1), "out_of_range"),
         (tick(price=None, size=5), "size_without_price"),
         (tick(event_time=NOW + 2001), "future"),
         (tick(symbol="AAC"), "wrong_partition"),
@@ -282,16 +288,18 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             now += rng.choice((400_000, FORGET_MS + 1))
         odd: dict[str, tuple[Any, ...]] = {
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
-            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, 1e10), "ask": (1.0, 0, 1e10),
-            "bid_size": (5.5, -1, 1e13), "ask_size": (5.5, -1, 1e13), "seq": (number, number - 3, -1), "snapshot": (True,), "day_volume": (number * 10, -1),
-            **dict.fromkeys(TEXTS, ("N", "x" * 65)),
+            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, -1, 2147483647, 1e12),
+            "ask": (1.0, 0, -1, 1e300, 1e12), "bid_size": (5.5, -1, 4294967295, 1e13), "ask_size": (5.5, -1, 0, 1e13), "seq": (number, number - 3, -1),
+            "snapshot": (True,), "day_volume": (number * 10, -1), **dict.fromkeys(TEXTS, ("N", "x" * 65)),
         }  # fmt: skip
         symbol = rng.choice(HOME)
         source = "a" if symbol < HOME[-1] else "b"
         changes: dict[str, Any] = {"symbol": symbol, "source": source, "event_time": now} | ({"seq": number} if source == "a" else {})
+        odd["event_time"] += (now // 1000, now * 1000, MIN_TIME)
+        odd["symbol"] += (DECOMPOSED,)
         names = rng.sample(list(odd), rng.choice((0, 0, 0, 1, 2)))
         changes |= {name: rng.choice(odd[name]) for name in names if source == "a" or name not in ("seq", "snapshot", "day_volume") or rng.random() < 0.05}
-        values.append((now, tick(**changes)))
+        values.append((rng.choice((-1, 0)) if rng.random() < 0.02 else now, tick(**changes)))
     return values
 
 
@@ -363,11 +371,18 @@ def judged(chunks: list[list[RawRecord]], kind: type[Cleaner]) -> list[Cleaner]:
         ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW, tick())], 2),
         ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW + FORGET_MS, tick(event_time=NOW + FORGET_MS))], 2),
         ([(NOW, tick()), (NOW, b'{"punctuate":%d}' % (NOW // 1000)), (NOW + FORGET_MS + 1, tick(event_time=NOW + FORGET_MS))], 2),
-        ([(1_000, tick(event_time=5)), (1_000, tick(event_time=0)), (1_000, tick(event_time=-1)), (1_000, tick(event_time=1))], 2),
+        ([(NOW, tick(event_time=MIN_TIME + step)) for step in (5, -1, 0, -MIN_TIME)], 2),
+        ([(ts, tick(event_time=NOW + 5_000)) for ts in (-1, 0, 1, NOW, NOW + 3_000)], 3),
+        ([(ts, tick(event_time=NOW + number)) for number, ts in enumerate((-1, 0, -1, NOW, 0))], 5),
+        ([(NOW, tick(symbol=COMPOSED)), (NOW, tick(symbol=DECOMPOSED))], 2),
+        ([(NOW, tick(bid=0, ask=-1)), (NOW, tick(bid=-1, ask=2147483647)), (NOW, tick(bid=-0.5))], 2),
         ([(MAX_TIME, tick(event_time=MAX_TIME - 1)), (MAX_TIME, tick(event_time=MAX_TIME))], 1),
         ([(NOW, tick(seq=MAX_INT)), (NOW, tick(seq=MAX_INT + 1))], 1),
     ],
-    ids=["revision", "heard within a day", "forgotten", "before 1970", "in 2109", "last number"],
+    ids=[
+        "revision", "heard within a day", "forgotten", "before 1990", "times of records", "no times of records", "composed", "placeholders", "in 2109",
+        "last number",
+    ],
 )
 def test_the_short_way_judges_the_edges_as_the_long_one(log: list[tuple[int, bytes]], accepted: int) -> None:
     assert judged_alike([[RawRecord(offset, ts, value)] for offset, (ts, value) in enumerate(log)]) == accepted
@@ -381,7 +396,7 @@ def test_the_short_way_judges_as_the_long_one(seed: int) -> None:
     records: list[RawRecord] = []
     while ticks:
         some, ticks = ticks[: (count := rng.choice((1, 1, 1, 2, 9)))], ticks[count:]
-        now = some[-1][0]
+        now = max(at for at, _ in some)
         others = [b'{"symbol":1}', b"[]", b"no", json.dumps({"punctuate": now // 1000 - 2, "source": rng.choice("ab")}).encode()]
         values = [value for _, value in some]
         if rng.random() < 0.03:
@@ -399,20 +414,22 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
     quotes = rng.random() < 0.5
-    values, now, numbers = [], NOW, rng.random() < 0.5
+    values, now, numbers, stamped = [], NOW, rng.random() < 0.5, rng.random() < 0.3
     for number in range(count):
         now += rng.choice((0, 3, 40, 400))
-        symbol = rng.choice(HOME)
+        symbol = rng.choice((*HOME, COMPOSED, DECOMPOSED))
         tick_: dict[str, Any] = {"symbol": symbol, "source": "a" if symbol < HOME[-1] else "b", "event_time": now - rng.choice((0, 0, 5, 300))}
         tick_ |= {"seq": number * 2} if numbers else {}
         if quotes and rng.random() < 0.5:
-            tick_ |= {"bid": 10.0, "ask": 10.5, "bid_size": 2, "exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
+            tick_ |= {"bid": rng.choice((10.0, 0, -1)), "ask": rng.choice((10.5, 2147483647, 1.7976931348623157e308)), "bid_size": rng.choice((2, -1))}
+            tick_ |= {"exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
             tick_["size"] = 0 if tick_["price"] is None else 4
         if rng.random() < 0.01:
             odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
+            odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
             odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
             tick_ |= dict([rng.choice(odd)])
-        values.append((now, tick(**tick_)))
+        values.append((now if not stamped or number % 50 != 49 else rng.choice((-1, 0)), tick(**tick_)))
     return values
 
 
