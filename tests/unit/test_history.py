@@ -12,10 +12,12 @@ from stockstream.errors import SourceError
 from stockstream.history import TICKS, read_ticks, window_rows
 from stockstream.records import WINDOWS_SCHEMA
 
+START = 1_700_000_000
+
 
 def bars() -> pd.DataFrame:
     return pd.DataFrame({
-        "symbol": ["A", "B", "A", "A"], "event_time": pd.to_datetime([1_000, 1_000, 3_000, 2_000], unit="s", utc=True).as_unit("ms"),
+        "symbol": ["A", "B", "A", "A"], "event_time": pd.to_datetime([START, START, START + 2_000, START + 1_000], unit="s", utc=True).as_unit("ms"),
         "close": [10.0, 20.0, 10.3, np.nan], "volume": [5.0, 7.0, 1.0, np.nan], "bid": [9.9, 19.0, 10.2, 10.1], "ask": [10.1, 21.0, 10.4, 10.3],
         "bid_size": [1.0] * 4, "ask_size": [2.0] * 4,
     })  # fmt: skip
@@ -27,7 +29,7 @@ def test_bars_are_ticks_at_the_end_of_their_second_in_order_of_time(tmp_path: Pa
     bars().to_parquet(path) if kind == "parquet" else bars().to_csv(path, index=False)
     ticks = read_ticks(path)
     assert ticks.schema.equals(TICKS)
-    assert ticks.column("event_time").to_pylist() == [1_000_999, 1_000_999, 2_000_999, 3_000_999]
+    assert ticks.column("event_time").to_pylist() == [1_000 * START + after + 999 for after in (0, 0, 1_000_000, 2_000_000)]
     assert ticks.column("price").to_pylist() == [10.0, 20.0, None, 10.3]
     assert ticks.column("size").to_pylist() == [5, 7, 0, 1]
     assert read_ticks(path, symbols=["B"]).column("symbol").to_pylist() == ["B"]
@@ -38,15 +40,15 @@ def test_rows_are_those_of_a_worker(tmp_path: Path) -> None:
     rows = window_rows(read_ticks(tmp_path / "bars.parquet"))
     assert rows.schema.equals(WINDOWS_SCHEMA)
     table = rows.to_pandas().set_index(["symbol", "second"])
-    assert sorted(table.index) == [("A", 1000), ("A", 2000), ("A", 3000), ("B", 1000)]
+    assert sorted(table.index) == [("A", START), ("A", START + 1_000), ("A", START + 2_000), ("B", START)]
     assert not table.revised.any()
-    assert table.loc[("A", 2000), "price"] == pytest.approx(10.2)       # the mid of a second of quotes only
-    assert table.loc[("A", 3000), "seconds_5m"] == 1                    # a new series after more than 300 s
+    assert table.loc[("A", START + 1_000), "price"] == pytest.approx(10.2)       # the mid of a second of quotes only
+    assert table.loc[("A", START + 2_000), "seconds_5m"] == 1                    # a new series after more than 300 s
 
 
 def test_trades_without_quotes(tmp_path: Path) -> None:
     path = tmp_path / "trades.parquet"
-    pa.parquet.write_table(pa.table({"symbol": ["A", "A"], "event_time": [1_000_500, 1_000_400], "price": [2.0, 1.0], "size": [10, 20]}), path)
+    pa.parquet.write_table(pa.table({"symbol": ["A", "A"], "event_time": [1_000 * START + 500, 1_000 * START + 400], "price": [2.0, 1.0], "size": [10, 20]}), path)
     rows = window_rows(read_ticks(path)).to_pylist()
     assert [(r["open"], r["close"], r["volume"], r["bid"], r["price"]) for r in rows] == [(1.0, 2.0, 30, None, 2.0)]
 
