@@ -15,7 +15,7 @@ from stockstream.transforms.batch import windows_of
 
 SOURCE = "history"
 TICKS = pa.schema([
-    ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.int64()),
+    ("symbol", pa.string()), ("source", pa.string()), ("event_time", pa.int64()), ("price", pa.float64()), ("size", pa.float64()),
     *((name, pa.float64()) for name in QUOTES),
 ])  # fmt: skip
 """The ticks that `windows_of` reads: times in epoch ms, prices null in a pure quote."""
@@ -34,7 +34,7 @@ def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[
             "source": pa.repeat(pa.scalar(SOURCE), len(chunk)),
             "event_time": pa.array(chunk.times, pa.int64()),
             "price": pa.array(chunk.price, pa.float64(), from_pandas=True),
-            "size": pa.array(np.rint(np.nan_to_num(chunk.size)).astype(np.int64)),
+            "size": pa.array(np.nan_to_num(chunk.size)),
         }
         for name in QUOTES:
             known = chunk.quotes.get(name)

@@ -36,7 +36,7 @@ TICK_FIELDS = (
     TickField("source", "core", pa.string(), True, "the feed"),
     TickField("event_time", "core", pa.int64(), True, "the market's time, epoch ms UTC"),
     TickField("price", "core", pa.float64(), True, "price of the trade, in the symbol's currency; null in a pure quote"),
-    TickField("size", "core", pa.int64(), True, "shares traded in this tick, derived from day_volume if the source gives no size"),
+    TickField("size", "core", pa.float64(), True, "shares traded in this tick, derived from day_volume if the source gives no size"),
     TickField("bid", "quote", pa.float64(), True, "best bid, in the symbol's currency"),
     TickField("ask", "quote", pa.float64(), True, "best ask, in the symbol's currency"),
     TickField("bid_size", "quote", pa.float64(), True, "shares at the best bid"),
@@ -177,23 +177,35 @@ class Closing(msgspec.Struct, frozen=True, array_like=True):
     second: int
 
 
-TICKS_SCHEMA = pa.schema([*((field.name, field.type) for field in TICK_FIELDS if field.carried), ("offset", pa.int64()), ("index", pa.int32())])
+ACCRUED, CORRECTION, NEW_SERIES = 1, 2, 4
+"""What `flags` of an accepted tick is a sum of. ACCRUED: its size traded over more than 2 s. CORRECTION: it takes back the size of a tick of that second and
+price, and is itself no tick. NEW_SERIES: its second begins a new series."""
+
+TICKS_SCHEMA = pa.schema([
+    *((field.name, field.type) for field in TICK_FIELDS if field.carried),
+    ("flags", pa.int32()), ("gap_s", pa.int64()), ("price_before_gap", pa.float64()), ("offset", pa.int64()), ("index", pa.int32()),
+])  # fmt: skip
 """Columns of a `ticks.clean` frame, in log order."""
 
 WINDOWS_SCHEMA = pa.schema([
     ("symbol", pa.string()), ("source", pa.string()), ("second", pa.int64()),
     ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
-    ("volume", pa.int64()), ("ticks", pa.int64()), ("quotes", pa.int64()),
+    ("volume", pa.float64()), ("ticks", pa.int64()), ("quotes", pa.int64()),
     ("bid", pa.float64()), ("ask", pa.float64()), ("bid_size", pa.float64()), ("ask_size", pa.float64()), ("mid", pa.float64()),
-    ("mean_5m", pa.float64()), ("vwap_5m", pa.float64()), ("volume_5m", pa.int64()), ("high_5m", pa.float64()), ("low_5m", pa.float64()),
+    ("mean_5m", pa.float64()), ("vwap_5m", pa.float64()), ("volume_5m", pa.float64()), ("high_5m", pa.float64()), ("low_5m", pa.float64()),
     ("return_std_5m", pa.float64()), ("ticks_5m", pa.int64()), ("seconds_5m", pa.int64()), ("quality", pa.string()), ("revised", pa.bool_()),
     ("partition", pa.int32()), ("offset", pa.int64()),
     ("price", pa.float64()), ("price_60s", pa.float64()),
     ("return_1s", pa.float64()), ("return_5s", pa.float64()), ("return_10s", pa.float64()), ("return_30s", pa.float64()), ("return_60s", pa.float64()),
-    ("volume_10s", pa.int64()), ("volume_60s", pa.int64()), ("ticks_10s", pa.int64()),
+    ("volume_10s", pa.float64()), ("volume_60s", pa.float64()), ("ticks_10s", pa.int64()),
+    ("accrued_5m", pa.float64()), ("gap_s", pa.int64()), ("price_before_gap", pa.float64()),
 ])  # fmt: skip
 """Columns of a `windows` frame: one row for each symbol and second with a tick.
 
 `price` is the mid, else the close, else the price carried within the series (null where there is none); `price_60s` the price carried (last traded
 price) 60 s before, null where the series is younger; `return_Ns` the log return of the carried price over N seconds, null likewise.
 """
+
+SHARES = ("size", "volume", "volume_5m", "volume_10s", "volume_60s", "accrued_5m")
+"""Columns of numbers of shares: doubles that are never null. They were int64 in frames and objects up to version 2."""
+

@@ -15,11 +15,12 @@ import msgspec
 import pyarrow as pa
 
 from stockstream.kafka.admin import TopicSpec, topic_specs
-from stockstream.records import SCHEMA_VERSION, TICK_FIELDS, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
+from stockstream.records import SCHEMA_VERSION, SHARES, TICK_FIELDS, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
 from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, MIN_TIME, PLACEHOLDERS, RANGES
+from stockstream.transforms.shares import DECIMALS
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.windows.quality import FLAGS
 
@@ -43,6 +44,9 @@ FRAME_METADATA = {
 """What a frame's Arrow schema carries, all of it UTF-8."""
 
 TICKS_COLUMNS = {field.name: field.meaning for field in TICK_FIELDS if field.carried} | {
+    "flags": "sum of: 1 size accrued over more than 2 s; 2 a correction, which changes only the volume of its second; 4 a new series begins with its second",
+    "gap_s": "seconds of silence before it, where they were more than 60; else null",
+    "price_before_gap": "last price before that silence",
     "offset": "raw offset of the record that brought it",
     "index": "its place in that record's array, from 0",
 }
@@ -85,6 +89,9 @@ WINDOWS_COLUMNS = {
     "volume_10s": "shares traded in the 10 s up to and including the second",
     "volume_60s": "shares traded in the 60 s up to and including the second",
     "ticks_10s": "ticks with a price in the 10 s up to and including the second",
+    "accrued_5m": "part of volume_5m that had accrued over more than 2 s when it became known",
+    "gap_s": "seconds of silence before the second's first trade, where they were more than 60; else null",
+    "price_before_gap": "last price before that silence",
 }
 """The window is the WINDOW_S seconds up to and including the second."""
 
@@ -100,7 +107,7 @@ class MarketSummary(msgspec.Struct, kw_only=True):
     advancers: int
     decliners: int
     unchanged: int
-    volume: int
+    volume: int | float
     ticks: int
     returns_60s: int
     sum_return_60s: float
@@ -114,7 +121,7 @@ _TICK_TEXTS = {
     "source": "names one feed with one clock and one numbering",
     "event_time": "epoch ms UTC",
     "price": "in `currency`; null in a pure quote",
-    "size": "shares traded in this tick; may be missing only where day_volume is given",
+    "size": f"shares traded in this tick, with up to {DECIMALS} decimals; may be missing only where day_volume is given",
 } | {field.name: field.meaning for field in TICK_FIELDS if field.kind == "control"}  # fmt: skip
 """Descriptions of a raw tick's fields in the JSON Schema."""
 
@@ -131,7 +138,7 @@ def _limits(name: str) -> Json:
         low, high = RANGES[name]
         limits = {"minimum": low, "maximum": high}
     if name == "size":
-        limits = {"type": "integer"} | limits
+        limits = {"type": "number"} | limits
     return limits | ({"description": _TICK_TEXTS[name]} if name in _TICK_TEXTS else {})
 
 
@@ -165,7 +172,7 @@ def json_schemas() -> dict[str, Json]:
         "title": "LatestRow",
         "description": "A row of `windows` as JSON.",
         "type": "object",
-        "properties": {field.name: _json_type(field.type) | {"description": WINDOWS_COLUMNS[field.name]} for field in WINDOWS_SCHEMA},
+        "properties": {field.name: _json_type(field) | {"description": WINDOWS_COLUMNS[field.name]} for field in WINDOWS_SCHEMA},
         "required": list(WINDOWS_SCHEMA.names),
     }
     schemas["Outcomes"] = {"title": "Outcomes", "type": "array", "items": {"$ref": "#/components/schemas/Outcome"}, "minItems": 1}
@@ -183,7 +190,12 @@ def _limited(kind: Json, limits: Json) -> Json:
     return {**kind, **inner, **outer}
 
 
-def _json_type(kind: pa.DataType) -> Json:
+def _json_type(field: pa.Field) -> Json:
+    kind = field.type
+    if field.name in SHARES:
+        return {"type": "number"}
+    if field.name == "gap_s":
+        return {"type": ["integer", "null"]}
     if pa.types.is_floating(kind):
         return {"type": ["number", "null"]}
     return {"type": "integer" if pa.types.is_integer(kind) else "boolean" if pa.types.is_boolean(kind) else "string"}

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
-from stockstream.records import CARRIED_TEXTS, TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
-from stockstream.transforms.cleaning.limits import LENGTHS, MAX_OFFSET, MAX_SOURCE, MAX_TIME, RANGES
+from stockstream.records import CARRIED_TEXTS, SHARES, TICKS_SCHEMA, WINDOWS_SCHEMA, Closing
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_OFFSET, MAX_SIZE, MAX_SOURCE, MAX_TIME, RANGES
 
 MAX_PARTS = 512
 """A closing's rows at the most: 20,000 symbols in each of 60 seconds (the longest lateness) are some 400 messages."""
@@ -33,6 +33,11 @@ MIN_SECOND = -100
 MAX_MAGNITUDE = 1e18
 """Of numbers that are derived: squares and sums of millions of them stay finite."""
 
+_OPTIONAL = frozenset(("flags", "gap_s", *CARRIED_TEXTS))
+"""Columns that may be null, besides floats."""
+_ZERO = ("flags", "accrued_5m")
+"""Columns that are 0 in frames that do not have them."""
+
 _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _RECORD_BATCH = 1, 3
 _read_u16, _read_u32, _read_i32, _read_message_prefix, _read_i64 = (struct.Struct(form).unpack_from for form in ("<H", "<I", "<i", "<Ii", "<q"))
@@ -40,9 +45,9 @@ _read_u16, _read_u32, _read_i32, _read_message_prefix, _read_i64 = (struct.Struc
 _TEXT_BYTES = {name: 4 * LENGTHS[name][1] for name in ("symbol", "source")}
 """UTF-8 has up to four bytes a character."""
 _TICK_RANGES: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {
-    "index": (0, (1 << 31) - 1), "event_time": (1, RANGES["event_time"][1]),
+    "index": (0, (1 << 31) - 1), "event_time": (1, RANGES["event_time"][1]), "size": (-MAX_SIZE, MAX_SIZE),
 }  # fmt: skip
-"""Earlier releases accepted times from 1970 on."""
+"""Earlier releases accepted times from 1970 on. The size of a correction is negative."""
 _WINDOW_RANGES: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
 """`seconds_5m` and sums are what they are: nobody indexes by them."""
 
@@ -100,7 +105,7 @@ class Layout:
 
     def __init__(self, schema: pa.Schema, ranges: Mapping[str, tuple[float, float]]) -> None:
         self.schema = schema
-        self.optional = {field.name for field in schema if pa.types.is_floating(field.type) or field.name in CARRIED_TEXTS}
+        self.optional = {field.name for field in schema if field.name in _OPTIONAL or (pa.types.is_floating(field.type) and field.name not in SHARES)}
         self.columns = [(field.name, field.name not in self.optional, self._kind(field, ranges), ranges.get(field.name, (0, 0))) for field in schema]
 
     @staticmethod
@@ -155,17 +160,24 @@ def _known_columns(data: bytes, found: pa.Schema, layout: Layout) -> pa.RecordBa
             continue
         if field.name in places:
             raise FrameError(f"column {field.name!r} is there twice")
-        if field.type != schema.field(field.name).type:
+        if field.type != schema.field(field.name).type and not (field.name in SHARES and field.type == pa.int64()):
             raise FrameError(f"column {field.name!r} is {field.type}")
         places[field.name] = place
-    missing = [name for name in schema.names if name not in places and name not in layout.optional]
+    missing = [name for name in schema.names if name not in places and name not in layout.optional and name not in _ZERO]
     if missing:
         raise FrameError(f"no column {missing[0]!r}")
     reader = pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=sorted(places.values())))
     batch = reader.read_next_batch()
     batch.validate(full=True)
-    columns = [batch.column(field.name) if field.name in places else pa.nulls(batch.num_rows, field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return pa.RecordBatch.from_arrays([_column(batch, field) for field in schema], schema=schema)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    """A column of ours in a frame that may not have it, or has it as whole numbers."""
+    place = batch.schema.get_field_index(field.name)
+    if place >= 0:
+        return batch.column(place).cast(field.type, safe=False)
+    return pa.repeat(pa.scalar(0, field.type), batch.num_rows) if field.name in _ZERO else pa.nulls(batch.num_rows, field.type)
 
 
 def check(batch: pa.RecordBatch, layout: Layout, start: int, through: int) -> None:

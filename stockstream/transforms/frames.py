@@ -28,8 +28,8 @@ from stockstream.transforms.frame_checks import MAX_LOG, MAX_PARTS, check, check
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
 
-FRAME_VERSION = 2
-"""Raised when an older reader would misunderstand a frame; a new column or metadata field needs no new version."""
+FRAME_VERSION = 3
+"""Raised when an older reader would misunderstand a frame; a new column or metadata field needs no new version. Up to 2, numbers of shares were int64."""
 
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """Arrow's IPC format: a message of no length."""

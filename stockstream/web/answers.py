@@ -7,10 +7,13 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 import pyarrow as pa
 
-from stockstream.records import WINDOWS_SCHEMA, Alert, Prediction
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Prediction
 
-FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type))
-INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type))
+FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type) and f.name not in SHARES)
+INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type) and f.name != "gap_s")
+IN_SHARES = tuple(name for name in WINDOWS_SCHEMA.names if name in SHARES)
+GAP_S = "gap_s"
+"""The only whole number that may be null. Here it is a float, as null is NaN."""
 BOOLS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_boolean(f.type))
 STRINGS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_string(f.type) and f.name != "symbol")
 WINDOW_5M = tuple(name for name in WINDOWS_SCHEMA.names if name.endswith("_5m"))
@@ -21,12 +24,23 @@ def or_null(value: Any) -> Any:
     return None if value != value else value
 
 
+def whole_or_null(name: str, value: Any) -> Any:
+    """The value of a column, None in place of NaN; a number of shares without decimals, or of seconds, as an integer."""
+    if (name in SHARES or name == GAP_S) and value == value and value.is_integer():
+        return int(value)
+    return or_null(value)
+
+
 def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
-    """A struct with the `windows` columns `columns`: floats may be null, the others not."""
+    """A struct with the `windows` columns `columns`: floats and `gap_s` may be null, the others not. Columns that earlier releases do not have are optional."""
     fields: list[Any] = []
     for column in columns:
         if column in FLOATS:
             fields.append((column, float | None, None))
+        elif column == GAP_S:
+            fields.append((column, int | None, None))
+        elif column in SHARES:
+            fields.append((column, int | float, 0) if column == "accrued_5m" else (column, int | float))
         else:
             fields.append((column, str if column in (*STRINGS, "symbol") else bool if column in BOOLS else int))
     return msgspec.defstruct(name, fields, kw_only=True, module=__name__)
@@ -59,7 +73,7 @@ class SymbolSummary(msgspec.Struct, kw_only=True):
     second: int | None
     price: float | None
     return_60s: float | None
-    volume_5m: int | None
+    volume_5m: int | float | None
     quality: str | None
     prediction: PredictionSummary | None
     open_alerts: int
@@ -84,7 +98,7 @@ class Bar(msgspec.Struct, kw_only=True):
     high: float | None
     low: float | None
     close: float | None
-    volume: int
+    volume: int | float
     ticks: int
     quotes: int
     seconds: int

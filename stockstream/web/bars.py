@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stockstream.transforms.shares import total
 from stockstream.transforms.timing import WINDOW_S
-from stockstream.web.answers import Bar, or_null
+from stockstream.web.answers import Bar, or_null, whole_or_null
 
 BLOCK = 1_024
 Array = npt.NDArray[Any]
 
 _BAR = np.dtype([
     ("second", "u4"), ("source", "i4"), ("offset", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"),
-    ("volume", "i8"), ("ticks", "u4"), ("quotes", "u4"),
+    ("volume", "f8"), ("ticks", "u4"), ("quotes", "u4"),
 ])  # fmt: skip
 NO_BARS: Array = np.zeros(0, _BAR)
 
@@ -78,9 +79,10 @@ def _by_interval(ring: Array, interval_s: int) -> list[Array]:
     return [group for group in np.split(ring, np.flatnonzero(np.diff(starts)) + 1) if len(group)]
 
 
-def _bar(second: int, open: float, high: float, low: float, close: float, volume: int, ticks: int, quotes: int) -> Bar:
+def _bar(second: int, open: float, high: float, low: float, close: float, volume: float, ticks: int, quotes: int) -> Bar:
     return Bar(
-        second=second, open=or_null(open), high=or_null(high), low=or_null(low), close=or_null(close), volume=volume, ticks=ticks, quotes=quotes, seconds=1,
+        second=second, open=or_null(open), high=or_null(high), low=or_null(low), close=or_null(close), volume=whole_or_null("volume", volume),
+        ticks=ticks, quotes=quotes, seconds=1,
     )  # fmt: skip
 
 
@@ -93,5 +95,5 @@ def _merged(group: Array, interval_s: int) -> Bar:
         high=float(priced["high"].max()) if len(priced) else None,
         low=float(priced["low"].min()) if len(priced) else None,
         close=float(priced["close"][-1]) if len(priced) else None,
-        volume=int(group["volume"].sum()), ticks=int(group["ticks"].sum()), quotes=int(group["quotes"].sum()), seconds=len(group),
+        volume=total(group["volume"]), ticks=int(group["ticks"].sum()), quotes=int(group["quotes"].sum()), seconds=len(group),
     )  # fmt: skip

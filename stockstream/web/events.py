@@ -51,8 +51,14 @@ def _plain(value: Any) -> Any:
 
 
 def short_columns(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The columns, those that begin with a float rounded like a member's number."""
-    return {name: rounded(np.array(values)).tolist() if values and isinstance(values[0], float) else values for name, values in columns.items()}
+    """The columns, those of floats rounded like a member's number. Whole numbers among them stay."""
+    return {name: _short(values) for name, values in columns.items()}
+
+
+def _short(values: list[Any]) -> list[Any]:
+    if not any(isinstance(value, float) for value in values):
+        return values
+    return [value if isinstance(value, int) else short for value, short in zip(values, rounded(np.array(values)).tolist(), strict=True)]
 
 
 class _Client:

@@ -17,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from stockstream.errors import FrameError
-from stockstream.records import Alert, Horizon, Outcome, Prediction
+from stockstream.records import SHARES, Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
+from stockstream.transforms.shares import for_json
 from stockstream.web.alert_index import AlertIndex
 from stockstream.web.answers import (
     BOOLS,
     FLOATS,
+    GAP_S,
+    IN_SHARES,
     INTS,
     STRINGS,
     WINDOW_5M,
@@ -36,7 +39,7 @@ from stockstream.web.answers import (
     SymbolSummary,
     Window5m,
     WindowRow,
-    or_null,
+    whole_or_null,
 )
 from stockstream.web.bars import NO_BARS, Array, BarRings, answered
 from stockstream.web.message_checks import (
@@ -321,9 +324,9 @@ class Live:
         return changes
 
     def summary_columns(self, symbols: list[str]) -> dict[str, list[Any]]:
-        """Columns `symbol second price return_60s volume_5m` of the symbols' last rows, NaN without a value."""
+        """Columns `symbol second price return_60s volume_5m` of the symbols' last rows, NaN without a value; shares as integers where they are whole."""
         at = np.fromiter((self._index[s] for s in symbols), np.int64, len(symbols))
-        return {"symbol": symbols, **{name: self._last[name][at].tolist() for name in _SUMMARY}}
+        return {"symbol": symbols, **{name: for_json(self._last[name][at]) if name in SHARES else self._last[name][at].tolist() for name in _SUMMARY}}
 
     def prediction_columns(self, symbols: list[str]) -> dict[str, list[Any]]:
         """Columns `symbol as_of horizon_s predicted_return p_up` of the symbols' newest predictions, first horizon."""
@@ -344,8 +347,8 @@ class Live:
 
     def _grow(self, size: int) -> None:
         have = len(self._origin)
-        for name in (*FLOATS, *INTS, *BOOLS, *STRINGS):
-            kind: Any = np.float64 if name in FLOATS else np.int64 if name in INTS else np.bool_ if name in BOOLS else object
+        for name in (*FLOATS, *IN_SHARES, GAP_S, *INTS, *BOOLS, *STRINGS):
+            kind: Any = np.int64 if name in INTS else np.bool_ if name in BOOLS else object if name in STRINGS else np.float64
             bigger = np.full(size, "" if kind is object else 0, kind)
             if have:
                 bigger[:have] = self._last[name]
@@ -410,7 +413,7 @@ class Live:
         row: dict[str, Any] = {"symbol": symbol}
         for name, column in self._last.items():
             value = column[at]
-            row[name] = value if isinstance(value, str) else or_null(value.item())
+            row[name] = value if isinstance(value, str) else whole_or_null(name, value.item())
         return row
 
     def _ring(self, symbol: str) -> Array:
@@ -453,7 +456,7 @@ class Live:
         has_row = at >= 0 and self._origin[at] != _NOTHING
 
         def row(name: str) -> Any:
-            return or_null(self._last[name].item(at)) if has_row else None
+            return whole_or_null(name, self._last[name].item(at)) if has_row else None
 
         def text(name: str) -> str | None:
             value = metadata.get(name)

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stockstream.errors import ArchiveError
-from stockstream.records import TICKS_SCHEMA
+from stockstream.records import CORRECTION, TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
 from stockstream.sinks.stores import Store
+from stockstream.transforms.shares import joined, split
 from stockstream.wording import counted
 
 ROW_GROUP = 120_000
@@ -46,7 +47,7 @@ STORED_TICKS = pa.schema([
 STORED_BARS = pa.schema([
     ("symbol", pa.string()), ("source", pa.string()), ("minute", pa.timestamp("ms")),
     ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
-    ("volume", pa.int64()), ("notional", pa.float64()), ("ticks", pa.int64()),
+    ("volume", pa.float64()), ("notional", pa.float64()), ("ticks", pa.int64()),
     ("first_second", pa.int64()), ("first_offset", pa.int64()), ("first_index", pa.int32()),
     ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()),
     ("partition", pa.int32()), ("log", pa.string()),
@@ -56,7 +57,8 @@ BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
        max_by(close, row(last_second, log, last_offset, last_index)) AS close,
-       CAST(sum(volume) AS BIGINT) AS volume, CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
+       CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
+       CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
        CAST(sum(ticks) AS BIGINT) AS ticks, "date"
 FROM bar_parts GROUP BY symbol, source, minute, "date"
 """
@@ -106,17 +108,26 @@ def _stored_ticks(rows: pa.Table, extent: Extent) -> pa.Table:
 
 def _bars(rows: pa.Table, extent: Extent) -> pa.Table:
     event_time = rows.column("event_time").to_numpy()
-    size = rows.column("size").fill_null(0).to_numpy()
-    price = rows.column("price").to_numpy()
     rows = rows.append_column("second", pa.array(event_time // 1000)).append_column("minute", pa.array(event_time // 60_000 * 60_000))
-    rows = rows.append_column("notional", pa.array(np.nan_to_num(price) * size)).filter(pc.is_valid(rows.column("price")))
+    rows = rows.filter(pc.is_valid(rows.column("price")))
     rows = rows.sort_by([(name, "ascending") for name in ("symbol", "source", "second", "offset", "index")])
+    size = rows.column("size").to_numpy()
+    for name, values in zip(("whole", "part", "notional"), (*split(size), rows.column("price").to_numpy() * size), strict=True):
+        rows = rows.append_column(name, pa.array(values))
+    correction = pc.greater(pc.bit_wise_and(rows.column("flags").fill_null(0), CORRECTION), 0)
+    if pc.any(correction).as_py():                                       # it counts in volume and notional only
+        for place, name in enumerate(rows.column_names):
+            if name in ("price", "second", "offset", "index"):
+                column = rows.column(name)
+                rows = rows.set_column(place, name, pc.if_else(correction, pa.scalar(None, column.type), column))
     first_and_last = [(name, which) for which in ("first", "last") for name in ("second", "offset", "index")]
+    sums = [(name, "sum") for name in ("whole", "part", "notional")]
     bars = rows.group_by(["symbol", "source", "minute"], use_threads=False).aggregate(
-        [("price", "first"), ("price", "max"), ("price", "min"), ("price", "last"), ("size", "sum"), ("notional", "sum"), ("price", "count"), *first_and_last]
+        [("price", "first"), ("price", "max"), ("price", "min"), ("price", "last"), *sums, ("price", "count"), *first_and_last]
     )
-    columns = ["symbol", "source", "minute", "price_first", "price_max", "price_min", "price_last", "size_sum", "notional_sum", "price_count"]
-    bars = bars.select(columns + [f"{name}_{which}" for name, which in first_and_last])
+    volume = pa.array(joined(bars.column("whole_sum").to_numpy(), bars.column("part_sum").to_numpy()))
+    columns = ["symbol", "source", "minute", "price_first", "price_max", "price_min", "price_last", "volume", "notional_sum", "price_count"]
+    bars = bars.append_column("volume", volume).select(columns + [f"{name}_{which}" for name, which in first_and_last])
     return _stored_ticks(bars, extent).rename_columns(STORED_BARS.names)
 
 

@@ -32,6 +32,7 @@ from stockstream.transforms.cleaning.rows import AcceptedTicks
 from stockstream.transforms.cleaning.state import DIGESTED, VERSION, Feed, Held, SourceState, State, digest
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
+from stockstream.transforms.shares import rounded
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
 from stockstream.transforms.versioned import next_slot
 
@@ -225,7 +226,7 @@ class Cleaner:
             or source is None
             or held.source != name
             or held.ts < remembered                                      # and so is its source's
-            or type(size) is not int
+            or (type(size) is not int and type(size) is not float)
             or not 0 <= size <= MAX_SIZE
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
             or not source.late_before <= event_time <= ts + FUTURE_MS
@@ -246,6 +247,8 @@ class Cleaner:
             feed.seq, feed.ts = seq, now
         elif source.feeds and symbol in source.feeds:
             return None
+        if type(size) is float:
+            tick.size = rounded(size)
         second = event_time // 1000
         if second > held.newest:
             held.newest = second
@@ -370,7 +373,7 @@ class Cleaner:
             memory.feed_count += symbol not in source.feeds
             feed = source.feeds[symbol] = Feed()
         if feed is None:
-            tick.size = int(tick.size)  # type: ignore[arg-type]
+            tick.size = rounded(float(tick.size))  # type: ignore[arg-type]
         else:
             feed.ts = now
             if tick.seq is not None:

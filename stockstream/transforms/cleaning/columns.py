@@ -22,8 +22,10 @@ from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
 from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, PLACEHOLDERS, RANGES, composed
 from stockstream.transforms.frames import coded, nulls, plain, spread
+from stockstream.transforms.shares import all_rounded
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 class Record(Protocol):
@@ -52,7 +54,7 @@ class _Trade(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True)
     symbol: Annotated[str, _within("symbol")]
     event_time: Annotated[int, _within("event_time")]
     price: Annotated[float, _within("price")] | None
-    size: Annotated[int, _within("size")]
+    size: Annotated[float, _within("size")]
     source: Annotated[str, _within("source")] = "default"
     seq: Annotated[int, _within("seq")] | None = None
     received_at: int | None = None
@@ -110,7 +112,7 @@ class Columns:
     source: Ints
     """Index into `sources`."""
     event_time: Ints
-    size: Ints
+    size: Floats
     seq: Ints | None
     """None if no tick has one."""
     columns: dict[str, pa.Array]
@@ -128,7 +130,7 @@ class Columns:
         if not self.alone:
             place = np.arange(count)
             index[:] = place - np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), place, 0))
-        columns = self.columns | {"offset": plain(self.offset[self.record]), "index": plain(index)}
+        columns = self.columns | {"flags": plain(np.zeros(count, np.int32)), "offset": plain(self.offset[self.record]), "index": plain(index)}
         arrays = [columns[spec.name] if spec.name in columns else nulls(count, spec.type) for spec in TICKS_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
@@ -156,6 +158,8 @@ def read(records: Sequence[Record]) -> Columns:
     size = columns["size"].to_numpy()
     if columns["price"].null_count:
         require_none(columns["price"].is_null().to_numpy(zero_copy_only=False) & (size > 0), record)
+    size = all_rounded(size)
+    columns["size"] = plain(size)
     if extras:
         require_none(np.array([tick.snapshot for tick in ticks]), record)
         columns |= {name: _column(ticks, name) for name in CARRIED_TEXTS}

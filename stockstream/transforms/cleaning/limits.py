@@ -15,7 +15,7 @@ MAX_TEXT = 64
 MIN_PRICE, MAX_PRICE = 1e-10, 1e11
 """From coins at a ten-billionth of a dollar to shares in currencies of many zeros."""
 MAX_SIZE = 10**11
-"""Sums of sizes stay within int64 for 92 million ticks of the largest size in one window."""
+"""Sums of whole shares stay within int64 for 92 million ticks of the largest size in one window."""
 MAX_QUOTE_SIZE = 1e12
 MAX_DAY_VOLUME = 10**15
 MIN_TIME = 631_152_000_000

@@ -78,8 +78,6 @@ def range_fault(tick: Tick) -> Fault | None:
         if tick.day_volume is None:
             return "missing_field", "size may be missing only where day_volume is given"
     else:
-        if isinstance(size, float) and not size.is_integer():
-            return "invalid_type", f"size must be a whole number of shares, is {size}"
         if not 0 <= size <= MAX_SIZE:
             return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
         if price is None and size:

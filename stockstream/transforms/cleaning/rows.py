@@ -24,6 +24,10 @@ class AcceptedTicks:
     ticks: list[Tick] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
+    flags: dict[int, int] = field(default_factory=dict)
+    """By place among `ticks`: the flags of a tick that has some."""
+    gaps: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """By place among `ticks`: seconds of silence before the tick, and the price before them."""
     bare: bool = True
     """Whether certainly none of `ticks` has one of `EXTRAS`."""
 
@@ -45,6 +49,9 @@ class AcceptedTicks:
         """Takes back the ticks of this offset and those behind it."""
         count = bisect_left(self.offsets, offset)
         del self.ticks[count:], self.offsets[count:], self.indexes[count:]
+        for notes in (self.flags, self.gaps):
+            for place in [place for place in notes if place >= count]:
+                del notes[place]
 
     def take(self) -> pa.RecordBatch:
         """All rows as TICKS_SCHEMA; none are left."""
@@ -65,9 +72,13 @@ class AcceptedTicks:
             "event_time": [tick.event_time for tick in ticks],
             "price": [tick.price for tick in ticks],
             "size": [tick.size for tick in ticks],
+            "flags": [self.flags.get(place, 0) for place in range(count)] if self.flags else [0] * count,
             "offset": self.offsets,
             "index": self.indexes + [0] * (count - len(self.indexes)),
         }
+        if self.gaps:
+            found = [self.gaps.get(place, (None, None)) for place in range(count)]
+            columns |= {"gap_s": [gap for gap, _ in found], "price_before_gap": [price for _, price in found]}
         if not self.bare:
             columns |= {name: list(map(attrgetter(name), ticks)) for name in EXTRAS}
         self.batches.append(pa.RecordBatch.from_arrays(
@@ -75,3 +86,4 @@ class AcceptedTicks:
             schema=TICKS_SCHEMA,
         ))  # fmt: skip
         self.ticks, self.offsets, self.indexes, self.bare = [], [], [], True
+        self.flags, self.gaps = {}, {}

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stockstream.records import SHARES
 from stockstream.transforms.frames import bounds_of_runs, numbers
 from stockstream.transforms.rules.conditions import RULE_NAMES, conditions
 from stockstream.transforms.rules.state import WINDOW_COLUMNS
+from stockstream.transforms.shares import for_json, joined, split
 
 _SECOND = WINDOW_COLUMNS.index("second")
 
@@ -39,7 +41,7 @@ def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, .
             out.append([known[number] for number in texts.indices.to_numpy().tolist()])
         else:
             numbers_of = numbers(rows, name)[found]
-            values = numbers_of.tolist()
+            values = for_json(numbers_of) if name in SHARES else numbers_of.tolist()
             if numbers_of.dtype.kind == "f":
                 for place in np.flatnonzero(np.isnan(numbers_of)).tolist():
                     values[place] = None
@@ -94,10 +96,11 @@ class Columns:
         starts, sizes = bounds[:-1], np.diff(bounds).tolist()
         returns = self._return_60s[fresh]
         known = ~np.isnan(returns)
-        up, down, with_return, volume, ticks = (
-            np.add.reduceat(values, starts, dtype=np.int64).tolist() if starts else []
-            for values in (returns > 0, returns < 0, known, self._volume[fresh], self._ticks[fresh])
+        up, down, with_return, ticks, *volumes = (
+            np.add.reduceat(values, starts, dtype=np.int64) if starts else np.zeros(0, np.int64)
+            for values in (returns > 0, returns < 0, known, self._ticks[fresh], *split(self._volume[fresh]))
         )
+        up, down, with_return, ticks, volume = up.tolist(), down.tolist(), with_return.tolist(), ticks.tolist(), for_json(joined(*volumes))
         values, squares = returns[known].tolist(), (returns * returns)[known].tolist()
         out: dict[tuple[int, str], list[dict[str, Any]]] = {}
         after = 0

@@ -2,7 +2,7 @@
 
 | rule | condition, on a row that is not `revised` | value | baseline | threshold |
 | --- | --- | --- | --- | --- |
-| `volume_spike` | volume > 0, seconds_5m >= 120, volume >= 8 x volume_5m / seconds_5m | volume | volume_5m / seconds_5m | 8 x baseline |
+| `volume_spike` | seconds_5m >= 120, volume >= 8 x baseline > 0, nothing of it `accrued` | volume | (volume_5m - accrued_5m) / seconds_5m | 8 x baseline |
 | `price_drop` | close <= 0.99 x price_60s | close | price_60s | 0.99 x baseline |
 
 A new rule is one more `Rule` in `RULES`: `columns` and `detector` work for any number of them.
@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stockstream.records import Alert
@@ -34,8 +35,8 @@ PRICE_FACTOR = 0.99
 PRICE_CRITICAL_FACTOR = 0.97
 QUIET_S = 60
 """An alert closes when its condition has been gone for so long."""
-_CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M = map(
-    WINDOW_COLUMNS.index, ("close", "volume", "price_60s", "volume_5m", "seconds_5m")
+_CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M, _ACCRUED_5M = map(
+    WINDOW_COLUMNS.index, ("close", "volume", "price_60s", "volume_5m", "seconds_5m", "accrued_5m")
 )
 
 Window = tuple[Any, ...]
@@ -77,14 +78,16 @@ def _price_drop_sentence(alert: OpenAlert) -> str:
 
 
 def _volume_spike_holds(rows: pa.RecordBatch) -> NDArray[np.bool_]:
-    volume, volume_5m, seconds_5m = numbers(rows, "volume"), numbers(rows, "volume_5m"), numbers(rows, "seconds_5m")
-    usual = volume_5m / np.maximum(seconds_5m, 1)
-    spike: NDArray[np.bool_] = (volume > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+    volume, volume_5m, accrued_5m, seconds_5m = (numbers(rows, name) for name in ("volume", "volume_5m", "accrued_5m", "seconds_5m"))
+    usual = (volume_5m - np.nan_to_num(accrued_5m)) / np.maximum(seconds_5m, 1)
+    spike: NDArray[np.bool_] = (usual > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+    if spike.any():
+        spike &= ~np.asarray(pc.match_substring(rows.column("quality"), "accrued").to_numpy(zero_copy_only=False), dtype=bool)
     return spike
 
 
 def _judge_volume_spike(window: Window) -> Judgement:
-    value, baseline = float(window[_VOLUME]), window[_VOLUME_5M] / window[_SECONDS_5M]
+    value, baseline = float(window[_VOLUME]), (window[_VOLUME_5M] - (window[_ACCRUED_5M] or 0)) / window[_SECONDS_5M]
     return value, baseline, VOLUME_MULTIPLE * baseline, "critical" if value >= VOLUME_CRITICAL_MULTIPLE * baseline else "warning"
 
 

@@ -33,7 +33,7 @@ MAX_LASTS = 50_000
 
 WINDOW_COLUMNS = (
     "source", "second", "close", "volume", "ticks", "mid", "price_60s", "mean_5m", "vwap_5m", "volume_5m", "high_5m", "low_5m",
-    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
+    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset", "accrued_5m",
 )  # fmt: skip
 """What of the row an alert carries as its `window`. The source is stored once for a bucket, and first here."""
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stockstream.records import ACCRUED, CORRECTION
+from stockstream.transforms import shares
 from stockstream.transforms.timing import LAGS_S, WINDOW_S
 from stockstream.transforms.windows.cells import (
     COUNT,
@@ -39,6 +41,8 @@ from stockstream.transforms.windows.quality import quality_bits
 from stockstream.transforms.windows.state import STORED
 from stockstream.transforms.windows.ticks import Ticks
 
+ACCRUED_PARTS = 1_000_000
+"""Parts of a share that accrued volume is counted in."""
 MANY_SYMBOLS = 150
 """Where one numpy call for each second begins to be cheaper than `accumulate`, which strides through memory (measured: 2.3 to 7 ns a cell against 1)."""
 WIDEST = 0.1
@@ -72,16 +76,26 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
 
 
 def add(current: Cells, past: Cells, ticks: Ticks) -> None:
-    """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's."""
+    """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's. A correction adds to volume and notional alone."""
     at, before = current.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
-    price, size = ticks.price, ticks.size
+    price, size, flags = ticks.price, ticks.size, ticks.flags
     priced = ~np.isnan(price)
     if not priced.all():
-        np.add.at(current.flat("quotes"), at[~priced], 1)
+        quote = ~priced if flags is None else ~priced & ((flags & CORRECTION) == 0)
+        np.add.at(current.flat("quotes"), at[quote], 1)
         at, before, price, size = at[priced], before[priced], price[priced], size[priced]
-    np.add.at(current.flat("ticks"), at, 1)
-    np.add.at(current.flat("volume"), at, size)
+        flags = None if flags is None else flags[priced]
+    whole, part = shares.split(size)
+    np.add.at(current.flat("volume"), at, whole)
+    if part.any():
+        np.add.at(current.flat("volume_part"), at, part)
     np.add.at(past.flat("notional"), before, price * size)
+    if flags is not None:
+        accrued = (flags & ACCRUED) > 0
+        np.add.at(current.flat("accrued"), at[accrued], whole[accrued] * ACCRUED_PARTS + np.rint(part[accrued] / (shares.PARTS // ACCRUED_PARTS)).astype(np.int64))
+        real = (flags & CORRECTION) == 0
+        at, before, price = at[real], before[real], price[real]
+    np.add.at(current.flat("ticks"), at, 1)
     np.maximum.at(past.flat("high"), before, price)
     np.minimum.at(past.flat("low"), before, price)
     opened = current.flat("open")
@@ -189,10 +203,13 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
     traded, alive = get["ticks"] > 0, ~np.isnan(carried)
     length = np.where(alive, np.minimum(second - series_start + 1, WINDOW_S), 0)
     returns = length - (second - series_start < WINDOW_S)                   # the first second of a series has no return
-    out = {name: get[name] for name in ("open", "close", "volume", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
+    out = {name: get[name] for name in ("open", "close", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
+    out["volume"] = shares.joined(get["volume"], get["volume_part"])
     out["high"], out["low"] = np.where(traded, get["high"], np.nan), np.where(traded, get["low"], np.nan)
     out["second"], out["seconds_5m"] = second, length
-    volumes = get["volume_total"] - past.flat("volume_total").take(at - np.array([[10], [60], [WINDOW_S]]) * symbols)
+    ago = at - np.array([[10], [60], [WINDOW_S]]) * symbols
+    volumes = shares.joined(*(get[name] - past.flat(name).take(ago) for name in ("volume_total", "volume_part_total")))
+    out["accrued_5m"] = (get["accrued_total"] - past.flat("accrued_total").take(ago[2])) / ACCRUED_PARTS
     ticks = get["ticks_total"] - past.flat("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
     out["volume_10s"], out["volume_60s"], out["volume_5m"] = volumes
     out["ticks_10s"], out["ticks_5m"] = ticks
@@ -203,13 +220,14 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         out["return_std_5m"] = np.where(returns > 1, np.sqrt(squares / (returns - 1)), np.nan)
         out["high_5m"], out["low_5m"] = np.where(ticks[1] > 0, high, np.nan), np.where(ticks[1] > 0, low, np.nan)
         mid, flags = _mid(get["bid"], get["ask"], carried)
-        out["mid"], out["quality"] = mid, quality_bits(flags | {"partial": length < WINDOW_S})
+        out["mid"], out["quality"] = mid, quality_bits(flags | {"partial": length < WINDOW_S, "accrued": get["accrued"] > 0})
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
         lags = np.array(LAGS_S)[:, None]
         before = np.where(alive & (second - lags >= series_start), past.flat("price").take(at - lags * symbols), np.nan)
         for lag, change in zip(LAGS_S, np.log(carried / before), strict=True):
             out[f"return_{lag}s"] = change
         out["price_60s"] = before[-1]
+    out["gap_s"] = out["price_before_gap"] = np.full(len(second), np.nan)
     return out
 
 

@@ -30,18 +30,20 @@ Ints = NDArray[np.int64]
 _SUMMED = ("notional", "log_return", "price")
 _PREFIXES = tuple(f"{name}_prefix" for name in (*_SUMMED, "squares", "high", "low"))
 SUFFIXES = tuple(f"{name}_suffix" for name in (*_SUMMED, "squares", "high", "low"))
-_TOTALS = ("volume_total", "ticks_total")
+_COUNTS = ("volume", "ticks", "volume_part", "accrued")
+"""`volume` has whole shares and `volume_part` their parts of 1e-8 (`transforms.shares`), `accrued` parts of 1e-6."""
+_TOTALS = tuple(f"{name}_total" for name in _COUNTS)
 PAST = ("high", "low", *_SUMMED, *_TOTALS, *SUFFIXES)
 """The fields that windows look up as far back as they reach."""
 CURRENT = (*(name for name in STORED if name not in PAST), "series_start", *_PREFIXES, "last")
 """The fields that are looked up in a row's own second, or in the one before."""
-INTS = {"quotes", "volume", "ticks", "series_start", *_TOTALS, "last"}
+INTS = {"quotes", *_COUNTS, "series_start", *_TOTALS, "last"}
 NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
 """The prefix and suffix sums of no seconds."""
 NOT_YET = -WINDOW_S - 1
 """`last` and `series_start` before the first trade: longer ago than any series lasts."""
 _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "series_start": NOT_YET}
-_EMPTY |= dict.fromkeys(("volume", "ticks", "quotes", *_TOTALS), 0) | dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
+_EMPTY |= dict.fromkeys((*_COUNTS, "quotes", *_TOTALS), 0) | dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
 NEVER = -1
 
 
@@ -50,8 +52,8 @@ def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
     return slice(of.index(first), of.index(last) + 1)
 
 
-SUM, SUFFIX, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, SUFFIXES[0], SUFFIXES[-1]), _fields(PAST, *_TOTALS)
-PREFIX, COUNT = _fields(CURRENT, _PREFIXES[0], _PREFIXES[-1]), _fields(CURRENT, "volume", "ticks")
+SUM, SUFFIX, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, SUFFIXES[0], SUFFIXES[-1]), _fields(PAST, _TOTALS[0], _TOTALS[-1])
+PREFIX, COUNT = _fields(CURRENT, _PREFIXES[0], _PREFIXES[-1]), _fields(CURRENT, _COUNTS[0], _COUNTS[-1])
 ROW_CURRENT, ROW_PAST = _fields(CURRENT, "open", _PREFIXES[-1]), _fields(PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
 STORED_CURRENT, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (CURRENT, PAST))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
+from stockstream.records import CORRECTION
 from stockstream.transforms.frames import bounds_of_runs
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
@@ -192,6 +193,8 @@ class Ring:
         arithmetic.add(self.current, self.past, ticks)
         for name, values in ticks.quotes.items():
             known = ~np.isnan(values)
+            if ticks.flags is not None:
+                known &= (ticks.flags & CORRECTION) == 0
             self.current.flat(name)[self.current.at(ticks.symbol[known], ticks.second[known])] = values[known]
 
 

@@ -12,13 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stockstream.records import WINDOWS_SCHEMA, Closing
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import empty, nullable, plain, spread
+from stockstream.transforms.shares import for_json
 from stockstream.transforms.windows.cells import Ints
 from stockstream.transforms.windows.quality import TEXTS, quality_column
 
 Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
 """A row of `windows` as it is for JSON, which makes null of a NaN."""
+_WHOLE = (*(name for name in SHARES if name in WINDOWS_SCHEMA.names), "gap_s")
+"""Columns whose whole numbers are JSON without decimals."""
+
 
 @dataclass(slots=True)
 class SourceRows:
@@ -34,7 +38,9 @@ class SourceRows:
     def json_rows(self, rows: list[int], partition: int) -> list[Any]:
         """Some of the rows, each as a `Row`."""
         places = np.array(rows)
-        columns: dict[str, Iterable[Any]] = {name: array[places].tolist() for name, array in self.values.items()}
+        columns: dict[str, Iterable[Any]] = {
+            name: for_json(array[places]) if name in _WHOLE else array[places].tolist() for name, array in self.values.items()
+        }  # fmt: skip
         columns |= {
             "symbol": [self.symbols[number] for number in self.symbol[places].tolist()], "source": repeat(self.source), "partition": repeat(partition),
             "quality": [TEXTS[bits] for bits in self.values["quality"][places].tolist()],
@@ -83,8 +89,10 @@ class WindowRows:
             "quality": quality_column(values["quality"]),
             "partition": plain(np.full(len(values["second"]), partition, np.int32)),
         }
-        columns |= {name: plain(array) for name, array in values.items() if array.dtype.kind != "f" and name != "quality"}
-        columns |= nullable({name: array for name, array in values.items() if array.dtype.kind == "f"})
+        never_null = {name for name, array in values.items() if array.dtype.kind != "f" or name in SHARES} - {"quality"}
+        columns |= {name: plain(values[name]) for name in never_null}
+        columns |= nullable({name: array for name, array in values.items() if name not in never_null and name != "quality"})
+        columns["gap_s"] = columns["gap_s"].cast(pa.int64())
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if groups[0].source != groups[-1].source:
             batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))

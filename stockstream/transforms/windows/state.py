@@ -19,8 +19,11 @@ from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
 from stockstream.transforms.versioned import Stored, by_slot, joined, pack, pieces_in_slot, require_known, unpack, version_of
 
-FORMAT = 2
-STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
+FORMAT = 3
+"""Up to 2, buckets have whole shares only."""
+STORED = (
+    "open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional", "volume_part", "accrued",
+)  # fmt: skip
 """What ticks contribute to a second: the fields of a bucket, in this order."""
 
 _Second = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TIME // 1000)]

@@ -18,12 +18,15 @@ class Ticks:
     """Its index in the ring."""
     second: Ints
     price: Floats
-    size: Ints
+    size: Floats
     offset: Ints
     quotes: dict[str, Floats]
     """Columns of `QUOTES` that any tick has."""
+    flags: Ints | None = None
+    """None where no tick has any."""
 
     def take(self, which: slice | NDArray[np.bool_]) -> Ticks:
         quotes = {name: column[which] for name, column in self.quotes.items()}
-        return Ticks(self.symbol[which], self.second[which], self.price[which], self.size[which], self.offset[which], quotes)
+        flags = None if self.flags is None else self.flags[which]
+        return Ticks(self.symbol[which], self.second[which], self.price[which], self.size[which], self.offset[which], quotes, flags)
 

@@ -42,6 +42,13 @@ LONG_SYMBOLS = 3_000
 """Symbols of one source. Allocating arrays for more takes so long (0.4 to 1 s for 20,000) that other partitions should not wait for it."""
 
 
+def _flags(rows: pa.RecordBatch) -> Ints | None:
+    """The flags of ticks; None where no tick has any."""
+    flags = rows.column("flags")
+    found = (flags.fill_null(0) if flags.null_count else flags).to_numpy()
+    return found if found.any() else None
+
+
 class Windows:
     """Bars and rolling windows of one partition.
 
@@ -164,6 +171,7 @@ class Windows:
         quotes = {name: numbers(rows, name) for name in QUOTES if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
+        flags = _flags(rows)
         table, codes = coded(rows.column("symbol"))
         out = {}
         for code, source in enumerate(sources):
@@ -177,7 +185,7 @@ class Windows:
                 ring.make_room(symbols)
             index_of[used] = ring.register_symbols(symbols)
             of_source = {name: column[mine] for name, column in quotes.items()}
-            out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source)
+            out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source, None if flags is None else flags[mine])
         return out
 
     def _process_source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models import features
 from stockstream.errors import ModelError, StateError
-from stockstream.records import WINDOWS_SCHEMA, Closing, Horizon, Outcome, Prediction, Role
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Closing, Horizon, Outcome, Prediction, Role
 from stockstream.transforms.frames import Frame, decode, encode
 from stockstream.transforms.scoring import scored as scored_columns
 from stockstream.transforms.scoring import scorer as scoring
@@ -50,7 +50,7 @@ class Fake:
 
 
 def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False) -> Row:
-    blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) else 0 for name in WINDOWS_SCHEMA.names}
+    blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) and name not in SHARES else 0 for name in WINDOWS_SCHEMA.names}
     known = {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised}
     return blank | known | {"quality": ""}
 

@@ -557,7 +557,7 @@ def test_broken_records_in_a_row_stay_broken(broken: tuple[bytes | None, ...]) -
 
 def test_rows_are_the_accepted_ticks_in_the_order_of_the_log() -> None:
     def row(**changes: Any) -> dict[str, Any]:
-        return dict.fromkeys(TICKS_SCHEMA.names) | GOOD | {"source": "default", "index": 0} | changes
+        return dict.fromkeys(TICKS_SCHEMA.names) | GOOD | {"source": "default", "index": 0, "flags": 0} | changes
 
     core = cleaner()
     frame = b"[" + b",".join([tick(price=1), tick(price=-1), tick(price=2)]) + b"]"

@@ -275,8 +275,8 @@ def test_unknown_fields_are_ignored_missing_ones_are_zero_and_newer_formats_are_
                 second.append("new")
             record["fields"] = fields
         changed[key] = msgspec.msgpack.encode(record)
-        newer = msgspec.msgpack.encode(record | {"v": 3})
-        with pytest.raises(StateError, match=r"newer stockstream \(format 3"):
+        newer = msgspec.msgpack.encode(record | {"v": 4})
+        with pytest.raises(StateError, match=r"newer stockstream \(format 4"):
             Windows.readable(key, newer)
         with pytest.raises(StateError, match=r"newer stockstream"):
             Windows.restore(0, {key: newer}, revise_s=30)
