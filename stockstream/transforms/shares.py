@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DECIMALS = 8
-PARTS = 10**DECIMALS
+PARTS = 100_000_000
 """Parts of a share."""
 _EXACT_SHARES = 90_000_000
 """Below so many shares, all parts together are a whole number below 2**53, which a double holds; its division is then rounded once."""
@@ -31,7 +31,8 @@ def joined(whole: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.floa
     carried = part // PARTS
     whole, part = whole + carried, part - carried * PARTS
     few = np.abs(whole) < _EXACT_SHARES
-    return np.where(few, (np.where(few, whole, 0) * PARTS + part) / PARTS, whole + part / PARTS)
+    sizes: NDArray[np.float64] = np.where(few, (np.where(few, whole, 0) * PARTS + part) / PARTS, whole + part / PARTS)
+    return sizes
 
 
 def rounded(size: float) -> float:
@@ -51,7 +52,8 @@ def all_rounded(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
 def total(sizes: NDArray[np.float64]) -> int | float:
     """The sum of sizes, for JSON."""
     whole, part = split(sizes)
-    return for_json(joined(whole.sum(keepdims=True), part.sum(keepdims=True)))[0]
+    found: int | float = for_json(joined(whole.sum(keepdims=True), part.sum(keepdims=True)))[0]
+    return found
 
 
 def for_json(sizes: NDArray[np.float64]) -> list[Any]:

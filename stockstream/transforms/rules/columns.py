@@ -96,11 +96,12 @@ class Columns:
         starts, sizes = bounds[:-1], np.diff(bounds).tolist()
         returns = self._return_60s[fresh]
         known = ~np.isnan(returns)
-        up, down, with_return, ticks, *volumes = (
+        *counts, whole, part = (
             np.add.reduceat(values, starts, dtype=np.int64) if starts else np.zeros(0, np.int64)
             for values in (returns > 0, returns < 0, known, self._ticks[fresh], *split(self._volume[fresh]))
         )
-        up, down, with_return, ticks, volume = up.tolist(), down.tolist(), with_return.tolist(), ticks.tolist(), for_json(joined(*volumes))
+        up, down, with_return, ticks = (count.tolist() for count in counts)
+        volume = for_json(joined(whole, part))
         values, squares = returns[known].tolist(), (returns * returns)[known].tolist()
         out: dict[tuple[int, str], list[dict[str, Any]]] = {}
         after = 0

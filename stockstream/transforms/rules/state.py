@@ -31,10 +31,12 @@ BUCKETS = 256
 MAX_LASTS = 50_000
 """Of one checkpoint; each takes at most five bytes. Buckets beyond that are written again."""
 
-WINDOW_COLUMNS = (
+_FIRST_COLUMNS = (
     "source", "second", "close", "volume", "ticks", "mid", "price_60s", "mean_5m", "vwap_5m", "volume_5m", "high_5m", "low_5m",
-    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset", "accrued_5m",
+    "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
 )  # fmt: skip
+"""Those of buckets that name none."""
+WINDOW_COLUMNS = (*_FIRST_COLUMNS, "accrued_5m")
 """What of the row an alert carries as its `window`. The source is stored once for a bucket, and first here."""
 
 Severity = Literal["warning", "critical"]
@@ -79,7 +81,7 @@ class Bucket(Stored):
     log: str
     number: int
     slot: int = 0
-    columns: tuple[str, ...] = WINDOW_COLUMNS[1:]
+    columns: tuple[str, ...] = _FIRST_COLUMNS[1:]
     sources: list[str] = msgspec.field(default_factory=list)
     alerts: list[_Alert] = msgspec.field(default_factory=list)
 
@@ -166,7 +168,7 @@ def bucket(through: int, log: str, number: int, slot: int, alerts: Iterable[Open
         )
         for a in alerts
     ]  # fmt: skip
-    return Bucket(v=version, through=through, log=log, number=number, slot=slot, sources=list(sources), alerts=kept)
+    return Bucket(v=version, through=through, log=log, number=number, slot=slot, columns=WINDOW_COLUMNS[1:], sources=list(sources), alerts=kept)
 
 
 def alerts_in(bucket: Bucket) -> list[OpenAlert]:

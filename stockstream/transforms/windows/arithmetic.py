@@ -92,7 +92,8 @@ def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     np.add.at(past.flat("notional"), before, price * size)
     if flags is not None:
         accrued = (flags & ACCRUED) > 0
-        np.add.at(current.flat("accrued"), at[accrued], whole[accrued] * ACCRUED_PARTS + np.rint(part[accrued] / (shares.PARTS // ACCRUED_PARTS)).astype(np.int64))
+        parts = whole[accrued] * ACCRUED_PARTS + np.rint(part[accrued] / (shares.PARTS // ACCRUED_PARTS)).astype(np.int64)
+        np.add.at(current.flat("accrued"), at[accrued], parts)
         real = (flags & CORRECTION) == 0
         at, before, price = at[real], before[real], price[real]
     np.add.at(current.flat("ticks"), at, 1)

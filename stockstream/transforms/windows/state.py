@@ -21,9 +21,9 @@ from stockstream.transforms.versioned import Stored, by_slot, joined, pack, piec
 
 FORMAT = 3
 """Up to 2, buckets have whole shares only."""
-STORED = (
-    "open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional", "volume_part", "accrued",
-)  # fmt: skip
+FIRST_STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
+"""The fields of buckets that name none."""
+STORED = (*FIRST_STORED, "volume_part", "accrued")
 """What ticks contribute to a second: the fields of a bucket, in this order."""
 
 _Second = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TIME // 1000)]
@@ -45,7 +45,7 @@ class Bucket(Stored):
     log: str
     source: str
     seconds: list[Second]
-    fields: tuple[str, ...] = STORED
+    fields: tuple[str, ...] = FIRST_STORED
     """What `data` holds."""
 
 

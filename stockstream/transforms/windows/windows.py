@@ -29,7 +29,7 @@ from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
 from stockstream.transforms.windows.rows import SourceRows, WindowRows
-from stockstream.transforms.windows.state import FORMAT, Bucket, Checkpoint, RingProgress, Second
+from stockstream.transforms.windows.state import FORMAT, STORED, Bucket, Checkpoint, RingProgress, Second
 from stockstream.transforms.windows.ticks import Ticks
 
 SLOTS = 2 * RESTORE_S + 121
@@ -395,7 +395,8 @@ class Windows:
         ring.stored = max(ring.stored, seconds[-1])
 
     def _record(self, source: str, kind: str, second: int, piece: int, through: int, seconds: list[Second]) -> None:
-        self._records.append(([source, kind, second % SLOTS, piece], Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds)))
+        bucket = Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds, fields=STORED)
+        self._records.append(([source, kind, second % SLOTS, piece], bucket))
 
     @staticmethod
     def _emit(ring: Ring, name: str, indexes: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:

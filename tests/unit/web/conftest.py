@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from stockstream.records import WINDOWS_SCHEMA, Alert, Closing, Horizon, Outcome, Prediction
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Closing, Horizon, Outcome, Prediction
 from stockstream.transforms.frames import Frame
 
 SECOND = 1_700_000_000
@@ -23,6 +23,7 @@ class Make:
     def row(self, symbol: str = "ABC", second: int = SECOND, offset: int = 10, **changes: Any) -> dict[str, Any]:
         row: dict[str, Any] = {field.name: None for field in WINDOWS_SCHEMA}
         row |= {f.name: 1 for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type)}
+        row |= dict.fromkeys((name for name in SHARES if name in row), 0)
         row |= {
             "symbol": symbol, "source": "simulated.1", "second": second, "offset": offset, "partition": 0, "quality": "", "revised": False,
             "open": 10.0, "high": 12.0, "low": 9.0, "close": 11.0, "volume": 100, "ticks": 3, "price": 11.0, "volume_5m": 5_000, "return_60s": 0.01,
