@@ -14,6 +14,7 @@ from stockstream.transforms.cleaning import columns
 from stockstream.transforms.cleaning.columns import OddRecord, read
 from stockstream.transforms.cleaning.decoding import decode_tick
 from stockstream.transforms.cleaning.rejections import normalise, range_fault
+from stockstream.transforms.shares import rounded
 
 NUMBERS = ["1", "0", "100", "1.5", "0.1", "99.99", "123456.789012", "1e3", "1.5E-2", "2.5e+2", "0.30000000000000004", "1e400", "-1", "-0.0", "01", "1.", ".5",
            "9007199254740993", "12345678901234567890", "1e-10", "9e-11", "100000000000", "100000000000.1", "2147483647", "5e-324", "null",
@@ -23,7 +24,7 @@ WHOLE = ["0", "1", "1700000000000", "4398046511104", "4398046511103", "100000000
 TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"e\u0301"', '"a\\"b"', '"\t"', '"\x7f"', '" A"',
          "null", "1", '"default"']  # fmt: skip
 FIELDS = {
-    "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": WHOLE, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
+    "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": NUMBERS, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
     "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
     "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
 }  # fmt: skip
@@ -80,6 +81,8 @@ def test_what_is_read_is_what_the_decoder_gives(values: list[bytes]) -> None:
             assert not tick.snapshot and tick.day_volume is None
             row = next(rows)
             assert row.pop("offset") == record.offset and row.pop("index") == index
+            assert (row.pop("flags"), row.pop("gap_s"), row.pop("price_before_gap")) == (0, None, None)
+            tick.size = rounded(float(tick.size))  # type: ignore[arg-type]
             assert row == {name: getattr(tick, name) for name in row}
             assert (found.symbols[found.symbol[seen]], found.sources[found.source[seen]]) == (tick.symbol, tick.source)
             assert (found.event_time[seen], found.size[seen], found.record[seen]) == (tick.event_time, tick.size, number)
