@@ -282,7 +282,7 @@ def _credentials(settings: Settings) -> Any:
 
 def create_app(settings: Settings) -> App:
     """Creates the app, without its agents. The timeouts were measured to give takeovers within a few seconds."""
-    patches.install(plain=settings.plain_transport)
+    patches.install()
     session = settings.session_timeout_s
     app = App(
         settings.group,

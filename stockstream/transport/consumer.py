@@ -18,7 +18,7 @@ from mode.utils.queues import FlowControlEvent
 
 from stockstream.clock import now_s
 from stockstream.errors import FencedError
-from stockstream.transport.fetching import ConsumerThread, contents
+from stockstream.transport.fetching import ConsumerThread
 from stockstream.transport.guard import Guard, Offsets
 from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Deliveries, Message, cut, joined
@@ -203,26 +203,26 @@ class Consumer(driver.Consumer):
                         await self._deliver(tp, held.pop(tp))
                 due = min(since.values(), default=None)
                 timeout = 1.0 if due is None else max(0.001, due + gather_s - time.monotonic())
-                fetched, _ = await self._meanwhile(self._wait_next_records(timeout))
+                fetched: Any = (await self._meanwhile(self._wait_next_records(timeout)))[0] or {}       # by partition: `Fetched`
                 if not self.flow_active:
                     await self.sleep(0)
                     continue
                 count, number = 0, self.assignment_number
-                for tp, parts in self._downstream_first(fetched or {}):
-                    count += sum(part.count for part in parts) or 1      # also if it holds no record: an aborted transaction is no empty fetch
+                for tp, found in self._downstream_first(fetched):
+                    count += len(found.records) or 1                     # also if it holds no record: an aborted transaction is no empty fetch
                     tp = tp if isinstance(tp, TP) else TP(tp.topic, tp.partition)
                     if self._is_changelog_tp(tp) or self._seeking or number != self.assignment_number:
                         continue                                         # fetched for the previous assignment: the seek reads it again
-                    before, self._through[tp] = self._through.get(tp, 0), parts[-1].offset + 1
+                    before, self._through[tp] = self._through.get(tp, 0), found.end
                     expected = self.guard.expected.get(tp)
-                    if expected is not None and parts[-1].offset < expected:
+                    if expected is not None and found.end <= expected:
                         self._require_end(tp, before)
-                        continue                                         # loopback frames that were delivered before: drop them unparsed
-                    got, empty = contents(parts)
+                        continue                                         # loopback frames that were delivered before
+                    got = found.records
                     if tp.topic in unguarded:
-                        self.guard.expected[tp] = parts[-1].offset + 1
+                        self.guard.expected[tp] = found.end
                     else:
-                        got = await self._admit(tp, got, empty, before)
+                        got = await self._admit(tp, got, found.empty(), before)
                     if number != self.assignment_number or not got:
                         continue                                         # without records: only transaction markers, aborted or compacted records
                     if tp.topic == raw and gather_s:

@@ -1,4 +1,4 @@
-"""The thread that fetches. It passes whole record batches on, and the consumer parses them."""
+"""The thread that fetches, and the offsets that the fetched batches cover."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import weakref
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from faust.types import TP
 
 from stockstream.clock import now_s
 from stockstream.transport.guard import Offsets, offset_of, without_record
-from stockstream.transport.messages import CHUNK_RECORDS, joined
 from stockstream.transport.pacing import SMALL_FETCH
 
 logger = logging.getLogger(__name__)
@@ -30,30 +29,6 @@ logger = logging.getLogger(__name__)
 FETCH_MAX_WAIT_MS = 200
 LOST_S = 1.5
 """A broker that has not answered a heartbeat for this long, which is three heartbeats or more, counts as lost."""
-
-
-class UnparsedBatch:
-    """The records of one batch, without those before the requested offset. They are parsed where they are processed.
-
-    aiokafka takes it for one record with the offset of the batch's last, so that the cost is per batch and not per record. If the fetching thread parsed the
-    records, each would move from one CPU's cache to another's, which is a sixth of the cost of a backlog.
-
-    Args:
-        batch: aiokafka's record batch.
-        begin: the requested offset.
-    """
-
-    def __init__(self, batch: Any, begin: int) -> None:
-        self._batch, self._begin = batch, begin
-        self._offsets = offsets_of(batch, begin)
-        self.offset: int = self._offsets.end - 1
-        self.count = max(1, self._offsets.end - self._offsets.first)
-        """Upper bound of the number of records."""
-
-    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
-        """Decompresses and parses the records; returns them, and the offsets of the batch that hold none. Call it once only."""
-        records = [record for record in self._batch if record.offset >= self._begin]
-        return records, without_record(records, self._offsets)
 
 
 def offsets_of(batch: Any, begin: int) -> Offsets:
@@ -65,70 +40,7 @@ def offsets_of(batch: Any, begin: int) -> Offsets:
     return Offsets(max(begin, getattr(batch, "base_offset", begin)), batch.next_offset)
 
 
-class EmptyOffsets:
-    """A control batch, or a batch of an aborted transaction: offsets without a record."""
-
-    count = 0
-
-    def __init__(self, offsets: Offsets) -> None:
-        self._offsets = offsets
-        self.offset = offsets.end - 1
-
-    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
-        return [], [self._offsets]
-
-
-class ParsedRecords:
-    """Records that aiokafka has parsed, with the interface of `UnparsedBatch`.
-
-    Args:
-        records: in offset order.
-        batches: the offsets that each of the fetched batches covers.
-    """
-
-    def __init__(self, records: Sequence[Any], batches: Sequence[Offsets]) -> None:
-        self._records, self._batches = records, batches
-        self.offset: int = batches[-1].end - 1
-        self.count = len(records)
-
-    def read(self) -> tuple[Sequence[Any], Sequence[Offsets]]:
-        empty: list[Offsets] = []
-        begin = 0
-        for batch in self._batches:
-            end = bisect_left(self._records, batch.end, begin, key=offset_of)
-            empty += without_record(self._records[begin:end], batch)
-            begin = end
-        return self._records, empty
-
-
-def contents(parts: Iterable[UnparsedBatch | EmptyOffsets | ParsedRecords]) -> tuple[Sequence[Any], list[Offsets]]:
-    """Parses what a fetch returned of one partition: its records, and the offsets that hold none."""
-    records: list[Sequence[Any]] = []
-    empty: list[Offsets] = []
-    for part in parts:
-        some, without = part.read()
-        records.append(some)
-        empty += without
-    return joined(records), empty
-
-
-class _SingleItemBatch:
-    """A batch that iterates as one `UnparsedBatch`."""
-
-    def __init__(self, batch: Any, parsed: PartitionRecords) -> None:
-        self._batch, self._parsed = batch, parsed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
-
-    def __next__(self) -> Any:
-        return next(self._batch)
-
-    def __iter__(self) -> Iterator[UnparsedBatch]:
-        yield UnparsedBatch(self._batch, self._parsed.next_fetch_offset)
-
-
-class UnparsedBatches:
+class CoveredOffsets:
     """Replaces aiokafka's `MemoryRecords`, the batches that a fetch returned for one partition.
 
     Once `parsed` is set, it records the offsets that each batch covers, including those that aiokafka then skips: control batches and aborted ones.
@@ -138,86 +50,70 @@ class UnparsedBatches:
         self._records = MemoryRecords(data)
         self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
         self.parsed: PartitionRecords | None = None
-        self.as_single_items = False
-        """Whether each batch iterates as one `UnparsedBatch`. Otherwise aiokafka parses it."""
         self._covered: list[Offsets] = []
 
     def next_batch(self) -> Any:
         batch = self._records.next_batch()
-        if self.parsed is None:
-            return batch
-        self._covered.append(offsets_of(batch, self.parsed.next_fetch_offset))
-        return _SingleItemBatch(batch, self.parsed) if self.as_single_items and not batch.is_control_batch else batch
+        if self.parsed is not None:
+            self._covered.append(offsets_of(batch, self.parsed.next_fetch_offset))
+        return batch
 
-    def take_covered(self) -> list[Offsets]:
+    def take(self) -> list[Offsets]:
         """Returns the offsets of each batch since the last call. A batch with a wrong checksum is left out: aiokafka's position does not move past it."""
         position = 0 if self.parsed is None else self.parsed.next_fetch_offset
         covered, self._covered = [batch for batch in self._covered if batch.first < batch.end <= position], []
         return covered
 
 
-class _FetchResults(dict[Any, Any]):
-    """The results of aiokafka's fetcher, by partition. They yield unparsed batches, which saves copying each record into a `ConsumerRecord`.
+class Fetched:
+    """What a fetch returned of one partition.
 
     Args:
-        plain: whether aiokafka parses the records. The results then only add the offsets that the batches cover.
+        records: in offset order.
+        batches: the offsets that each of the fetched batches covers; at least one.
     """
 
-    def __init__(self, *args: Any, plain: bool = False) -> None:
-        super().__init__(*args)
-        self._take: Callable[..., list[Any]] = _take_parsed if plain else _take
-        self._as_single_items = not plain
+    def __init__(self, records: Sequence[Any], batches: Sequence[Offsets]) -> None:
+        self.records, self._batches = records, batches
+        self.end = batches[-1].end
+        """The offset after the last batch."""
+
+    def empty(self) -> list[Offsets]:
+        """The offsets that hold no record: of control batches, aborted transactions, and records that compaction removed."""
+        found: list[Offsets] = []
+        begin = 0
+        for batch in self._batches:
+            end = bisect_left(self.records, batch.end, begin, key=offset_of)
+            found += without_record(self.records[begin:end], batch)
+            begin = end
+        return found
+
+
+class _FetchResults(dict[Any, Any]):
+    """The results of aiokafka's fetcher, by partition. They add the offsets that the batches cover."""
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         parsed = getattr(result, "_partition_records", None)
         if parsed is not None:
             # weak references, because reference cycles would leave 3,000 objects a second to the garbage collector
             parsed._records.parsed = weakref.proxy(parsed)
-            if self._as_single_items:
-                parsed._records.as_single_items = True
-                parsed._consumer_record = _unchanged
-            result.getall = partial(self._take, weakref.proxy(result))
+            result.getall = partial(_take, weakref.proxy(result))
         super().__setitem__(partition, result)
 
 
-def _unchanged(_: Any, part: UnparsedBatch) -> UnparsedBatch:
-    return part
-
-
-def _take(result: FetchResult, max_records: None) -> list[UnparsedBatch | EmptyOffsets]:
-    """Replaces `FetchResult.getall`: takes batches until they hold CHUNK_RECORDS."""
-    if not result.check_assignment(result._topic_partition) or not result.has_more():
-        return []
-    parsed = result._partition_records
-    taken: list[UnparsedBatch | EmptyOffsets] = []
-    count = 0
-    while count < CHUNK_RECORDS:
-        part = next(parsed, None)
-        covered = parsed._records.take_covered()
-        if part is None:
-            result._partition_records = None
-            taken += map(EmptyOffsets, covered)
-            break
-        taken += map(EmptyOffsets, covered[:-1])
-        taken.append(part)
-        count += part.count
-    result._assignment.state_value(result._topic_partition).consumed_to(parsed.next_fetch_offset)
-    return taken
-
-
-def _take_parsed(result: FetchResult, max_records: None) -> list[ParsedRecords]:
-    """Replaces `FetchResult.getall` if aiokafka parses: adds the offsets that the batches cover."""
+def _take(result: FetchResult, max_records: None) -> list[Fetched]:
+    """Replaces `FetchResult.getall`."""
     parsed = result._partition_records
     records = FetchResult.getall(result)
-    batches = parsed._records.take_covered() if parsed is not None else []
-    return [ParsedRecords(records, batches)] if batches else []
+    batches = parsed._records.take() if parsed is not None else []
+    return [Fetched(records, batches)] if batches else []
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches."""
 
     plain = False
-    """Whether aiokafka fetches ahead and parses, as it does without stockstream's replacements."""
+    """Whether aiokafka fetches ahead, as it does by itself."""
     last_heartbeat = 0.0
     silent_s = 0.0
     """How long the group has not answered a heartbeat; 0 if none is due."""
@@ -245,7 +141,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self._out_of_range: set[Any] = set()
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
-        fetcher._records = _FetchResults(fetcher._records, plain=self.plain)
+        fetcher._records = _FetchResults(fetcher._records)
         fetcher._proc_fetch_request = partial(self._on_demand, fetcher._proc_fetch_request)
         coordinator = self._ensure_consumer()._coordinator
         if isinstance(coordinator, GroupCoordinator):
@@ -302,11 +198,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         self._asked.set()
         try:
-            # `max_records` covers all partitions together; `_take` limits each one
-            fetched = await super()._fetch_records(*args, **kwargs | {"max_records": None})
+            found = await super()._fetch_records(*args, **kwargs | {"max_records": None})       # it would count `Fetched`, not records
         finally:
             self._asked.clear()
-        self._brought = sum(part.count for parts in fetched.values() for part in parts)
+        fetched = {tp: one for tp, (one,) in found.items()}
+        self._brought = sum(len(one.records) for one in fetched.values())
         return fetched
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.producer import sender as producer_sender
 from aiokafka.producer.sender import SendProduceReqHandler
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stockstream.backoff import pause_failed_updates
-from stockstream.transport.fetching import UnparsedBatches
+from stockstream.transport.fetching import CoveredOffsets
 from stockstream.transport.sending import REFUSED
 
-ZSTD_LEVEL = -1
-"""0.6 of the time of aiokafka's level 3 (the default of brokers), for a quarter more bytes, measured on a log's frames, predictions and outcomes."""
-aiokafka_batches: Any = sys.modules[DefaultRecordBatchBuilder.__module__]
-"""aiokafka's module of record batches, compiled or in Python as aiokafka was installed."""
 
-
-def install(*, plain: bool = False) -> None:
+def install() -> None:
     """Installs all replacements, once for the process. `create_app` calls it; nothing is replaced at import.
 
-    If `plain`, it installs only those that correctness needs: sequence numbers of refused batches, pauses while a broker is unreachable, and the offsets
-    that a fetched batch covers without a record.
+    Correctness needs each of them: sequence numbers of refused batches, pauses while a broker is unreachable, and the offsets that a fetched batch covers
+    without a record.
     """
     pause_failed_updates()
     producer_sender.SendProduceReqHandler = Produce
-    fetcher.MemoryRecords = UnparsedBatches
-    if plain:
-        return
-    compress_quickly()
-
-
-def compress_quickly() -> None:
-    """Replaces aiokafka's zstd by Arrow's, at a level for which aiokafka has no setting.
-
-    Arrow compresses a message in one call, in 0.6 of aiokafka's time for a frame of 600 kB. lz4 stays aiokafka's: Arrow links the blocks of an lz4 frame, and
-    Kafka rejects linked blocks (KIP-57) at every retry.
-    """
-    aiokafka_batches.zstd_encode = partial(pa.Codec("zstd", ZSTD_LEVEL).compress, asbytes=True)
+    fetcher.MemoryRecords = CoveredOffsets
 
 
 class Produce(SendProduceReqHandler):

@@ -18,13 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockstream.transport.consumer import Consumer
-from stockstream.transport.fetching import UnparsedBatches, _FetchResults, contents
+from stockstream.transport.fetching import CoveredOffsets, _FetchResults
 from stockstream.transport.guard import Guard, Hole, Offsets, without_record
 from tests.record_batches import ABORT, CONTROL, TRANSACTIONAL, forged, marker
 
 P = TopicPartition("ticks.raw", 3)
 GUARDED = TP("ticks.raw", 3)
-TRANSPORTS = ["as it is", "plain"]
 
 
 class Log:
@@ -57,14 +56,14 @@ class Log:
     def mark(self, producer: int, *, commit: bool = True) -> None:
         self.add(marker(self.end, producer) if commit else marker(self.end, producer, ABORT), 1, [])
 
-    def fetched(self, begin: int, most: int = 1_000, *, plain: bool = False) -> tuple[FetchResult, Any]:
+    def fetched(self, begin: int, most: int = 1_000) -> tuple[FetchResult, Any]:
         """What a fetch from an offset returns: `most` batches, and the transactions aborted in them."""
         batches = [batch for batch in self.batches if batch[1] > begin][:most]
         end = batches[-1][1] if batches else begin
         aborted = [(producer, first) for producer, first, last in self.aborted if first < end and last >= begin]
-        parsed = PartitionRecords(P, UnparsedBatches(b"".join(data for _, _, data in batches)), aborted, begin, None, None, True, 1)
+        parsed = PartitionRecords(P, CoveredOffsets(b"".join(data for _, _, data in batches)), aborted, begin, None, None, True, 1)
         assigned = Assigned(begin)
-        results = _FetchResults(plain=plain)
+        results = _FetchResults()
         results[P] = FetchResult(P, assignment=assigned, partition_records=parsed, backoff=0)
         return results[P], assigned
 
@@ -84,25 +83,20 @@ class Assigned:
         self.position = position
 
 
-@pytest.fixture(params=TRANSPORTS)
-def plain(request: pytest.FixtureRequest) -> bool:
-    """Whether aiokafka parses the records."""
-    return bool(request.param == "plain")
-
-
 def chunks(result: FetchResult) -> Iterator[list[Any]]:
     while result.has_more():
         yield result.getall(None)
 
 
-def read(log: Log, begin: int, guard: Guard, *, most: int = 1_000, plain: bool = False) -> list[int]:
+def read(log: Log, begin: int, guard: Guard, *, most: int = 1_000) -> list[int]:
     """Reads a log to its end as the consumer does, fetch after fetch; returns the offsets delivered."""
     got: list[int] = []
     position = begin
     while position < log.end:
-        result, assigned = log.fetched(position, most, plain=plain)
+        result, assigned = log.fetched(position, most)
         for runs in chunks(result):
-            records, empty = contents(runs)
+            (one,) = runs
+            records, empty = one.records, one.empty()
             admitted, back = guard.admit(GUARDED, records, empty)
             got += [record.offset for record in admitted]
             if back is not None:
@@ -131,33 +125,33 @@ def example() -> Log:
     return log
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 8_000])
 @pytest.mark.parametrize("most", [1, 2, 1_000])
-def test_transactions_aborted_ones_and_compaction_leave_no_hole(plain: bool, most: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stockstream.transport.fetching.CHUNK_RECORDS", chunk)
+def test_transactions_aborted_ones_and_compaction_leave_no_hole(most: int) -> None:
     log = example()
     for begin in range(log.end):
         guard = Guard(expected={GUARDED: begin})
-        assert read(log, begin, guard, most=most, plain=plain) == [offset for offset in log.visible if offset >= begin]
+        assert read(log, begin, guard, most=most) == [offset for offset in log.visible if offset >= begin]
         assert (guard.expected[GUARDED], guard.rereads, guard.holes_passed) == (log.end, 0, 0)
 
 
-def test_a_fetch_of_control_batches_only_moves_the_position(plain: bool) -> None:
+def test_a_fetch_of_control_batches_only_moves_the_position() -> None:
     log = Log()
     log.mark(7)
     log.mark(8, commit=False)
-    result, assigned = log.fetched(0, plain=plain)
+    result, assigned = log.fetched(0)
     (runs,) = chunks(result)
-    assert contents(runs)[0] == [] and runs[-1].offset == 1 and sum(run.count for run in runs) == 0 and assigned.position == 2
+    assert runs[-1].records == [] and runs[-1].end == 2 and assigned.position == 2
     guard = Guard(expected={GUARDED: 0})
-    assert guard.admit(GUARDED, *contents_of(log, plain)) == ([], None) and guard.expected[GUARDED] == 2
+    assert guard.admit(GUARDED, *contents_of(log)) == ([], None) and guard.expected[GUARDED] == 2
 
 
-def contents_of(log: Log, plain: bool) -> tuple[Sequence[Any], Sequence[Offsets]]:
-    return contents([run for runs in chunks(log.fetched(0, plain=plain)[0]) for run in runs])
+def contents_of(log: Log) -> tuple[Sequence[Any], Sequence[Offsets]]:
+    result, _ = log.fetched(0)
+    (one,) = result.getall(None)
+    return one.records, one.empty()
 
 
-def test_a_batch_that_is_gone_is_still_a_hole_of_its_own_offsets(plain: bool) -> None:
+def test_a_batch_that_is_gone_is_still_a_hole_of_its_own_offsets() -> None:
     """Also with markers right before and behind it."""
     log = example()
     log.transaction(7, 2)
@@ -167,13 +161,13 @@ def test_a_batch_that_is_gone_is_still_a_hole_of_its_own_offsets(plain: bool) ->
     lost = next(batch for batch in log.batches if batch[1] - batch[0] == 5 and batch[0] > log.end - 10)
     log.batches.remove(lost)
     guard = Guard(expected={GUARDED: 0})
-    assert read(log, 0, guard, plain=plain) == [offset for offset in log.visible if not lost[0] <= offset < lost[1]]
+    assert read(log, 0, guard) == [offset for offset in log.visible if not lost[0] <= offset < lost[1]]
     assert list(guard.holes) == [Hole("ticks.raw", 3, lost[0], lost[1] - 1)] and guard.rereads == 1
 
 
-def test_a_record_lost_after_it_was_parsed_is_read_again(plain: bool) -> None:
+def test_a_record_lost_after_it_was_parsed_is_read_again() -> None:
     log = example()
-    records, empty = contents_of(log, plain)
+    records, empty = contents_of(log)
     for at in range(len(records)):
         guard = Guard(expected={GUARDED: 0})
         some = [record for number, record in enumerate(records) if number != at]
@@ -183,19 +177,20 @@ def test_a_record_lost_after_it_was_parsed_is_read_again(plain: bool) -> None:
         assert back is None and [record.offset for record in again] == log.visible[at:] and not guard.holes
 
 
-def test_a_batch_with_a_wrong_checksum_accounts_for_nothing(plain: bool) -> None:
+def test_a_batch_with_a_wrong_checksum_accounts_for_nothing() -> None:
     log = Log()
     log.plain(2)
     log.mark(7)
     log.plain(3)
     first, end, data = log.batches[2]
     log.batches[2] = first, end, data[:-1] + b"\1"
-    result, assigned = log.fetched(0, plain=plain)
+    result, assigned = log.fetched(0)
     found: list[Offsets] = []
     for _ in range(3):
         with contextlib.suppress(CorruptRecordException):
             if result.has_more():
-                records, empty = contents(result.getall(None))
+                (one,) = result.getall(None)
+                records, empty = one.records, one.empty()
                 found += [*(Offsets(record.offset, record.offset + 1) for record in records), *empty]
     assert all(offsets.end <= 3 for offsets in found) and assigned.position <= 3
 
@@ -216,20 +211,18 @@ def logs(draw: st.DrawFn) -> Log:
 
 
 @hypothesis.settings(max_examples=60)
-@given(logs(), st.integers(1, 5), st.integers(1, 9), st.booleans(), st.randoms(use_true_random=False))
-def test_any_log_is_read_without_a_hole_and_loses_only_what_is_gone(log: Log, most: int, chunk: int, plain: bool, rng: random.Random) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stockstream.transport.fetching.CHUNK_RECORDS", chunk)
+@given(logs(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_any_log_is_read_without_a_hole_and_loses_only_what_is_gone(log: Log, most: int, rng: random.Random) -> None:
+    guard = Guard(expected={GUARDED: 0})
+    assert read(log, 0, guard, most=most) == log.visible
+    assert (guard.expected[GUARDED], guard.rereads, guard.holes_passed) == (log.end, 0, 0)
+    with_records = [batch for batch in log.batches[:-1] if not int.from_bytes(batch[2][21:23], "big") & CONTROL]     # markers decide on other batches
+    if with_records:
+        gone = rng.choice(with_records)
+        log.batches.remove(gone)
         guard = Guard(expected={GUARDED: 0})
-        assert read(log, 0, guard, most=most, plain=plain) == log.visible
-        assert (guard.expected[GUARDED], guard.rereads, guard.holes_passed) == (log.end, 0, 0)
-        with_records = [batch for batch in log.batches[:-1] if not int.from_bytes(batch[2][21:23], "big") & CONTROL]     # markers decide on other batches
-        if with_records:
-            gone = rng.choice(with_records)
-            log.batches.remove(gone)
-            guard = Guard(expected={GUARDED: 0})
-            assert read(log, 0, guard, most=most, plain=plain) == [offset for offset in log.visible if not gone[0] <= offset < gone[1]]
-            assert list(guard.holes) == [Hole("ticks.raw", 3, gone[0], gone[1] - 1)]
+        assert read(log, 0, guard, most=most) == [offset for offset in log.visible if not gone[0] <= offset < gone[1]]
+        assert list(guard.holes) == [Hole("ticks.raw", 3, gone[0], gone[1] - 1)]
 
 
 def test_the_empty_offsets_of_a_batch() -> None:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -26,8 +25,8 @@ from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.set_aside import SetAside
 from stockstream.transport.consumer import Consumer
 from stockstream.transport.fence import Fence
-from stockstream.transport.fetching import LOST_S, ConsumerThread, EmptyOffsets
-from stockstream.transport.guard import HOLES_KEPT, Guard, Hole, Offsets, without_record
+from stockstream.transport.fetching import LOST_S, ConsumerThread, Fetched
+from stockstream.transport.guard import HOLES_KEPT, Guard, Hole, Offsets
 from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Deliveries, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
@@ -713,17 +712,13 @@ async def test_a_seek_that_a_newer_assignment_has_overtaken_changes_nothing() ->
     assert thread.sought[P] == 200 and read.guard.expected[P] == 200 and not read._seeking
 
 
-def _read(some: list[Any]) -> Any:
-    return list(some), without_record(some, Offsets(some[0].offset, some[-1].offset + 1))
-
-
-def runs_of(records: list[Any]) -> list[Any]:
+def fetched(records: list[Any]) -> Fetched:
     """As a fetch brings them: in batches, here of two."""
-    parts = (records[at : at + 2] for at in range(0, len(records), 2))
-    return [SimpleNamespace(offset=some[-1].offset, count=len(some), read=partial(_read, some)) for some in parts]
+    batches = [records[at : at + 2] for at in range(0, len(records), 2)]
+    return Fetched(records, [Offsets(batch[0].offset, batch[-1].offset + 1) for batch in batches])
 
 
-whole = runs_of
+whole = fetched
 
 
 class Reading:
@@ -765,7 +760,7 @@ class Reading:
             raise fetch
         if callable(fetch):
             fetch = await fetch()
-        return {tp: runs_of(got) for tp, got in fetch.items()}, None
+        return {tp: fetched(got) for tp, got in fetch.items()}, None
 
     def _is_changelog_tp(self, tp: TP) -> bool:
         return tp.topic == "changelog"
@@ -799,7 +794,7 @@ async def test_what_is_no_record_is_no_chunk_and_counts_as_read(monkeypatch: pyt
     """Else a log that ends with a transaction's marker would never be read to its end, and a quiet source's last second never closed."""
     reading = Reading({P: records(5)}, {P: []})
     reading.app.should_stop = True
-    monkeypatch.setitem(globals(), "runs_of", lambda some: [*whole(some), EmptyOffsets(Offsets(6, 8))])
+    monkeypatch.setitem(globals(), "fetched", lambda some: whole(some) if some else Fetched([], [Offsets(6, 8)]))
     await reading.run()
     assert reading.delivered == [(P, [5])] and reading.guard.expected == {P: 8} and reading._through == {P: 8}
 
@@ -1032,20 +1027,13 @@ def test_what_this_worker_has_written_is_taken_where_it_follows_upon_what_was_re
     assert not loopback.take() and loopback.add(P, 1, 1, 5, 0, FRAMES), "there is room again"
 
 
-async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and_its_copy_is_dropped_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and_its_copy_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     delivered = asyncio.Event()
 
     async def fetch() -> dict[TP, Any]:
         reading.sent(CLEAN, [(confirmed(7), FRAMES)])
         await delivered.wait()                                           # else nothing comes of this fetch
         return {CLEAN: records(5, 6, 7, 8), P: records(3)}
-
-    def unparsed(some: list[Any]) -> list[Any]:
-        found = whole(some)
-        if offsets(some) == [5, 6, 7, 8]:
-            for run in found:
-                run.records = pytest.fail
-        return found
 
     reading = Reading(fetch, {CLEAN: records(8, 9)})
     reading.guard.expected[CLEAN] = 7
@@ -1057,7 +1045,6 @@ async def test_what_this_worker_has_written_is_delivered_while_a_fetch_waits_and
         delivered.set()
 
     monkeypatch.setattr(reading, "_deliver", deliver_and_tell)
-    monkeypatch.setitem(globals(), "runs_of", unparsed)
     async with asyncio.timeout(PATIENCE_S):
         await reading.run()
     assert reading.delivered == [(CLEAN, [7, 8]), (P, [3]), (CLEAN, [9])] and not reading.reasons
@@ -1243,12 +1230,12 @@ async def test_asking_counts_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = Fetching()
     asked: list[bool] = []
 
-    async def fetched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def fetch(self: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(self._asked.is_set())
         assert kwargs == {"timeout": 1.0, "max_records": None}
-        return {P: runs_of(records(1, 2)), TP("windows", 0): runs_of(records(7))}
+        return {P: [fetched(records(1, 2))], TP("windows", 0): [fetched(records(7))]}
 
-    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetched)
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetch)
     assert set(await thread._fetch_records(None, set(), timeout=1.0, max_records=5_000)) == {P, TP("windows", 0)}
     assert asked == [True] and not thread._asked.is_set() and thread._brought == 3
 

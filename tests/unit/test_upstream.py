@@ -25,7 +25,6 @@ import faust
 import mode
 import pytest
 import venusian
-from aiokafka import codec
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
@@ -34,8 +33,7 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.producer.sender import Sender
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v4, FetchRequest_v11
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.agents.agent import Agent
 from faust.app import base as faust_app
 from faust.cli.worker import worker as faust_worker
@@ -54,9 +52,8 @@ from stockstream.settings import Settings
 from stockstream.state.changelog_table import StateTable
 from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
-from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, UnparsedBatch, _FetchResults
+from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, Fetched, _FetchResults, offsets_of
 from stockstream.transport.messages import Chunk
-from stockstream.transport.patches import compress_quickly
 from stockstream.transport.producer import Producer
 from stockstream.transport.sending import DELIVERY_S
 from stockstream.web.tail import _KafkaConsumer
@@ -206,21 +203,18 @@ def fetched(begin: int, *batches: bytes, check_crcs: bool = False) -> tuple[Fetc
     return result, assigned
 
 
-def parsed(runs: list[UnparsedBatch]) -> list[Any]:
-    return [record for run in runs for record in run.read()[0]]
+def parsed(found: list[Fetched]) -> list[Any]:
+    return [record for one in found for record in one.records]
 
 
-def test_records_of_a_fetch_are_parsed_where_they_are_worked_on() -> None:
+def test_a_fetch_brings_its_records_and_the_offsets_of_its_batches() -> None:
     """`transport.fetching._FetchResults` changes the `PartitionRecords` of the `FetchResult` that a `Fetcher` puts into `_records`, and its `getall`."""
-    result, assigned = fetched(0, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
-    runs = result.getall(None)
-    assert [(run.offset, run.count) for run in runs] == [(1, 2), (7, 1)]
-    assert assigned.position == 8 and not result.has_more()
-    got = parsed(runs)
-    assert [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in got] == [
-        (offset, 1_000 + offset, 0, b"k", value, [("hops", b"[1]")]) for offset, value in ((0, b"a"), (1, b"b"), (7, b"c"))
+    result, assigned = fetched(1, batch_of(0, b"a", b"b"), batch_of(7, b"c"))
+    (one,) = result.getall(None)
+    assert [(r.offset, r.timestamp, r.timestamp_type, r.key, r.value, list(r.headers)) for r in one.records] == [
+        (offset, 1_000 + offset, 0, b"k", value, [("hops", b"[1]")]) for offset, value in ((1, b"b"), (7, b"c"))
     ]
-    assert not any(isinstance(record, aiokafka.ConsumerRecord) for record in got), "they are copied again: reading costs more"
+    assert one.end == 8 and one.empty() == [] and assigned.position == 8 and not result.has_more()
 
 
 def test_what_was_taken_is_gone_without_the_garbage_collector() -> None:
@@ -245,16 +239,17 @@ def marker(at: int) -> bytes:
 
 def test_what_the_broker_passes_behind_the_last_record_is_told() -> None:
     result, assigned = fetched(0, batch_of(0, b"a"), marker(1))
-    runs = result.getall(None)
-    assert [(run.offset, run.count) for run in runs] == [(0, 1), (1, 0)] and [record.offset for record in parsed(runs)] == [0]
+    (one,) = result.getall(None)
+    assert [record.offset for record in one.records] == [0] and one.empty() == [(1, 2)]
     assert assigned.position == 2 and not result.has_more()
     result, assigned = fetched(1, marker(1))
-    assert [(run.offset, run.count) for run in result.getall(None)] == [(1, 0)] and assigned.position == 2
+    (one,) = result.getall(None)
+    assert (one.records, one.end, one.empty(), assigned.position) == ([], 2, [(1, 2)], 2)
 
 
 def test_batches_of_the_old_formats_have_no_first_offset() -> None:
     batch: Any = SimpleNamespace(next_offset=7)
-    assert (UnparsedBatch(batch, 4).offset, UnparsedBatch(batch, 4).count) == (6, 3)
+    assert offsets_of(batch, 4) == (4, 7)
 
 
 def test_the_broker_is_asked_for_each_partition_also_where_it_has_nothing() -> None:
@@ -264,13 +259,12 @@ def test_the_broker_is_asked_for_each_partition_also_where_it_has_nothing() -> N
 
 
 def test_faust_asks_for_so_many_records_of_all_partitions_together() -> None:
-    """`transport.fetching.ConsumerThread._fetch_records` lifts that: aiokafka would count runs."""
+    """`transport.fetching.ConsumerThread._fetch_records` lifts that: aiokafka would count `Fetched`."""
     assert "max_records=_consumer._max_poll_records" in source(driver.AIOKafkaConsumerThread.getmany)
     assert "max_records -= len(drained[tp])" in source(Fetcher.fetched_records)
 
 
 def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
-    """aiokafka asks the batch, which is ours: `transport.fetching._SingleItemBatch.validate_crc`."""
     batch = batch_of(0, b"a", b"b")
     result, _ = fetched(0, batch, check_crcs=True)
     assert [record.value for record in parsed(result.getall(None))] == [b"a", b"b"]
@@ -278,29 +272,6 @@ def test_a_batch_whose_checksum_is_wrong_is_corrupt() -> None:
     with pytest.raises(CorruptRecordException):
         result.getall(None)
     assert assigned.position == 0
-
-
-@pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 100])
-def test_a_fetch_is_taken_in_parts_and_what_is_left_survives_a_pause(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stockstream.transport.fetching.CHUNK_RECORDS", most)
-    batches = [batch_of(0, *(b"%d" % n for n in range(5))), batch_of(5, b"5"), batch_of(6, b"6", b"7", b"8")]
-    begin, offsets = 2, []
-    while begin < 9:
-        sent = [batch for batch, last in zip(batches, (4, 5, 8), strict=True) if last >= begin]
-        result, assigned = fetched(begin, *sent)                         # as if a pause had dropped what was fetched before
-        for _ in range(2):
-            runs = result.getall(None) if result.has_more() else []
-            got = parsed(runs)
-            assert sum(run.count for run in runs[:-1]) < most and sum(run.count for run in runs) == len(got)
-            offsets += [record.offset for record in got]
-            assert assigned.position == offsets[-1] + 1
-        begin = assigned.position
-    assert offsets == [2, 3, 4, 5, 6, 7, 8]
-    result, assigned = fetched(2, *batches)
-    assert [record.offset for record in parsed(result.getall(None))][:3] == [2, 3, 4]
-    if result.has_more():
-        assigned.paused = True
-        assert result.getall(None) == [] and not result.has_more()
 
 
 def test_a_batch_that_a_seek_has_left_behind_gives_nothing() -> None:
@@ -555,25 +526,6 @@ def test_a_position_out_of_range_waits_for_a_reset() -> None:
     made = source(TopicPartitionState)
     assert in_order(made, "def awaiting_reset", "self._reset_strategy is not None", "def await_reset", "self._reset_strategy = strategy")
     assert in_order(made, "def reset_to", "self._position = position", "self._reset_strategy = None")
-
-
-def test_zstd_has_one_level_which_ours_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`transport.patches.compress_quickly`; aiokafka's producer has no setting for it."""
-    batches = sys.modules[DefaultRecordBatchBuilder.__module__]
-    monkeypatch.setattr(batches, "zstd_encode", codec.zstd_encode)       # restored at the end
-    values = [b'{"symbol":"S%05d","price":%d.5}' % (number, number * 7) for number in range(300)]
-
-    def compressed() -> bytes:
-        builder = DefaultRecordBatchBuilder(2, DefaultRecordBatch.CODEC_ZSTD, 0, -1, -1, -1, 1 << 20)
-        for number, value in enumerate(values):
-            builder.append(number, timestamp=1, key=None, value=value, headers=[])
-        return bytes(builder.build())
-
-    before = compressed()
-    compress_quickly()
-    quick = compressed()
-    assert len(quick) != len(before)
-    assert [record.value for record in MemoryRecords(quick).next_batch()] == values
 
 
 class Wire:
