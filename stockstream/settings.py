@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
-from stockstream.transforms.cleaning.limits import symbol_fault
+from stockstream.transforms.cleaning.limits import composed, symbol_fault
 from stockstream.transforms.timing import LATENESS_MS, REVISE_S
 
 SOURCES = ("none", "simulated")
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         for symbol in value:
             if fault := symbol_fault(symbol):
                 raise ValueError(f"{symbol!r}: {fault}")
-        return value
+        return tuple(map(composed, value))
 
     @field_validator("archive", "models")
     @classmethod

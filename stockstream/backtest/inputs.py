@@ -23,6 +23,7 @@ from stockstream.sinks.archive.raw_objects import key_and_value, read_extent, re
 from stockstream.sinks.stores import FileStore
 from stockstream.sources.replay import Recording, ReplaySource, Survey
 from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.limits import composed
 from stockstream.transforms.partitioning import home_partition
 
 RAW_SUFFIX = ".jsonl.zst"
@@ -113,7 +114,7 @@ def _places(key: bytes | None, value: bytes | None, partitions: int) -> Sequence
         return ((murmur2(key) & 0x7FFFFFFF) % partitions,)
     if value is not None and (found := _SYMBOL.search(value)):
         try:
-            return (home_partition(msgspec.json.decode(found[1], type=str), partitions),)
+            return (home_partition(composed(msgspec.json.decode(found[1], type=str)), partitions),)
         except (msgspec.MsgspecError, UnicodeError):
             return (0,)
     return range(partitions) if value is not None and b'"punctuate"' in value else (0,)

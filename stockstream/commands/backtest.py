@@ -117,7 +117,9 @@ def _open(path: Path, selection: Selection, settings: Settings) -> Input:
         _say(f"{path.name} has the columns of one-second bars: read as such")
     survey = recording.survey()
     warn_of_rows(survey, settings)
-    if absent := sorted(set(selection.symbols) - set(survey.first_seen)):
+    if why := survey.bad_values or survey.bad_times:
+        _say(f"every tick will be rejected: {why}")
+    if absent := sorted(recording.symbols - set(survey.first_seen)):
         _say(f"not in the file: {', '.join(absent)}")
     return Trades(recording, survey, selection.source or source_name(recording), selection.times, selection.partitions)
 

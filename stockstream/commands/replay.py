@@ -24,7 +24,7 @@ from stockstream.kafka.quiet import quiet_clients
 from stockstream.records import Punctuation
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.base import Batch, Clock, SystemClock
-from stockstream.sources.replay import LISTED_BAD_ROWS, Recording, ReplaySource, Survey, obstacle, source_name
+from stockstream.sources.replay import LISTED_BAD_ROWS, Recording, ReplaySource, Survey, obstacle, refusal, source_name
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.transforms.partitioning import home_partition
 from stockstream.wording import counted
@@ -134,13 +134,17 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The published ticks: times in epoch ms, and `seconds` of wall time from the first tick to the last confirmation."""
+    """The published ticks: times in epoch ms, and `seconds` of wall time from the first tick to the last confirmation.
+
+    `time_unit` is the one of the file's `event_time`, empty where that is a timestamp.
+    """
 
     file: str
     kind: str
     source: str
     topic: str
     ticks: int
+    time_unit: str
     bad_rows: int
     first_bad_rows: list[dict[str, Any]]
     unordered_rows: int
@@ -185,6 +189,8 @@ async def replay(
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
     if not force:
+        if (why := refusal(survey, clock.now_ms(), rebased=rebase)) is not None:
+            raise SourceError(f"{recording.path}: nothing would be accepted: {why}; use --yes to publish anyway")
         found = obstacle(survey, name, await read_latest(settings), settings.partitions, shift_ms=shift_ms)
         if found is not None:
             ways = "--prefix for another log" if rebase else "--rebase (times moved to now, at real speed), --prefix for another log"
@@ -202,8 +208,8 @@ async def replay(
     finally:
         await producer.stop()
     return Summary(
-        str(recording.path), recording.kind, name, settings.topic("ticks.raw"), ticks, survey.bad_count, [asdict(row) for row in survey.bad], survey.unordered,
-        len(publisher.newest), survey.first + shift_ms, survey.last + shift_ms, round(seconds, 3), round(ticks / max(seconds, 1e-9), 1),
+        str(recording.path), recording.kind, name, settings.topic("ticks.raw"), ticks, survey.unit, survey.bad_count, [asdict(row) for row in survey.bad],
+        survey.unordered, len(publisher.newest), survey.first + shift_ms, survey.last + shift_ms, round(seconds, 3), round(ticks / max(seconds, 1e-9), 1),
     )  # fmt: skip
 
 
@@ -254,7 +260,7 @@ def command(
         _report(f"{file.name} has the columns of one-second bars and is replayed as bars")
     survey = recording.survey()
     warn_of_rows(survey, settings)
-    if absent := sorted(set(chosen) - set(survey.first_seen)):
+    if absent := sorted(recording.symbols - set(survey.first_seen)):
         _report(f"not in the file: {', '.join(absent)}")
     name = source or source_name(recording, rebased=rebase)
     with quiet_clients(), _progress(survey.ticks, shown=not as_json) as advance:
@@ -272,7 +278,9 @@ def command(
 
 
 def warn_of_rows(survey: Survey, settings: Settings) -> None:
-    """Prints which rows cannot be ticks or are out of order, on stderr."""
+    """Prints the unit of the times, and which rows cannot be ticks or are out of order, on stderr."""
+    if survey.unit:
+        _report(f"event_time is read as {survey.unit}")
     for row in survey.bad:
         _report(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:

@@ -23,7 +23,7 @@ from stockstream.skipped import Fault, shortened
 from stockstream.sources.base import Batch, Clock, MarketDataSource, SourceUnavailable, SymbolInfo, SystemClock
 from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, SourceHealth, SourceState, reason_of
 from stockstream.sources.simulated import SimulatedSource, default_symbols
-from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, symbol_fault
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT, composed, symbol_fault
 from stockstream.transforms.partitioning import home_partition
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Ingest:
     def watch(self, key: bytes | None, value: bytes | None) -> Fault | None:
         """Applies a message of `watchlist`. Returns why it cannot be used, None if it can. An unreadable message changes nothing."""
         try:
-            symbol = (key or b"").decode()
+            symbol = composed((key or b"").decode())
         except UnicodeDecodeError as error:
             return Fault("invalid_key", f"key {key!r:.100} is not UTF-8: {error.reason}")
         if value is None:
@@ -141,7 +141,7 @@ class Ingest:
             watch = _decode(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return Fault("invalid_json", f"key {symbol!r}: {shortened(str(error))}")
-        if watch.symbol != symbol:
+        if composed(watch.symbol) != symbol:
             return Fault("other_key", f"key {symbol!r} is not the symbol {watch.symbol[:40]!r}")
         if not watch.active:
             self._unwatch(symbol)

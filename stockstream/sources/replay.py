@@ -2,8 +2,8 @@
 
 A trade file has the columns `symbol event_time price size` and may have `bid ask bid_size ask_size` and the optional texts of a tick; a bar file has
 `symbol event_time close volume` and may have `bid ask bid_size ask_size`, its event time being the start of the second. Other columns are ignored. An
-`event_time` is a timestamp (UTC if it has no time zone) or an integer, epoch ms. A bar is a tick at the second's last millisecond; without a volume it is
-a quote. Equal rows are separate ticks, because the ticks carry no `seq`.
+`event_time` is a timestamp (UTC if it has no time zone), a date, or a number whose magnitude shows its unit. A bar is a tick at the second's last
+millisecond; without a volume it is a quote. Equal rows are separate ticks, because the ticks carry no `seq`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from stockstream.errors import SourceError
 from stockstream.records import QUOTES, TEXTS
 from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
-from stockstream.transforms.cleaning.limits import MAX_SOURCE
+from stockstream.sources.event_times import EventTimes
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, RANGES, composed
 from stockstream.transforms.partitioning import home_partition
-from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.timing import FUTURE_MS, WINDOW_S
 
 CHUNK_ROWS = 16_384
 CSV_BLOCK_BYTES = 4 * 1024 * 1024
@@ -68,6 +69,12 @@ class Survey:
     behind_ms: int = 0
     bad: list[BadRow] = field(default_factory=list)
     bad_count: int = 0
+    unit: str = ""
+    """Of `event_time` in the file, where it is a number: a name of UNITS, or empty where it is none of them."""
+    bad_times: str = ""
+    """Why `clean` would reject the time of every tick; empty where it would not."""
+    bad_values: str = ""
+    """Why `clean` would reject the price or size of every tick; empty where it would not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,8 @@ class Recording:
 
     def __init__(self, path: Path, *, bars: bool = False, symbols: Collection[str] = (), limit: int | None = None) -> None:
         self.path = path
-        self.symbols = frozenset(symbols)
+        self.times = EventTimes(path)
+        self.symbols = frozenset(map(composed, symbols))
         self.limit = limit
         if not path.is_file():
             raise SourceError(f"{path}: no such file")
@@ -119,6 +127,7 @@ class Recording:
         """Reads the whole file once. Raises `SourceError` if no row is a valid tick."""
         found = Survey()
         newest: int | None = None
+        good_time = good_values = False
         for chunk in self.chunks():
             found.bad_count += len(chunk.bad)
             found.bad += chunk.bad[: LISTED_BAD_ROWS - len(found.bad)]
@@ -132,6 +141,8 @@ class Recording:
             found.first = first if newest is None else min(found.first, first)
             newest = found.last = int(reached[-1])
             found.ticks += len(chunk)
+            good_time = good_time or bool(_between("event_time", chunk.times).any())
+            good_values = good_values or bool((_between("size", chunk.size) & (np.isnan(chunk.price) | _between("price", chunk.price))).any())
             indices = chunk.symbols.indices.to_numpy()
             for code, symbol in enumerate(chunk.symbols.dictionary.to_pylist()):
                 mine = chunk.times[indices == code]
@@ -140,6 +151,9 @@ class Recording:
         if not found.ticks:
             why = f": row {found.bad[0].row}: {found.bad[0].reason}" if found.bad else " of these symbols" if self.symbols else ""
             raise SourceError(f"{self.path}: no row is a valid tick{why}")
+        found.unit = self.times.unit
+        found.bad_times = "" if good_time else f"no event_time is one of 1990 to 2109: as epoch milliseconds the first would be {found.first}"
+        found.bad_values = "" if good_values else "no row has a price and a size within the limits of a tick"
         return found
 
     def chunks(self) -> Iterator[_Chunk]:
@@ -185,7 +199,7 @@ class Recording:
         nothing = pa.nulls(0, of) if not pa.types.is_dictionary(of) else pa.nulls(0, of.value_type)
         try:
             if name == "event_time":
-                _times(nothing, self.path)
+                self.times.read(nothing)
             else:
                 convert(nothing)
         except (pa.ArrowException, ValueError):
@@ -220,8 +234,8 @@ class Recording:
         return SourceError(f"{self.path}: cannot be read as {what}: {' '.join(str(error).split())}")
 
     def _validate(self, batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> _Chunk:
-        symbols = _texts(batch.column("symbol"))
-        times, timed = _times(batch.column("event_time"), self.path)
+        symbols = _symbols(batch.column("symbol"))
+        times, timed = self.times.read(batch.column("event_time"))
         value, volume = (_numbers(batch.column(name)) for name in (_REQUIRED[self.kind][2:]))
         quotes = {name: _numbers(batch.column(name)) for name in QUOTES if name in self._read}
         texts = {name: _texts(batch.column(name)) for name in TEXTS if name in self._read}
@@ -368,6 +382,25 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
     return None
 
 
+def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None:
+    """Why `clean` would accept none of the ticks, published now (epoch ms) with their own times or `rebased` ones; None where it may accept some."""
+    if survey.bad_values:
+        return survey.bad_values
+    if rebased:
+        return None
+    if survey.bad_times:
+        return survey.bad_times
+    if survey.first > now_ms + FUTURE_MS:
+        return f"every event_time is in the future, the first is {_utc(survey.first // 1000)}: all ticks would be rejected as future"
+    return None
+
+
+def _between(name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+    low, high = RANGES[name]
+    found: NDArray[np.bool_] = (values >= low) & (values <= high)
+    return found
+
+
 def _some(symbols: Collection[str]) -> str:
     first = sorted(symbols)[:3]
     return ", ".join(first) + (f" and {len(symbols) - 3} more" if len(symbols) > 3 else "")
@@ -401,6 +434,14 @@ def _texts(column: pa.Array) -> pa.DictionaryArray:
     return column.cast(pa.string()).dictionary_encode()
 
 
+def _symbols(column: pa.Array) -> pa.DictionaryArray:
+    texts = _texts(column)
+    names = texts.dictionary.to_pylist()
+    if (known := list(map(composed, names))) == names:
+        return texts
+    return pa.DictionaryArray.from_arrays(texts.indices, pa.array(known, pa.string()))
+
+
 def _numbers(column: pa.Array) -> NDArray[np.float64]:
     """Floats, NaN for a text that is not a number."""
     try:
@@ -415,44 +456,3 @@ def _number(text: str | None) -> float:
         return float(text or "nan")
     except ValueError:
         return math.nan
-
-
-def _times(column: pa.Array, path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Epoch ms, and a mask of the rows that have a time."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = _times_of_text(column)
-    if pa.types.is_timestamp(column.type):
-        per_ms = {"s": 1000, "ms": 1, "us": 1000, "ns": 1_000_000}[column.type.unit]
-        known = column.is_valid().to_numpy(zero_copy_only=False)
-        ticks = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        return (ticks * per_ms if column.type.unit == "s" else ticks // per_ms), known
-    if pa.types.is_integer(column.type):
-        known = column.is_valid().to_numpy(zero_copy_only=False)
-        return np.array(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)), known
-    raise SourceError(f"{path}: column event_time is {column.type}: it must be a timestamp or an integer, epoch ms")
-
-
-def _times_of_text(column: pa.Array) -> pa.Array:
-    for kind in (pa.int64(), pa.timestamp("us", "UTC"), pa.timestamp("us")):
-        try:
-            return column.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    return pa.array([_time(text) for text in column.to_pylist()], pa.int64())
-
-
-def _time(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return math.floor(moment.timestamp() * 1000)
-
-

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from stockstream.metrics import CONTENT_TYPE, Metrics
 from stockstream.records import Alert, Prediction
-from stockstream.transforms.cleaning.limits import MAX_SYMBOL
+from stockstream.transforms.cleaning.limits import MAX_SYMBOL, composed
 from stockstream.transforms.rules.conditions import RULE_NAMES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
@@ -163,6 +163,8 @@ class _Views:
                 return cast(web.StreamResponse, await answer(request))
             try:
                 values = operation.read(request.match_info, request.query.items())
+                if values.get("symbol"):
+                    values["symbol"] = composed(values["symbol"])
                 return _json(answer(**values))
             except BadParameter as error:
                 raise web.HTTPBadRequest(text=str(error)) from None

@@ -48,7 +48,8 @@ def test_rows_are_those_of_a_worker(tmp_path: Path) -> None:
 
 def test_trades_without_quotes(tmp_path: Path) -> None:
     path = tmp_path / "trades.parquet"
-    pa.parquet.write_table(pa.table({"symbol": ["A", "A"], "event_time": [1_000 * START + 500, 1_000 * START + 400], "price": [2.0, 1.0], "size": [10, 20]}), path)
+    times = [1_000 * START + 500, 1_000 * START + 400]
+    pa.parquet.write_table(pa.table({"symbol": ["A", "A"], "event_time": times, "price": [2.0, 1.0], "size": [10, 20]}), path)
     rows = window_rows(read_ticks(path)).to_pylist()
     assert [(r["open"], r["close"], r["volume"], r["bid"], r["price"]) for r in rows] == [(1.0, 2.0, 30, None, 2.0)]
 

@@ -177,6 +177,14 @@ async def test_what_the_watchlist_says_wrong_is_answered_with_its_reason_and_sto
     assert wire.symbols() == {"E"}
 
 
+async def test_a_symbol_in_another_unicode_form_is_the_same(tmp_path: Path) -> None:
+    ingest = Ingest(settings(tmp_path, symbols=("e\u0301",)), Wire().send, clock=FakeClock())
+    ingest.assign(ALL)
+    assert ingest.watch(*watch("e\u0301")) is None and set(ingest._watched) == {"\u00e9"} == set(settings(tmp_path, symbols=("e\u0301",)).symbols)
+    ingest.watch("\u00e9".encode(), None)
+    assert not ingest._watched
+
+
 async def test_a_deletion_of_any_key_is_no_fault(tmp_path: Path) -> None:
     ingest = Ingest(settings(tmp_path), Wire().send, clock=FakeClock())
     assert [ingest.watch(key, None) for key in (None, b"", b"A", b"A" * 33)] == [None] * 4

@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import csv
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pytest
 
 from stockstream.errors import SourceError
 from stockstream.sources.base import MarketDataSource
-from stockstream.sources.replay import CHUNK_ROWS, BadRow, Recording, ReplaySource, obstacle, source_name
+from stockstream.sources.replay import CHUNK_ROWS, BadRow, Recording, ReplaySource, obstacle, refusal, source_name
 from stockstream.transforms.partitioning import home_partition
 from tests.contracts.source import DeterministicSourceContract, FakeClock, decode, gather
 
@@ -103,6 +104,58 @@ def test_parquet_keeps_times_in_several_types(tmp_path: Path, time: pa.DataType)
     assert ticks(parquet(tmp_path, [trade("A", 464)], time=time))[0]["event_time"] == START + 464
 
 
+DAY = 1_381_104_000_000
+"""Midnight of START's day."""
+UNITS: list[tuple[Any, str, int]] = [
+    (START // 1000, "seconds", START), (START / 1000 + 0.123, "seconds", START + 123), (START, "milliseconds", START), (START + 0.5, "milliseconds", START),
+    (START * 1000 + 999, "microseconds", START), (START * 1_000_000 + 1, "nanoseconds", START), (20_131_007, "a date (YYYYMMDD)", DAY),
+    (20_131_007.0, "a date (YYYYMMDD)", DAY),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(("written", "unit", "time"), UNITS, ids=[str(written) for written, *_ in UNITS])
+def test_the_unit_of_a_number_is_seen_by_its_magnitude(tmp_path: Path, written: Any, unit: str, time: int, kind: str) -> None:
+    if kind == "csv":
+        path = text(tmp_path, ["symbol,event_time,price,size", "A,,10.5,1", f"A,{written!r},10.5,1"])
+    else:
+        path = tmp_path / "day.parquet"
+        pq.write_table(pa.table({"symbol": ["A", "A"], "event_time": [None, written], "price": [10.5, 10.5], "size": [1, 1]}), path)
+    assert [tick["event_time"] for tick in ticks(path)] == [time]
+    survey = Recording(path).survey()
+    assert (survey.unit, survey.first, survey.bad_count, survey.bad_times) == (unit, time, 1, "")
+
+
+def test_a_column_of_dates_is_midnights(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"symbol": ["A"], "event_time": [date(2013, 10, 7)], "price": [10.5], "size": [1]}), tmp_path / "day.parquet")
+    assert [tick["event_time"] for tick in ticks(tmp_path / "day.parquet")] == [DAY]
+    assert [tick["event_time"] for tick in ticks(text(tmp_path, ["symbol,event_time,price,size", "A,2013-10-07,1,1"]))] == [DAY]
+
+
+def test_a_number_that_is_none_of_the_files_unit_is_a_bad_row(tmp_path: Path) -> None:
+    survey = Recording(text(tmp_path, ["symbol,event_time,price,size", f"A,{START // 1000},1,1", f"A,{START},1,1", "A,7,1,1"])).survey()
+    assert survey.ticks == 1 and [row.row for row in survey.bad] == [2, 3]
+
+
+@pytest.mark.parametrize(("rows", "why", "rebased"), [
+    ([trade("A", 0)], None, None),
+    ([trade("A", 0) | {"event_time": 34_200_000}], "no event_time is one of 1990 to 2109: as epoch milliseconds the first would be 34200000", None),
+    ([trade("A", 0, price=-5.0), trade("A", 1, size=1e12)], "no row has a price and a size within the limits of a tick", "no row"),
+    ([trade("A", 10**10)], "every event_time is in the future, the first is 2014-01-31 01:46:40 UTC", None),
+])  # fmt: skip
+def test_a_recording_of_which_nothing_would_be_accepted_is_foreseen(tmp_path: Path, rows: Rows, why: str | None, rebased: str | None) -> None:
+    survey = Recording(parquet(tmp_path, rows, time=pa.int64())).survey()
+    for found, wanted in ((refusal(survey, START + 10**9), why), (refusal(survey, START + 10**9, rebased=True), rebased)):
+        assert (found is None) == (wanted is None) and (found or "").startswith(wanted or "")
+
+
+def test_symbols_are_composed(tmp_path: Path) -> None:
+    path = text(tmp_path, ["symbol,event_time,price,size", *(f"{normalize(form, 'É')},{START},1,1" for form in ("NFC", "NFD"))])
+    assert [tick["symbol"] for tick in ticks(path)] == ["\u00c9"] * 2
+    assert [tick["symbol"] for tick in ticks(path, symbols=["E\u0301"])] == ["\u00c9"] * 2
+    assert Recording(path).survey().first_seen == {"\u00c9": START}
+
+
 def test_rows_that_cannot_be_ticks_are_counted_with_their_numbers(tmp_path: Path) -> None:
     lines = ["symbol,event_time,price,size", f"A,{START},10,1", f",{START},10,1", f"A,{START},10,1,7", f"A,{START},,1", "A,,10,1"]
     survey = Recording(text(tmp_path, [*lines, f"A,{START},ten,1", f"A,{START},10,nan", f"A,{START},inf,1", f"A,{START},-5,-1"])).survey()
@@ -165,7 +218,7 @@ GOOD = {"symbol": ["A", "B"], "event_time": [START, START + 1], "price": [1.0, 2
     ({"bid": [[1.0], [2.0]]}, r"column bid is list<.*>: it must be a number in each row"),
     ({"symbol": [["A"], ["B"]]}, r"column symbol is list<.*>: it must be a text in each row"),
     ({"condition": [["@"], ["T", "I"]]}, r"column condition is list<.*>: it must be a text in each row"),
-    ({"event_time": [[1], [2]]}, r"column event_time is list<.*>: it must be a timestamp or an integer, epoch ms"),
+    ({"event_time": [[1], [2]]}, r"column event_time is list<.*>: it must be a timestamp, a date or a number"),
     ({"price": [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)]}, r"column price is timestamp.*: it must be a number in each row"),
     ({"symbol": [b"A", b"\xff"]}, r"cannot be read as Parquet: Invalid UTF8"),
     ({" bid": [1.0, 2.0]}, r"column names with blanks around them: ' bid'; remove the blanks from the header"),
@@ -207,9 +260,9 @@ def test_an_empty_file_and_a_time_of_another_type_are_reported(tmp_path: Path) -
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(SourceError, match="the file is empty"):
         Recording(tmp_path / "empty.csv")
-    pq.write_table(pa.table({"symbol": ["A"], "event_time": [1.5], "price": [1.0], "size": [1]}), tmp_path / "float.parquet")
-    with pytest.raises(SourceError, match="must be a timestamp or an integer"):
-        Recording(tmp_path / "float.parquet").survey()
+    pq.write_table(pa.table({"symbol": ["A"], "event_time": [True], "price": [1.0], "size": [1]}), tmp_path / "truth.parquet")
+    with pytest.raises(SourceError, match="must be a timestamp, a date or a number"):
+        Recording(tmp_path / "truth.parquet").survey()
 
 
 def test_a_torn_parquet_file_is_reported(tmp_path: Path) -> None:

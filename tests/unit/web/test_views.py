@@ -118,6 +118,13 @@ async def test_a_symbol_of_any_characters_has_its_answers(make: Any, symbol: str
             assert item["symbol"] == symbol
 
 
+async def test_a_symbol_in_another_unicode_form_is_the_same(make: Any) -> None:
+    live = Live()
+    live.frame(0, make.frame([make.row("\u00e9")]))
+    async with serving(live) as client:
+        assert (await get(client, URL("/api/symbols/e%CC%81", encoded=True)))["symbol"] == "\u00e9"
+
+
 async def test_bars(make: Any) -> None:
     async with serving(filled(make)) as client:
         bars = await get(client, "/api/symbols/AAA/bars?interval=1s&limit=2")
