@@ -24,6 +24,8 @@ LAST_MS = (1 << 42) - 1                                                  # in 21
 @dataclass
 class _Source:
     at: int
+    lateness_ms: int
+    """Fixed when it is first heard, and again where it was forgotten."""
     clock: int = 0
     closed: int | None = None
     newest: int = -1
@@ -45,6 +47,8 @@ class CleanModel:
     rejected: list[tuple[int, int, str]] = field(default_factory=list)
     accepted: list[tuple[int, int]] = field(default_factory=list)
     closings: list[tuple[int, str, int, int]] = field(default_factory=list)
+    lateness_ms: dict[str, int] = field(default_factory=dict)
+    """The setting as it is now: by source where it is not LATENESS_MS."""
     anew: int = 0
     """How many sources and symbols were heard again after they had been forgotten."""
 
@@ -109,7 +113,7 @@ class CleanModel:
         source = self._living(name)
         if source is None:
             self.anew += name in self.sources
-            source = self.sources[name] = _Source(self.now)
+            source = self.sources[name] = _Source(self.now, self.lateness_ms.get(name, LATENESS_MS))
         self.log_clock = source.at = self.now
         return source
 
@@ -133,12 +137,12 @@ class CleanModel:
             self.rejected.append((offset, 0, "too_many_sources"))
             return
         source = self._source(name)
-        source.clock = max(source.clock, (second + 1) * 1000 + LATENESS_MS)
+        source.clock = max(source.clock, (second + 1) * 1000 + source.lateness_ms)
         self._close(offset, name, None, always=True)
 
     def _close(self, offset: int, name: str, first: int | None, *, always: bool) -> None:
         source = self.sources[name]
-        new = (source.clock - LATENESS_MS) // 1000 - 1
+        new = (source.clock - source.lateness_ms) // 1000 - 1
         if source.closed is None:
             source.closed = new if first is None else min(new, first - 1)
         if new > source.closed or always:

@@ -79,6 +79,7 @@ class Aggregate:
         self.buckets, self.through = {}, {}       # (source, second) -> ticks; -> the offset that the stored bucket counts through
         self.sent = -1                            # closings up to here were delivered
         self.unsaved, self.changed = set(), {}    # ticks not stored yet; source -> {(symbol, second, offset)} for revisions
+        self.counted = {}                         # source -> its last closing: all ticks up to it in closed seconds were sent
         best = {}
         for key, through, value in changelog:
             if key not in best or through >= best[key][0]:               # RULE: the highest offset counts, not the last record
@@ -91,6 +92,7 @@ class Aggregate:
             else:
                 bucket = key[0], value[0]
                 self.buckets[bucket], self.through[bucket] = list(value[1]), through
+                self.counted[key[0]] = max(self.counted.get(key[0], -1), through)       # RULE: what a stored bucket counts was sent
         self.expect = resume
 
     def frame(self, start, through, accepted, closings):
@@ -108,6 +110,7 @@ class Aggregate:
             for _, source, old, new in (c for c in closings if c[0] == offset):
                 if offset > self.sent:                                   # RULE: a delivered closing is not sent again, its state has moved on
                     rows += self.closing(offset, source, old, new)
+                self.counted[source] = max(self.counted.get(source, -1), offset)
                 self.changed[source] = {c for c in self.changed.get(source, ()) if c[1] > new}
                 dirty |= {b for _, b in self.unsaved if b[0] == source and b[1] <= new}
                 last = offset
@@ -125,6 +128,8 @@ class Aggregate:
         return rows, records + [("head", last, resume)]
 
     def closing(self, offset, source, old, new):
+        """Rows to send: a row was sent before where its second, closed already, had ticks that the closing before counted."""
+        before = self.counted.get(source, -1)
         series = {}
         for (s, second), ticks in self.buckets.items():
             if s == source:
@@ -135,7 +140,8 @@ class Aggregate:
             since = min((x for y, x, _ in self.changed.get(source, ()) if y == symbol and x <= old), default=None)
             for second in seconds:
                 if old < second <= new or (second <= old and since is not None and second >= since):
-                    out.append(model.row(symbol, second, seconds, second <= old) | {"source": source, "offset": offset})
+                    again = second <= old and any(o <= before for o, _, tick in self.buckets[source, second] if tick["symbol"] == symbol)
+                    out.append(model.row(symbol, second, seconds, again, second <= old and not again) | {"source": source, "offset": offset})
         return out
 
 

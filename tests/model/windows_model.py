@@ -7,7 +7,12 @@ size, and optionally bid, ask, bid_size, ask_size.
 
     closing = {"offset": int, "source": str, "after": second, "second": second, "rows": [row, ...], "rejected": [(offset, index, reason), ...]}
 
-It closes the seconds s of the source with after < s <= second, and sends again what late ticks have changed; a punctuation always makes a closing.
+It closes the seconds s of the source with after < s <= second, and sends what late ticks have changed; a punctuation always makes a closing. A row is
+`revised` where one of its symbol and second was sent before. One that is sent for the first time, of a second that was closed already, has `late` in
+its `quality`.
+
+How far the clock must pass a second's end before it closes is a matter of the source: what the setting has for it when it is first heard, and again where
+it was forgotten and is heard anew. `lateness(source, offset)` is the setting's value for a source at that offset of the log.
 
 The log's clock is the greatest Kafka time of a record of which something was accepted. A source or symbol of which nothing was accepted for a day is
 forgotten, by that clock or by the time of the record that is judged, whichever is greater; a source only once all that it has said is sent.
@@ -20,12 +25,12 @@ WINDOW_S, LATENESS_MS, REVISE_S = 300, 200, 30
 FORGET_MS = 24 * 3600 * 1000
 
 
-def closed_through(clock):
+def closed_through(clock, lateness_ms=LATENESS_MS):
     """Last closed second when the newest event_time is `clock`: a second closes when the clock has passed its end by the lateness."""
-    return (clock - LATENESS_MS) // 1000 - 1
+    return (clock - lateness_ms) // 1000 - 1
 
 
-def closings(log: Any) -> Any:
+def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> Any:
     clock = {}                           # source -> newest event_time
     closed = {}                          # source -> last closed second
     ticks = defaultdict(dict)            # (symbol, source) -> second -> [tick, ...] in offset order
@@ -34,6 +39,8 @@ def closings(log: Any) -> Any:
     rejected = []
     log_clock, heard, seen, newest = 0, {}, {}, {}      # -> and by source and by symbol the log's clock at the last acceptance; source -> newest second
     former = {}                          # source that was forgotten -> (last closed second, its ticks)
+    fixed = {}                           # source -> its lateness, as the setting had it when the source was first heard
+    sent = set()                         # (symbol, source, second) of the rows that were sent
 
     def forgotten(source):
         unsent = bool(revised[source]) or newest.get(source, -1) > closed.get(source, -1)
@@ -43,6 +50,8 @@ def closings(log: Any) -> Any:
         if forgotten(source):            # it begins anew
             clock.pop(source, None), newest.pop(source, None)
             former[source] = closed.pop(source), {key: ticks.pop(key) for key in list(ticks) if key[1] == source}
+            fixed.pop(source)
+        fixed.setdefault(source, lateness(source, offset))
         heard[source] = now
 
     for offset, record, *time in log:
@@ -50,8 +59,8 @@ def closings(log: Any) -> Any:
         # 1. every tick of a record is judged by the clock as it was before the record
         touched = {}
         if isinstance(record, dict):     # a punctuation closes its second, and nothing is later than that
-            touched[record["source"]] = (record["punctuate"] + 1) * 1000 + LATENESS_MS
             accept(record["source"])
+            touched[record["source"]] = (record["punctuate"] + 1) * 1000 + fixed[record["source"]]
             log_clock = now
         else:
             for index, t in enumerate(record):
@@ -74,7 +83,7 @@ def closings(log: Any) -> Any:
         # 2. then the clocks move, and what they have passed is sent, with this offset
         for source in sorted(touched):
             clock[source] = max(clock.get(source, 0), touched[source])
-            new = closed_through(clock[source])
+            new = closed_through(clock[source], fixed[source])
             old = closed.get(source)
             if old is None:
                 last, kept = former.pop(source, (None, {}))
@@ -82,6 +91,8 @@ def closings(log: Any) -> Any:
                 if last is not None and old >= last:                    # it goes on where it was: else it is another series
                     for key, by in kept.items():
                         ticks[key] = by | ticks[key]
+                elif last is not None:
+                    sent -= {key for key in sent if key[1] == source}
             if new <= old and not isinstance(record, dict):
                 continue
             new = max(new, old)
@@ -91,10 +102,10 @@ def closings(log: Any) -> Any:
                     continue
                 changed = min((x for y, x in revised[source] if y == symbol), default=None)
                 for second in sorted(by):
-                    if old < second <= new:
-                        rows.append(row(symbol, second, by, False))
-                    elif second <= old and changed is not None and second >= changed:
-                        rows.append(row(symbol, second, by, True))
+                    if old < second <= new or (second <= old and changed is not None and second >= changed):
+                        again = (symbol, s, second) in sent
+                        rows.append(row(symbol, second, by, again, second <= old and not again))
+                        sent.add((symbol, s, second))
             closed[source] = new
             revised[source].clear()
             rows.sort(key=lambda r: (r["second"], r["symbol"]))
@@ -104,7 +115,7 @@ def closings(log: Any) -> Any:
             rejected = []
 
 
-def row(symbol, second, by, revised):
+def row(symbol, second, by, revised, late=False):
     """One row from a series' seconds `by`; only what is at or before `second` counts."""
     own = by[second]
     out = {"symbol": symbol, "second": second, "revised": revised}
@@ -140,7 +151,7 @@ def row(symbol, second, by, revised):
             "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
             "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
             "ticks_5m": len(traded), "seconds_5m": len(series)}
-    flags = ["partial"] if len(series) < WINDOW_S else []
+    flags = ["partial"] * (len(series) < WINDOW_S) + ["late"] * late
     out["mid"] = None                                       # there is none where nobody would trade at it
     bid, ask, last_trade = out["bid"], out["ask"], series[-1] if series else None
     if bid is not None and ask is not None:
