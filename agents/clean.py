@@ -71,12 +71,12 @@ class Cleaning(Stage[Cleaner]):
         """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
 
     def _new(self, partition: int) -> Cleaner:
-        return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=new_log_id())
+        return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=new_log_id())
 
     def _from_records(self, partition: int, records: Mapping[bytes, bytes], _: Mapping[bytes, int]) -> Cleaner:
         if not records:
             return self._new(partition)
-        return Cleaner.restore(partition, settings.partitions, records, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
+        return Cleaner.restore(partition, settings.partitions, records, lateness_ms=settings.lateness, revise_s=settings.revise_s)
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
         assignment_number = app.chunk_consumer.assignment_number

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
-from stockstream.transforms.timing import LATENESS_MS, REVISE_S
+from stockstream.transforms.timing import LATENESS, REVISE_S, Lateness
 
 SOURCES = ("none", "simulated")
 PREFIX = "STOCKSTREAM_"
@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     symbols: Annotated[tuple[str, ...], NoDecode] = Field((), description="symbols that the source brings, by comma, added to the watchlist at start")
     seed: int = Field(1, ge=0, description="seed of the simulated market")
 
-    lateness_ms: int = Field(LATENESS_MS, ge=0, le=60_000, description="how far the clock must pass a second's end before it closes; belongs to the log")
+    lateness_ms: str = Field(
+        LATENESS, description="how far a source's clock must pass a second's end before it closes: a value for all, others by source; fixed when it is first heard"
+    )
     revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
     plain_transport: bool = Field(False, description="fetch ahead as aiokafka does, and this worker's own frames too; results come later; for finding the cause of faults")
@@ -109,6 +111,12 @@ class Settings(BaseSettings):
             if fault := symbol_fault(symbol):
                 raise ValueError(f"{symbol!r}: {fault}")
         return tuple(map(composed, value))
+
+    @field_validator("lateness_ms", mode="before")
+    @classmethod
+    def _lateness(cls, value: Any) -> str:
+        Lateness.parse(str(value))
+        return str(value)
 
     @field_validator("archive", "models")
     @classmethod
@@ -192,6 +200,11 @@ class Settings(BaseSettings):
     @property
     def insync_replicas(self) -> int:
         return self.min_insync_replicas or (2 if self.replication >= 3 else 1)
+
+    @property
+    def lateness(self) -> Lateness:
+        """`lateness_ms` by source."""
+        return Lateness.parse(self.lateness_ms)
 
     def topic(self, name: str) -> str:
         """Full name of a topic, e.g. `ticks.raw` -> `stockstream.ticks.raw`."""

@@ -57,7 +57,7 @@ def run(
     settings = settings or Settings()
     with ResultFiles(out, force=force) as files:
         summary = backtest(
-            open_raw(path, Selection(partitions=partitions)), files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness_ms,
+            open_raw(path, Selection(partitions=partitions)), files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness,
             revise_s=settings.revise_s, model=model, close=close, chunk=chunk,
         )  # fmt: skip
     return Ran(summary, out, read(out))

@@ -16,6 +16,7 @@ from stockstream.backtest.result_files import Part, ResultFiles
 from stockstream.errors import SourceError
 from stockstream.records import Alert
 from stockstream.transforms.batch import CHUNK, Pipeline, RawRecord, Step
+from stockstream.transforms.timing import Lateness
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def backtest(
     files: ResultFiles,
     *,
     partitions: int,
-    lateness_ms: int,
+    lateness_ms: int | Lateness,
     revise_s: int,
     model: ScoringModel | None = None,
     close: bool = True,

@@ -75,7 +75,7 @@ def command(
     with ResultFiles(out.absolute(), force=force) as files, _progress(found.size, shown=not as_json) as advance:
         try:
             summary = backtest(
-                found, files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, model=model,
+                found, files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, model=model,
                 close=close, advance=advance,
             )  # fmt: skip
         except SourceError as error:

@@ -16,7 +16,7 @@ from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules.detector import Detector
 from stockstream.transforms.scoring.scorer import Scored, Scorer
-from stockstream.transforms.timing import LATENESS_MS, REVISE_S
+from stockstream.transforms.timing import LATENESS_MS, REVISE_S, Lateness
 from stockstream.transforms.windows.windows import Windows
 
 CHUNK = 5_000
@@ -53,7 +53,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, partition: int, partitions: int, *, lateness_ms: int = LATENESS_MS, revise_s: int = REVISE_S, log: str = "batch",
+        self, partition: int, partitions: int, *, lateness_ms: int | Lateness = LATENESS_MS, revise_s: int = REVISE_S, log: str = "batch",
         model: ScoringModel | None = None,
     ) -> None:  # fmt: skip
         self.log, self.partition = log, partition
@@ -117,7 +117,7 @@ def run(
     *,
     partition: int,
     partitions: int,
-    lateness_ms: int = LATENESS_MS,
+    lateness_ms: int | Lateness = LATENESS_MS,
     revise_s: int = REVISE_S,
     log: str = "batch",
     model: ScoringModel | None = None,
@@ -154,7 +154,7 @@ def _chunks(records: Iterable[Record], size: int) -> Iterator[Sequence[Record]]:
         yield some
 
 
-def windows_of(ticks: pa.Table, *, lateness_ms: int = LATENESS_MS, revise_s: int = REVISE_S) -> pa.Table:
+def windows_of(ticks: pa.Table, *, lateness_ms: int | Lateness = LATENESS_MS, revise_s: int = REVISE_S) -> pa.Table:
     """Rows of `windows` for a table of ticks in the order of arrival, as one log of one partition that is closed at its end.
 
     `ticks` has the columns symbol, source, event_time (epoch ms), price, size and, where known, bid, ask, bid_size, ask_size. Ticks that `clean` would

@@ -64,7 +64,7 @@ class Consumer(driver.Consumer):
         self._seeking = False
         super().__init__(*args, **kwargs)
         self.guard.on_hole = getattr(self.app, "on_hole", None)
-        self.pace = Pace(self.app.settings.lateness_ms)
+        self.pace = Pace(self.app.settings.lateness.default_ms)
 
     def _new_consumer_thread(self) -> Any:
         thread = ConsumerThread(self, loop=self.loop, beacon=self.beacon)

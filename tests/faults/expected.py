@@ -132,7 +132,7 @@ class Cores:
 def expect(records: Sequence[RawRecord], partition: int, settings: Settings, model: ScoringModel | None, log: str) -> ExpectedLog:
     """Computes the expected output of one partition's log."""
     out = batch.run(
-        records, partition=partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log, model=model
+        records, partition=partition, partitions=settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=log, model=model
     )
     output = Output()
     last_rows: dict[str, dict[str, Any]] = {}
@@ -152,7 +152,7 @@ def expect(records: Sequence[RawRecord], partition: int, settings: Settings, mod
         for value in encode_outcomes(scored, 0):
             output.outcomes.update(of_outcomes(value))
     output.rejected.update(of_rejection(_encode(rejection)) for rejection in out.rejections)
-    cleaner = Cleaner(partition, settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s, log=log)
+    cleaner = Cleaner(partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=log)
     cleaner.chunk(records)
     cleaner.make_frame()
     cores = Cores(cleaner, Windows(partition, revise_s=settings.revise_s), Detector(partition), Scorer(partition))
@@ -178,7 +178,7 @@ def model_faults(expected: ExpectedLog, most_records: int, settings: Settings) -
     if not some:
         return []
     last = some[-1].offset
-    out = batch.run(some, partition=expected.partition, partitions=settings.partitions, lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
+    out = batch.run(some, partition=expected.partition, partitions=settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s)
     got = {(row["symbol"], row["second"], row["offset"]): row for frame in out.windows for row in frame.rows.to_pylist()}
     closings = windows_model.closings(_as_the_model_reads(some, expected))
     want = {(row["symbol"], row["second"], row["offset"]): row for closing in closings for row in closing["rows"]}
@@ -201,7 +201,7 @@ def _as_the_model_reads(records: Sequence[RawRecord], expected: ExpectedLog) -> 
         for row in frame.rows.to_pylist():
             ticks.setdefault(row["offset"], []).append(row)
     like = expected.cores.cleaner
-    cleaner = Cleaner(expected.partition, like.partitions, lateness_ms=like.lateness_ms, revise_s=like.revise_s, log="x")
+    cleaner = Cleaner(expected.partition, like.partitions, lateness_ms=like.lateness, revise_s=like.revise_s, log="x")
     own: dict[int, list[tuple[int, dict[str, Any]]]] = {}
     for rejection in cleaner.chunk(records):
         if rejection.reason in ("late", "other_source"):
@@ -245,7 +245,7 @@ def state_faults(
 
     if not stored["clean"]:
         return [f"partition {partition}: the changelog of clean is empty"]
-    cleaner = Cleaner.restore(partition, settings.partitions, stored["clean"], lateness_ms=settings.lateness_ms, revise_s=settings.revise_s)
+    cleaner = Cleaner.restore(partition, settings.partitions, stored["clean"], lateness_ms=settings.lateness, revise_s=settings.revise_s)
     if cleaner.log != expected.log:
         return [f"partition {partition}: clean's log is {cleaner.log}, the frames' is {expected.log}"]
     cleaner.chunk([record for record in expected.records if record.offset >= cleaner.expect])

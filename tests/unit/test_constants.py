@@ -77,7 +77,8 @@ def test_what_pages_say_agrees() -> None:
 
 
 def test_defaults_of_settings_are_these() -> None:
-    assert (Settings.model_fields["lateness_ms"].default, Settings.model_fields["revise_s"].default) == (timing.LATENESS_MS, timing.REVISE_S)
+    assert (Settings.model_fields["lateness_ms"].default, Settings.model_fields["revise_s"].default) == (timing.LATENESS, timing.REVISE_S)
+    assert timing.Lateness.parse(timing.LATENESS).default_ms == timing.LATENESS_MS
 
 
 def test_the_table_of_fields_is_the_tick() -> None:

@@ -271,7 +271,7 @@ class Archive:
 
     def _buffering_since(self) -> float:
         """The time from which the first buffered record counts: now, or up to a second earlier, so that the write falls between the closings of two seconds."""
-        lands = time.time() + self._settings.archive_flush_s - self._settings.lateness_ms / 1_000
+        lands = time.time() + self._settings.archive_flush_s - self._settings.lateness.default_ms / 1_000
         early = (lands - BETWEEN_CLOSINGS_S) % 1.0 if self._settings.archive_flush_s >= ALIGNED_FROM_S else 0.0
         return self._clock() - early
 

@@ -33,7 +33,7 @@ from stockstream.transforms.cleaning.state import DIGESTED, VERSION, Feed, Held,
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.shares import rounded
-from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
+from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S, Lateness
 from stockstream.transforms.versioned import next_slot
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ MANY = 400
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """A source with something to close, should it be quiet: the second of a punctuation, and the Kafka time (ms) of its last accepted record."""
+    """A source with something to close, should it be quiet: the second of a punctuation, and when its last accepted record arrived, as `chunk` was given it."""
 
     source: str
     second: int
-    heard: int
+    heard: float
 
 
 _encode = msgspec.json.Encoder().encode
@@ -64,13 +64,15 @@ class Cleaner:
     Args:
         partition: number of this partition.
         partitions: how many the topic has.
-        lateness_ms, revise_s: belong to the log; a snapshot made with others is refused.
+        lateness_ms: by source, or one for all. A source's is fixed when it is first heard, or heard again after it was forgotten.
+        revise_s: belongs to the log; a snapshot made with another is refused.
         log: id of the raw log's life.
     """
 
-    def __init__(self, partition: int, partitions: int, *, lateness_ms: int, revise_s: int, log: str, expect: int = -1) -> None:
+    def __init__(self, partition: int, partitions: int, *, lateness_ms: int | Lateness, revise_s: int, log: str, expect: int = -1) -> None:
         self.partition, self.partitions = partition, partitions
-        self.lateness_ms, self.revise_s = lateness_ms, revise_s
+        self.lateness = lateness_ms if isinstance(lateness_ms, Lateness) else Lateness(lateness_ms)
+        self.revise_s = revise_s
         self.log = log
         self.expect = expect
         """Raw offset that the next record should have; -1 before the first."""
@@ -79,7 +81,7 @@ class Cleaner:
         self.last_record = (0, 0)
         """Kafka time and CRC-32 of the last record, to recognise the log."""
         self.accepted = self.rejected = 0
-        self.memory = Memory()
+        self.memory = Memory(self.lateness)
         self._slot = 0
         """Where the next snapshot that is too large for a message goes."""
         self._rows = AcceptedTicks()
@@ -92,8 +94,12 @@ class Cleaner:
 
     # -- the log ------------------------------------------------------------
 
-    def chunk(self, records: Sequence[Record]) -> list[Rejection]:
-        """Judges records (ascending offsets, from `expect` on) and returns the rejections, in log order."""
+    def chunk(self, records: Sequence[Record], arrived: float = 0.0) -> list[Rejection]:
+        """Judges records (ascending offsets, from `expect` on) and returns the rejections, in log order.
+
+        `arrived` is when the worker got them, by whatever clock reads `idle`.
+        """
+        self.memory.arrived = arrived
         rejections: list[Rejection] = []
         if not records:
             return rejections
@@ -189,7 +195,7 @@ class Cleaner:
             return 0                                                     # at the log's beginning no symbol is known
         try:
             plain = read(records)
-            accepted = weigh(plain, self.memory, lateness_ms=self.lateness_ms, revise_s=self.revise_s)
+            accepted = weigh(plain, self.memory, revise_s=self.revise_s)
         except OddRecord as odd:
             return self._accept_many(records[: odd.number]) if odd.number >= MANY else 0
         self._rows.add_batch(plain.batch())
@@ -197,7 +203,7 @@ class Cleaner:
         closings: list[Closing] = []
         for move in accepted.moves:
             source = move.source
-            source.watermark, source.ts, source.heard = move.watermark, move.ts, move.heard
+            source.watermark, source.ts, source.heard = move.watermark, move.ts, self.memory.arrived
             source.newest, source.unsent = max(source.newest, move.newest), True
             if move.closings:
                 source.closed = move.closings[-1].second
@@ -255,7 +261,7 @@ class Cleaner:
         if second > source.newest:
             source.newest = second
         held.ts = source.ts = memory.log_clock = now
-        source.heard, source.unsent = ts, True
+        source.heard, source.unsent = memory.arrived, True
         return source
 
     def _judge_array(self, item: Any, record: Record, rejections: list[Rejection]) -> None:
@@ -314,7 +320,7 @@ class Cleaner:
             rejections.append(self._reject(fault, offset, 0, value))
             return
         source = self.memory.heard_source(item.source, ts)
-        source.watermark = max(source.watermark, (item.punctuate + 1) * 1000 + self.lateness_ms)
+        source.watermark = max(source.watermark, (item.punctuate + 1) * 1000 + source.lateness_ms)
         self._close(source, item.source, offset, None, punctuation=True)
         self.memory.make_room()
 
@@ -386,7 +392,7 @@ class Cleaner:
 
     def _close(self, source: SourceState, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
         """The watermark has moved: closes the seconds that it has passed. `first` is the earliest second that the record brought for this source."""
-        new = (source.watermark - self.lateness_ms) // 1000 - 1
+        new = (source.watermark - source.lateness_ms) // 1000 - 1
         if source.closed is None:
             source.closed = new if first is None else min(new, first - 1)
         if new > source.closed or punctuation:
@@ -399,7 +405,7 @@ class Cleaner:
     def _set_thresholds(self, source: SourceState) -> None:
         """Sets what follows from the last closed second."""
         assert source.closed is not None
-        source.closes_at = (source.closed + 2) * 1000 + self.lateness_ms
+        source.closes_at = (source.closed + 2) * 1000 + source.lateness_ms
         source.late_before = (source.closed - self.revise_s + 1) * 1000
 
     def _reject(self, fault: Fault, offset: int, index: int, value: bytes | None) -> Rejection:
@@ -438,7 +444,7 @@ class Cleaner:
             raise StateError(f"partition {self.partition}: snapshot at {self.expect} while a frame from {self.frame_from} waits")
         self.memory.purge()
         state = State(
-            v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness_ms, revise_s=self.revise_s, partitions=self.partitions,
+            v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness.default_ms, revise_s=self.revise_s, partitions=self.partitions,
             last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, log_clock=self.memory.log_clock,
         )  # fmt: skip
         state.put(self.memory.sources, self.memory.held)
@@ -462,7 +468,7 @@ class Cleaner:
         return cleaning_state.highest_snapshot(records) is not None
 
     @classmethod
-    def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int, revise_s: int) -> Cleaner:
+    def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int | Lateness, revise_s: int) -> Cleaner:
         """The Cleaner of the highest complete snapshot in a changelog's last records by key.
 
         Raises `StateError` where there is none, it belongs to other settings, or a newer stockstream wrote one.
@@ -472,7 +478,7 @@ class Cleaner:
             if found is None:
                 raise StateError("its changelog holds no complete snapshot: use another STOCKSTREAM_TOPIC_PREFIX, or delete the changelog to begin a new log")
             state, slot = found
-            cleaning_state.require_settings(state, lateness_ms=lateness_ms, revise_s=revise_s, partitions=partitions)
+            cleaning_state.require_settings(state, revise_s=revise_s, partitions=partitions)
             cleaner = cls(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=state.log, expect=state.expect)
             cleaner.memory.sources, cleaner.memory.held = state.sources(), state.held()
         except StateError as error:

@@ -27,7 +27,6 @@ class Move:
     watermark: int
     newest: int
     ts: int
-    heard: int
     closings: list[Closing]
     ends_closed: bool
     """Whether the last record closes something."""
@@ -61,30 +60,30 @@ def numbered(plain: Columns, memory: Memory, held: list[Held], now: int) -> list
     return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
 
 
-def move(plain: Columns, memory: Memory, number: int, now: Ints, *, lateness_ms: int, revise_s: int) -> Move:
+def move(plain: Columns, memory: Memory, number: int, now: Ints, *, revise_s: int) -> Move:
     """What the ticks of one source do to it. Raises `OddRecord` where one of them is late or ahead, or the source is not known for sure."""
     name = plain.sources[number]
     source = memory.sources.get(name)
     mine = plain.source == number
     times, record = plain.event_time[mine], plain.record[mine]
-    heard = plain.timestamp[record]
+    timestamp = plain.timestamp[record]
     if (
         source is None or source.closed is None or (source.feeds and plain.seq is None)
         or int(now[-1]) - source.ts > FORGET_MS
     ):  # fmt: skip
         raise OddRecord(int(record[0]))
-    require_none(times > np.where(heard > 0, heard + FUTURE_MS, MAX_TIME), record)
+    require_none(times > np.where(timestamp > 0, timestamp + FUTURE_MS, MAX_TIME), record)
     begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
     single = len(begins) == len(times)
     watermark = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.watermark)
-    closed = np.maximum((watermark - lateness_ms) // 1000 - 1, source.closed)
+    closed = np.maximum((watermark - source.lateness_ms) // 1000 - 1, source.closed)
     before = np.concatenate([[source.closed], closed[:-1]])
     open_from = (before - revise_s + 1) * 1000
     require_none(times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times)))), record)
     at = np.flatnonzero(closed > before)
     closed_by = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
     closings = [Closing(offset, name, after, second) for offset, after, second in closed_by]
-    return Move(source, name, int(watermark[-1]), int(times.max()) // 1000, int(now[record[-1]]), int(heard[-1]), closings, bool(closed[-1] > before[-1]))
+    return Move(source, name, int(watermark[-1]), int(times.max()) // 1000, int(now[record[-1]]), closings, bool(closed[-1] > before[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,10 @@ class Accepted:
             feed.seq, feed.ts = seq, ts
 
 
-def weigh(plain: Columns, memory: Memory, *, lateness_ms: int, revise_s: int) -> Accepted:
+def weigh(plain: Columns, memory: Memory, *, revise_s: int) -> Accepted:
     """What accepting all of these ticks would change; nothing is changed yet. Raises `OddRecord` where one of them must be judged by itself."""
     now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.log_clock)
     held = holders(plain, memory, int(now[-1]))
     feeds = numbered(plain, memory, held, int(now[-1]))
-    moves = [move(plain, memory, number, now, lateness_ms=lateness_ms, revise_s=revise_s) for number in range(len(plain.sources))]
+    moves = [move(plain, memory, number, now, revise_s=revise_s) for number in range(len(plain.sources))]
     return Accepted(now, held, feeds, moves)

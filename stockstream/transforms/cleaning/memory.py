@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from stockstream.transforms.cleaning.rejections import Fault
 from stockstream.transforms.cleaning.state import Held, SourceState
-from stockstream.transforms.timing import FORGET_MS
+from stockstream.transforms.timing import FORGET_MS, Lateness
 
 MAX_SOURCES = 1_000
 """Living sources of a partition: the closings of one raw offset, one for each source, fit into a message. A feed is a source, not a connection or a run."""
@@ -23,7 +23,11 @@ LIMITS = {"source": MAX_SOURCES, "symbol": MAX_SYMBOLS, "feed": MAX_FEEDS}
 class Memory:
     """The living sources, symbols and feeds of one partition."""
 
-    def __init__(self) -> None:
+    def __init__(self, lateness: Lateness) -> None:
+        self.lateness = lateness
+        """Of sources that are heard from now on."""
+        self.arrived = 0.0
+        """When the records arrived that are judged: a time of the worker's, which only `Idle` has. No verdict depends on it."""
         self.log_clock = 0
         """Greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         self.sources: dict[str, SourceState] = {}
@@ -45,8 +49,8 @@ class Memory:
         source = self.sources.get(name)
         if source is None or source.forgotten(now):
             self.feed_count -= len(source.feeds) if source is not None else 0
-            source = self.sources[name] = SourceState()
-        source.ts, source.heard = now, ts
+            source = self.sources[name] = SourceState(lateness_ms=self.lateness.of(name))
+        source.ts, source.heard = now, self.arrived
         return source
 
     def _counts(self) -> dict[str, int]:

@@ -46,7 +46,8 @@ class Feed:
 class SourceState:
     """A source in this partition: its watermark and what follows from it. Where nothing is closed yet, `closed` is None.
 
-    `ts` is the log clock when a tick or punctuation of it was accepted last, `heard` the Kafka time of that record.
+    `ts` is the log clock when a tick or punctuation of it was accepted last, `lateness_ms` what was set for it when it was first heard.
+    `heard` is when that last record arrived, by the worker's clock: it is not stored.
     """
 
     watermark: int = 0
@@ -57,7 +58,8 @@ class SourceState:
     newest: int = -1
     unsent: bool = False
     feeds: dict[str, Feed] = field(default_factory=dict)
-    heard: int = 0
+    heard: float = 0.0
+    lateness_ms: int = 0
 
     def forgotten(self, now: int) -> bool:
         """Whether nothing of it was accepted for a day of the log clock; what is still to be closed keeps it."""
@@ -76,7 +78,7 @@ class Held:
 class State(Stored):
     """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
 
-    `held_owners` are places in `owners`, `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
+    `source_lateness` is empty in snapshots of releases with one lateness for all sources: `lateness_ms`. `held_owners` are places in `owners`, `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
     """
 
     expect: int = -1
@@ -92,9 +94,9 @@ class State(Stored):
     source_watermarks: list[int] = msgspec.field(default_factory=list, name="source_clocks")
     source_closed: list[int | None] = []
     source_ts: list[int] = []
-    source_heard: list[int] = []
     source_newest: list[int] = []
     source_unsent: list[bool] = []
+    source_lateness: list[int] = []
     feed_counts: list[int] = []
     feed_symbols: list[str] = []
     feed_seq: list[int] = []
@@ -117,7 +119,7 @@ class State(Stored):
         feeds = [feed for source in of for feed in source.feeds.values()]
         self.source_names = list(sources)
         self.source_watermarks, self.source_closed = [s.watermark for s in of], [s.closed for s in of]
-        self.source_ts, self.source_heard = [s.ts for s in of], [s.heard for s in of]
+        self.source_ts, self.source_lateness = [s.ts for s in of], [s.lateness_ms for s in of]
         self.source_newest, self.source_unsent = [s.newest for s in of], [s.unsent for s in of]
         self.feed_counts = [len(s.feeds) for s in of]
         self.feed_symbols = [symbol for source in of for symbol in source.feeds]
@@ -132,7 +134,7 @@ class State(Stored):
         """Raises `ValueError` where `sources` or `held` would fail, or no log has such an offset; it takes a quarter of their time."""
         if not -1 <= self.expect <= MAX_OFFSET:
             raise ValueError(f"no log goes on from offset {self.expect}")
-        sources = (self.source_watermarks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest, self.source_unsent)
+        sources = (self.source_watermarks, self.source_closed, self.source_ts, self._lateness, self.source_newest, self.source_unsent)
         feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
         held = (self.held_owners, self.held_newest, self.held_ts)
         for first, others in ((self.source_names, (*sources, self.feed_counts)), (self.feed_symbols, feeds), (self.held_symbols, held)):
@@ -143,6 +145,10 @@ class State(Stored):
         for places, of in ((self.feed_sessions, self.sessions), (self.held_owners, self.owners)):
             if places and not 0 <= min(places) <= max(places) < len(of):
                 raise ValueError("a place that is none of its list")
+
+    @property
+    def _lateness(self) -> list[int]:
+        return self.source_lateness or [self.lateness_ms] * len(self.source_names)
 
     def sources(self) -> dict[str, SourceState]:
         """The sources, without what follows from the settings. Raises `ValueError` or `IndexError` where columns do not fit together."""
@@ -155,12 +161,12 @@ class State(Stored):
         found: dict[str, SourceState] = {}
         at = 0
         columns = zip(
-            self.source_names, self.source_watermarks, self.source_closed, self.source_ts, self.source_heard or self.source_ts, self.source_newest,
+            self.source_names, self.source_watermarks, self.source_closed, self.source_ts, self._lateness, self.source_newest,
             self.source_unsent, self.feed_counts, strict=True,
         )  # fmt: skip
-        for name, watermark, closed, ts, heard, newest, unsent, count in columns:
+        for name, watermark, closed, ts, lateness_ms, newest, unsent, count in columns:
             mine = dict(zip(self.feed_symbols[at : at + count], feeds[at : at + count], strict=True))
-            found[name] = SourceState(watermark, closed, 0, 0, ts, newest, unsent, mine, heard)
+            found[name] = SourceState(watermark, closed, 0, 0, ts, newest, unsent, mine, lateness_ms=lateness_ms)
             at += count
         if at != len(feeds):
             raise ValueError(f"{len(feeds)} feeds where the sources have {at}")
@@ -208,7 +214,7 @@ def upgrade(value: bytes) -> State:
             symbol: Feed(seq, volume, time, session, digest(snapshot) if snapshot else b"", heard)
             for symbol, (seq, volume, time, session, snapshot, heard) in zip(feed_symbols, feeds, strict=True)
         }
-        sources[name] = SourceState(watermark, closed, 0, 0, ts, newest_second, unsent, mine, ts)
+        sources[name] = SourceState(watermark, closed, 0, 0, ts, newest_second, unsent, mine, lateness_ms=lateness)
     names = list(sources)
     held = {
         symbol: Held(owner if isinstance(owner, str) else names[owner], second, ts)
@@ -300,7 +306,7 @@ def records(value: bytes, term: int, slot: int) -> list[tuple[bytes, bytes]]:
 
 
 def require_settings(state: State, **settings: int) -> None:
-    """Raises `StateError` where the state was made with other settings (`lateness_ms`, `revise_s`, `partitions`)."""
+    """Raises `StateError` where the state was made with other settings (`revise_s`, `partitions`)."""
     for name, now in settings.items():
         then = getattr(state, name)
         if then != now:

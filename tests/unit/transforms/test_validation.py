@@ -247,8 +247,8 @@ def test_state_of_other_settings_is_refused_in_words() -> None:
     core = cleaner()
     core.chunk([RawRecord(0, NOW, tick())])
     core.make_frame()
-    with pytest.raises(StateError, match=r"STOCKSTREAM_LATENESS_MS is 300 .* another STOCKSTREAM_TOPIC_PREFIX"):
-        restored(core.records(0), lateness_ms=300)
+    with pytest.raises(StateError, match=r"STOCKSTREAM_REVISE_S is 31 .* another STOCKSTREAM_TOPIC_PREFIX"):
+        Cleaner.restore(home_partition("AAA", 8), 8, dict(core.records(0)), lateness_ms=200, revise_s=31)
 
 
 def test_a_snapshot_with_a_frame_waiting_is_refused() -> None:
