@@ -67,6 +67,8 @@ class Cleaning(Stage[Cleaner]):
         """By partition: the raw offset from which the last snapshot resumes."""
         self.flushed_at: dict[int, float] = {}
         self.newest_arrival_ms: dict[int, int] = {}
+        self.assigned_at = 0.0
+        """Monotonic s: when a source was heard before that is not known."""
         self.punctuated: dict[tuple[int, str], tuple[int, float]] = {}
         """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
 
@@ -95,7 +97,7 @@ class Cleaning(Stage[Cleaner]):
                 # the log id must be stored before anything is sent under it: a successor goes on with the same id
                 await self.submit(core, partition, records=core.records(app.term))
         await asyncio.gather(*(self.pipes[p].drain() for p, core in self.cores.items() if core.expect < 0))
-        now = time.monotonic()
+        self.assigned_at = now = time.monotonic()
         self.snapshot_due = dict.fromkeys(self.cores, now + SNAPSHOT_S)
         self.flushed_at = dict.fromkeys(self.cores, now)
         self.snapshot_offset = {partition: core.expect for partition, core in self.cores.items()}
@@ -143,7 +145,7 @@ class Cleaning(Stage[Cleaner]):
         if not records:
             return
         before = core.accepted
-        rejections = core.chunk(records)
+        rejections = core.chunk(records, time.monotonic())
         metrics.ticks_accepted(core.accepted - before)
         self.newest_arrival_ms[partition] = records[-1].timestamp
         await self.send(partition, core, rejections, force=False)
@@ -165,7 +167,8 @@ class Cleaning(Stage[Cleaner]):
                 self.flushed_at[partition] = now
                 metrics.rows("ticks.clean", frame.rows.num_rows)
                 metrics.observe("raw_to_clean", max(0, now_ms() - raw_ms) / 1000)
-                if now >= self.snapshot_due.get(partition, 0.0):
+                # what a source's lateness is must be stored before another worker, with another setting, can go on from there
+                if now >= self.snapshot_due.get(partition, 0.0) or core.new_source:
                     records = self._snapshot(partition, core, now)
         await self.submit(core, partition, sends, records)
 
@@ -189,10 +192,12 @@ class Cleaning(Stage[Cleaner]):
             tp = TP(self.topic, partition)
             if core.expect != (app.chunk_consumer.delivered(tp) or -1) or not app.chunk_consumer.at_end(tp):
                 continue
-            polled = min(wall, app.chunk_consumer.polled(tp))                    # up to this time the log had no newer record
+            # up to this time the log had no newer record; quiet is what has not arrived: Kafka's times may be a producer's
+            empty_until = now - max(0, wall - app.chunk_consumer.polled(tp)) / 1000
             for idle in core.idle():
                 second, at = self.punctuated.get((partition, idle.source), (-1, 0.0))
-                if polled - idle.heard < settings.idle_ms or (second == idle.second and now - at < 2.0):
+                quiet_s = empty_until - max(idle.heard, self.assigned_at)
+                if quiet_s * 1000 < settings.idle_ms or (second == idle.second and now - at < 2.0):
                     continue
                 self.punctuated[partition, idle.source] = idle.second, now
                 value = _encode(Punctuation(punctuate=idle.second, source=idle.source))

@@ -92,6 +92,11 @@ class Cleaner:
         """The log clock: the greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         return self.memory.log_clock
 
+    @property
+    def new_source(self) -> bool:
+        """Whether a source, and so its lateness, is in no snapshot yet."""
+        return self.memory.new_source
+
     # -- the log ------------------------------------------------------------
 
     def chunk(self, records: Sequence[Record], arrived: float = 0.0) -> list[Rejection]:
@@ -448,6 +453,7 @@ class Cleaner:
             last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, log_clock=self.memory.log_clock,
         )  # fmt: skip
         state.put(self.memory.sources, self.memory.held)
+        self.memory.new_source = False
         return cleaning_state.encoded(state)
 
     def records(self, term: int) -> list[tuple[bytes, bytes]]:

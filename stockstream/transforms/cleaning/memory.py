@@ -28,6 +28,8 @@ class Memory:
         """Of sources that are heard from now on."""
         self.arrived = 0.0
         """When the records arrived that are judged: a time of the worker's, which only `Idle` has. No verdict depends on it."""
+        self.new_source = False
+        """Whether a source was heard for the first time since the last snapshot."""
         self.log_clock = 0
         """Greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         self.sources: dict[str, SourceState] = {}
@@ -49,6 +51,7 @@ class Memory:
         source = self.sources.get(name)
         if source is None or source.forgotten(now):
             self.feed_count -= len(source.feeds) if source is not None else 0
+            self.new_source = True
             source = self.sources[name] = SourceState(lateness_ms=self.lateness.of(name))
         source.ts, source.heard = now, self.arrived
         return source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -130,7 +131,7 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
         await stage.process(Chunk("ticks.raw", 3, records, 0, 9))
     fed: list[Any] = []
 
-    def take(records: list[Any]) -> list[Any]:
+    def take(records: list[Any], arrived: float) -> list[Any]:
         fed.extend(records)
         return []
 
@@ -140,28 +141,33 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
 
 
 @pytest.mark.parametrize(
-    ("wall", "polled", "at_end", "expect", "closes"),
+    ("now", "polled_ago", "at_end", "expect", "closes"),
     [
-        (5_000, 4_900, True, 12, True), (5_000, 4_000, True, 12, True), (5_000, 3_999, True, 12, False), (3_999, 9_000, True, 12, False),
-        (5_000, 0, True, 12, False), (5_000, 4_900, False, 12, False), (5_000, 4_900, True, 11, False),
+        (5.0, 100, True, 12, True), (5.0, 1_000, True, 12, True), (5.0, 1_001, True, 12, False), (3.999, 0, True, 12, False), (3.999, -5_000, True, 12, False),
+        (5.0, 1_700_000_000_000, True, 12, False), (5.0, 100, False, 12, False), (5.0, 100, True, 11, False),
     ],
-    ids=["quiet", "just long enough", "not asked since", "not long enough", "never asked", "more is there", "not all judged"],
+    ids=["quiet", "just long enough", "not asked since", "not long enough", "the wall clock went back", "never asked", "more is there", "not all judged"],
 )  # fmt: skip
+@pytest.mark.parametrize("by", ["arrival", "assignment"])
 async def test_a_source_is_quiet_once_the_broker_has_said_so_for_idle_ms(
-    wall: int, polled: int, at_end: bool, expect: int, closes: bool, cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+    now: float, polled_ago: int, at_end: bool, expect: int, closes: bool, by: str, cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that could not read for a while knows of no quiet: its last second would close early."""
+    """A worker that could not read for a while knows of no quiet: its last second would close early. After a start it knows of no arrival."""
     sent: list[Any] = []
 
     async def submit(core: Any, partition: int, sends: Any = (), records: Any = ()) -> None:
         sent.extend(message for out in sends for message in out.messages)
 
-    cores[3] = SimpleNamespace(expect=expect, pending_offsets=0, idle=lambda: [Idle("s", 2, 3_000)])
-    reader = SimpleNamespace(delivered={TP(stage.topic, 3): 12}.get, at_end=lambda of: at_end, polled=lambda of: polled)
+    heard, assigned = (3.0, 0.0) if by == "arrival" else (0.0, 3.0)
+    cores[3] = SimpleNamespace(expect=expect, pending_offsets=0, idle=lambda: [Idle("s", 2, heard)])
+    wall = 1_700_000_000_000
+    reader = SimpleNamespace(delivered={TP(stage.topic, 3): 12}.get, at_end=lambda of: at_end, polled=lambda of: wall - polled_ago)
     monkeypatch.setattr(type(app), "chunk_consumer", reader)
-    for name, value in {"pipes": {3: None}, "snapshot_offset": {3: 99}, "punctuated": {}, "submit": submit}.items():
+    values = {"pipes": {3: None}, "snapshot_offset": {3: 99}, "punctuated": {}, "submit": submit, "assigned_at": assigned}
+    for name, value in values.items():
         monkeypatch.setattr(stage, name, value)
     monkeypatch.setattr(agents.clean, "now_ms", lambda: wall)
+    monkeypatch.setattr(agents.clean, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
     assert agents.clean.settings.idle_ms == 1_000
     await stage.timer()
     assert [message.value for message in sent] == ([b'{"punctuate":2,"source":"s"}'] if closes else [])

@@ -144,7 +144,7 @@ def test_fields_of_a_later_release_are_ignored_and_missing_ones_have_their_defau
     ticks(core, 3)
     [(key, value)] = core.records(0)
     content = msgspec.msgpack.decode(value) | {"later": [1]}
-    del content["source_heard"]
+    del content["source_lateness"]
     again = restored({key: msgspec.msgpack.encode(content)})
     assert again.snapshot() == core.snapshot()
 
