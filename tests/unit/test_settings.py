@@ -140,3 +140,27 @@ def test_models_may_be_missing_but_not_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"STOCKSTREAM_MODELS: .*file cannot be read"):
         require_readable(tmp_path / "file", "STOCKSTREAM_MODELS")
+
+
+def test_lateness_is_a_value_for_all_sources_and_others_by_name() -> None:
+    lateness = Settings(lateness_ms="300, yahoo=2500,yahoo.fast=50,b=0").lateness
+    assert {name: lateness.of(name) for name in ("yahoo", "yahoo.2", "yahoo.fast", "yahoo.fast.1", "yahoos", "b", "c")} == {
+        "yahoo": 2_500, "yahoo.2": 2_500, "yahoo.fast": 50, "yahoo.fast.1": 50, "yahoos": 300, "b": 0, "c": 300,
+    }  # fmt: skip
+    assert (Settings(lateness_ms="yahoo=1").lateness.of("c"), Settings(lateness_ms=7).lateness.of("c")) == (200, 7)  # type: ignore[arg-type]
+    assert (Settings().lateness.of("yahoo"), Settings().lateness.of("simulated.1")) == (2_500, 200)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'' is not milliseconds"), ("200,", "'' is not milliseconds"), ("200,300", "the value for all sources is given twice"), ("a=1,a=2", "a is given twice"),
+        ("60001", "'60001' is not milliseconds from 0 to 60000"), ("a=-1", "'a=-1' is not milliseconds"), ("=5", "'=5' is not milliseconds"),
+        ("a=0.5", "'a=0.5' is not milliseconds"),
+    ],
+)  # fmt: skip
+def test_a_lateness_that_is_none_is_one_clear_line(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCKSTREAM_LATENESS_MS", text)
+    with pytest.raises(SettingsError, match="STOCKSTREAM_LATENESS_MS: ") as error:
+        load_settings()
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -58,6 +58,9 @@ class Columns:
         self._volume, self._ticks = numbers(rows, "volume"), numbers(rows, "ticks")
         self._return_60s = numbers(rows, "return_60s")
         self._fresh = ~np.asarray(rows.column("revised").to_numpy(zero_copy_only=False), dtype=bool)
+        quality = rows.column("quality").fill_null("").dictionary_encode()
+        late = np.array(["late" in text.split(",") for text in quality.dictionary.to_pylist()], bool)
+        self._on_time = self._fresh & ~late[quality.indices.to_numpy()] if late.any() else self._fresh
         sources = rows.column("source").dictionary_encode()
         self._sources, self._source = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         bounds = bounds_of_runs(self._offset, self._source)
@@ -90,8 +93,8 @@ class Columns:
         return set(self._symbol.slice(rows.start, rows.stop - rows.start).filter(pa.array(self._fresh[rows])).to_pylist())
 
     def summaries(self, partition: int) -> dict[tuple[int, str], list[dict[str, Any]]]:
-        """By closing, a summary of each second with rows that are not revised."""
-        fresh = np.flatnonzero(self._fresh)
+        """By closing, a summary of each second with rows that are neither revised nor late: each second has one."""
+        fresh = np.flatnonzero(self._on_time)
         bounds = bounds_of_runs(self._offset[fresh], self._source[fresh], self._second[fresh])
         starts, sizes = bounds[:-1], np.diff(bounds).tolist()
         returns = self._return_60s[fresh]

@@ -5,6 +5,7 @@ a later one whose value is strictly more extreme than every value sent so far, a
 time: by the first closing of its source that reaches `last second with the condition + 60`, with `as_of` (that second + 1) x 1000, whether the
 symbol had rows there or not. Where another source takes the symbol over, the takeover's first closing with a row of it closes it first of all, with
 the same `as_of`.
+A row that comes late is one like any other, but it does not take back what has been sent: `last` never goes back, and an alert that was closed stays so.
 So alerts are a pure function of the raw log.
 """
 
@@ -62,7 +63,7 @@ class _Bucket:
 class Detected:
     """What a frame brought: alerts by (closing offset, source, second, symbol, rule), summaries by (closing offset, source, second).
 
-    A summary counts the rows that are not `revised`; `advancers`, `decliners`, `unchanged` and the sums are over `returns_60s` symbols with a `return_60s`.
+    A summary counts the rows that are neither `revised` nor late; `advancers`, `decliners`, `unchanged` and the sums are over `returns_60s` symbols with a `return_60s`.
     """
 
     alerts: list[Alert] = field(default_factory=list)
@@ -337,7 +338,7 @@ class Detector:
             alert = OpenAlert(symbol, rule, source, second, second, severity, value, baseline, threshold, window)
             self._keep(alert, bucket_of(symbol))
             return [alert_of(alert, "opened", second, sentence(alert))]
-        alert.last = second
+        alert.last = max(alert.last, second)                             # a row may come late
         if not more_extreme(rule, value, alert.value):
             self._touched.add(bucket_of(symbol))
             return []

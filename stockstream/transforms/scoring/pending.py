@@ -38,12 +38,14 @@ class ModelAnswer:
 
 @dataclass(slots=True)
 class Pending:
-    """The scored rows of one source and second; `index` are numbers of the source's symbols."""
+    """Scored rows of one source and second that one closing brought; `index` are numbers of the source's symbols."""
 
     second: int
     index: Ints
     price: Floats
     answers: list[ModelAnswer]
+    offset: int = -1
+    """Raw offset of the closing that brought them; -1: not known."""
 
     @property
     def horizons(self) -> set[int]:
@@ -73,8 +75,12 @@ class SourcePredictions:
         self._compact_at = NAMES_KEPT
         self.names: list[str] = []
         self.last = np.full(64, np.nan)
-        self.pending: dict[int, Pending] = {}
-        self.due: dict[int, list[int]] = {}
+        self.last_second = np.full(64, -1)
+        """Of the price in `last`."""
+        self.pending: dict[int, list[Pending]] = {}
+        """By second its slots, in the order of their closings: rows that come late have one of their own."""
+        self.due: dict[int, list[Pending]] = {}
+        """By the second that judges them."""
         self._number: dict[str, int] = {}
 
     def register_symbols(self, symbols: Sequence[str]) -> Ints:
@@ -86,6 +92,7 @@ class SourcePredictions:
                 names.append(symbol)
         if len(names) > len(self.last):
             self.last = np.concatenate([self.last, np.full(len(names), np.nan)])
+            self.last_second = np.concatenate([self.last_second, np.full(len(names), -1)])
         return np.fromiter(map(number.__getitem__, symbols), np.int64, len(symbols))
 
     def compact(self) -> None:
@@ -93,29 +100,47 @@ class SourcePredictions:
         if len(self.names) <= self._compact_at:
             return
         none = np.zeros(0, np.int64)
-        kept = np.unique(np.concatenate([none, *(slot.index for slot in self.pending.values())]))
+        slots = [slot for of_second in self.pending.values() for slot in of_second]
+        kept = np.unique(np.concatenate([none, *(slot.index for slot in slots)]))
         place = np.full(len(self.names), -1)
         place[kept] = np.arange(len(kept))
-        for slot in self.pending.values():
+        for slot in slots:
             slot.index = place[slot.index]
-        self.last = self.last[kept]
+        self.last, self.last_second = self.last[kept], self.last_second[kept]
         self.names = [self.names[number] for number in kept.tolist()]
         self._number = {name: number for number, name in enumerate(self.names)}
         self._compact_at = max(NAMES_KEPT, 2 * len(kept))
 
-    def add(self, slot: Pending) -> None:
-        """Takes the slot's prices as the last ones, and waits for its outcomes."""
-        self.last[slot.index] = slot.price
-        self.pending[slot.second] = slot
+    def add(self, slot: Pending, *, judged: bool = False) -> int:
+        """Takes the slot's prices where they are the last ones, and waits for its outcomes; with `judged` only for those behind the last closed second.
+
+        Returns the slot's number among those of its second.
+        """
+        newer = slot.second >= self.last_second[slot.index]
+        self.last[slot.index[newer]], self.last_second[slot.index[newer]] = slot.price[newer], slot.second
+        slots = self.pending.setdefault(slot.second, [])
+        slots.append(slot)
         for horizon in slot.horizons:
-            if slot.second + horizon > self.closed:
-                self.due.setdefault(slot.second + horizon, []).append(slot.second)
+            if slot.second + horizon > self.closed or not judged:
+                self.due.setdefault(slot.second + horizon, []).append(slot)
+        return len(slots) - 1
+
+    def price_at(self, slot: Pending, moment: int) -> Floats:
+        """The last price of each of the slot's symbols up to second `moment`; all rows up to it that have come are added, and later ones only where
+        `moment` was closed already: then the slot has come late."""
+        if moment > self.closed:
+            return self.last[slot.index]
+        prices = np.full(len(self.names), np.nan)
+        for second in range(slot.second, moment + 1):
+            for other in self.pending.get(second, ()):
+                prices[other.index] = other.price
+        return prices[slot.index]
 
     def advance(self, second: int) -> None:
         """Closes through `second` and forgets what no horizon reaches."""
         self.closed = max(self.closed, second)
-        while self.pending and (oldest := next(iter(self.pending))) <= self.closed - RING_S:
-            del self.pending[oldest]
+        for old in [made for made in self.pending if made <= self.closed - RING_S]:
+            del self.pending[old]
 
 
 def predictions_of(rows: RowsToScore, which: slice, answer: ModelAnswer, skip: int, feature_hash: str) -> Predictions:
@@ -131,11 +156,11 @@ def pending_of(source: SourcePredictions, second: int, rows: RowsToScore, span: 
     within_run = slice(span.start - start, span.stop - start)
     # copies: a view would keep the whole frame in memory
     mine = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[within_run].copy(), v.p_up[within_run].copy()) for v in answers]
-    return Pending(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine)
+    return Pending(second, source.register_symbols(rows.symbol[span]), rows.price[span].copy(), mine, int(rows.offset[span.start]))
 
 
 def judge(source: SourcePredictions, slot: Pending, moment: int) -> Iterator[Judged]:
-    price_then = source.last[slot.index]
+    price_then = source.price_at(slot, moment)
     for answer in slot.answers:
         for column, horizon in enumerate(answer.horizons_s):
             if slot.second + horizon == moment:

@@ -1,13 +1,14 @@
 """Scoring of one partition: rows of closed seconds in, predictions and outcomes out, as a pure function of the raw log and of who was champion when.
 
 Every row that is not `revised` and has a price is scored at its closing. A prediction made for second s is judged over a horizon h by the first closing of
-its source that reaches s + h, at the price of the symbol's last such row with a second <= s + h, whatever else that closing brings.
+its source that reaches s + h, at the price of the symbol's last such row with a second <= s + h, whatever else that closing brings. A row that comes late is
+one like any other; where s + h was closed before it came, the closing that brings it judges it.
 
 A model that gives no usable answer, or cannot be loaded, is suspended from the next raw offset on; its rows from the first faulty one on are not predicted
 by it. It never raises here.
 
 What is kept (`records`, in the order of writing; `state` has their form): for each source and second with predictions to judge,
-one or more **slots** (symbols, prices and what each model answered), written once, in a ring of seconds; the **roster**, which names from which raw
+one or more **slots** (symbols, prices and what each model answered; rows that come late have their own), written once, in a ring of seconds; the **roster**, which names from which raw
 offset on which models score; and at the end the **checkpoint**: how far the log is counted and up to which second each source is closed. The last prices
 follow from the slots, as every prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest
 offset of any record are counted again but not sent again. A ring of more seconds than the longest horizon never loses a prediction that is still to
@@ -77,7 +78,8 @@ class Scorer:
         self._missing: dict[Key, str] = {}
         """Why a model of the roster could not be loaded."""
         self.roster = Roster()
-        self._unsaved: dict[tuple[str, int], Pending] = {}
+        self._unsaved: dict[tuple[str, int, int], Pending] = {}
+        """By source, second and number of the slot."""
         self._closed_since = False
         self._undated: set[str] = set()
         """Sources that were in a frame since the log clock was last known."""
@@ -296,13 +298,12 @@ class Scorer:
         due = [due for due in source.due if due <= second]
         judged: list[Judged] = []
         for moment in sorted({*fresh, *due, *(made + h for made in fresh for h in horizons if made + h <= second)}):
-            # prices count, whoever predicts, as long as a prediction is to be judged by them
-            if moment in fresh and (answers or source.due):
+            # prices count, whoever predicts: a prediction may be judged by them, and one of a row that comes late by those that came before it
+            if moment in fresh and (answers or source.due or self.roster.entries):
                 slot = pending_of(source, moment, rows, fresh[moment], answers, start)
-                source.add(slot)
-                self._unsaved[name, moment] = slot
-            for made in sorted(source.due.pop(moment, ())):
-                judged += judge(source, source.pending[made], moment)
+                self._unsaved[name, moment, source.add(slot)] = slot
+            for slot in sorted(source.due.pop(moment, ()), key=lambda slot: slot.second):
+                judged += judge(source, slot, moment)
         source.advance(second)
         return judged
 
@@ -326,10 +327,13 @@ class Scorer:
         if self._closed_since or (everything and self.expect >= 0):
             slots = self._unsaved
             if everything:
-                slots = {(name, second): slot for name, source in self._sources.items() for second, slot in source.pending.items()}
-            for (name, second), slot in slots.items():
+                slots = {
+                    (name, second, number): slot
+                    for name, source in self._sources.items() for second, of_second in source.pending.items() for number, slot in enumerate(of_second)
+                }  # fmt: skip
+            for (name, second, number), slot in slots.items():
                 if second > self._sources[name].closed - RING_S:
-                    out += self._slot_records(term, name, slot, through)
+                    out += self._slot_records(term, name, slot, number, through)
                     newest[name] = max(second, newest.get(name, second))
             sources = {name: state.SourceProgress(source.closed, source.series_offset, source.heard) for name, source in self._sources.items()}
             needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
@@ -349,21 +353,21 @@ class Scorer:
     def _key(self, kind: str, term: int, *place: str | int) -> bytes:
         return state.key_of(self.partition, self.log, kind, term % TERMS, *place)
 
-    def _slot_records(self, term: int, name: str, slot: Pending, through: int) -> Iterator[tuple[bytes, bytes]]:
+    def _slot_records(self, term: int, name: str, slot: Pending, number: int, through: int) -> Iterator[tuple[bytes, bytes]]:
         names = self._sources[name].names
-        symbols = [names[number] for number in slot.index.tolist()]
-        records = [self._slot_record(name, slot, symbols, slice(0, len(symbols)), (0, 1), through)]
+        symbols = [names[index] for index in slot.index.tolist()]
+        records = [self._slot_record(name, slot, number, symbols, slice(0, len(symbols)), (0, 1), through)]
         if len(symbols) > ROWS_OF_A_SLOT or len(records[0]) > stored.MAX_VALUE_BYTES:
             runs = list(state.cut_rows(symbols, 8 * sum(len(answer.horizons_s) for answer in slot.answers), ROWS_OF_A_SLOT))
-            records = [self._slot_record(name, slot, symbols, run, (piece, len(runs)), through) for piece, run in enumerate(runs)]
+            records = [self._slot_record(name, slot, number, symbols, run, (piece, len(runs)), through) for piece, run in enumerate(runs)]
         for piece, record in enumerate(records):
-            yield self._key("slot", term, name, slot.second % RING_S, piece), record
+            yield self._key("slot", term, name, slot.second % RING_S, piece, *([number] if number else ())), record
 
-    def _slot_record(self, name: str, slot: Pending, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
+    def _slot_record(self, name: str, slot: Pending, number: int, symbols: list[str], run: slice, place: tuple[int, int], through: int) -> bytes:
         answers = [state.Answer(v.role, v.name, v.version, list(v.horizons_s), _bytes(v.returns[run]), _bytes(v.p_up[run])) for v in slot.answers]
         return stored.pack(state.PendingState(
             v=state.VERSION, through=through, log=self.log, source=name, second=slot.second, piece=place[0], pieces=place[1], symbols=symbols[run],
-            price=_bytes(slot.price[run]), answers=answers,
+            price=_bytes(slot.price[run]), answers=answers, number=number, offset=slot.offset,
         ))  # fmt: skip
 
     @staticmethod
@@ -429,13 +433,14 @@ class Scorer:
         self.roster.prune(self.expect)
         self._sources = {name: SourcePredictions(source.closed, source.series_offset, source.heard) for name, source in sources.items()}
         self._undated = {name for name, source in sources.items() if not source.heard}
-        best: dict[tuple[str, int], dict[int, dict[int, state.PendingState]]] = {}
+        best: dict[tuple[str, int, int], dict[int, dict[int, state.PendingState]]] = {}
         for _, slot in slots:
             # a slot beyond the checkpoint was written by a worker that died before its checkpoint: its rows come again
-            if slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed:
-                best.setdefault((slot.source, slot.second), {}).setdefault(slot.through, {})[slot.piece] = slot
-        for name, second in sorted(best, key=lambda place: place[1]):
-            whole = [(through, pieces) for through, pieces in best[name, second].items() if len(pieces) == pieces[min(pieces)].pieces]
+            known = slot.source in sources and sources[slot.source].closed - RING_S < slot.second <= sources[slot.source].closed
+            if known and slot.offset < self.expect:
+                best.setdefault((slot.source, slot.second, slot.number), {}).setdefault(slot.through, {})[slot.piece] = slot
+        for name, second, number in sorted(best, key=lambda place: place[1:]):
+            whole = [(through, pieces) for through, pieces in best[name, second, number].items() if len(pieces) == pieces[min(pieces)].pieces]
             if not whole:
                 raise ValueError(f"pieces of second {second} of {name} are missing")
             pieces = [slot for _, slot in sorted(max(whole, key=lambda item: item[0])[1].items())]
@@ -449,7 +454,8 @@ class Scorer:
                 for place, first in enumerate(pieces[0].answers)
             ]  # fmt: skip
             symbols = [symbol for piece in pieces for symbol in piece.symbols]
-            source.add(Pending(second, source.register_symbols(symbols), np.concatenate([np.frombuffer(piece.price, "<f8") for piece in pieces]), answers))
+            price = np.concatenate([np.frombuffer(piece.price, "<f8") for piece in pieces])
+            source.add(Pending(second, source.register_symbols(symbols), price, answers, pieces[0].offset), judged=True)
 
 
 def _bytes(values: NDArray[Any]) -> bytes:

@@ -1,6 +1,7 @@
 """State records of `score`: their keys, version 2 as it is written, and the upgrade of version 1 (msgpack arrays).
 
-A key is a msgpack array: partition, log, kind (`head`, `roster`, `slot`), the writer's term, and for slots source, second modulo `RING_S` and piece.
+A key is a msgpack array: partition, log, kind (`head`, `roster`, `slot`), the writer's term, and for slots source, second modulo `RING_S` and piece; a slot
+of rows that came after others of their second has its number among those behind that.
 A checkpoint (`head`) that is too large for a message is stored in pieces, under keys that end with a slot (0 or 1) and the piece's number: the pieces of
 the one before stay whole while a new one is written.
 """
@@ -80,6 +81,10 @@ class PendingState(Stored, kw_only=True):
     symbols: list[str]
     price: bytes
     answers: list[Answer] = msgspec.field(name="said")
+    number: int = 0
+    """Of the slot among those of its second: rows that come late have a slot of their own."""
+    offset: int = -1
+    """Raw offset of the closing that brought the rows; -1 in records of earlier releases, in which no row came late."""
 
 
 class MemberState(msgspec.Struct, omit_defaults=True):
@@ -180,7 +185,7 @@ def read_key(key: bytes) -> Key:
     partition, log, kind, term, *place = _key(key)
     if not (isinstance(partition, int) and isinstance(log, str) and kind in KINDS and isinstance(term, int)):
         raise ValueError("not a key of score")
-    shape = {"slot": (str, int, int), "roster": (), "head": (int, int) if place else ()}[kind]
+    shape = {"slot": (str, int, int, *[int] * (len(place) == 4)), "roster": (), "head": (int, int) if place else ()}[kind]
     if tuple(map(type, place)) != shape:
         raise ValueError("not a key of score")
     return Key(partition, log, kind, term, tuple(place))
@@ -222,7 +227,7 @@ def _check(record: Checkpoint | PendingState | RosterState) -> None:
     """Raises `ValueError` where a record's fields do not fit each other."""
     if isinstance(record, PendingState):
         count = len(record.symbols)
-        fits = 0 <= record.piece < record.pieces and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
+        fits = 0 <= record.piece < record.pieces and record.number >= 0 and abs(record.second) < MAX_TIME and len(record.price) == 8 * count
         for answer in record.answers:
             fits = fits and all(0 < horizon < RING_S for horizon in answer.horizons_s)
             fits = fits and len(answer.returns) == len(answer.p_up) == 4 * count * len(answer.horizons_s)

@@ -77,7 +77,9 @@ class Ring:
         self.pending_restored: dict[int, list[Second]] = {}
         """After a restart: stored seconds beyond `closed`; `apply_restored` puts them in place when the log gets there again."""
         self.changed: set[tuple[int, int]] = set()
-        """(Symbol index, closed second) of late ticks whose revision was not sent."""
+        """(Symbol index, closed second) of late ticks whose rows were not sent."""
+        self.unsent: set[tuple[int, int]] = set()
+        """Those of them that had no tick or quote before: no row of theirs was ever sent."""
 
     # -- room ---------------------------------------------------------------
 
@@ -119,6 +121,7 @@ class Ring:
             return
         number_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
         self.changed = {(number_of[index], second) for index, second in self.changed}
+        self.unsent = {(number_of[index], second) for index, second in self.unsent}
         self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
         self.heard, self.bytes = self.heard[kept], self.bytes[kept]
         for cells in (self.current, self.past):
@@ -208,10 +211,24 @@ class Ring:
             self.closed = second
 
 
-    def revise(self) -> tuple[Ints, Ints]:
+    def mark_late(self, indexes: Ints, seconds: Ints) -> None:
+        """Late ticks are about to be added to these cells, whose seconds are closed.
+
+        What a cell holds by now was sent by the closing before, or is of late ticks that were marked: a stored bucket holds nothing else either.
+        """
+        cells = set(zip(indexes.tolist(), seconds.tolist(), strict=True)) - self.changed
+        if self.closed == NEVER or self.closed_before_gap != NEVER:
+            self.unsent |= cells                                         # nothing of this series was sent
+        elif cells:
+            at = self.current.at(*np.array(sorted(cells)).T)
+            heard = self.current.flat("ticks").take(at) + self.current.flat("quotes").take(at)
+            self.unsent.update(cell for cell, ticks in zip(sorted(cells), heard.tolist(), strict=True) if not ticks)
+        self.changed |= cells
+
+    def revise(self) -> tuple[Ints, Ints, NDArray[np.bool_]]:
         """Carries prices again from the changed seconds on.
 
-        Returns (indexes, seconds) of the cells up to `closed` that are to be sent again, in their order.
+        Returns (indexes, seconds) of the cells up to `closed` that are to be sent, in their order, and whether each of them was sent before.
         """
         since: dict[int, int] = {}
         for index, second in self.changed:
@@ -228,7 +245,13 @@ class Ring:
         since_of[indexes] = first
         live, seconds = arithmetic.live(self.current, indexes, np.arange(lowest, self.closed + 1))
         due = seconds >= since_of[live]
-        return live[due], seconds[due]
+        live, seconds = live[due], seconds[due]
+        sent = np.ones(len(live), bool)
+        if self.unsent:
+            sent[[place for place, cell in enumerate(zip(live.tolist(), seconds.tolist(), strict=True)) if cell in self.unsent]] = False
+        self.changed.clear()
+        self.unsent.clear()
+        return live, seconds, sent
 
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
         """(indexes, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""

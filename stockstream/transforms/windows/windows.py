@@ -1,6 +1,7 @@
 """The state machine of `aggregate`: one-second bars and the rolling 5-minute window of every symbol and source of one partition.
 
-`Windows` takes `ticks.clean` frames and, at each closing, gives the rows of the seconds that close and those that late ticks have changed. Sums are
+`Windows` takes `ticks.clean` frames and, at each closing, gives the rows of the seconds that close and those that late ticks have changed. A row is `revised`
+where one of its symbol and second was sent before; a row of a second that was closed already, and that is the first of its symbol, is `late`. Sums are
 taken in one order whatever the frames, so any cutting of the log gives the same bits: within a second tick by tick in log order, within a window in an
 order that follows from its last second and its series' first alone (`arithmetic`).
 
@@ -27,6 +28,7 @@ from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import MAX_VALUE_BYTES, TERMS, next_slot
 from stockstream.transforms.windows import state as window_state
 from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
+from stockstream.transforms.windows.quality import quality_bits
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
 from stockstream.transforms.windows.rows import SourceRows, WindowRows
 from stockstream.transforms.windows.state import FORMAT, STORED, Bucket, Checkpoint, RingProgress, Second
@@ -286,7 +288,7 @@ class Windows:
     def _add(ring: Ring, ticks: Ticks, late: NDArray[np.bool_]) -> None:
         late = late & (ticks.second > ring.closed - ring.revise_s)       # read again after a restart, of long ago: its revision was sent
         if late.any():
-            ring.changed.update(zip(ticks.symbol[late].tolist(), ticks.second[late].tolist(), strict=True))
+            ring.mark_late(ticks.symbol[late], ticks.second[late])
         Windows._add_with_capacity(ring, ring.not_yet_stored(ticks))
 
     @staticmethod
@@ -310,17 +312,15 @@ class Windows:
                 fresh = fresh.take(~late)
             fresh = ring.not_yet_stored(fresh)
         if ring.closed == NEVER or ring.closed_before_gap != NEVER:
-            ring.closed_before_gap = NEVER
             ring.ensure_capacity(first, first)
             ring.apply_restored(first)
-            indexes, seconds = ring.cells_between(ring.current.base, first)             # heard before anything closed, and late already
-            ring.changed.update(zip(indexes.tolist(), seconds.tolist(), strict=True))
+            ring.mark_late(*ring.cells_between(ring.current.base, first))               # heard before anything closed, and late already
+            ring.closed_before_gap = NEVER
             ring.close(first)
         if ring.changed:
-            indexes, seconds = ring.revise()
+            indexes, seconds, sent = ring.revise()
             if send:
-                self._emit(ring, name, indexes, seconds, np.full(len(indexes), last.offset), True, out)
-            ring.changed.clear()
+                self._emit(ring, name, indexes, seconds, np.full(len(indexes), last.offset), sent, out)
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted_through = max(ring.counted_through, last.offset)
         if fresh is not None and not ring.pending_restored and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
@@ -336,7 +336,7 @@ class Windows:
             ring.close(end)
             if send:
                 indexes, seconds = ring.cells_between(after, end)
-                self._emit(ring, name, indexes, seconds, offsets[ends.searchsorted(seconds, "left")], False, out)
+                self._emit(ring, name, indexes, seconds, offsets[ends.searchsorted(seconds, "left")], None, out)
             self._save(ring, name, end, last.offset)
             after = end
         ring.skip_to(last.second)
@@ -399,11 +399,14 @@ class Windows:
         self._records.append(([source, kind, second % SLOTS, piece], bucket))
 
     @staticmethod
-    def _emit(ring: Ring, name: str, indexes: Ints, seconds: Ints, offsets: Ints, revised: bool, out: WindowRows) -> None:
+    def _emit(ring: Ring, name: str, indexes: Ints, seconds: Ints, offsets: Ints, sent: NDArray[np.bool_] | None, out: WindowRows) -> None:
+        """Rows of seconds that close, or, with `sent`, of seconds that were closed already: which of them were sent before."""
         if not len(indexes):
             return
         values = ring.statistics(indexes, seconds)
-        values["offset"], values["revised"] = offsets, np.full(len(indexes), revised)
+        values["offset"], values["revised"] = offsets, np.zeros(len(indexes), bool) if sent is None else sent
+        if sent is not None:
+            values["quality"] |= quality_bits({"late": ~sent})
         out.by_source.append(SourceRows(name, ring.names.tolist(), indexes, values))
 
     # -- state --------------------------------------------------------------

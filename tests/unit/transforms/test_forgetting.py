@@ -19,7 +19,7 @@ from stockstream.transforms.cleaning import memory
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frames import decode, encode
-from stockstream.transforms.timing import FORGET_MS
+from stockstream.transforms.timing import FORGET_MS, Lateness
 from tests.model import windows_model
 from tests.model.clean_model import FIRST_MS, CleanModel
 
@@ -40,12 +40,12 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MANY", 2)
 
 
-def cleaner() -> Cleaner:
-    return Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
+def cleaner(lateness: int | Lateness = 200) -> Cleaner:
+    return Cleaner(0, 1, lateness_ms=lateness, revise_s=30, log="x")
 
 
-def restarted(core: Cleaner) -> Cleaner:
-    return Cleaner.restore(0, 1, dict(core.records(0)), lateness_ms=200, revise_s=30)
+def restarted(core: Cleaner, lateness: int | Lateness = 200) -> Cleaner:
+    return Cleaner.restore(0, 1, dict(core.records(0)), lateness_ms=lateness, revise_s=30)
 
 
 def raw(log: Log) -> list[RawRecord]:
@@ -149,6 +149,30 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
 
     holds()
     assert anew > 500
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_setting_of_lateness_holds_for_sources_that_are_heard_after_it_changed(seed: int) -> None:
+    """Workers with one setting after the other: a source keeps what it was first heard with, until it is forgotten."""
+    rng = random.Random(seed)
+    log, model, core = jumpy_log(rng, 200), CleanModel(), None
+    accepted: list[Any] = []
+    closings: list[Any] = []
+    for begin in range(0, 200, 40):
+        values = {source: rng.choice((0, 200, 1_500, 40_000)) for source in "abc"}
+        lateness = Lateness(200, tuple(values.items()))
+        core = cleaner(lateness) if core is None else restarted(core, lateness)
+        model.lateness_ms = values
+        for offset, ts, item in log[begin : begin + 40]:
+            model.record(offset, ts, item)
+        for some in raw(log[begin : begin + 20]), raw(log[begin + 20 : begin + 40]):
+            core.chunk(some)
+        frame = core.make_frame()
+        assert frame is not None
+        accepted += zip(frame.rows["offset"].to_pylist(), frame.rows["index"].to_pylist(), strict=True)
+        closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
+    assert accepted == model.accepted
+    assert closings == model.closings
 
 
 def _content(core: Cleaner) -> tuple[Any, ...]:

@@ -151,6 +151,21 @@ def test_the_market_summary_counts_each_second_once() -> None:
     assert summary["returns_60s"] == 2 and summary["sum_return_60s"] == pytest.approx(0.01)
 
 
+def test_a_row_that_comes_late_opens_an_alert_but_takes_nothing_back_and_is_in_no_market_summary() -> None:
+    log = quiet(range(START, START + 100))
+    log[10][1].append(row("A", START + 8, volume=1000, quality="partial,late"))
+    log[20][1].append(row("A", START + 20, volume=900))
+    log[25][1].append(row("A", START + 15, volume=2000, quality="late"))
+    log[30][1].append(row("A", START + 5, volume=800, quality="late"))
+    log[81][1].append(row("A", START + 79, volume=800, quality="late"))
+    found = run(log)
+    one, two = f"A-volume_spike-{START + 8}", f"A-volume_spike-{START + 79}"
+    assert states(found) == [
+        (one, "opened", (START + 9) * 1000), (one, "updated", (START + 16) * 1000), (one, "closed", (START + 81) * 1000), (two, "opened", (START + 80) * 1000),
+    ]  # fmt: skip
+    assert [market["second"] for market in found.markets] == [START + 20]
+
+
 def test_frames_beyond_what_is_expected_or_of_an_older_log_are_dropped_and_a_newer_log_starts_afresh() -> None:
     log = quiet(range(START, START + 10))
     detector = Detector(3)
@@ -195,7 +210,8 @@ def oracle(log: Log) -> list[tuple[str, str, int]]:
         for rule in ("price_drop", "volume_spike"):
             opened = last = best = None
             for closing, rows in log:
-                for second in range(closing.after + 1, closing.second + 1):
+                late = sorted({r["second"] for r in rows if r["second"] <= closing.after and not r["revised"]})
+                for second in (*late, *range(closing.after + 1, closing.second + 1)):
                     order = (closing.offset, closing.source, second, symbol, rule)
                     hit = False
                     for r in (r for r in rows if r["symbol"] == symbol and r["second"] == second and not r["revised"]):
@@ -204,12 +220,12 @@ def oracle(log: Log) -> list[tuple[str, str, int]]:
                         else:
                             hit, extreme = r["close"] <= 0.99 * r["price_60s"], -r["close"]
                         if hit and opened is None:
-                            opened, best = second, extreme
+                            opened, last, best = second, second, extreme
                             out.append((order, (f"{symbol}-{rule}-{opened}", "opened", (second + 1) * 1000)))
                         elif hit and extreme > best:
                             best = extreme
                             out.append((order, (f"{symbol}-{rule}-{opened}", "updated", (second + 1) * 1000)))
-                        last = second if hit else last
+                        last = max(last, second) if hit else last        # a row may come late
                     if opened is not None and not hit and last is not None and second == last + 60:
                         out.append((order, (f"{symbol}-{rule}-{opened}", "closed", (second + 1) * 1000)))
                         opened = None
@@ -220,16 +236,21 @@ def oracle(log: Log) -> list[tuple[str, str, int]]:
 def logs(draw: st.DrawFn) -> Log:
     log: Log = []
     second, offset = START, 0
+    sent = set[tuple[str, int]]()
     for _ in range(draw(st.integers(1, 25))):
         after, second = second, second + draw(st.sampled_from([1, 1, 1, 2, 20, 59, 60, 61, 130]))
         offset += draw(st.integers(1, 3))
         rows = []
-        for at in sorted(set(draw(st.lists(st.integers(after + 1, second), max_size=4)))):
+        late = st.lists(st.integers(max(START + 1, after - 30), after), max_size=3) if after > START else st.just([])
+        for at in sorted({*draw(late), *draw(st.lists(st.integers(after + 1, second), max_size=4))}):
             for symbol in sorted(draw(st.sets(st.sampled_from("ABC"), min_size=1))):
+                revised = (symbol, at) in sent or draw(st.sampled_from([False, False, False, True]))
                 rows.append(row(
                     symbol, at, volume=draw(st.sampled_from([10, 100, 800, 900, 1700])), close=draw(st.sampled_from([100.0, 99.0, 98.0, 96.0])),
-                    revised=draw(st.sampled_from([False, False, False, True])),
+                    revised=revised, quality="late" if at <= after and not revised else "",
                 ))  # fmt: skip
+                if not revised:
+                    sent.add((symbol, at))
         log.append((Closing(offset, "s", after, second), rows))
     return log
 

@@ -49,10 +49,10 @@ class Fake:
         return value, 1 / (1 + np.exp(-value * 1e4))
 
 
-def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False) -> Row:
+def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False, quality: str = "") -> Row:
     blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) and name not in SHARES else 0 for name in WINDOWS_SCHEMA.names}
     known = {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised}
-    return blank | known | {"quality": ""}
+    return blank | known | {"quality": quality}
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,6 @@ def oracle(log: Log, roster: Sequence[tuple[int, Sequence[tuple[Fake, str]]]]) -
     predictions: dict[str, tuple[Any, ...]] = {}
     outcomes: dict[tuple[str, int], tuple[Any, ...]] = {}
     good = [r for r in log.rows if not r["revised"] and r["price"] is not None]
-    ends: dict[str, int] = {}
-    for c in log.closings:
-        ends[c.source] = max(ends.get(c.source, c.second), c.second)
     for r in good:
         contenders = next((c for start, c in reversed(roster) if start <= r["offset"]), ())
         columns = {name: np.array([np.nan if r[name] is None else r[name]]) for name in features.COLUMNS}
@@ -93,8 +90,11 @@ def oracle(log: Log, roster: Sequence[tuple[int, Sequence[tuple[Fake, str]]]]) -
             if role == "champion":
                 predictions[ident] = (r["symbol"], as_of, r["price"], r["offset"], said)
             for h, expected, p in said:
-                if r["second"] + h <= ends[r["source"]]:
-                    then = [x for x in good if (x["symbol"], x["source"]) == (r["symbol"], r["source"]) and x["second"] <= r["second"] + h]
+                reached = (c.offset for c in log.closings if c.source == r["source"] and c.offset >= r["offset"] and c.second >= r["second"] + h)
+                judged_by = min(reached, default=None)                   # where it came late, that may be the closing that brought it
+                if judged_by is not None:
+                    of_symbol = [x for x in good if (x["symbol"], x["source"]) == (r["symbol"], r["source"]) and x["offset"] <= judged_by]
+                    then = [x for x in of_symbol if x["second"] <= r["second"] + h]
                     price = max(then, key=lambda x: x["second"])["price"]
                     outcomes[ident, h] = (role, expected, p, round(math.log(price / r["price"]), 11), price)
     return predictions, outcomes
@@ -132,6 +132,8 @@ class Subscriber:
 
 def random_log(rng: random.Random) -> Log:
     closed = {"s": 1_000, "t": 400}
+    sent = set[tuple[str, int]]()
+    late_often = rng.random() < 0.5
     closings: list[Closing] = []
     rows: list[Row] = []
     offset = 0
@@ -144,10 +146,16 @@ def random_log(rng: random.Random) -> Log:
             closings.append(Closing(offset, source, after, after + jump))
             if rng.random() < 0.5 and after > 1_000:
                 rows.append(row("A", after - rng.randint(0, 5), 7.0, offset, source, revised=True))
+            for second in sorted({after - rng.choice((0, 0, 1, 2, 9, 29)) for _ in range(rng.choice((0, 1, 4)))}) if late_often and after > 1_000 else ():
+                for symbol in ("A", "B") if source == "s" else ("C",):
+                    if (symbol, second) not in sent and rng.random() < 0.75:
+                        rows.append(row(symbol, second, rng.choice((None, 98.0, 102.0)), offset, source, quality="late"))
+                        sent.add((symbol, second))
             for second in sorted({rng.randint(after + 1, after + jump) for _ in range(rng.randint(0, 6))}) if jump else ():
                 for symbol in ("A", "B") if source == "s" else ("C",):
                     if rng.random() < 0.75:
                         rows.append(row(symbol, second, rng.choice((None, 99.5, 100.0, 101.25)), offset, source))
+                        sent.add((symbol, second))
     return Log(closings, rows, offset + 1)
 
 
@@ -155,7 +163,7 @@ def random_cuts(rng: random.Random) -> set[int]:
     return {rng.randint(1, 120) for _ in range(rng.choice((0, 3, 10, 60)))}
 
 
-V1, V2, SHADOW = Fake("1"), Fake("2", horizons_s=(10,)), Fake("33", name="shadow", horizons_s=(10, 120))
+V1, V2, SHADOW = Fake("1"), Fake("2", horizons_s=(10, 1)), Fake("33", name="shadow", horizons_s=(10, 120))
 MODELS = {(m.name, m.version): m for m in (V1, V2, SHADOW)}
 
 

@@ -18,6 +18,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame
+from stockstream.transforms.timing import Lateness
 from stockstream.transforms.windows import arithmetic, cells
 from stockstream.transforms.windows.cells import SPARE_S, Cells
 from stockstream.transforms.windows.windows import Windows
@@ -34,8 +35,8 @@ def one_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
 
 
-def frames_of(rng: random.Random, records: list[Any], longest: int) -> list[Frame]:
-    core = Cleaner(0, 8, lateness_ms=200, revise_s=30, log="x")
+def frames_of(rng: random.Random, records: list[Any], longest: int, lateness: int | Lateness = 200) -> list[Frame]:
+    core = Cleaner(0, 8, lateness_ms=lateness, revise_s=30, log="x")
     out = []
     for some in cuts(rng, records, longest):
         core.chunk(some)
@@ -54,8 +55,8 @@ def equal(got: Any, want: Any, name: str) -> bool:
 class Judge:
     """Holds every row ever sent to the model's, and to the bits it was sent with before."""
 
-    def __init__(self, log: list[Any]) -> None:
-        closings = windows_model.closings(log)
+    def __init__(self, log: list[Any], lateness: Lateness = Lateness(200)) -> None:  # noqa: B008 (frozen)
+        closings = windows_model.closings(log, lambda source, offset: lateness.of(source))
         self.want: dict[Key, dict[str, Any]] = {(r["symbol"], r["second"], r["offset"]): r for c in closings for r in c["rows"]}
         self.bits: dict[Key, str] = {}
         self.seen: set[Key] = set()
@@ -86,6 +87,19 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
         judge.seen.clear()
         core = Windows(0, revise_s=30)
         for at, frame in enumerate(frames_of(rng, records_of(log), longest)):
+            judge.take(work(core, frame, at, 0)[0])
+        assert judge.seen == judge.want.keys()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_the_models_where_sources_have_a_lateness_of_their_own(seed: int) -> None:
+    rng = random.Random(seed)
+    log, lateness = recovery_model.random_log(rng, 160), Lateness.parse(rng.choice(("200,b=2500", "1000,a=0,c=5000", "b=0,a=999")))
+    judge = Judge(log, lateness)
+    for longest in (3, 1_000):
+        judge.seen.clear()
+        core = Windows(0, revise_s=30)
+        for at, frame in enumerate(frames_of(rng, records_of(log), longest, lateness)):
             judge.take(work(core, frame, at, 0)[0])
         assert judge.seen == judge.want.keys()
 
@@ -141,6 +155,12 @@ def test_a_generated_day_equals_pandas(chunk: int) -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
+def last_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """The row of each symbol and second that counts, without how it came about."""
+    last = rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False)
+    return last.assign(quality=[",".join(flag for flag in text.split(",") if flag != "late") for text in last.quality])
+
+
 def late_day() -> pd.DataFrame:
     """A day with series over many stretches, of which every hundredth tick comes up to 20 s late."""
     day = generated_day(seconds=1_800, symbols=4)
@@ -161,8 +181,10 @@ def test_late_ticks_in_any_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyP
     got = parts.rows()
     assert got.equals(whole.rows())
     rows = got.to_pandas()
-    assert rows.revised.sum() > 500
-    last = rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False)
+    assert rows.revised.sum() > 500 and rows.quality.str.contains("late").sum() > 5
+    late = rows[rows.quality.str.contains("late")]
+    assert not late.revised.any() and not rows[~rows.revised].duplicated(["symbol", "second"]).any(), "the first row of a second, and no other"
+    last = last_words(rows)
     assert oracle.differences(last, oracle.rows(day)) == []
 
 
@@ -184,7 +206,7 @@ def test_the_latest_ticks_find_all_that_they_change(monkeypatch: pytest.MonkeyPa
     assert parts.rows().equals(whole.rows())
     rows = parts.rows().to_pandas()
     assert rows.revised.sum() > 100
-    assert oracle.differences(rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False), oracle.rows(day)) == []
+    assert oracle.differences(last_words(rows), oracle.rows(day)) == []
 
 
 @pytest.mark.slow
