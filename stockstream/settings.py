@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     seed: int = Field(1, ge=0, description="seed of the simulated market")
 
     lateness_ms: str = Field(
-        LATENESS, description="how far a source's clock must pass a second's end before it closes: a value for all, others by source; fixed when it is first heard"
+        LATENESS, description="how far a source's watermark must pass a second's end before it closes: for all, and by source; fixed when it is heard first"
     )
     revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")

@@ -14,6 +14,7 @@ import pytest
 
 from tests import backtests
 from tests.backtests import Ran
+from tests.fixtures.make import Model
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "cases"
 
@@ -59,10 +60,23 @@ def zero_ask_loses_the_trade(ran: Ran) -> None:
     assert (row["volume"], row["bid"], row["ask"], row["mid"]) == (100, 9.99, None, None)
 
 
+def slow_symbol_in_a_fast_source(ran: Ran) -> None:
+    """A symbol that is always behind its source's watermark is looked at and scored like the others."""
+    for symbol, quality in (("X", {"partial"}), ("SLOW", {"partial,late"})):
+        first = [row for row in ran.tables["windows"] if row["symbol"] == symbol and not row["revised"]]
+        assert len(first) == len({row["second"] for row in first}) == 130 and {row["quality"] for row in first[:100]} == quality
+        predicted = [one["as_of"] // 1000 - 1 for one in ran.tables["predictions"] if one["symbol"] == symbol]
+        assert predicted == [row["second"] for row in first]
+    assert len(ran.opened("price_drop", "SLOW")) == 1 and ran.opened("price_drop") == []
+    judged = {symbol: [one["horizon_s"] for one in ran.tables["outcomes"] if one["symbol"] == symbol] for symbol in ("X", "SLOW")}
+    assert len(judged["SLOW"]) >= len(judged["X"]) - 4 > 0
+
+
 CASES: dict[str, Callable[[Ran], None]] = {
     "halt_of_20_min": halt_of_20_min,
     "record_time_minus_1": record_time_minus_1,
     "seconds_are_1970": seconds_are_1970,
+    "slow_symbol_in_a_fast_source": slow_symbol_in_a_fast_source,
     "small_price_alert": small_price_alert,
     "stub_quote_is_the_price": stub_quote_is_the_price,
     "zero_ask_loses_the_trade": zero_ask_loses_the_trade,
@@ -72,7 +86,7 @@ CASES: dict[str, Callable[[Ran], None]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_comes_out_as_it_should(name: str, tmp_path: Path) -> None:
-    CASES[name](backtests.run(FOLDER / f"{name}.jsonl", tmp_path / "out"))
+    CASES[name](backtests.run(FOLDER / f"{name}.jsonl", tmp_path / "out", model=Model()))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.jsonl")))

@@ -78,7 +78,8 @@ class Held:
 class State(Stored):
     """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
 
-    `source_lateness` is empty in snapshots of releases with one lateness for all sources: `lateness_ms`. `held_owners` are places in `owners`, `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
+    `source_lateness` is empty in snapshots of releases with one lateness for all sources, `lateness_ms`. `held_owners` are places in `owners`,
+    `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
     """
 
     expect: int = -1

@@ -63,7 +63,8 @@ class _Bucket:
 class Detected:
     """What a frame brought: alerts by (closing offset, source, second, symbol, rule), summaries by (closing offset, source, second).
 
-    A summary counts the rows that are neither `revised` nor late; `advancers`, `decliners`, `unchanged` and the sums are over `returns_60s` symbols with a `return_60s`.
+    A summary counts the rows that are neither `revised` nor late; `advancers`, `decliners`, `unchanged` and the sums are over `returns_60s` symbols with a
+    `return_60s`.
     """
 
     alerts: list[Alert] = field(default_factory=list)

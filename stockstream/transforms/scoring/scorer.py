@@ -8,11 +8,11 @@ A model that gives no usable answer, or cannot be loaded, is suspended from the 
 by it. It never raises here.
 
 What is kept (`records`, in the order of writing; `state` has their form): for each source and second with predictions to judge,
-one or more **slots** (symbols, prices and what each model answered; rows that come late have their own), written once, in a ring of seconds; the **roster**, which names from which raw
-offset on which models score; and at the end the **checkpoint**: how far the log is counted and up to which second each source is closed. The last prices
-follow from the slots, as every prediction carries its own. Records are written after delivery, so after a crash closings at or below the highest
-offset of any record are counted again but not sent again. A ring of more seconds than the longest horizon never loses a prediction that is still to
-be judged, even where only a part of the records got written.
+one or more **slots** (symbols, prices and what each model answered; one for each closing that brought rows of the second), written once, in a ring of seconds;
+the **roster**, which names from which raw offset on which models score; and at the end the **checkpoint**: how far the log is counted and up to which second
+each source is closed. The last prices follow from the slots, as every prediction carries its own. Records are written after delivery, so after a crash
+closings at or below the highest offset of any record are counted again but not sent again. A ring of more seconds than the longest horizon never loses a
+prediction that is still to be judged, even where only a part of the records got written.
 """
 
 from __future__ import annotations
