@@ -27,7 +27,7 @@ def records_of(log: list[tuple[int, Any]]) -> list[RawRecord]:
 
 def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.DataFrame:
     """Ticks in order of arrival with the quirks of real data, none of them late: equal trades in one millisecond, silences over 300 s, quotes without price,
-    ticks out of order within the lateness. Columns symbol, event_time (epoch ms), price (NaN in a quote), size, bid, ask."""
+    ticks out of order within the lateness. Columns symbol, event_time (epoch ms), price (NaN in a quote), size (a third with decimals), bid, ask."""
     rng = np.random.default_rng(seed)
     begin = 1_700_000_000
     parts = []
@@ -47,6 +47,10 @@ def generated_day(seed: int = 7, seconds: int = 4_000, symbols: int = 6) -> pd.D
         twins = frame[rng.random(len(at)) < 0.05]
         parts += [frame, twins]
     day = pd.concat(parts)
+    more = np.random.default_rng(seed + 1)
+    fraction = np.where((more.random(len(day)) < 0.3) & day.price.notna(), more.random(len(day)), 0.0)
+    decimals = more.integers(1, 9, len(day))
+    day["size"] = [round(size + part, places) for size, part, places in zip(day["size"].tolist(), fraction.tolist(), decimals.tolist(), strict=True)]
     arrival = day.event_time + rng.integers(0, 150, len(day))
     return day.iloc[np.argsort(arrival.to_numpy(), kind="stable")].reset_index(drop=True)
 

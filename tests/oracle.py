@@ -5,13 +5,17 @@ For logs in which no tick is late: then every row is sent once, at the closing o
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 
 WINDOW_S = 300
+PARTS = 10**8
+"""Sizes are summed as whole numbers of 1e-8 shares."""
 FLOATS = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "mid", "mean_5m", "vwap_5m", "high_5m", "low_5m", "return_std_5m",
           "price", "price_60s", "return_1s", "return_5s", "return_10s", "return_30s", "return_60s")  # fmt: skip
-EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "volume_10s", "volume_60s", "ticks_10s", "quality")
+EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "volume_10s", "volume_60s", "ticks_10s", "accrued_5m", "quality")
 
 
 def rows(ticks: pd.DataFrame) -> pd.DataFrame:
@@ -19,7 +23,8 @@ def rows(ticks: pd.DataFrame) -> pd.DataFrame:
 
     `ticks` has symbol, event_time (epoch ms), price (NaN in a quote), size and optionally bid, ask, bid_size, ask_size, in the order of arrival.
     """
-    ticks = ticks.assign(second=ticks.event_time // 1000, notional=ticks.price * ticks["size"])
+    parts = [int(Decimal(repr(size)) * PARTS) for size in ticks["size"].tolist()]
+    ticks = ticks.assign(second=ticks.event_time // 1000, notional=ticks.price * ticks["size"], parts=np.array(parts, np.int64))
     for name in ("bid", "ask", "bid_size", "ask_size"):
         if name not in ticks:
             ticks[name] = np.nan
@@ -29,7 +34,7 @@ def rows(ticks: pd.DataFrame) -> pd.DataFrame:
 def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
     by = ticks.groupby("second")
     bars = pd.DataFrame({
-        "open": by.price.first(), "high": by.price.max(), "low": by.price.min(), "close": by.price.last(), "volume": by["size"].sum(),
+        "open": by.price.first(), "high": by.price.max(), "low": by.price.min(), "close": by.price.last(), "parts": by.parts.sum(),
         "ticks": by.price.count(),
         "quotes": by["size"].count() - by.price.count(), "bid": by.bid.last(), "ask": by.ask.last(), "bid_size": by.bid_size.last(),
         "ask_size": by.ask_size.last(),
@@ -51,7 +56,7 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
     begun = begins.reindex(grid.index).ffill().where(alive)
     price = grid.close.ffill().where(alive)
     out = bars.copy()
-    rolling = {name: grid[name].fillna(0).rolling(WINDOW_S, min_periods=1).sum() for name in ("volume", "ticks")}
+    rolling = {name: _sums(grid[name], WINDOW_S) for name in ("parts", "ticks")}
     high, low = (getattr(grid[name].rolling(WINDOW_S, min_periods=1), how)() for name, how in (("high", "max"), ("low", "min")))
     prices, notional = price.to_numpy(), grid.notional.fillna(0).to_numpy()
     change = np.full(len(grid), np.nan)
@@ -62,7 +67,7 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
     for s in bars.index:
         at = int(s) - first
         lo = max(0, at - WINDOW_S + 1)
-        volume = rolling["volume"].iloc[at]
+        volume = rolling["parts"].iloc[at] / PARTS
         values["vwap_5m"].append(notional[lo : at + 1].sum() / volume if volume else np.nan)
         if not alive.iloc[at]:
             values["mean_5m"].append(np.nan)
@@ -78,7 +83,7 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
         values["seconds_5m"].append(at - lo + 1)
     for name, column in values.items():
         out[name] = column
-    out["volume_5m"], out["ticks_5m"] = rolling["volume"].reindex(bars.index), rolling["ticks"].reindex(bars.index)
+    out["volume"], out["volume_5m"], out["ticks_5m"] = _shares(bars.parts), _shares(rolling["parts"].reindex(bars.index)), rolling["ticks"].reindex(bars.index)
     out["high_5m"], out["low_5m"] = high.reindex(bars.index), low.reindex(bars.index)
     # with only one price, or none, in a window that is alive the carried price is no tick's
     out.loc[out.ticks_5m == 0, ["high_5m", "low_5m"]] = np.nan
@@ -91,12 +96,25 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
         before = price.shift(lag).where(second - lag >= begun).reindex(bars.index)
         out[f"return_{lag}s"] = np.log(price.reindex(bars.index) / before)
         out[f"price_{lag}s"] = before
-    for name, lag, of in (("volume_10s", 10, "volume"), ("volume_60s", 60, "volume"), ("ticks_10s", 10, "ticks")):
-        out[name] = grid[of].fillna(0).rolling(lag, min_periods=1).sum().reindex(bars.index)
+    for name, lag in (("volume_10s", 10), ("volume_60s", 60)):
+        out[name] = _shares(_sums(grid.parts, lag).reindex(bars.index))
+    out["ticks_10s"] = _sums(grid.ticks, 10).reindex(bars.index)
+    out["accrued_5m"] = 0.0
     flags = {"partial": out.seconds_5m < WINDOW_S, "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide}
     out["quality"] = [",".join(flag for flag, has in zip(flags, row, strict=True) if has) for row in zip(*flags.values(), strict=True)]
     out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])
     return out
+
+
+def _sums(counts: pd.Series, seconds: int) -> pd.Series:
+    """Sums over the last seconds, as whole numbers."""
+    total = counts.fillna(0).astype("int64").cumsum()
+    return total - total.shift(seconds, fill_value=0)
+
+
+def _shares(parts: pd.Series) -> list[float]:
+    """The doubles nearest to these numbers of parts: Python divides whole numbers so."""
+    return [count / PARTS for count in parts.tolist()]
 
 
 def differences(got: pd.DataFrame, want: pd.DataFrame) -> list[str]:

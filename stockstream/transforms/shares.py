@@ -20,8 +20,9 @@ _EXACT_SHARES = 90_000_000
 
 def split(sizes: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Whole shares, and parts of 1e-8, of each size (finite, below 2**63); further decimals are rounded."""
-    whole = np.trunc(sizes)
-    return whole.astype(np.int64), np.rint((sizes - whole) * PARTS).astype(np.int64)
+    whole = sizes.astype(np.int64)
+    rest = sizes - whole
+    return whole, (np.rint(rest * PARTS).astype(np.int64) if rest.any() else np.zeros(len(sizes), np.int64))
 
 
 def joined(whole: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ def random_log(rng: Any, n: int) -> Any:
             source = rng.choices("abc", (6, 2, 2))[0]
             delay = rng.choice((0, 0, 0, 0, 100, 1200, 5000, 29_000, 45_000)) if rng.random() < .3 else 0
             record.append(dict(symbol=rng.choice({"a": "XYZ", "b": "UVX", "c": "XW"}[source]), source=source, event_time=now - delay - (900_000 if source == "b" else 0),
-                               **(dict(price=round(100 + rng.random(), 2), size=rng.randrange(9)) if rng.random() < .8 else dict(price=None, size=0)), bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0))))
+                               **(dict(price=round(100 + rng.random(), 2), size=rng.choice((rng.randrange(9), round(rng.random(), rng.randrange(1, 9))))) if rng.random() < .8 else dict(price=None, size=0)), bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0))))
         if rng.random() < .02:
             record = {"punctuate": now // 1000 - (900 if (source := rng.choice("abc")) == "b" else 0), "source": source}
         log.append((offset, record))

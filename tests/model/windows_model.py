@@ -20,9 +20,15 @@ forgotten, by that clock or by the time of the record that is judged, whichever 
 import math
 from typing import Any
 from collections import defaultdict
+from fractions import Fraction
 
 WINDOW_S, LATENESS_MS, REVISE_S = 300, 200, 30
 FORGET_MS = 24 * 3600 * 1000
+
+
+def shares(sizes):
+    """Their sum: the double nearest to that of the decimals."""
+    return float(sum(Fraction(repr(size)) for size in sizes))
 
 
 def closed_through(clock, lateness_ms=LATENESS_MS):
@@ -121,7 +127,7 @@ def row(symbol, second, by, revised, late=False):
     out = {"symbol": symbol, "second": second, "revised": revised}
     prices = [t["price"] for t in own if t["price"] is not None]
     out |= {"open": prices[0] if prices else None, "high": max(prices, default=None), "low": min(prices, default=None), "close": prices[-1] if prices else None,
-            "volume": sum(t["size"] for t in own), "ticks": len(prices), "quotes": len(own) - len(prices)}
+            "volume": shares(t["size"] for t in own), "ticks": len(prices), "quotes": len(own) - len(prices)}
     for name in ("bid", "ask", "bid_size", "ask_size"):
         out[name] = next((t[name] for t in reversed(own) if t.get(name) is not None), None)
 
@@ -135,7 +141,8 @@ def row(symbol, second, by, revised, late=False):
     low = second - WINDOW_S + 1
     inside = [t for s, ts in by.items() if low <= s <= second for t in ts]
     traded = [t for t in inside if t["price"] is not None]
-    volume = sum(t["size"] for t in inside)
+    volume = shares(t["size"] for t in inside)
+    last_60s, last_10s = ([t for s, ts in by.items() if second - lag < s <= second for t in ts] for lag in (60, 10))
     series, returns = [], []
     if alive:
         price = None
@@ -148,6 +155,7 @@ def row(symbol, second, by, revised, late=False):
     mean = math.fsum(returns) / len(returns) if returns else 0.0
     out |= {"mean_5m": math.fsum(series) / len(series) if series else None,
             "vwap_5m": math.fsum(t["price"] * t["size"] for t in traded) / volume if volume else None, "volume_5m": volume,
+            "volume_60s": shares(t["size"] for t in last_60s), "volume_10s": shares(t["size"] for t in last_10s),
             "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
             "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
             "ticks_5m": len(traded), "seconds_5m": len(series)}

@@ -6,11 +6,12 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import numpy as np
 import pyarrow as pa
 
 from stockstream.records import TICKS_SCHEMA, Tick
 from stockstream.transforms.cleaning.columns import EXTRAS
-from stockstream.transforms.frames import empty
+from stockstream.transforms.frames import empty, plain
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class AcceptedTicks:
             "event_time": [tick.event_time for tick in ticks],
             "price": [tick.price for tick in ticks],
             "size": [tick.size for tick in ticks],
-            "flags": [self.flags.get(place, 0) for place in range(count)] if self.flags else [0] * count,
+            "flags": [self.flags.get(place, 0) for place in range(count)] if self.flags else plain(np.zeros(count, np.int32)),
             "offset": self.offsets,
             "index": self.indexes + [0] * (count - len(self.indexes)),
         }

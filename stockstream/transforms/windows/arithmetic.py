@@ -33,6 +33,8 @@ from stockstream.transforms.windows.cells import (
     SUFFIXES,
     SUM,
     TOTAL,
+    WHOLE_COUNT,
+    WHOLE_TOTAL,
     Cells,
     Floats,
     Ints,
@@ -88,11 +90,13 @@ def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     whole, part = shares.split(size)
     np.add.at(current.flat("volume"), at, whole)
     if part.any():
+        current.parts = True
         np.add.at(current.flat("volume_part"), at, part)
     np.add.at(past.flat("notional"), before, price * size)
     if flags is not None:
         accrued = (flags & ACCRUED) > 0
         parts = whole[accrued] * ACCRUED_PARTS + np.rint(part[accrued] / (shares.PARTS // ACCRUED_PARTS)).astype(np.int64)
+        current.parts |= bool(parts.any())
         np.add.at(current.flat("accrued"), at[accrued], parts)
         real = (flags & CORRECTION) == 0
         at, before, price = at[real], before[real], price[real]
@@ -139,7 +143,8 @@ def _carry_prices(current: Cells, past: Cells, indexes: slice | Ints, first: int
     change[moved] = np.log(price[moved] / former[moved])
     current.of("last")[here, indexes], current.of("series_start")[here, indexes] = seen, series_start
     past.of("price")[there, indexes], past.of("log_return")[there, indexes] = price, change
-    past.cells[TOTAL, there, indexes] = _running(np.add, past.cells[TOTAL, before_past, indexes], current.cells[COUNT, here, indexes])
+    totals, counts = (TOTAL, COUNT) if current.parts else (WHOLE_TOTAL, WHOLE_COUNT)
+    past.cells[totals, there, indexes] = _running(np.add, past.cells[totals, before_past, indexes], current.cells[counts, here, indexes])
 
 
 def _sum_prefixes(current: Cells, past: Cells, indexes: slice | Ints, first: int, last: int, stretch: int) -> None:
@@ -205,12 +210,16 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
     length = np.where(alive, np.minimum(second - series_start + 1, WINDOW_S), 0)
     returns = length - (second - series_start < WINDOW_S)                   # the first second of a series has no return
     out = {name: get[name] for name in ("open", "close", "ticks", "quotes", "bid", "ask", "bid_size", "ask_size")}
-    out["volume"] = shares.joined(get["volume"], get["volume_part"])
     out["high"], out["low"] = np.where(traded, get["high"], np.nan), np.where(traded, get["low"], np.nan)
     out["second"], out["seconds_5m"] = second, length
     ago = at - np.array([[10], [60], [WINDOW_S]]) * symbols
-    volumes = shares.joined(*(get[name] - past.flat(name).take(ago) for name in ("volume_total", "volume_part_total")))
-    out["accrued_5m"] = (get["accrued_total"] - past.flat("accrued_total").take(ago[2])) / ACCRUED_PARTS
+    volumes = get["volume_total"] - past.flat("volume_total").take(ago)
+    if current.parts:
+        out["volume"] = shares.joined(get["volume"], get["volume_part"])
+        volumes = shares.joined(volumes, get["volume_part_total"] - past.flat("volume_part_total").take(ago))
+        out["accrued_5m"] = (get["accrued_total"] - past.flat("accrued_total").take(ago[2])) / ACCRUED_PARTS
+    else:
+        out["volume"], volumes, out["accrued_5m"] = get["volume"].astype(np.float64), volumes.astype(np.float64), np.zeros(len(second))
     ticks = get["ticks_total"] - past.flat("ticks_total").take(at - np.array([[10], [WINDOW_S]]) * symbols)
     out["volume_10s"], out["volume_60s"], out["volume_5m"] = volumes
     out["ticks_10s"], out["ticks_5m"] = ticks
@@ -221,7 +230,10 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         out["return_std_5m"] = np.where(returns > 1, np.sqrt(squares / (returns - 1)), np.nan)
         out["high_5m"], out["low_5m"] = np.where(ticks[1] > 0, high, np.nan), np.where(ticks[1] > 0, low, np.nan)
         mid, flags = _mid(get["bid"], get["ask"], carried)
-        out["mid"], out["quality"] = mid, quality_bits(flags | {"partial": length < WINDOW_S, "accrued": get["accrued"] > 0})
+        flags["partial"] = length < WINDOW_S
+        if current.parts:
+            flags["accrued"] = get["accrued"] > 0
+        out["mid"], out["quality"] = mid, quality_bits(flags)
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
         lags = np.array(LAGS_S)[:, None]
         before = np.where(alive & (second - lags >= series_start), past.flat("price").take(at - lags * symbols), np.nan)

@@ -54,6 +54,8 @@ def _fields(of: tuple[str, ...], first: str, last: str) -> slice:
 
 SUM, SUFFIX, TOTAL = _fields(PAST, _SUMMED[0], _SUMMED[-1]), _fields(PAST, SUFFIXES[0], SUFFIXES[-1]), _fields(PAST, _TOTALS[0], _TOTALS[-1])
 PREFIX, COUNT = _fields(CURRENT, _PREFIXES[0], _PREFIXES[-1]), _fields(CURRENT, _COUNTS[0], _COUNTS[-1])
+WHOLE_TOTAL, WHOLE_COUNT = _fields(PAST, "volume_total", "ticks_total"), _fields(CURRENT, "volume", "ticks")
+"""Those of the counts that are not 0 where no cell has parts of shares."""
 ROW_CURRENT, ROW_PAST = _fields(CURRENT, "open", _PREFIXES[-1]), _fields(PAST, "high", _TOTALS[-1])
 """What `statistics` looks up in a row's own second."""
 STORED_CURRENT, STORED_PAST = (np.array([STORED.index(name) for name in fields if name in STORED]) for fields in (CURRENT, PAST))
@@ -90,6 +92,8 @@ class Cells:
         """So many of the fields, the first, are in buckets."""
         self.cells: Ints = np.empty((len(fields), depth + SPARE_S, 0), np.int64)
         """The fields that are not `INTS` are floats: `floats` and `of` show them so."""
+        self.parts = False
+        """Whether a cell has ever had parts of shares, or accrued volume. Before, they are neither summed nor looked up."""
         self.blank = True
         """Whether no second has a column yet."""
         self.last = NEVER

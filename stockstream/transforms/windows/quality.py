@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,4 +28,9 @@ def quality_bits(masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.int64]:
 
 def quality_column(bits: NDArray[Any]) -> pa.StringArray:
     """The column `quality` of rows with these bits."""
-    return pa.array(TEXTS, pa.string()).take(plain(bits))
+    return _texts().take(plain(bits))
+
+
+@functools.cache
+def _texts() -> pa.StringArray:
+    return pa.array(TEXTS, pa.string())

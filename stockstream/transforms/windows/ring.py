@@ -20,7 +20,7 @@ from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
 from stockstream.transforms.windows import arithmetic
 from stockstream.transforms.windows.cells import CURRENT, FAR_S, NEVER, PAST, Cells, Ints, Packed
-from stockstream.transforms.windows.state import STORED, Second
+from stockstream.transforms.windows.state import FIRST_STORED, STORED, Second
 from stockstream.transforms.windows.ticks import Ticks
 
 RESTORE_S = 2 * WINDOW_S + 1
@@ -265,11 +265,16 @@ class Ring:
 
     # -- state --------------------------------------------------------------
 
+    @property
+    def stored_fields(self) -> tuple[str, ...]:
+        """The fields of `buckets`."""
+        return STORED if self.current.parts else FIRST_STORED
+
     def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
         """The stored form of each of these seconds, in pieces that fit a message, and about their bytes."""
         second = np.array(seconds, np.int64)
         indexes, seconds_of = arithmetic.live(self.current, np.arange(len(self.symbols)), second)
-        kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)
+        kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)[: len(self.stored_fields)]
         ends = seconds_of.searchsorted(second, "right").tolist()
         names, sizes = self.names[indexes].tolist(), np.concatenate([[0], self.bytes[indexes].cumsum()])
         begin = 0
@@ -296,5 +301,6 @@ class Ring:
                     known, indexes = piece.symbols, _as_slice(self.register_symbols(piece.symbols))
                 stored = np.frombuffer(piece.data, np.int64).reshape(len(STORED), -1)
                 self.heard[indexes] = pending
+                self.current.parts |= bool(stored[len(FIRST_STORED) :].any())
                 for cells, places in arithmetic.stored_places(self.current, self.past):
                     cells.cells[: len(places), pending % cells.width, indexes] = stored[places]

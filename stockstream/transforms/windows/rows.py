@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream.records import SHARES, WINDOWS_SCHEMA, Closing
-from stockstream.transforms.frames import empty, nullable, plain, spread
+from stockstream.transforms.frames import empty, nullable, nulls, plain, spread
 from stockstream.transforms.shares import for_json
 from stockstream.transforms.windows.cells import Ints
 from stockstream.transforms.windows.quality import TEXTS, quality_column
@@ -92,7 +92,8 @@ class WindowRows:
         never_null = {name for name, array in values.items() if array.dtype.kind != "f" or name in SHARES} - {"quality"}
         columns |= {name: plain(values[name]) for name in never_null}
         columns |= nullable({name: array for name, array in values.items() if name not in never_null and name != "quality"})
-        columns["gap_s"] = columns["gap_s"].cast(pa.int64())
+        gaps = columns["gap_s"]
+        columns["gap_s"] = gaps.cast(pa.int64()) if gaps.null_count < len(gaps) else nulls(len(gaps), pa.int64())
         batch = pa.RecordBatch.from_arrays([columns[spec.name] for spec in WINDOWS_SCHEMA], schema=WINDOWS_SCHEMA)
         if groups[0].source != groups[-1].source:
             batch = batch.take(pa.array(np.argsort(values["offset"], kind="stable")))

@@ -31,7 +31,7 @@ from stockstream.transforms.windows.cells import FAR_S, NEVER, SPARE_S, Ints
 from stockstream.transforms.windows.quality import quality_bits
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
 from stockstream.transforms.windows.rows import SourceRows, WindowRows
-from stockstream.transforms.windows.state import FORMAT, STORED, Bucket, Checkpoint, RingProgress, Second
+from stockstream.transforms.windows.state import FORMAT, Bucket, Checkpoint, RingProgress, Second
 from stockstream.transforms.windows.ticks import Ticks
 
 SLOTS = 2 * RESTORE_S + 121
@@ -383,19 +383,19 @@ class Windows:
             del ring.unsaved[second]
             if second <= ring.stored or len(pieces) > 1:
                 for number, piece in enumerate(pieces):
-                    self._record(name, "one", second, number, offset, [piece])
+                    self._record(ring, name, "one", second, number, offset, [piece])
                 continue
             size += more
             if run and (size > MAX_VALUE_BYTES or second - run[0].second >= SPAN_S):
-                self._record(name, "run", run[0].second, 0, offset, run)
+                self._record(ring, name, "run", run[0].second, 0, offset, run)
                 run, size = [], more
             run += pieces
         if run:
-            self._record(name, "run", run[0].second, 0, offset, run)
+            self._record(ring, name, "run", run[0].second, 0, offset, run)
         ring.stored = max(ring.stored, seconds[-1])
 
-    def _record(self, source: str, kind: str, second: int, piece: int, through: int, seconds: list[Second]) -> None:
-        bucket = Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds, fields=STORED)
+    def _record(self, ring: Ring, source: str, kind: str, second: int, piece: int, through: int, seconds: list[Second]) -> None:
+        bucket = Bucket(v=FORMAT, through=through, log=self.log, source=source, seconds=seconds, fields=ring.stored_fields)
         self._records.append(([source, kind, second % SLOTS, piece], bucket))
 
     @staticmethod
