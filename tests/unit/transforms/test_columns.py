@@ -24,8 +24,8 @@ WHOLE = ["0", "1", "1700000000000", "4398046511104", "4398046511103", "100000000
 TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', '"\u00e9"', '"e\u0301"', '"a\\"b"', '"\t"', '"\x7f"', '" A"',
          "null", "1", '"default"']  # fmt: skip
 FIELDS = {
-    "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": NUMBERS, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS, "ask": NUMBERS,
-    "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
+    "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": NUMBERS, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS,
+    "ask": NUMBERS, "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
     "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
 }  # fmt: skip
 PLAIN = {"symbol": '"A"', "event_time": "1700000000000", "price": "1.25", "size": "7"}

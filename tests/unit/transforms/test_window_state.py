@@ -267,12 +267,12 @@ def some_records() -> dict[bytes, bytes]:
 
 def test_unknown_fields_are_ignored_missing_ones_are_zero_and_newer_formats_are_refused() -> None:
     stored, changed = some_records(), dict[bytes, bytes]()
-    fields = [*window_state.STORED[1:], "mood"]
+    fields = [*window_state.FIRST_STORED[1:], "mood"]
     for key, value in stored.items():
         record = msgspec.msgpack.decode(value) | {"colour": "green"}
         if not window_state.is_checkpoint(key):
             for second in record["seconds"]:
-                columns = np.frombuffer(second[2], np.int64).reshape(len(window_state.STORED), -1)
+                columns = np.frombuffer(second[2], np.int64).reshape(len(window_state.FIRST_STORED), -1)
                 second[2] = np.concatenate([columns[1:], columns[:1]]).tobytes()
                 second.append("new")
             record["fields"] = fields
