@@ -22,6 +22,7 @@ from stockstream.sources.ingestion import Watch
 from stockstream.transforms.cleaning.limits import LENGTHS, MAX_TIME, MIN_TIME, PLACEHOLDERS, RANGES
 from stockstream.transforms.shares import DECIMALS
 from stockstream.transforms.timing import WINDOW_S
+from stockstream.transforms.windows.arithmetic import WIDEST
 from stockstream.transforms.windows.quality import FLAGS
 
 Json = dict[str, Any]
@@ -66,7 +67,7 @@ WINDOWS_COLUMNS = {
     "ask": "last ask of the second",
     "bid_size": "shares at that bid",
     "ask_size": "shares at that ask",
-    "mid": "(bid + ask) / 2",
+    "mid": f"(bid + ask) / 2; null unless bid < ask and their spread is at most {WIDEST:.0%} of the last trade",
     "mean_5m": "mean of the last prices of the window's seconds, quiet seconds carrying the price before",
     "vwap_5m": "sum of price x size over sum of size in the window; null without volume",
     "volume_5m": "shares traded in the window",
