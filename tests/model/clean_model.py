@@ -4,8 +4,8 @@ It keeps everything for ever and never drops an entry: what is forgotten is work
 a record of which something was accepted. An entry is forgotten for a record where the later of that clock, as it was before, and the record's own time is
 more than a day after the log's clock at the entry's last acceptance; a source only where nothing that it has said is still to be sent.
 
-Times are those of 1990 to 2109. A record that has no time (0 or less) makes no tick one of the future. Symbols are the same where they look the same:
-they are kept in Unicode's form NFC.
+Times are those of 1990 to 2109. A record that has no time (0 or less) makes no tick one of the future, and the first that has one dates all
+before it. Symbols are the same where they look the same: they are kept in Unicode's form NFC.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class CleanModel:
             self.rejected.append((offset, 0, "invalid_json"))
             return
         self.now = max(self.log_clock, ts)
+        self.judged_at = self.now if self.log_clock else 0                # no record so far has a time: nothing is older than a day
         if isinstance(item, dict) and "punctuate" in item:
             self._punctuation(offset, ts, item["punctuate"], item["source"])
             return
@@ -82,11 +83,11 @@ class CleanModel:
 
     def _living(self, name: str) -> _Source | None:
         source = self.sources.get(name)
-        return None if source is None or (self.now - source.at > FORGET_MS and not source.unsent) else source
+        return None if source is None or (self.judged_at - source.at > FORGET_MS and not source.unsent) else source
 
     def _holder(self, symbol: str) -> tuple[str, int, int] | None:
         held = self.owner.get(symbol)
-        return None if held is None or self.now - held[2] > FORGET_MS else held
+        return None if held is None or self.judged_at - held[2] > FORGET_MS else held
 
     def _fault(self, ts: int, tick: dict[str, Any]) -> str:
         symbol, name, second, seq = tick["symbol"], tick["source"], tick["event_time"] // 1000, tick.get("seq")
@@ -97,7 +98,7 @@ class CleanModel:
             return "future"
         if source and seq is not None and symbol in source.seq:
             number, at = source.seq[symbol]
-            if self.now - at <= FORGET_MS and seq <= number:
+            if self.judged_at - at <= FORGET_MS and seq <= number:
                 return "duplicate"
         if held and held[0] != name and second - held[1] <= WINDOW_S:
             return "other_source"
@@ -114,6 +115,10 @@ class CleanModel:
         if source is None:
             self.anew += name in self.sources
             source = self.sources[name] = _Source(self.now, self.lateness_ms.get(name, LATENESS_MS))
+        if not self.log_clock and self.now:
+            for other in self.sources.values():
+                other.at, other.seq = self.now, {symbol: (number, self.now) for symbol, (number, _) in other.seq.items()}
+            self.owner = {symbol: (owner, second, self.now) for symbol, (owner, second, _) in self.owner.items()}
         self.log_clock = source.at = self.now
         return source
 
@@ -124,7 +129,7 @@ class CleanModel:
         source = self._source(name)
         if seq is not None:
             source.seq[symbol] = seq, self.now
-        elif symbol in source.seq and self.now - source.seq[symbol][1] <= FORGET_MS:
+        elif symbol in source.seq and self.judged_at - source.seq[symbol][1] <= FORGET_MS:
             source.seq[symbol] = source.seq[symbol][0], self.now         # it is heard of, with its number
         self.owner[symbol] = name, max(second, held[1]) if held and held[0] == name else second, self.now
         source.newest, source.unsent = max(source.newest, second), True

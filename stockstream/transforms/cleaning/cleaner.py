@@ -230,10 +230,12 @@ class Cleaner:
         held = memory.held.get(symbol)
         source = memory.sources.get(name)
         price, size, seq = tick.price, tick.size, tick.seq
-        now = ts if ts > memory.log_clock else memory.log_clock
+        clock = memory.log_clock
+        now = ts if ts > clock else clock
         remembered = now - FORGET_MS
         if (
-            held is None
+            not clock
+            or held is None
             or source is None
             or held.source != name
             or held.ts < remembered                                      # and so is its source's
@@ -318,7 +320,7 @@ class Cleaner:
             fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
         elif _in_future(item.punctuate * 1000, ts):
             fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
-        now = max(self.memory.log_clock, ts)
+        now = self.memory.forgotten_by(ts)
         if fault is None and self.memory.living_source(item.source, now) is None and self.memory.crowded("source", now):
             fault = too_many_sources(item.source)
         if fault:
@@ -337,7 +339,7 @@ class Cleaner:
         if fault is not None:
             return fault
         symbol, name, event_time = tick.symbol, tick.source, tick.event_time
-        now = max(memory.log_clock, ts)
+        now = memory.forgotten_by(ts)
         held = memory.held.get(symbol)
         if held is None:
             home = home_partition(symbol, self.partitions)
@@ -369,6 +371,7 @@ class Cleaner:
             return too_many_symbols()
 
         source = memory.heard_source(name, ts)
+        now = memory.log_clock
         if held is None:
             memory.held[symbol] = Held(name, second, now)
         else:

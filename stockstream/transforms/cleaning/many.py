@@ -113,6 +113,8 @@ class Accepted:
 
 def weigh(plain: Columns, memory: Memory, *, revise_s: int) -> Accepted:
     """What accepting all of these ticks would change; nothing is changed yet. Raises `OddRecord` where one of them must be judged by itself."""
+    if not memory.log_clock:
+        require_none(plain.timestamp > 0, np.arange(len(plain.timestamp)))     # the first record with a time dates all before it
     now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.log_clock)
     held = holders(plain, memory, int(now[-1]))
     feeds = numbered(plain, memory, held, int(now[-1]))

@@ -1,7 +1,8 @@
 """What `clean` remembers of sources, symbols and feeds, how much of it at most, and when it is forgotten.
 
 The log clock is the greatest Kafka time of an accepted record. A source or symbol is forgotten a day after its last accepted tick by that clock, or by the
-Kafka time of the record that is judged where that is greater. Rejected records and snapshots change nothing.
+Kafka time of the record that is judged where that is greater. Rejected records and snapshots change nothing. A Kafka time of 0 or less is unknown: where all
+accepted records so far have none, nothing is forgotten, and the first one with a time dates what was accepted before it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Memory:
 
     def heard_source(self, name: str, ts: int) -> SourceState:
         """The source, of which something is accepted in a record of this time."""
+        if not self.log_clock and ts > 0:
+            self._date(ts)
         now = self.log_clock = max(self.log_clock, ts)
         source = self.sources.get(name)
         if source is None or source.forgotten(now):
@@ -55,6 +58,18 @@ class Memory:
             source = self.sources[name] = SourceState(lateness_ms=self.lateness.of(name))
         source.ts, source.heard = now, self.arrived
         return source
+
+    def forgotten_by(self, ts: int) -> int:
+        """The time by which a record of this time is judged: what is older by more than a day is forgotten."""
+        return max(self.log_clock, ts) if self.log_clock else 0
+
+    def _date(self, ts: int) -> None:
+        for source in self.sources.values():
+            source.ts = ts
+            for feed in source.feeds.values():
+                feed.ts = ts
+        for held in self.held.values():
+            held.ts = ts
 
     def _counts(self) -> dict[str, int]:
         return {"source": len(self.sources), "symbol": len(self.held), "feed": self.feed_count}

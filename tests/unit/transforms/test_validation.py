@@ -414,6 +414,7 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
     quotes = rng.random() < 0.5
     values, now, numbers, stamped = [], NOW, rng.random() < 0.5, rng.random() < 0.3
+    untimed = rng.choice((0, 100))
     for number in range(count):
         now += rng.choice((0, 3, 40, 400))
         symbol = rng.choice((*HOME, COMPOSED, DECOMPOSED))
@@ -428,7 +429,7 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
             odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
             tick_ |= dict([rng.choice(odd)])
-        values.append((now if not stamped or number % 50 != 49 else rng.choice((-1, 0)), tick(**tick_)))
+        values.append((now if not stamped or (number > untimed and number % 50) else rng.choice((-1, 0)), tick(**tick_)))
     return values
 
 
