@@ -186,11 +186,11 @@ async def replay(
     advance: Callable[[int], None], clock: Clock,
 ) -> Summary:  # fmt: skip
     """Runs the command, without its output. Raises `StockstreamError`."""
+    if not force and (why := refusal(survey, clock.now_ms(), rebased=rebase)) is not None:
+        raise SourceError(f"{recording.path}: nothing would be accepted: {why}; use --yes to publish anyway")
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
     if not force:
-        if (why := refusal(survey, clock.now_ms(), rebased=rebase)) is not None:
-            raise SourceError(f"{recording.path}: nothing would be accepted: {why}; use --yes to publish anyway")
         found = obstacle(survey, name, await read_latest(settings), settings.partitions, shift_ms=shift_ms)
         if found is not None:
             ways = "--prefix for another log" if rebase else "--rebase (times moved to now, at real speed), --prefix for another log"
