@@ -14,7 +14,7 @@ WINDOW_S = 300
 PARTS = 10**8
 """Sizes are summed as whole numbers of 1e-8 shares."""
 FLOATS = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "mid", "mean_5m", "vwap_5m", "high_5m", "low_5m", "return_std_5m",
-          "price", "price_60s", "return_1s", "return_5s", "return_10s", "return_30s", "return_60s")  # fmt: skip
+          "price", "price_60s", "return_1s", "return_5s", "return_10s", "return_30s", "return_60s", "gap_s", "price_before_gap")  # fmt: skip
 EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "volume_10s", "volume_60s", "ticks_10s", "accrued_5m", "quality")
 
 
@@ -40,12 +40,26 @@ def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
         "ask_size": by.ask_size.last(),
         "notional": by.notional.sum(),
     })  # fmt: skip
+    gaps = _gaps(ticks[ticks.price.notna()])
+    bars["gap_s"], bars["price_before_gap"] = ([gaps.get(second, (np.nan, np.nan))[n] for second in bars.index] for n in (0, 1))
     priced = bars.index[bars.close.notna()].to_numpy()
     gap = np.diff(priced, prepend=priced[:1] - 10 * WINDOW_S) > WINDOW_S
     begins = pd.Series(np.where(gap, priced, np.nan), priced).ffill()
     # stretches with no gap of more than a window between seconds with anything: beyond one, nothing of the window is left
     stretch = (np.diff(bars.index.to_numpy(), prepend=bars.index[0]) > 2 * WINDOW_S).cumsum()
     return pd.concat([_stretch(symbol, part, begins) for _, part in bars.groupby(stretch)])
+
+
+def _gaps(trades: pd.DataFrame) -> dict[int, tuple[float, float]]:
+    """By second of a trade that came more than a minute, and at most 8 hours, after the newest before it: the gap, and the price of that one."""
+    gaps: dict[int, tuple[float, float]] = {}
+    newest, price = -10**6, np.nan
+    for second, now in zip(trades.second, trades.price, strict=True):
+        if 60 < second - newest <= 8 * 3600:
+            gaps[second] = second - newest, price
+        if second >= newest:
+            newest, price = second, now
+    return gaps
 
 
 def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame:
@@ -100,7 +114,13 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
         out[name] = _shares(_sums(grid.parts, lag).reindex(bars.index))
     out["ticks_10s"] = _sums(grid.ticks, 10).reindex(bars.index)
     out["accrued_5m"] = 0.0
-    flags = {"partial": out.seconds_5m < WINDOW_S, "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide}
+    change = bars.open / price.shift(1).reindex(bars.index).fillna(bars.price_before_gap)
+    ratios = np.array([1.5, 2, 3, 4, 5, 10, 15, 20, 25, 30, 40, 50, 100])
+    split = [bool((np.abs(one - np.append(ratios, 1 / ratios)) <= 0.02 * np.append(ratios, 1 / ratios)).any()) for one in change]
+    flags = {
+        "partial": out.seconds_5m < WINDOW_S, "after_gap": bars.gap_s.notna(), "possible_split": pd.Series(split, bars.index),
+        "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide,
+    }  # fmt: skip
     out["quality"] = [",".join(flag for flag, has in zip(flags, row, strict=True) if has) for row in zip(*flags.values(), strict=True)]
     out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])
     return out

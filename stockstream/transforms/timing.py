@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 WINDOW_S = 300
 """Seconds of the rolling window, up to and including its last one. A series ends, and a symbol may change its source, after as long a silence."""
+GAP_S, MAX_GAP_S = 60, 8 * 3600
+"""A trade after more than the first and at most the second of these without one carries the gap before it: a halt or a thin hour, but not a night."""
 LAGS_S = (1, 5, 10, 30, 60)
 """Seconds over which a row has a return: `return_1s` to `return_60s`."""
 FORGET_MS = 24 * 3_600_000

@@ -63,7 +63,8 @@ class PredictionSummary(msgspec.Struct, kw_only=True):
 
 
 class SymbolSummary(msgspec.Struct, kw_only=True):
-    """One line of the list of symbols; the market's fields are null until a second of the symbol has closed."""
+    """One line of the list of symbols; the market's fields are null until a second of the symbol has closed. `age_s` is how long ago that second ended,
+    by this worker's clock; `stale` where that is more than 60 s."""
 
     symbol: str
     name: str | None
@@ -71,6 +72,8 @@ class SymbolSummary(msgspec.Struct, kw_only=True):
     exchange: str | None
     source: str | None
     second: int | None
+    age_s: int | None
+    stale: bool | None
     price: float | None
     return_60s: float | None
     volume_5m: int | float | None

@@ -21,6 +21,7 @@ from stockstream.records import SHARES, Alert, Horizon, Outcome, Prediction
 from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.shares import for_json
+from stockstream.transforms.timing import GAP_S as STALE_S
 from stockstream.web.alert_index import AlertIndex
 from stockstream.web.answers import (
     BOOLS,
@@ -251,13 +252,14 @@ class Live:
         at = self._index.get(symbol, -1)
         return (at >= 0 and self._origin[at] != _NOTHING) or symbol in self._metadata or symbol in self._predictions or symbol in self._alerts
 
-    def symbols(self, limit: int, after: str = "", search: str = "") -> Page[SymbolSummary]:
-        """Symbols after `after`, in alphabetical order, whose symbol or name contains `search`, ignoring case."""
+    def symbols(self, limit: int, after: str = "", search: str = "", now: float | None = None) -> Page[SymbolSummary]:
+        """Symbols after `after`, in alphabetical order, whose symbol or name contains `search`, ignoring case. Ages refer to `now`
+        (epoch s); they are null without it."""
         items: list[SymbolSummary] = []
         for name in self._list.after(after, search):
             if len(items) == limit:
                 return Page(items=items, next=items[-1].symbol)
-            items.append(self._summary(name))
+            items.append(self._summary(name, now))
         return Page(items=items, next=None)
 
     def symbol(self, symbol: str) -> SymbolDetail | None:
@@ -450,7 +452,7 @@ class Live:
         first = prediction.horizons[0]
         return PredictionSummary(as_of=prediction.as_of, horizon_s=first.horizon_s, predicted_return=first.predicted_return, p_up=first.p_up)
 
-    def _summary(self, symbol: str) -> SymbolSummary:
+    def _summary(self, symbol: str, now: float | None) -> SymbolSummary:
         metadata = self._metadata.get(symbol, {})
         at = self._index.get(symbol, -1)
         has_row = at >= 0 and self._origin[at] != _NOTHING
@@ -462,9 +464,12 @@ class Live:
             value = metadata.get(name)
             return value if isinstance(value, str) else None
 
+        second = row("second")
+        age_s = None if second is None or now is None else max(0, int(now - second - 1))
         return SymbolSummary(
             symbol=symbol, name=text("name"), currency=text("currency"), exchange=text("exchange"),
-            source=row("source"), second=row("second"), price=row("price"), return_60s=row("return_60s"), volume_5m=row("volume_5m"), quality=row("quality"),
+            source=row("source"), second=second, age_s=age_s, stale=None if age_s is None else age_s > STALE_S,
+            price=row("price"), return_60s=row("return_60s"), volume_5m=row("volume_5m"), quality=row("quality"),
             prediction=self._prediction_summary(symbol), open_alerts=self._alerts.open_of(symbol),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -53,7 +54,7 @@ OPERATIONS = (
         content_type="text/event-stream", errors={503: "Too many event streams, or the worker is stopping."},
     ),
     Operation(
-        "/api/symbols", "symbols", "All known symbols in alphabetical order, each with its last price and first horizon.", Page[SymbolSummary],
+        "/api/symbols", "symbols", "All known symbols in alphabetical order, each with its last price, its age and its first horizon.", Page[SymbolSummary],
         parameters=(_LIMIT, _NEXT, Parameter("q", "only symbols whose symbol or name contains this, ignoring case", maximum=100)),
     ),
     Operation(
@@ -212,7 +213,7 @@ class _Views:
         return web.Response(body=self._document, content_type="application/json")
 
     def answer_symbols(self, limit: int, next: str | None, q: str | None) -> Page[SymbolSummary]:
-        return self._live.symbols(limit, next or "", q or "")
+        return self._live.symbols(limit, next or "", q or "", now=time.time())
 
     def answer_symbol(self, symbol: str) -> SymbolDetail:
         detail = self._live.symbol(symbol)

@@ -16,6 +16,7 @@ from typing import Any
 from unicodedata import normalize
 
 WINDOW_S, LATENESS_MS, REVISE_S, FUTURE_MS = 300, 200, 30, 2_000
+GAP_S, MAX_GAP_S = 60, 8 * 3600
 FORGET_MS = 24 * 3600 * 1000
 FIRST_MS = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1000
 LAST_MS = (1 << 42) - 1                                                  # in 2109
@@ -36,7 +37,7 @@ class _Source:
 
 @dataclass
 class CleanModel:
-    """One partition. Ticks are dicts of symbol, source, event_time and optionally seq; punctuations have `punctuate` and source."""
+    """One partition. Ticks are dicts of symbol, source, event_time and optionally seq, price and currency; punctuations have `punctuate` and source."""
 
     most_sources: int = 1_000
     most_symbols: int = 100_000
@@ -49,6 +50,12 @@ class CleanModel:
     closings: list[tuple[int, str, int, int]] = field(default_factory=list)
     lateness_ms: dict[str, int] = field(default_factory=dict)
     """The setting as it is now: by source where it is not LATENESS_MS."""
+    trades: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Symbol -> seconds and prices of its trades in its present currency, as they came."""
+    currency: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Symbol -> the last currency that was named, and the second with which it began (-1: the first)."""
+    carried: list[tuple[int, int, int | None, float | None]] = field(default_factory=list)
+    """What each accepted tick carries: offset, flags, gap and price before it."""
     anew: int = 0
     """How many sources and symbols were heard again after they had been forgotten."""
 
@@ -73,6 +80,7 @@ class CleanModel:
             else:
                 self._accept(tick)
                 self.accepted.append((offset, index))
+                self.carried.append((offset, *self._series(tick)))
                 first[name] = min(second, first.get(name, second))
             if reason in ("", "late"):
                 clocks[name] = max(tick["event_time"], clocks.get(name, 0))
@@ -104,6 +112,13 @@ class CleanModel:
             return "other_source"
         if source and source.closed is not None and second <= source.closed - REVISE_S:
             return "late"
+        if held and symbol in self.currency:
+            currency, since = self.currency[symbol]
+            if second < since:
+                return "late"                                            # that was in another currency
+            other = tick.get("currency") and tick["currency"] != currency
+            if other and (second < held[1] or (second == held[1] and source and source.closed is not None and second <= source.closed)):
+                return "late"                                            # a row of the second is sent, or the series is further
         if source is None and sum(self._living(other) is not None for other in self.sources) >= self.most_sources:
             return "too_many_sources"
         if held is None and sum(self._holder(other) is not None for other in self.owner) >= self.most_symbols:
@@ -126,6 +141,8 @@ class CleanModel:
         symbol, name, second, seq = tick["symbol"], tick["source"], tick["event_time"] // 1000, tick.get("seq")
         held = self._holder(symbol)
         self.anew += held is None and symbol in self.owner
+        if held is None:
+            self.trades.pop(symbol, None), self.currency.pop(symbol, None)
         source = self._source(name)
         if seq is not None:
             source.seq[symbol] = seq, self.now
@@ -133,6 +150,24 @@ class CleanModel:
             source.seq[symbol] = source.seq[symbol][0], self.now         # it is heard of, with its number
         self.owner[symbol] = name, max(second, held[1]) if held and held[0] == name else second, self.now
         source.newest, source.unsent = max(source.newest, second), True
+
+    def _series(self, tick: dict[str, Any]) -> tuple[int, int | None, float | None]:
+        """Flags, gap and price before it of an accepted tick."""
+        symbol, second, price, currency = tick["symbol"], tick["event_time"] // 1000, tick.get("price"), tick.get("currency")
+        flags, gap, before = 0, None, None
+        if currency:
+            known, since = self.currency.get(symbol, (currency, -1))
+            if currency != known:
+                flags, since = 4, second
+                self.trades.pop(symbol, None)
+            self.currency[symbol] = currency, since
+        trades = self.trades.setdefault(symbol, [])
+        if price is not None:
+            newest = max((s for s, _ in trades), default=None)
+            if newest is not None and GAP_S < second - newest <= MAX_GAP_S:
+                gap, before = second - newest, [p for s, p in trades if s == newest][-1]
+            trades.append((second, price))
+        return flags, gap, before
 
     def _punctuation(self, offset: int, ts: int, second: int, name: str) -> None:
         if ts > 0 and second * 1000 > ts + FUTURE_MS:

@@ -19,15 +19,22 @@ RING = 601 + model.REVISE_S
 
 def random_log(rng: Any, n: int) -> Any:
     """A partition of raw ticks: three sources of different delay sharing a symbol, late and very late ticks, silences, frames, holes in the offsets."""
-    now, log, offset = 1_700_000_000_000, [], 0
+    now, log, offset, currency = 1_700_000_000_000, [], 0, rng.choice((None, "GBp"))
+    slow = rng.choice((0, 1_300, 3_000))
     while len(log) < n:
-        now += rng.choice((3, 40, 200, 900, 1500)) if rng.random() < .97 else rng.choice((5000, 40_000, 400_000))
+        now += rng.choice((3, 40, 200, 900, 1500)) if rng.random() < .97 else rng.choice((5000, 40_000, 62_000, 250_000, 400_000))
+        if currency and rng.random() < .05:
+            currency = rng.choice(("GBp", "GBP"))
         record = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             source = rng.choices("abc", (6, 2, 2))[0]
             delay = rng.choice((0, 0, 0, 0, 100, 1200, 5000, 29_000, 45_000)) if rng.random() < .3 else 0
-            record.append(dict(symbol=rng.choice({"a": "XYZ", "b": "UVX", "c": "XW"}[source]), source=source, event_time=now - delay - (900_000 if source == "b" else 0),
-                               **(dict(price=round(100 + rng.random(), 2), size=rng.choice((rng.randrange(9), round(rng.random(), rng.randrange(1, 9))))) if rng.random() < .8 else dict(price=None, size=0)), bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0))))
+            symbol = rng.choice({"a": "XYZ", "b": "UVX", "c": "XW"}[source])
+            delay += slow if symbol == "X" else 0
+            record.append(dict(symbol=symbol, source=source, event_time=now - delay - (900_000 if source == "b" else 0),
+                               **(dict(price=round(rng.choice((100, 100, 100, 50)) + rng.random(), 2), size=rng.choice((rng.randrange(9), round(rng.random(), rng.randrange(1, 9))))) if rng.random() < .8 else dict(price=None, size=0)),
+                               bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0)),
+                               **(dict(currency=rng.choice((currency, currency, None))) if currency else {})))
         if rng.random() < .02:
             record = {"punctuate": now // 1000 - (900 if (source := rng.choice("abc")) == "b" else 0), "source": source}
         log.append((offset, record))
@@ -45,6 +52,7 @@ class Clean:
 
     def __init__(self):
         self.clock, self.closed, self.owner = {}, {}, {}
+        self.currency, self.trades = {}, {}       # symbol -> the last that was named and its first second; -> second and price of its trades in it
 
     def record(self, offset, record):
         accepted, closings, clock, first = [], [], {}, {}
@@ -59,6 +67,22 @@ class Clean:
                 clock[source] = max(clock.get(source, 0), tick["event_time"])
                 if source in self.closed and second <= self.closed[source] - model.REVISE_S:
                     continue                                             # late
+                currency, since = self.currency.get(symbol, (None, 0))
+                other = bool(tick.get("currency") and currency and tick["currency"] != currency)
+                shown = second <= self.closed.get(source, -1)
+                if second < since or (other and (second < held[1] or (second == held[1] and shown))):
+                    continue                                             # late: of another series than the one that is sent
+                if other:
+                    since = second
+                    self.trades.pop(symbol, None)
+                self.currency[symbol] = tick.get("currency") or currency, since
+                tick = tick | {"begins": True} if other else tick
+                if tick["price"] is not None:
+                    last, before = self.trades.get(symbol, (-model.MAX_GAP_S, None))
+                    if model.GAP_S < second - last <= model.MAX_GAP_S:
+                        tick = tick | {"gap_s": second - last, "price_before_gap": before}
+                    if second >= last:
+                        self.trades[symbol] = second, tick["price"]
                 accepted.append((offset, index, tick))
                 first[source] = min(first.get(source, second), second)
                 self.owner[symbol] = (source, max(second, held[1]) if held and held[0] == source else second)
@@ -138,10 +162,15 @@ class Aggregate:
         out = []
         for symbol, seconds in series.items():
             since = min((x for y, x, _ in self.changed.get(source, ()) if y == symbol and x <= old), default=None)
+            begins = {}                                                  # second -> which of its ticks begins a series
+            for second, ticks in seconds.items():
+                begins |= {second: number for number, tick in enumerate(ticks) if "begins" in tick}
             for second in seconds:
                 if old < second <= new or (second <= old and since is not None and second >= since):
                     again = second <= old and any(o <= before for o, _, tick in self.buckets[source, second] if tick["symbol"] == symbol)
-                    out.append(model.row(symbol, second, seconds, again, second <= old and not again) | {"source": source, "offset": offset})
+                    start = max((x for x in begins if x <= second), default=0)
+                    mine = {x: ticks[begins[x]:] if x == start else ticks for x, ticks in seconds.items() if x >= start}
+                    out.append(model.row(symbol, second, mine, again, second <= old and not again) | {"source": source, "offset": offset})
         return out
 
 

@@ -3,7 +3,7 @@
 `closings(log)` takes one partition of `ticks.raw` after cleaning and yields, in order, every moment at which rows are sent. The log is a list of
 records in offset order; a record is (offset, [tick, ...]) or (offset, {"punctuate": second, "source": name}), with the record's Kafka time (epoch ms)
 behind it where forgetting matters. A tick is a dict with symbol, source, event_time (epoch ms), price (or None in a pure quote, whose size is 0),
-size, and optionally bid, ask, bid_size, ask_size.
+size, and optionally bid, ask, bid_size, ask_size, currency.
 
     closing = {"offset": int, "source": str, "after": second, "second": second, "rows": [row, ...], "rejected": [(offset, index, reason), ...]}
 
@@ -16,6 +16,9 @@ it was forgotten and is heard anew. `lateness(source, offset)` is the setting's 
 
 The log's clock is the greatest Kafka time of a record of which something was accepted. A source or symbol of which nothing was accepted for a day is
 forgotten, by that clock or by the time of the record that is judged, whichever is greater; a source only once all that it has said is sent.
+
+Where a symbol's currency changes, a series begins with that second: no row from there on sees anything of before, nor does the row of that second see what
+came before the change. A trade more than GAP_S and at most MAX_GAP_S after the symbol's newest one carries that gap, and the price before it.
 """
 import math
 from typing import Any
@@ -24,6 +27,8 @@ from fractions import Fraction
 
 WINDOW_S, LATENESS_MS, REVISE_S = 300, 200, 30
 FORGET_MS = 24 * 3600 * 1000
+GAP_S, MAX_GAP_S = 60, 8 * 3600
+SPLITS = [1.5, 2, 3, 4, 5, 10, 15, 20, 25, 30, 40, 50, 100]
 
 
 def shares(sizes):
@@ -44,6 +49,9 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
     revised = defaultdict(set)           # source -> {(symbol, second)} changed after closing, not sent yet
     rejected = []
     log_clock, heard, seen, newest = 0, {}, {}, {}      # -> and by source and by symbol the log's clock at the last acceptance; source -> newest second
+    currency, since = {}, {}             # symbol -> the last that was named; -> the second with which it began
+    trades = defaultdict(list)           # symbol -> (second, price) of its trades in this currency, as they came
+    begun = defaultdict(list)            # (symbol, source) -> the seconds with which another currency began
     former = {}                          # source that was forgotten -> (last closed second, its ticks)
     fixed = {}                           # source -> its lateness, as the setting had it when the source was first heard
     sent = set()                         # (symbol, source, second) of the rows that were sent
@@ -55,7 +63,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
     def accept(source):
         if forgotten(source):            # it begins anew
             clock.pop(source, None), newest.pop(source, None)
-            former[source] = closed.pop(source), {key: ticks.pop(key) for key in list(ticks) if key[1] == source}
+            former[source] = closed.pop(source), *({key: of.pop(key) for key in list(of) if key[1] == source} for of in (ticks, begun))
             fixed.pop(source)
         fixed.setdefault(source, lateness(source, offset))
         heard[source] = now
@@ -80,10 +88,30 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     if second <= closed[source] - REVISE_S:
                         rejected.append((offset, index, "late"))
                         continue
+                other = held and t.get("currency") and t["currency"] != currency.get(symbol, t["currency"])
+                shown = source in closed and second <= closed[source] and not forgotten(source)
+                if (held and second < since.get(symbol, 0)) or (other and (second < held[1] or (second == held[1] and shown))):
+                    rejected.append((offset, index, "late"))
+                    continue
+                if shown:
                     revised[source].add((symbol, second))
                 accept(source)
                 log_clock = seen[symbol] = now
                 newest[source] = max(second, newest.get(source, -1))
+                if held is None:
+                    currency.pop(symbol, None), since.pop(symbol, None), trades.pop(symbol, None)
+                if other:
+                    ticks[symbol, source][second] = []
+                    begun[symbol, source].append(second)
+                    since[symbol] = second
+                    trades.pop(symbol, None)
+                if t.get("currency"):
+                    currency[symbol] = t["currency"]
+                if t["price"] is not None:
+                    last = max((s for s, _ in trades[symbol]), default=-MAX_GAP_S)
+                    if GAP_S < second - last <= MAX_GAP_S:
+                        t = t | {"gap_s": second - last, "price_before_gap": [p for s, p in trades[symbol] if s == last][-1]}
+                    trades[symbol].append((second, t["price"]))
                 ticks[symbol, source].setdefault(second, []).append(t)
                 owner[symbol] = (source, max(second, held[1]) if held and held[0] == source else second)
         # 2. then the clocks move, and what they have passed is sent, with this offset
@@ -92,11 +120,13 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
             new = closed_through(clock[source], fixed[source])
             old = closed.get(source)
             if old is None:
-                last, kept = former.pop(source, (None, {}))
+                last, kept, starts = former.pop(source, (None, {}, {}))
                 closed[source] = old = min([new] + [second - 1 for (_, s), by in ticks.items() if s == source for second in by])
                 if last is not None and old >= last:                    # it goes on where it was: else it is another series
                     for key, by in kept.items():
                         ticks[key] = by | ticks[key]
+                    for key, seconds in starts.items():
+                        begun[key] = seconds + begun[key]
                 elif last is not None:
                     sent -= {key for key in sent if key[1] == source}
             if new <= old and not isinstance(record, dict):
@@ -108,9 +138,11 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     continue
                 changed = min((x for y, x in revised[source] if y == symbol), default=None)
                 for second in sorted(by):
+                    start = max((x for x in begun[symbol, source] if x <= second), default=0)
+                    mine = {x: ts for x, ts in by.items() if x >= start}
                     if old < second <= new or (second <= old and changed is not None and second >= changed):
                         again = (symbol, s, second) in sent
-                        rows.append(row(symbol, second, by, again, second <= old and not again))
+                        rows.append(row(symbol, second, mine, again, second <= old and not again))
                         sent.add((symbol, s, second))
             closed[source] = new
             revised[source].clear()
@@ -159,7 +191,13 @@ def row(symbol, second, by, revised, late=False):
             "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
             "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
             "ticks_5m": len(traded), "seconds_5m": len(series)}
+    out |= {name: next((t[name] for t in own if name in t), None) for name in ("gap_s", "price_before_gap")}
+    before = [s for s in seconds if second - 1 - WINDOW_S <= s < second]
+    former = last[before[-1]] if before else out["price_before_gap"]
+    split = former is not None and prices != [] and any(abs(prices[0] / former - n) <= .02 * n for x in SPLITS for n in (x, 1 / x))
     flags = ["partial"] * (len(series) < WINDOW_S) + ["late"] * late
+    flags += ["after_gap"] if out["gap_s"] is not None else []
+    flags += ["possible_split"] if split else []
     out["mid"] = None                                       # there is none where nobody would trade at it
     bid, ask, last_trade = out["bid"], out["ask"], series[-1] if series else None
     if bid is not None and ask is not None:

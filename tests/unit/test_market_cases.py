@@ -20,10 +20,12 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 def halt_of_20_min(ran: Ran) -> None:
-    """After a silence of 20 minutes a new series begins, and its fall is none like a crash within a minute."""
+    """After a silence of 20 minutes a new series begins, whose first row knows the gap; its fall is none like a crash within a minute."""
     rows = ran.rows
     (reopened,) = [row for before, row in pairwise(rows) if row["second"] - before["second"] > 300]
     assert reopened["close"] == 8.5 and reopened["return_60s"] is None and reopened["seconds_5m"] == 1
+    assert (reopened["gap_s"], reopened["price_before_gap"], reopened["quality"]) == (1_201, 10.0, "partial,after_gap")
+    assert [row["second"] for row in rows if row["gap_s"] is not None] == [reopened["second"]]
     assert ran.opened("price_drop") == []
 
 
@@ -72,12 +74,20 @@ def slow_symbol_in_a_fast_source(ran: Ran) -> None:
     assert len(judged["SLOW"]) >= len(judged["X"]) - 4 > 0
 
 
+def split_2_to_1(ran: Ran) -> None:
+    """The first row after the split, and no other, is flagged; nothing of its figures is changed."""
+    (split,) = [row for row in ran.rows if "possible_split" in row["quality"]]
+    (first,) = [row for before, row in pairwise(ran.rows) if before["close"] == 200 and row["close"] == 100]
+    assert split == first and split["volume"] == 200 and split["gap_s"] is None
+
+
 CASES: dict[str, Callable[[Ran], None]] = {
     "halt_of_20_min": halt_of_20_min,
     "record_time_minus_1": record_time_minus_1,
     "seconds_are_1970": seconds_are_1970,
     "slow_symbol_in_a_fast_source": slow_symbol_in_a_fast_source,
     "small_price_alert": small_price_alert,
+    "split_2_to_1": split_2_to_1,
     "stub_quote_is_the_price": stub_quote_is_the_price,
     "zero_ask_loses_the_trade": zero_ask_loses_the_trade,
 }

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from stockstream.errors import StateError
-from stockstream.records import Closing, Punctuation, Rejection, Tick
+from stockstream.records import NEW_SERIES, Closing, Punctuation, Rejection, Tick
 from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import OddRecord, Record, read
 from stockstream.transforms.cleaning.day_volume import traded_size
@@ -29,6 +29,7 @@ from stockstream.transforms.cleaning.many import weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, drop_placeholders, extras_fit, normalise, range_fault, rejection
 from stockstream.transforms.cleaning.rows import AcceptedTicks
+from stockstream.transforms.cleaning.series import begin_series, changes_currency, series_fault, take_trade
 from stockstream.transforms.cleaning.state import DIGESTED, VERSION, Feed, Held, SourceState, State, digest
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.partitioning import home_partition
@@ -203,7 +204,7 @@ class Cleaner:
             accepted = weigh(plain, self.memory, revise_s=self.revise_s)
         except OddRecord as odd:
             return self._accept_many(records[: odd.number]) if odd.number >= MANY else 0
-        self._rows.add_batch(plain.batch())
+        self._rows.add_batch(plain.batch(accepted.trades.columns))
         accepted.apply(plain, self.memory)
         closings: list[Closing] = []
         for move in accepted.moves:
@@ -244,13 +245,14 @@ class Cleaner:
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
             or not source.late_before <= event_time <= ts + FUTURE_MS
             or not MIN_TIME <= event_time < MAX_TIME
+            or event_time < held.since
             or tick.day_volume is not None
             or tick.snapshot
         ):
             return None
         if tick.has_extras():
             drop_placeholders(tick)
-            if not extras_fit(tick):
+            if not extras_fit(tick) or (tick.currency and tick.currency != held.currency):
                 return None
             self._rows.bare = False
         if seq is not None:
@@ -263,6 +265,8 @@ class Cleaner:
         if type(size) is float:
             tick.size = rounded(size)
         second = event_time // 1000
+        if price is not None and (gap := take_trade(held, second, price)):
+            self._rows.gap_before_next(gap)
         if second > held.newest:
             held.newest = second
         if second > source.newest:
@@ -284,8 +288,6 @@ class Cleaner:
             fault = "invalid_shape", f"an array of {len(item)} items: write several records of at most {MAX_ARRAY}"
             rejections.append(self._reject(fault, offset, 0, value))
             return
-        ticks: list[Tick] = []
-        indexes: list[int] = []
         watermarks: dict[str, int] = {}
         earliest: dict[str, int] = {}
         texts: list[msgspec.Raw] | None = None
@@ -299,13 +301,11 @@ class Cleaner:
                     continue
             name, event_time = tick.source, tick.event_time
             if why is None:
-                ticks.append(tick)
-                indexes.append(index)
+                self._rows.add(tick, offset, index)
                 if event_time < earliest.get(name, MAX_TIME):
                     earliest[name] = event_time
             if event_time > watermarks.get(name, 0):
                 watermarks[name] = event_time
-        self._rows.add_record(offset, ticks, indexes)
         for name in sorted(watermarks):
             source = self.memory.sources[name]
             source.watermark = max(source.watermark, watermarks[name])
@@ -365,6 +365,8 @@ class Cleaner:
             return "other_source", f"{symbol} belongs to source {held.source} until {WINDOW_S} s after its newest second, {held.newest}"
         if known is not None and event_time < known.late_before:
             return "late", f"second {second} closed more than {self.revise_s} s ago: {known.closed} is closed"
+        if held is not None and (fault := series_fault(held, known, tick)):
+            return fault
         if known is None and memory.crowded("source", now):
             return too_many_sources(name)
         if (held is None and memory.crowded("symbol", now)) or (feed is None and kept and memory.crowded("feed", now)):
@@ -372,9 +374,13 @@ class Cleaner:
 
         source = memory.heard_source(name, ts)
         now = memory.log_clock
+        begins = False
         if held is None:
-            memory.held[symbol] = Held(name, second, now)
+            held = memory.held[symbol] = Held(name, second, now)
         else:
+            if changes_currency(held, tick):
+                begin_series(held, tick)
+                begins = True
             if held.source != name:
                 held.source, held.newest = name, second
             elif second > held.newest:
@@ -395,6 +401,11 @@ class Cleaner:
             feed.snapshot = _digest_of(tick) if tick.snapshot else b""
             tick.size = traded_size(tick, feed)
         self._rows.bare = False
+        held.currency = tick.currency or held.currency
+        if tick.price is not None and (gap := take_trade(held, second, tick.price)):
+            self._rows.gap_before_next(gap)
+        if begins:
+            self._rows.flag_next(NEW_SERIES)
         memory.make_room()
         return None
 

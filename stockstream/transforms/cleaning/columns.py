@@ -6,10 +6,11 @@ stops at the first record that is not so. That is not a verdict: `Cleaner` judge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -115,6 +116,10 @@ class Columns:
     size: Floats
     seq: Ints | None
     """None if no tick has one."""
+    currencies: list[str]
+    """The different currencies."""
+    currency: Ints | None
+    """Index into `currencies`, -1 where the tick names none; None if no tick names one."""
     columns: dict[str, pa.Array]
     """By name, those of TICKS_SCHEMA in which some tick may have a value, without offset and index."""
 
@@ -123,14 +128,14 @@ class Columns:
         """Whether each record has one tick."""
         return len(self.record) == len(self.offset)
 
-    def batch(self) -> pa.RecordBatch:
-        """The ticks as TICKS_SCHEMA."""
+    def batch(self, more: Mapping[str, pa.Array] = MappingProxyType({})) -> pa.RecordBatch:
+        """The ticks as TICKS_SCHEMA, with some columns more."""
         count = len(self.record)
         index = np.zeros(count, np.int32)
         if not self.alone:
             place = np.arange(count)
             index[:] = place - np.maximum.accumulate(np.where(np.diff(self.record, prepend=-1), place, 0))
-        columns = self.columns | {"flags": plain(np.zeros(count, np.int32)), "offset": plain(self.offset[self.record]), "index": plain(index)}
+        columns = {"flags": plain(np.zeros(count, np.int32)), **self.columns, **more, "offset": plain(self.offset[self.record]), "index": plain(index)}
         arrays = [columns[spec.name] if spec.name in columns else nulls(count, spec.type) for spec in TICKS_SCHEMA]
         return pa.RecordBatch.from_arrays(arrays, schema=TICKS_SCHEMA)
 
@@ -168,9 +173,11 @@ def read(records: Sequence[Record]) -> Columns:
     if (names := list(map(composed, symbols))) != symbols:
         columns["symbol"] = spread(names, symbol)
         symbols, symbol = coded(columns["symbol"])
+    currencies, currency = _currencies(ticks) if extras else ([], None)
     return Columns(
         _ints([one.offset for one in records]), _ints([one.timestamp for one in records]), record,
-        symbols, symbol, *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq), columns,
+        symbols, symbol, *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq),
+        currencies, currency, columns,
     )  # fmt: skip
 
 
@@ -199,6 +206,15 @@ def _quotes(ticks: list[Any], name: str, record: Ints) -> pa.Array:
     low, high = RANGES[name]
     require_none((values < low) | (values > high), record)
     return pa.array(values, from_pandas=True) if missing.any() else column
+
+
+def _currencies(ticks: list[Any]) -> tuple[list[str], Ints | None]:
+    """The different currencies, and which of them each tick names, -1 for none; None where none names any."""
+    named = pa.array([tick.currency or None for tick in ticks], pa.string())
+    if named.null_count == len(named):
+        return [], None
+    encoded = named.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def _ints(values: list[Any]) -> Ints:

@@ -14,6 +14,7 @@ from stockstream.records import Closing
 from stockstream.transforms.cleaning.columns import Columns, Ints, OddRecord, require_none
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.cleaning.memory import Memory
+from stockstream.transforms.cleaning.series import Trades, require_series, trades_of
 from stockstream.transforms.cleaning.state import Feed, Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
 
@@ -98,6 +99,7 @@ class Accepted:
     """What numbers each symbol, and its last number; none where the ticks have no numbers."""
     moves: list[Move]
     """By source."""
+    trades: Trades
 
     def apply(self, plain: Columns, memory: Memory) -> None:
         """Brings the symbols, their numbering and the log clock up to date. The sources are the caller's."""
@@ -105,8 +107,9 @@ class Accepted:
         np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
         heard[plain.symbol] = self.now[plain.record]                              # of several the last stays
         memory.log_clock = int(self.now[-1])
-        for holder, second, ts in zip(self.held, newest.tolist(), heard.tolist(), strict=True):
-            holder.newest, holder.ts = max(holder.newest, second), ts
+        trades = self.trades
+        for holder, second, ts, traded, price in zip(self.held, newest.tolist(), heard.tolist(), trades.second, trades.price, strict=True):
+            holder.newest, holder.ts, holder.traded, holder.price = max(holder.newest, second), ts, traded, price
         for (feed, seq), ts in zip(self.feeds, heard.tolist(), strict=False):
             feed.seq, feed.ts = seq, ts
 
@@ -117,6 +120,7 @@ def weigh(plain: Columns, memory: Memory, *, revise_s: int) -> Accepted:
         require_none(plain.timestamp > 0, np.arange(len(plain.timestamp)))     # the first record with a time dates all before it
     now = np.maximum(np.maximum.accumulate(plain.timestamp), memory.log_clock)
     held = holders(plain, memory, int(now[-1]))
+    require_series(plain, held)
     feeds = numbered(plain, memory, held, int(now[-1]))
     moves = [move(plain, memory, number, now, revise_s=revise_s) for number in range(len(plain.sources))]
-    return Accepted(now, held, feeds, moves)
+    return Accepted(now, held, feeds, moves, trades_of(plain, held))

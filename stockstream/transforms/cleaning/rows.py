@@ -36,11 +36,21 @@ class AcceptedTicks:
         count: int = sum(batch.num_rows for batch in self.batches)
         return count + len(self.ticks)
 
-    def add_record(self, offset: int, ticks: list[Tick], indexes: list[int]) -> None:
-        self.indexes += [0] * (len(self.ticks) - len(self.indexes))
-        self.indexes += indexes
-        self.ticks += ticks
-        self.offsets += [offset] * len(ticks)
+    def add(self, tick: Tick, offset: int, index: int) -> None:
+        if index:
+            self.indexes += [0] * (len(self.ticks) - len(self.indexes))
+            self.indexes.append(index)
+        self.ticks.append(tick)
+        self.offsets.append(offset)
+
+    def flag_next(self, flags: int) -> None:
+        """Sets flags of the tick that is added next."""
+        place = len(self.ticks)
+        self.flags[place] = self.flags.get(place, 0) | flags
+
+    def gap_before_next(self, gap: tuple[int, float]) -> None:
+        """Sets the gap (s) before the tick that is added next, and the price before the gap."""
+        self.gaps[len(self.ticks)] = gap
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         self._gather()

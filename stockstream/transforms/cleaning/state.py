@@ -73,13 +73,21 @@ class Held:
     source: str
     newest: int
     ts: int
+    traded: int = 0
+    """Second of its newest trade; 0: none since its currency is known."""
+    price: float = 0.0
+    """Of that trade."""
+    currency: str | None = None
+    """The last that was named."""
+    since: int = 0
+    """Epoch ms: another currency began here, and what is older is late."""
 
 
 class State(Stored):
     """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
 
     `source_lateness` is empty in snapshots of releases with one lateness for all sources, `lateness_ms`. `held_owners` are places in `owners`,
-    `feed_sessions` places in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
+    `held_currencies` in `currencies`, `feed_sessions` in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
     """
 
     expect: int = -1
@@ -112,6 +120,11 @@ class State(Stored):
     held_owners: list[int] = []
     held_newest: list[int] = []
     held_ts: list[int] = []
+    held_traded: list[int] = []
+    held_price: list[float] = []
+    held_currencies: list[int] = []
+    held_since: list[int] = []
+    currencies: list[str | None] = []
     compressed: bytes = b""
 
     def put(self, sources: Mapping[str, SourceState], held: Mapping[str, Held]) -> None:
@@ -130,6 +143,9 @@ class State(Stored):
         self.sessions, self.feed_sessions = _numbered(f.session for f in feeds)
         self.owners, self.held_owners = _numbered(h.source for h in held.values())
         self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
+        self.held_traded, self.held_price = [h.traded for h in held.values()], [h.price for h in held.values()]
+        self.held_since = [h.since for h in held.values()]
+        self.currencies, self.held_currencies = _numbered(h.currency for h in held.values())
 
     def require_fitting(self) -> None:
         """Raises `ValueError` where `sources` or `held` would fail, or no log has such an offset; it takes a quarter of their time."""
@@ -137,13 +153,13 @@ class State(Stored):
             raise ValueError(f"no log goes on from offset {self.expect}")
         sources = (self.source_watermarks, self.source_closed, self.source_ts, self._lateness, self.source_newest, self.source_unsent)
         feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
-        held = (self.held_owners, self.held_newest, self.held_ts)
+        held = (self.held_owners, self.held_newest, self.held_ts, *self._series())
         for first, others in ((self.source_names, (*sources, self.feed_counts)), (self.feed_symbols, feeds), (self.held_symbols, held)):
             if any(len(other) != len(first) for other in others):
                 raise ValueError("columns of different lengths")
         if sum(self.feed_counts) != len(self.feed_symbols) or min(self.feed_counts, default=0) < 0:
             raise ValueError(f"{len(self.feed_symbols)} feeds where the sources have {sum(self.feed_counts)}")
-        for places, of in ((self.feed_sessions, self.sessions), (self.held_owners, self.owners)):
+        for places, of in ((self.feed_sessions, self.sessions), (self.held_owners, self.owners), (self.held_currencies, self.currencies)):
             if places and not 0 <= min(places) <= max(places) < len(of):
                 raise ValueError("a place that is none of its list")
 
@@ -175,11 +191,20 @@ class State(Stored):
 
     def held(self) -> dict[str, Held]:
         """The symbols. Raises `ValueError` or `IndexError` where columns do not fit together."""
+        traded, price, currency, since = self._series()
+        names = self.currencies or [None]
         return {
-            symbol: Held(self.owners[owner], newest, ts)
-            for symbol, owner, newest, ts in zip(self.held_symbols, self.held_owners, self.held_newest, self.held_ts, strict=True)
+            symbol: Held(self.owners[owner], newest, ts, second, last, names[which], begins)
+            for symbol, owner, newest, ts, second, last, which, begins in zip(
+                self.held_symbols, self.held_owners, self.held_newest, self.held_ts, traded, price, currency, since, strict=True
+            )
             if composed(symbol) == symbol                                # others are of an earlier release: no tick of today is of them
         }
+
+    def _series(self) -> tuple[list[int], list[float], list[int], list[int]]:
+        """What snapshots of earlier releases do not have: nothing is known then."""
+        none = [0] * len(self.held_symbols)
+        return self.held_traded or none, self.held_price or [0.0] * len(none), self.held_currencies or none, self.held_since or none
 
 
 def _numbered(values: Iterable[Any]) -> tuple[list[Any], list[int]]:

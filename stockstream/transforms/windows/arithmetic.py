@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stockstream.records import ACCRUED, CORRECTION
 from stockstream.transforms import shares
+from stockstream.transforms.splits import possible_split
 from stockstream.transforms.timing import LAGS_S, WINDOW_S
 from stockstream.transforms.windows.cells import (
     COUNT,
@@ -230,9 +231,13 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         out["return_std_5m"] = np.where(returns > 1, np.sqrt(squares / (returns - 1)), np.nan)
         out["high_5m"], out["low_5m"] = np.where(ticks[1] > 0, high, np.nan), np.where(ticks[1] > 0, low, np.nan)
         mid, flags = _mid(get["bid"], get["ask"], carried)
+        silent, former = get["gap_s"] > 0, past.flat("price").take(at - symbols)
+        out["gap_s"], out["price_before_gap"] = np.where(silent, get["gap_s"], np.nan), np.where(silent, get["price_before_gap"], np.nan)
         flags["partial"] = length < WINDOW_S
         if current.parts:
             flags["accrued"] = get["accrued"] > 0
+        flags["after_gap"] = silent
+        flags["possible_split"] = possible_split(np.where(np.isnan(former), out["price_before_gap"], former), out["open"])
         out["mid"], out["quality"] = mid, quality_bits(flags)
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)
         lags = np.array(LAGS_S)[:, None]
@@ -240,7 +245,6 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         for lag, change in zip(LAGS_S, np.log(carried / before), strict=True):
             out[f"return_{lag}s"] = change
         out["price_60s"] = before[-1]
-    out["gap_s"] = out["price_before_gap"] = np.full(len(second), np.nan)
     return out
 
 

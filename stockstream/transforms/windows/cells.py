@@ -37,13 +37,14 @@ PAST = ("high", "low", *_SUMMED, *_TOTALS, *SUFFIXES)
 """The fields that windows look up as far back as they reach."""
 CURRENT = (*(name for name in STORED if name not in PAST), "series_start", *_PREFIXES, "last")
 """The fields that are looked up in a row's own second, or in the one before."""
-INTS = {"quotes", *_COUNTS, "series_start", *_TOTALS, "last"}
+INTS = {"quotes", *_COUNTS, "gap_s", "new_series", "series_start", *_TOTALS, "last"}
 NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
 """The prefix and suffix sums of no seconds."""
 NOT_YET = -WINDOW_S - 1
 """`last` and `series_start` before the first trade: longer ago than any series lasts."""
 _EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "series_start": NOT_YET}
-_EMPTY |= dict.fromkeys((*_COUNTS, "quotes", *_TOTALS), 0) | dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
+_EMPTY |= dict.fromkeys((*_COUNTS, "quotes", "gap_s", "price_before_gap", "new_series", *_TOTALS), 0)
+_EMPTY |= dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
 NEVER = -1
 
 
@@ -210,6 +211,11 @@ class Cells:
             for columns in self.columns(max(self.last, last - self.width) + 1, last):
                 self.cells[: self.stored, columns] = self.nothing[: self.stored]
             self.last = last
+
+    def forget(self, indexes: Ints, last: int) -> None:
+        """Forgets what some symbols had in the seconds through `last`."""
+        for columns in self.columns(self.base, min(last, self.last)):
+            self.cells[:, columns, indexes] = self.nothing
 
     def reset(self, second: int) -> None:
         """Forgets every second; `second` is the newest that has a column."""

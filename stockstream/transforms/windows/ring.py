@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockstream.errors import FrameError
-from stockstream.records import CORRECTION
+from stockstream.records import CORRECTION, NEW_SERIES
 from stockstream.transforms.frames import bounds_of_runs
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
@@ -27,6 +27,7 @@ RESTORE_S = 2 * WINDOW_S + 1
 """Seconds of buckets that a restart needs besides REVISE_S: two windows, to know where each living series began."""
 SILENT_S = 2 * WINDOW_S + 60
 """Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its place."""
+_PARTS = [STORED.index("volume_part"), STORED.index("accrued")]
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
 
@@ -76,10 +77,14 @@ class Ring:
         """After a restart: `closed` and `counted_through` of the checkpoint."""
         self.pending_restored: dict[int, list[Second]] = {}
         """After a restart: stored seconds beyond `closed`; `apply_restored` puts them in place when the log gets there again."""
+        self.stored_fields: tuple[str, ...] = FIRST_STORED
+        """The fields of the last `buckets`: few seconds have others than the first."""
         self.changed: set[tuple[int, int]] = set()
         """(Symbol index, closed second) of late ticks whose rows were not sent."""
         self.unsent: set[tuple[int, int]] = set()
         """Those of them that had no tick or quote before: no row of theirs was ever sent."""
+        self.begun: dict[int, set[int]] = {}
+        """Second -> indexes of the symbols that begin a new series with it and have not yet forgotten what was before."""
 
     # -- room ---------------------------------------------------------------
 
@@ -122,6 +127,7 @@ class Ring:
         number_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
         self.changed = {(number_of[index], second) for index, second in self.changed}
         self.unsent = {(number_of[index], second) for index, second in self.unsent}
+        self.begun = {second: {number_of[index] for index in indexes if index in number_of} for second, indexes in self.begun.items()}
         self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
         self.heard, self.bytes = self.heard[kept], self.bytes[kept]
         for cells in (self.current, self.past):
@@ -193,6 +199,8 @@ class Ring:
         for first in bounds_of_runs(ticks.second)[:-1]:
             self.unsaved.setdefault(int(ticks.second[first]), int(ticks.offset[first]))
         self.heard[ticks.symbol] = ticks.second
+        if ticks.flags is not None:
+            ticks = self._note_series(ticks)
         arithmetic.add(self.current, self.past, ticks)
         for name, values in ticks.quotes.items():
             known = ~np.isnan(values)
@@ -201,15 +209,42 @@ class Ring:
             self.current.flat(name)[self.current.at(ticks.symbol[known], ticks.second[known])] = values[known]
 
 
+    def _note_series(self, ticks: Ticks) -> Ticks:
+        """Notes which series the ticks begin. Leaves out what came before that in their first second: it is of the series before."""
+        assert ticks.flags is not None
+        kept = np.ones(len(ticks.flags), np.bool_)
+        for number in np.flatnonzero(ticks.flags & NEW_SERIES).tolist():
+            index, second = int(ticks.symbol[number]), int(ticks.second[number])
+            kept[:number] &= (ticks.symbol[:number] != index) | (ticks.second[:number] != second)
+            for cells in (self.current, self.past):
+                cells.cells[: cells.stored, second % cells.width, index] = cells.nothing[: cells.stored, 0, 0]
+            self.current.of("new_series")[second % self.current.width, index] = 1
+            self.begun.setdefault(second, set()).add(index)
+        return ticks if kept.all() else ticks.take(kept)
+
     # -- closings -----------------------------------------------------------
 
-    def close(self, second: int) -> None:
-        """Carries prices forward through `second`; nothing is sent."""
+    def parts(self, first: int, last: int) -> list[tuple[int, int]]:
+        """These seconds, cut before each with which a series begins."""
+        begins = [first, *sorted(second for second in self.begun if first < second <= last)]
+        return list(zip(begins, [*(second - 1 for second in begins[1:]), last], strict=True))
+
+    def _begin_series(self, second: int) -> None:
+        """Forgets what the symbols had before `second` that begin a series with it."""
+        indexes = self.begun.pop(second, None)
+        if indexes:
+            for cells in (self.current, self.past):
+                cells.forget(np.array(sorted(indexes)), second - 1)
+
+    def close(self, second: int, *, begin_series: bool = True) -> None:
+        """Carries prices forward through `second`; nothing is sent. Without `begin_series`, series that begin by then are left to `revise`."""
         if second > self.closed:
             first = self.closed + 1 if self.closed != NEVER else self.current.base + 1
-            arithmetic.carry(self.current, self.past, slice(0, len(self.symbols)), first, second)
+            for begin, end in self.parts(first, second) if begin_series else [(first, second)]:
+                if begin_series:
+                    self._begin_series(begin)
+                arithmetic.carry(self.current, self.past, slice(0, len(self.symbols)), begin, end)
             self.closed = second
-
 
     def mark_late(self, indexes: Ints, seconds: Ints) -> None:
         """Late ticks are about to be added to these cells, whose seconds are closed.
@@ -225,10 +260,11 @@ class Ring:
             self.unsent.update(cell for cell, ticks in zip(sorted(cells), heard.tolist(), strict=True) if not ticks)
         self.changed |= cells
 
-    def revise(self) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    def revise(self) -> Iterator[tuple[Ints, Ints, NDArray[np.bool_]]]:
         """Carries prices again from the changed seconds on.
 
-        Returns (indexes, seconds) of the cells up to `closed` that are to be sent, in their order, and whether each of them was sent before.
+        Yields (indexes, seconds) of the cells up to `closed` that are to be sent, in their order, and whether each of them was sent before. Take their
+        statistics before asking for the next: series that begin there forget what was before.
         """
         since: dict[int, int] = {}
         for index, second in self.changed:
@@ -240,18 +276,20 @@ class Ring:
         lowest = int(first.min())
         if lowest <= self.current.base:
             raise FrameError(f"a late tick {self.closed - lowest} s before the last closed second")
-        arithmetic.carry(self.current, self.past, indexes, lowest, self.closed)
         since_of = np.zeros(len(self.symbols), np.int64)
         since_of[indexes] = first
-        live, seconds = arithmetic.live(self.current, indexes, np.arange(lowest, self.closed + 1))
-        due = seconds >= since_of[live]
-        live, seconds = live[due], seconds[due]
-        sent = np.ones(len(live), bool)
-        if self.unsent:
-            sent[[place for place, cell in enumerate(zip(live.tolist(), seconds.tolist(), strict=True)) if cell in self.unsent]] = False
+        for begin, end in self.parts(lowest, self.closed):
+            self._begin_series(begin)
+            arithmetic.carry(self.current, self.past, indexes, begin, end)
+            live, seconds = arithmetic.live(self.current, indexes, np.arange(begin, end + 1))
+            due = seconds >= since_of[live]
+            live, seconds = live[due], seconds[due]
+            sent = np.ones(len(live), bool)
+            if self.unsent:
+                sent[[place for place, cell in enumerate(zip(live.tolist(), seconds.tolist(), strict=True)) if cell in self.unsent]] = False
+            yield live, seconds, sent
         self.changed.clear()
         self.unsent.clear()
-        return live, seconds, sent
 
     def cells_between(self, after: int, second: int) -> tuple[Ints, Ints]:
         """(indexes, seconds) with ticks or quotes in the seconds after < s <= second, by second and symbol."""
@@ -265,16 +303,13 @@ class Ring:
 
     # -- state --------------------------------------------------------------
 
-    @property
-    def stored_fields(self) -> tuple[str, ...]:
-        """The fields of `buckets`."""
-        return STORED if self.current.parts else FIRST_STORED
-
     def buckets(self, seconds: list[int]) -> Iterator[tuple[list[Second], int]]:
         """The stored form of each of these seconds, in pieces that fit a message, and about their bytes."""
         second = np.array(seconds, np.int64)
         indexes, seconds_of = arithmetic.live(self.current, np.arange(len(self.symbols)), second)
-        kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)[: len(self.stored_fields)]
+        kept = arithmetic.stored(self.current, self.past, indexes, seconds_of)
+        self.stored_fields = STORED if kept[len(FIRST_STORED) :].any() else FIRST_STORED
+        kept = kept[: len(self.stored_fields)]
         ends = seconds_of.searchsorted(second, "right").tolist()
         names, sizes = self.names[indexes].tolist(), np.concatenate([[0], self.bytes[indexes].cumsum()])
         begin = 0
@@ -301,6 +336,9 @@ class Ring:
                     known, indexes = piece.symbols, _as_slice(self.register_symbols(piece.symbols))
                 stored = np.frombuffer(piece.data, np.int64).reshape(len(STORED), -1)
                 self.heard[indexes] = pending
-                self.current.parts |= bool(stored[len(FIRST_STORED) :].any())
+                self.current.parts |= bool(stored[_PARTS].any())
+                begun = np.flatnonzero(stored[STORED.index("new_series")])
+                if len(begun):
+                    self.begun.setdefault(pending, set()).update(np.arange(len(self.symbols))[indexes][begun].tolist())
                 for cells, places in arithmetic.stored_places(self.current, self.past):
                     cells.cells[: len(places), pending % cells.width, indexes] = stored[places]

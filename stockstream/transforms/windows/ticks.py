@@ -21,7 +21,7 @@ class Ticks:
     size: Floats
     offset: Ints
     quotes: dict[str, Floats]
-    """Columns of `QUOTES` that any tick has."""
+    """Columns of `QUOTES`, `gap_s` and `price_before_gap` that any tick has."""
     flags: Ints | None = None
     """None where no tick has any."""
 

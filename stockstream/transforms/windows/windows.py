@@ -40,6 +40,7 @@ SPAN_S = 480
 REST_MS = 5 * 60_000
 REST_FRAMES = 2_000
 """Of the log's time, or frames where that is not known, in which a source was in no frame: then its arrays are packed."""
+GAPS = ("gap_s", "price_before_gap")
 LONG_SYMBOLS = 3_000
 """Symbols of one source. Allocating arrays for more takes so long (0.4 to 1 s for 20,000) that other partitions should not wait for it."""
 
@@ -170,7 +171,7 @@ class Windows:
             return {}
         sources, which = coded(rows.column("source"))
         price = numbers(rows, "price")
-        quotes = {name: numbers(rows, name) for name in QUOTES if rows.column(name).null_count < rows.num_rows}
+        quotes = {name: numbers(rows, name) for name in (*QUOTES, *GAPS) if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
         flags = _flags(rows)
@@ -316,11 +317,11 @@ class Windows:
             ring.apply_restored(first)
             ring.mark_late(*ring.cells_between(ring.current.base, first))               # heard before anything closed, and late already
             ring.closed_before_gap = NEVER
-            ring.close(first)
+            ring.close(first, begin_series=False)                                       # the rows before that are still to be sent
         if ring.changed:
-            indexes, seconds, sent = ring.revise()
-            if send:
-                self._emit(ring, name, indexes, seconds, np.full(len(indexes), last.offset), sent, out)
+            for indexes, seconds, sent in ring.revise():
+                if send:
+                    self._emit(ring, name, indexes, seconds, np.full(len(indexes), last.offset), sent, out)
         ends, offsets = np.array([c.second for c in closings]), np.array([c.offset for c in closings])
         ring.counted_through = max(ring.counted_through, last.offset)
         if fresh is not None and not ring.pending_restored and last.second - ring.closed <= (FAR_S if len(closings) == 1 else ring.at_once):
@@ -333,12 +334,13 @@ class Windows:
             if fresh is not None:
                 self._add_fresh(ring, fresh, after, end)
             ring.ensure_capacity(max(end, ring.closed), max(end, ring.closed))
-            ring.close(end)
-            if send:
-                indexes, seconds = ring.cells_between(after, end)
-                self._emit(ring, name, indexes, seconds, offsets[ends.searchsorted(seconds, "left")], None, out)
-            self._save(ring, name, end, last.offset)
-            after = end
+            for _, through in ring.parts(after + 1, end):                               # what a new series forgets is sent and stored before
+                ring.close(through)
+                if send:
+                    indexes, seconds = ring.cells_between(after, through)
+                    self._emit(ring, name, indexes, seconds, offsets[ends.searchsorted(seconds, "left")], None, out)
+                self._save(ring, name, through, last.offset)
+                after = through
         ring.skip_to(last.second)
         ring.ensure_capacity(max(last.second, ring.closed), max(last.second, ring.closed))
         ring.close(last.second)

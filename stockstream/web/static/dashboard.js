@@ -265,6 +265,7 @@ stream.addEventListener("alerts", (event) => {
   drawHeader();
   table.draw();
 });
+setInterval(() => table.draw(), 5_000);         // ages grow without events
 at("filter").addEventListener("input", (event) => table.find(event.target.value));
 
 /** New figures: the visible rows at once; the order at most once a second, and only where it can have changed. */

@@ -1,9 +1,10 @@
 // A table of any length of which only the visible rows exist.
 
-import { count, direction, price, share, signed, size, stamp, time } from "./format.js";
+import { ago, count, direction, price, share, signed, size, stamp, time } from "./format.js";
 
 const ROW = 34;
 const SPARE = 4;
+const STALE_S = 60;
 
 export class SymbolTable {
   constructor({ table, head, room, shown }) {
@@ -120,7 +121,9 @@ export class SymbolTable {
     put(3, cells[3], size(row.volume_5m));
     put(4, cells[4], row.predicted_return == null ? "–" : `${signed(row.predicted_return, 3)} in ${row.horizon_s} s`, `number ${direction(row.predicted_return)}`);
     put(5, cells[5], share(row.p_up));
-    put(6, cells[6], time(row.second));
+    const age = row.second == null ? 0 : Date.now() / 1000 - row.second - 1;
+    const stale = age > STALE_S;
+    put(6, cells[6], stale ? `stale, ${ago(Math.floor(age))}` : time(row.second), stale ? "number stale" : "number");
     cells[6].title = stamp(row.second);
   }
 }

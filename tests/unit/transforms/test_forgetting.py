@@ -53,7 +53,7 @@ def raw(log: Log) -> list[RawRecord]:
 
 
 def tick(symbol: str, source: str, event_time: int, **more: Any) -> dict[str, Any]:
-    return {"symbol": symbol, "source": source, "event_time": event_time, "price": 10.0, "size": 1, **more}
+    return {"symbol": symbol, "source": source, "event_time": event_time, "price": 10.0, "size": 1} | more
 
 
 def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool = False) -> Log:
@@ -61,13 +61,14 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
     they are the broker's. With `odd`, some records have no time, some times are not milliseconds, and one symbol comes in two forms."""
     now, numbers, timeless = NOW, {"a": 0, "b": 0, "c": 0}, rng.choice((0, 0, 20, 60))
     log: Log = []
+    currency = rng.choice((None, "GBp"))
     while len(log) < count:
         if rng.random() < 0.94:
             now += rng.choice((0, 3, 40, 900, 5_000))
         else:
             quiet = rng.choice(("", "a", "ab", "abc"))                   # as the worker closes sources that have fallen quiet
             log += [(len(log) + n, now, {"punctuate": now // 1000, "source": source}) for n, source in enumerate(quiet)]
-            now += rng.choice((400_000, FORGET_MS // 2, FORGET_MS, FORGET_MS + 1, FORGET_MS * 2))
+            now += rng.choice((60_000, 61_000, 400_000, FORGET_MS // 3, FORGET_MS // 3 + 1_000, FORGET_MS // 2, FORGET_MS, FORGET_MS + 1, FORGET_MS * 2))
         offset = len(log)
         ts = now + (rng.choice((25 * HOUR_MS, -25 * HOUR_MS, -50 * HOUR_MS, -1_000)) if not broker and rng.random() < 0.06 else 0)
         source = rng.choices("abc", (6, 3, 1))[0]
@@ -82,19 +83,29 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
             for _ in range(rng.choice((1, 1, 1, 2, 4))):
                 numbers[source] += 1
                 seq = {"seq": max(0, numbers[source] - rng.choice((0, 0, 0, 0, 3)))} if source == "a" or (source == "b" and rng.random() < 0.5) else {}
+                if currency and rng.random() < 0.05:
+                    currency = rng.choice(("GBp", "GBP"))
+                more: dict[str, Any] = {"currency": rng.choice((currency, currency, None, ""))} if currency else {}
+                price = rng.choice((10.0, 10.5, 21.0, None))
+                more |= {"price": price, "size": 0} if price is None else {"price": price}
                 symbol = rng.choice({"a": "XYZ\u00e9" if odd else "XYZ", "b": "UVX", "c": "XW"}[source])
                 time = event + rng.randrange(400)
                 time = rng.choice((time // 1000, time * 1000, FIRST_MS, FIRST_MS - 1)) if odd and rng.random() < 0.03 else time
-                ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **seq))
+                ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **seq, **more))
             log.append((offset, ts, ticks[0] if len(ticks) == 1 else ticks))
     return log
 
 
-def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[int] = frozenset()) -> tuple[list[Any], list[Any], list[Any], Cleaner]:
-    """Rejections, accepted places and closings, and the core at the end; `restarts` are chunks after which it is restored from its snapshot."""
+Judged = tuple[list[Any], list[Any], list[Any], list[Any], Cleaner]
+"""Rejections, accepted places, closings, what the ticks carry (offset, flags, gap, price before it), and the core at the end."""
+
+
+def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[int] = frozenset()) -> Judged:
+    """`restarts` are chunks after which the core is restored from its snapshot."""
     core, records = cleaner(), raw(log)
     rejected: list[Any] = []
     accepted: list[Any] = []
+    carried: list[Any] = []
     closings: list[Any] = []
     at = number = 0
     while at < len(records):
@@ -102,12 +113,15 @@ def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[in
         rejected += [(r.offset, r.index, r.reason) for r in core.chunk(records[at : at + size])]
         frame = core.make_frame()
         assert frame is not None and frame.log_clock == core.log_clock
-        accepted += zip(frame.rows["offset"].to_pylist(), frame.rows["index"].to_pylist(), strict=True)
+        accepted += zip(*(frame.rows[name].to_pylist() for name in ("offset", "index")), strict=True)
+        carried += [(offset, flags or 0, gap, before) for offset, flags, gap, before in zip(
+            *(frame.rows[name].to_pylist() for name in ("offset", "flags", "gap_s", "price_before_gap")), strict=True
+        )]
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
         if number in restarts:
             core = restarted(core)
         at, number = at + size, number + 1
-    return rejected, accepted, closings, core
+    return rejected, accepted, closings, carried, core
 
 
 def of_the_model(log: Log, most_sources: int = 1_000, most_symbols: int = 100_000) -> CleanModel:
@@ -126,7 +140,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
 ) -> None:
     """A restart drops what is forgotten; so does nothing else here."""
     monkeypatch.setattr(validation, "MANY", many)
-    anew = 0
+    anew, silences = 0, set[int]()
 
     @settings(max_examples=120, deadline=None)
     @given(seed=st.integers(0, 1 << 32), restarts=st.frozensets(st.integers(0, 80)), longest=st.sampled_from((1, 3, 12, 200)))
@@ -135,12 +149,14 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
         rng = random.Random(seed)
         log = jumpy_log(rng, 150, broker=broker, odd=True)
         model = of_the_model(log)
-        rejected, accepted, closings, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
+        rejected, accepted, closings, carried, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
+        assert carried == model.carried
+        silences.update(gap or -flags for _, flags, gap, _ in carried)
         assert rejected == model.rejected
         assert accepted == model.accepted
         assert closings == model.closings
         assert core.log_clock == model.log_clock
-        whole = judged(log)[3]
+        whole = judged(log)[4]
         assert restarted(core).snapshot() and _content(core) == _content(whole), "the state is a function of the log"
         model.judged_at = model.log_clock
         assert _content(core)[0] == {name for name in model.sources if model._living(name)}
@@ -148,7 +164,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
         anew += model.anew
 
     holds()
-    assert anew > 500
+    assert anew > 500 and {61, 8 * 3600, -4} <= silences
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -191,7 +207,7 @@ def test_closings_and_rejections_are_those_of_the_model_of_the_windows(seed: int
             one.pop("seq", None)
             one["event_time"] = min(one["event_time"], ts)
     log = [(o, ts, i) for o, ts, i in log if isinstance(i, list) or i["punctuate"] * 1000 <= ts]
-    rejected, _, closings, _ = judged(log, iter(lambda: rng.randrange(1, 9), 0), frozenset(range(0, 100, 3)))  # type: ignore[arg-type]
+    rejected, _, closings, *_ = judged(log, iter(lambda: rng.randrange(1, 9), 0), frozenset(range(0, 100, 3)))  # type: ignore[arg-type]
     want = list(windows_model.closings([(offset, item, ts) for offset, ts, item in log]))
     assert closings == [(c["offset"], c["source"], c["after"], c["second"]) for c in want]
     told = [place for c in want for place in c["rejected"]]
@@ -227,7 +243,7 @@ def test_sources_are_bounded_and_forgotten_ones_make_room(restarts: frozenset[in
     log.append((14, NOW + FORGET_MS + 10, {"punctuate": NOW // 1000 + 1, "source": "s3"}))
     log += [(15 + n, NOW + FORGET_MS + 21 + n, tick(f"S{n}", f"t{n}", NOW + 5)) for n in range(5)]
     model = of_the_model(log, most_sources=5)
-    rejected, accepted, closings, _ = judged(log, iter(lambda: 1, 0), restarts)
+    rejected, accepted, closings, *_ = judged(log, iter(lambda: 1, 0), restarts)
     assert (rejected, accepted, closings) == (model.rejected, model.accepted, model.closings)
     reasons = [(offset, reason) for offset, _, reason in rejected]
     assert reasons == [(5, "too_many_sources"), (6, "too_many_sources"), (7, "too_many_sources"), (8, "too_many_sources"), (19, "too_many_sources")]

@@ -284,12 +284,13 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     for number in range(count):
         now += rng.choice((0, 50, 400, 1_500))
         if rng.random() < 0.02:
-            now += rng.choice((400_000, FORGET_MS + 1))
+            now += rng.choice((60_000, 61_000, 400_000, 9 * 3_600_000, FORGET_MS + 1))
         odd: dict[str, tuple[Any, ...]] = {
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
             "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, -1, 2147483647, 1e12),
             "ask": (1.0, 0, -1, 1e300, 1e12), "bid_size": (5.5, -1, 4294967295, 1e13), "ask_size": (5.5, -1, 0, 1e13), "seq": (number, number - 3, -1),
             "snapshot": (True,), "day_volume": (number * 10, -1), **dict.fromkeys(TEXTS, ("N", "x" * 65)),
+            "currency": ("GBp", "GBp", "GBP", "", "x" * 65),
         }  # fmt: skip
         symbol = rng.choice(HOME)
         source = "a" if symbol < HOME[-1] else "b"
@@ -412,18 +413,21 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
-    quotes = rng.random() < 0.5
+    quotes, currencies, currency = rng.random() < 0.5, rng.random() < 0.5, "GBp"
     values, now, numbers, stamped = [], NOW, rng.random() < 0.5, rng.random() < 0.3
     untimed = rng.choice((0, 100))
     for number in range(count):
-        now += rng.choice((0, 3, 40, 400))
-        symbol = rng.choice((*HOME, COMPOSED, DECOMPOSED))
+        now += rng.choice((0, 3, 40, 400)) if rng.random() < 0.99 else rng.choice((60_000, 61_000, 120_000, 400_000))
+        symbol = rng.choice((*HOME, COMPOSED, DECOMPOSED)[: rng.choice((2, 6))])
         tick_: dict[str, Any] = {"symbol": symbol, "source": "a" if symbol < HOME[-1] else "b", "event_time": now - rng.choice((0, 0, 5, 300))}
         tick_ |= {"seq": number * 2} if numbers else {}
         if quotes and rng.random() < 0.5:
             tick_ |= {"bid": rng.choice((10.0, 0, -1)), "ask": rng.choice((10.5, 2147483647, 1.7976931348623157e308)), "bid_size": rng.choice((2, -1))}
             tick_ |= {"exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
             tick_["size"] = 0 if tick_["price"] is None else 4
+        if currencies and rng.random() < 0.7:
+            currency = rng.choice(("GBp", "GBP", "EUR")) if rng.random() < 0.01 else currency
+            tick_["currency"] = rng.choice((currency, currency, ""))
         if rng.random() < 0.01:
             odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
             odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
@@ -463,6 +467,7 @@ ODD = {
     "new source": tick(symbol=HOME[-1], source="new"),
     "other source": tick(source="b"),
     "number": tick(seq=1),
+    "first currency": tick(event_time=NOW + 1_300, currency="GBp"),
 }
 """What cannot be taken with many plain ticks."""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -90,6 +91,17 @@ async def test_symbols(make: Any) -> None:
         assert [item["symbol"] for item in page["items"]] == ["BBB", "CCC", "ÄÖ%"] and page["next"] is None
         assert [item["symbol"] for item in (await get(client, "/api/symbols?q=only"))["items"]] == ["CCC"]
         assert (await get(client, "/api/symbols?q=nothing"))["items"] == []
+
+
+async def test_symbols_have_their_age_and_are_stale_after_a_minute(make: Any) -> None:
+    live, now = Live(), int(time.time())
+    live.frame(0, make.frame([make.row("OLD", now - 90), make.row("NEW", now - 2, offset=11)]))
+    live.metadata("NONE", b'{"name": "Only a name"}')
+    async with serving(live) as client:
+        new, none, old = (await get(client, "/api/symbols"))["items"]
+        assert none["age_s"] is None and none["stale"] is None
+        assert 1 <= new["age_s"] < 30 and new["stale"] is False
+        assert 89 <= old["age_s"] < 120 and old["stale"] is True
 
 
 @pytest.mark.parametrize("symbol", ["AAA", "B%2FC", "%C3%84%C3%96%25"])

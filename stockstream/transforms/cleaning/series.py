@@ -1,0 +1,99 @@
+"""A symbol's last trade, the silence before the next one, and its currency: what `clean` remembers of a series for those who read its ticks.
+
+A trade whose second is more than GAP_S and at most MAX_GAP_S after that of the newest one before it, in the order of the log, carries the gap and the price
+before it. Another currency begins another series: no gap leads there, and ticks of earlier seconds are late from then on. Neither is an empty currency
+one, nor none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from stockstream.records import Tick
+from stockstream.transforms.cleaning.columns import Columns, Floats, Ints, require_none
+from stockstream.transforms.cleaning.rejections import Fault
+from stockstream.transforms.cleaning.state import Held, SourceState
+from stockstream.transforms.timing import GAP_S, MAX_GAP_S
+
+_SPAN = 1 << 34
+"""More than any second."""
+
+
+def take_trade(held: Held, second: int, price: float) -> tuple[int, float] | None:
+    """Remembers a trade; returns the gap (s) and the price before it where there is one to carry."""
+    silent = second - held.traded
+    if silent < 0:
+        return None
+    before, held.traded, held.price = held.price, second, price
+    return (silent, before) if GAP_S < silent <= MAX_GAP_S else None
+
+
+def changes_currency(held: Held, tick: Tick) -> bool:
+    """Whether the tick is in another currency than the symbol's last one that named its own."""
+    return bool(tick.currency) and held.currency is not None and tick.currency != held.currency
+
+
+def series_fault(held: Held, source: SourceState | None, tick: Tick) -> Fault | None:
+    """Why a tick comes too late for its symbol's series: it is older than its currency, or its currency is newer than what is closed of its second."""
+    second = tick.event_time // 1000
+    if tick.event_time < held.since:
+        return "late", f"{tick.symbol} is in another currency since second {held.since // 1000}, in {held.currency}"
+    if changes_currency(held, tick):
+        closed = source.closed if source is not None and source.closed is not None else -1
+        if second < held.newest or second == held.newest <= closed:
+            return "late", f"{tick.symbol} was in {held.currency} until second {held.newest}: {tick.currency} begins with a later one"
+    return None
+
+
+def begin_series(held: Held, tick: Tick) -> None:
+    """The tick's currency is another one: what was known of trades is in the one before."""
+    held.traded, held.price, held.since = 0, 0.0, tick.event_time // 1000 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Trades:
+    """The newest trade of each symbol once some plain ticks are accepted, and what those carry."""
+
+    second: list[int]
+    price: list[float]
+    columns: dict[str, pa.Array]
+    """Of TICKS_SCHEMA; empty where no tick carries a gap."""
+
+
+def require_series(plain: Columns, held: list[Held]) -> None:
+    """Raises `OddRecord` at a tick that names its symbol's first or another currency, or is older than its symbol's."""
+    since = np.array([holder.since for holder in held])
+    if since.any():
+        require_none(plain.event_time < since[plain.symbol], plain.record)
+    if plain.currency is not None:
+        known = {currency: number for number, currency in enumerate(plain.currencies)}
+        present = np.array([-2 if holder.currency is None else known.get(holder.currency, -2) for holder in held])
+        require_none((plain.currency >= 0) & (plain.currency != present[plain.symbol]), plain.record)
+
+
+def trades_of(plain: Columns, held: list[Held]) -> Trades:
+    """As `take_trade` of each trade in turn, as columns. `held` is by symbol, and stays as it is."""
+    price: Floats = plain.columns["price"].to_numpy(zero_copy_only=False)
+    place: Ints = np.flatnonzero(~np.isnan(price))
+    count = len(held)
+    # behind what is held of each symbol come its trades, in the order of the log
+    symbol = np.concatenate([np.arange(count), plain.symbol[place]])
+    second = np.concatenate([np.array([holder.traded for holder in held], np.int64), plain.event_time[place] // 1000])
+    prices = np.concatenate([np.array([holder.price for holder in held]), price[place]])
+    order = (symbol.astype(np.uint16) if count < 1 << 16 else symbol).argsort(kind="stable")
+    key, prices = (symbol * _SPAN + second)[order], prices[order]
+    newest = np.maximum.accumulate(key)
+    at = np.maximum.accumulate(np.where(key == newest, np.arange(len(key)), 0))
+    ends = np.bincount(symbol, minlength=count).cumsum() - 1
+    silent = key[1:] - newest[:-1]                                       # where another symbol begins it is beyond any gap
+    gaps = np.flatnonzero((silent > GAP_S) & (silent <= MAX_GAP_S))
+    columns: dict[str, pa.Array] = {}
+    if len(gaps):
+        ticks = place[order[gaps + 1] - count]
+        none, gap_s, before = np.ones(len(price), np.bool_), np.zeros(len(price), np.int64), np.zeros(len(price))
+        none[ticks], gap_s[ticks], before[ticks] = False, silent[gaps], prices[at[gaps]]
+        columns = {"gap_s": pa.array(gap_s, mask=none), "price_before_gap": pa.array(before, mask=none)}
+    return Trades((newest[ends] - np.arange(count) * _SPAN).tolist(), prices[at[ends]].tolist(), columns)
