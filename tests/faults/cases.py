@@ -22,6 +22,7 @@ from tests.faults.line import Line
 from tests.faults.market import POISON
 from tests.faults.starvation import overload
 from tests.faults.storm import storm
+from tests.faults.unclean import unclean
 from tests.faults.upgrade import upgrade
 from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
@@ -432,5 +433,5 @@ CASES: dict[str, Case] = {
 """The short form of everything: what `make test` runs."""
 
 FULL: dict[str, Case] = {act.__name__: on_one_line(act) for act in ACTS} | {name: case for name, case in CASES.items() if name not in ("workers", "brokers")}
-FULL |= {"fuzz": fuzz}
+FULL |= {"fuzz": fuzz, "unclean": unclean, "unclean_frames": partial(unclean, states=False), "unclean_plain": partial(unclean, plain=True)}
 """What `make soak` runs with full numbers, between mixes at random."""

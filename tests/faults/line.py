@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -25,7 +25,7 @@ from models import features
 from models.registry import Registry
 from models.xgboost import XGBoostModel, train_horizon
 from stockstream.kafka.admin import ensure_topics
-from stockstream.kafka.client import client_options
+from stockstream.kafka.client import client_options, topic_ends
 from stockstream.settings import Settings
 from stockstream.transforms.batch import RawRecord
 from tests.faults.market import Market, Producer
@@ -240,6 +240,10 @@ class Line:
                 await admin.close()
 
         return asyncio.run(run())
+
+    def ends(self, names: Sequence[str]) -> dict[str, dict[int, int]]:
+        """The offset after the last record, by topic and partition."""
+        return {name: asyncio.run(topic_ends(self.settings, name, range(self.settings.partitions), embedded=False)) for name in names}
 
     def delete_records(self, before: dict[int, int]) -> None:
         """Deletes raw records below these offsets, as retention does."""

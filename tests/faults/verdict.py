@@ -26,6 +26,7 @@ from stockstream.settings import Settings
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode
+from stockstream.transport.sending import misplaced
 from tests.faults.expected import KINDS, ExpectedLog, Key, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
 from tests.faults.workers import PATIENCE, Worker
 
@@ -114,6 +115,13 @@ class Observer:
         self._state_records = {}
         self._positions = {tp: at for tp, at in self._positions.items() if tp.topic not in self._tables}
 
+    def forget_output(self) -> None:
+        """Makes the next reading read every topic but `ticks.raw` from its beginning, as a new subscriber would: the logs may have lost records."""
+        self.forget_state()
+        self._positions = {tp: at for tp, at in self._positions.items() if tp.topic == self._raw}
+        self.published = {kind: {} for kind in KINDS}
+        self.closings, self.logs, self.reasons = set(), defaultdict(set), {}
+
     def state_offsets(self) -> tuple[Counter[str], Counter[str]]:
         """By table: how many offsets its changelog has had, and how many records were read of them since `forget_state`."""
         spans: Counter[str] = Counter()
@@ -180,6 +188,8 @@ class Observer:
         if place.partition in self.ignored or any(name == FOREIGN for name, _ in record.headers):
             return
         if place.topic in self._tables:
+            if misplaced(record):
+                return
             stored = self.stored[self._tables[place.topic]][place.partition]
             self._state_records[place] = self._state_records.get(place, 0) + 1
             if record.value is None:
