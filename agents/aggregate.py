@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+from faust.types import TP
 
 from stockstream import topics
 from stockstream.instance import app
@@ -44,8 +45,26 @@ class Aggregation(FrameStage[Windows]):
         self.latest_sent: dict[str, tuple[str, int]] = {}
         self._latest_sent_before: dict[str, tuple[str, int]] = {}
 
+        self._again_from: dict[int, int] = {}
+        """By partition: the first raw offset to send again. Rows that were computed of earlier ones are not sent."""
+
+    output = settings.topic("windows")
+
+    def log_of(self, partition: int) -> str:
+        return self.cores[partition].log
+
+    def sent_before(self, partition: int) -> int:
+        core = self.cores.get(partition)
+        return core.sent_before if core is not None else -1
+
+    def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
+        self.cores[partition] = Windows(partition, revise_s=settings.revise_s)
+        self._again_from[partition] = first
+        return {TP(self.topic, partition): None}
+
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
+        self._again_from.clear()
         self._latest_sent_before.clear()
         self.latest_sent.clear()                                         # rows in flight may have been dropped
 
@@ -58,7 +77,7 @@ class Aggregation(FrameStage[Windows]):
         latest: list[Message] = []
         for frame, offset, record in self.reader.frames(chunk):
             rows = await self.feed(core, core.take_frame, chunk, frame, offset)
-            if rows is None or not rows.closings:
+            if rows is None or not rows.closings or rows.through < self._again_from.get(partition, 0):
                 continue
             batch = rows.batch(partition)
             sent = now_ms()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 import zlib
@@ -71,6 +72,23 @@ class Cleaning(Stage[Cleaner]):
         """Monotonic s: when a source was heard before that is not known."""
         self.punctuated: dict[tuple[int, str], tuple[int, float]] = {}
         """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
+        self._again_from: dict[int, int] = {}
+        """By partition: the first raw offset to send again. What was computed of earlier ones is not sent."""
+
+    output = settings.topic("ticks.clean")
+
+    def log_of(self, partition: int) -> str:
+        return self.cores[partition].log
+
+    def sent_before(self, partition: int) -> int:
+        core = self.cores.get(partition)
+        return core.expect if core is not None else -1
+
+    def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
+        self.cores[partition] = self.cores[partition].from_beginning()
+        self.snapshot_offset[partition] = -1
+        self._again_from[partition] = first
+        return {TP(self.topic, partition): None}
 
     def _new(self, partition: int) -> Cleaner:
         return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=new_log_id())
@@ -102,6 +120,7 @@ class Cleaning(Stage[Cleaner]):
         self.flushed_at = dict.fromkeys(self.cores, now)
         self.snapshot_offset = {partition: core.expect for partition, core in self.cores.items()}
         self.punctuated.clear()
+        self._again_from.clear()
         return found
 
     async def _other_logs(self) -> set[int]:
@@ -152,6 +171,8 @@ class Cleaning(Stage[Cleaner]):
 
     async def send(self, partition: int, core: Cleaner, rejections: list[Rejection], *, force: bool) -> None:
         sends: list[Outgoing] = []
+        again_from = self._again_from.get(partition, 0)
+        rejections = [rejection for rejection in rejections if rejection.offset >= again_from] if again_from else rejections
         if rejections:
             for rejection in rejections:
                 metrics.ticks_rejected(rejection.reason)
@@ -160,7 +181,7 @@ class Cleaning(Stage[Cleaner]):
         now = time.monotonic()
         if core.due or force:
             frame = core.make_frame()
-            if frame is not None:
+            if frame is not None and frame.through >= again_from:
                 raw_ms = self.newest_arrival_ms.get(partition, 0)
                 header = hops_header(raw_ms, now_ms())
                 sends.append(Outgoing(settings.topic("ticks.clean"), partition, [Message(None, data, header) for data in encode_within(frame)]))
@@ -186,7 +207,7 @@ class Cleaning(Stage[Cleaner]):
                 return                                                   # the partitions were revoked during the last await
             if core.pending_offsets and now - self.flushed_at[partition] >= FLUSH_S:
                 await self.send(partition, core, [], force=True)
-            elif not core.pending_offsets and core.expect > self.snapshot_offset.get(partition, -1) and now >= self.snapshot_due[partition]:
+            elif not core.pending_offsets and core.expect > self.snapshot_offset.get(partition, -1) and now >= self.snapshot_due.get(partition, math.inf):
                 # checkpoint an idle log through its end: retention may then delete its records while no worker runs
                 await self.submit(core, partition, records=self._snapshot(partition, core, now))
             tp = TP(self.topic, partition)

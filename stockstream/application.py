@@ -134,6 +134,8 @@ class App(faust.App):
     parts: list[Part]
     on_hole: Callable[[str, int], None] | None = None
     """Called for each hole: what became of it (see `Guard.on_hole`), and the number of offsets."""
+    check_frames: Callable[[], Awaitable[Mapping[TP, int | None]]] | None = None
+    """Checks the topics of frames once every part has its state; returns the reading positions that change (see `state.lost_frames`)."""
     mount_views: Callable[[Any], Callable[[], Awaitable[None]]]
     """Mounts the views on a web server. Returns a coroutine function that starts reading their topics."""
     ready_line: Callable[[], str]
@@ -211,7 +213,10 @@ class App(faust.App):
             by_topic.setdefault(tp.topic, []).append(tp.partition)
         found: dict[TP, int | None] = {}
         try:
-            for positions in await asyncio.gather(*(part.assign(by_topic) for part in self.parts)):
+            every = await asyncio.gather(*(part.assign(by_topic) for part in self.parts))
+            if self.check_frames is not None and assigned and not self.embedded:
+                every.append(await self.check_frames())
+            for positions in every:
                 for tp, offset in positions.items():
                     other = found.get(tp, offset)
                     found[tp] = None if offset is None or other is None else min(offset, other)

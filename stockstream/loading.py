@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from stockstream import instance, logs
@@ -25,8 +26,10 @@ def load(agents: Sequence[str] = AGENTS) -> App:
     logs.without_banner()
     for module in agents:
         importlib.import_module(module)
-    from stockstream.status import status  # it needs the app
+    from stockstream.state.lost_frames import check  # it needs the app
+    from stockstream.status import status
 
+    app.check_frames = partial(check, app)
     app.mount_views, app.ready_line = _mount_views, status.started
     return app
 

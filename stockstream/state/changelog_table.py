@@ -17,6 +17,7 @@ from stockstream.kafka.client import MAX_BATCH_BYTES, client_options, end_offset
 from stockstream.transforms.changelog_index import OPEN, Range, subtract
 from stockstream.transport.fetching import FETCH_MAX_WAIT_MS
 from stockstream.transport.messages import ChunkSchema
+from stockstream.transport.sending import LOST_RECORDS, misplaced
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ class StateTable(faust.Table[bytes, bytes]):
             begins = await consumer.beginning_offsets(places)
             ends = await end_offsets(consumer, places, embedded=self._app.embedded)
             found = {place: Reading(begins[place], ends[place], needs) for place in places}
+            for place in places:
+                self._app.sender.note_end(place.topic, place.partition, ends[place])
             left = {place for place in places if begins[place] < ends[place]}
             if left:
                 consumer.assign(left)
@@ -146,7 +149,7 @@ class StateTable(faust.Table[bytes, bytes]):
                 if left:
                     for place, records in (await consumer.getmany(*left, timeout_ms=FETCH_MAX_WAIT_MS)).items():
                         for record in records:
-                            fault = found[place].stored.keep(record, readable)
+                            fault = LOST_RECORDS if misplaced(record) else found[place].stored.keep(record, readable)
                             if fault:
                                 self._set_record_aside(place, record.offset, fault)
         finally:

@@ -15,6 +15,7 @@ from stockstream.status import metrics, newer_messages
 from stockstream.transforms.frames import Assembler, Frame, decode_trusted, received
 from stockstream.transport.loopback import LoopbackRecord
 from stockstream.transport.messages import Chunk
+from stockstream.transport.sending import LOST_RECORDS
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,14 @@ class FrameReader:
     """
 
     def __init__(self, agent: str, schema: pa.Schema) -> None:
-        self._agent, self._schema = agent, schema
+        self._agent, self.schema = agent, schema
         self._parts: dict[int, Assembler] = {}
         self._missed: dict[int, int] = {}
         """By partition: the raw offset last logged as missing."""
         self.current: dict[int, tuple[int, int]] = {}
         """By partition: offsets of the first and last part of the frame being processed."""
+        self.confirmed: dict[int, tuple[int, int]] = {}
+        """By partition: where the topic ended at the assignment, and the raw offset before which all frames had been confirmed by then."""
         self.set_aside: dict[int, set[int]] = {}
         """By partition: offsets of frames that were set aside."""
 
@@ -71,7 +74,7 @@ class FrameReader:
             newer_messages.look(chunk.topic.removeprefix(app.settings.topic_prefix), record)
             assembler = self._parts.setdefault(chunk.partition, Assembler())
             try:
-                whole = assembler.feed(frame_of(chunk, number, self._schema), record.offset)
+                whole = assembler.feed(frame_of(chunk, number, self.schema), record.offset)
             except FrameError as error:
                 metrics.frame_dropped(self._agent, "unreadable")
                 app.set_aside.add(chunk.topic, chunk.partition, record.offset, self._agent, "unreadable", str(error))
@@ -86,7 +89,7 @@ class FrameReader:
         """Yields the decodable frames of a chunk, without assembling those sent in parts."""
         for number in range(len(chunk.records)):
             with contextlib.suppress(FrameError):                        # `frames` sets it aside
-                yield frame_of(chunk, number, self._schema)
+                yield frame_of(chunk, number, self.schema)
 
     def feed(self, core: FrameCore, take: Callable[[Frame, int], Taken | None], chunk: Chunk, frame: Frame, offset: int) -> Taken | None:
         """Feeds a frame to the core's method `take` and returns its result; None if the core dropped the frame or it was set aside, which is counted."""
@@ -103,6 +106,9 @@ class FrameReader:
             metrics.frame_dropped(self._agent, "older_log")
         elif taken is None:
             metrics.frame_dropped(self._agent, "beyond")
+            end, sent = self.confirmed.get(chunk.partition, (0, -1))
+            if core.expect < sent and offset >= end and frame.log == core.log:
+                app.fence.leave(f"{chunk.topic}[{chunk.partition}] has no frame for raw offset {core.expect}, which was confirmed: {LOST_RECORDS}")
             if self._missed.get(chunk.partition) != core.expect:
                 self._missed[chunk.partition] = core.expect
                 logger.warning("%s[%d]: no frame has raw offsets %d to %d yet: waiting for it", chunk.topic, chunk.partition, core.expect, frame.start - 1)
@@ -114,7 +120,7 @@ class FrameReader:
             of.pop(partition, None)
 
     def forget(self) -> None:
-        for of in (self._parts, self._missed, self.current, self.set_aside):
+        for of in (self._parts, self._missed, self.current, self.set_aside, self.confirmed):
             of.clear()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from faust.types import TP
 
@@ -22,6 +22,28 @@ logger = logging.getLogger(__name__)
 
 Core = TypeVar("Core")
 Records = Sequence[tuple[bytes, bytes]]
+
+
+@runtime_checkable
+class FrameWriter(Protocol):
+    """A stage that writes frames, which can send frames again that the broker has lost."""
+
+    @property
+    def output(self) -> str:
+        """Full name of the topic of its frames."""
+        ...
+
+    def log_of(self, partition: int) -> str:
+        """The log id of the partition's core."""
+        ...
+
+    def sent_before(self, partition: int) -> int:
+        """The restored state counts that the frames of all raw offsets before this one were confirmed. -1: there is no such state."""
+        ...
+
+    def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
+        """Makes the partition's core start from the beginning of its input, and send frames from raw offset `first` on. Returns its reading position."""
+        ...
 
 
 class Stage(Generic[Core]):

@@ -23,6 +23,7 @@ from stockstream.transport.guard import Guard, Offsets
 from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import CHUNK_RECORDS, Chunk, Deliveries, Message, cut, joined
 from stockstream.transport.pacing import SEND_ITERATIONS, SMALL_FETCH, Pace, yield_to_loop
+from stockstream.transport.sending import LOST_RECORDS
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ class Consumer(driver.Consumer):
         high = self._thread._ensure_consumer().highwater(TopicPartition(tp.topic, tp.partition))
         read = max(fetched, self._thread.highest_requested[tp] if tp in self._thread.requested_below else 0)
         if high is not None and high < read and not self.app.embedded:
-            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at offset {high}, but was read up to {read}: the topic was deleted and created again")
+            self.app.fence.leave(f"{tp.topic}[{tp.partition}] ends at offset {high}, but was read up to {read}: {LOST_RECORDS}")
 
     # -- loopback: frames that this worker wrote itself ------------------------
 

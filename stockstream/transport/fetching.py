@@ -139,6 +139,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self.log_starts: dict[Any, int] = {}
         """By partition: where aiokafka reads on since the requested records had been deleted; the broker holds none before that offset."""
         self._out_of_range: set[Any] = set()
+        self._sought: dict[Any, int] = {}
+        """By partition: the offset of a seek until a request has it. A request with another one was made before the seek, and its answer is dropped."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         fetcher._records = _FetchResults(fetcher._records)
@@ -182,6 +184,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for topic, partitions in request.topics:
             for place, (partition, offset, size) in enumerate(partitions):
                 tp = TopicPartition(topic, partition)
+                if self._sought.get(tp, offset) != offset:
+                    continue
+                self._sought.pop(tp, None)
                 if tp in self._out_of_range:
                     self._out_of_range.discard(tp)
                     self.log_starts[tp] = offset
@@ -225,6 +230,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._out_of_range.discard(tp)
             self.log_starts.pop(tp, None)
             if tp in self.assignment():
+                self._sought[TopicPartition(tp.topic, tp.partition)] = offset
                 consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 
     def trouble(self, limit_s: float) -> str:

@@ -25,6 +25,8 @@ DELIVERY_S = 30.0
 """How long a batch is retried until the worker ends itself. A single request has a shorter timeout, so that a frozen broker is abandoned sooner."""
 MESSAGE_BYTES = 100
 """An upper bound, in bytes, of the headers of a batch and a record with stockstream's version header."""
+LOST_RECORDS = "the broker has lost confirmed records, as after an unclean leader election, or the topic was deleted and created again"
+LEAST_OFFSET_HEADER = "least-offset"
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
@@ -49,6 +51,12 @@ class Sender:
         self._producer, self._fence, self._sent = producer, fence, sent
         self._aside, self._state_topics = aside or SetAside(), state_topics
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
+        self._ends: dict[tuple[str, int], int] = {}
+        """By topic and partition: an offset that every later record must reach, because the log was seen to hold all before it."""
+
+    def note_end(self, topic: str, partition: int, end: int) -> None:
+        """Records that the log holds offsets up to `end`, exclusive. A later record below it ends the worker: the log has lost confirmed records."""
+        self._ends[topic, partition] = max(end, self._ends.get((topic, partition), 0))
 
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; more than two go as batches. Returns one future per message or batch.
@@ -60,9 +68,11 @@ class Sender:
             out = self._fitting(out)
         # aiokafka accepts a batch once the partition's last has left, in no fair order, and all of detect's pipes write one partition of `market`
         async with self._locks.setdefault((out.topic, out.partition), asyncio.Lock()):
-            deliveries = await self._hand_over(producer, out)
+            end = self._ends.get((out.topic, out.partition), 0)
+            deliveries = await self._hand_over(producer, _with_end(out, end) if out.topic in self._state_topics else out)
         for confirmed, messages in deliveries:
             confirmed.add_done_callback(partial(self._refused, out, messages))
+            confirmed.add_done_callback(partial(self._check_offset, out, len(messages), end))
         if self._sent is not None and deliveries:
             self._sent(out, deliveries)
         return [confirmed for confirmed, _ in deliveries]
@@ -85,6 +95,19 @@ class Sender:
                 self._set_aside(out, message, f"the broker refuses it ({type(error).__name__}): set max.message.bytes of the topic to {MAX_BATCH_BYTES}")
             error.again = asyncio.get_running_loop().create_future()
             error.again.set_result(None)
+
+    def _check_offset(self, out: Outgoing, count: int, end: int, confirmed: asyncio.Future[Any]) -> None:
+        """Ends the worker if records are confirmed at an offset that the log had passed before they were sent."""
+        if confirmed.cancelled() or confirmed.exception() is not None:
+            return
+        metadata = confirmed.result()
+        if metadata is None or metadata.log_start_offset is None or metadata.log_start_offset < 0:
+            return                                                       # a repeat that the broker had already: it reports no offset
+        offset = metadata.offset
+        if offset < end and not self._fence.left:
+            with contextlib.suppress(FencedError):
+                self._fence.leave(f"{out.topic}[{out.partition}]: offset {offset} was assigned again, the log had reached {end}: {LOST_RECORDS}")
+        self.note_end(out.topic, out.partition, offset + count)
 
     async def _by_halves(self, out: Outgoing, messages: Sequence[Message]) -> None:
         """Sends a refused batch again in smaller batches, down to single messages, so that only messages that are too large are set aside."""
@@ -130,6 +153,18 @@ class Sender:
         batch.close()
         deliveries.append((await self._room(partial(producer.send_batch, batch, out.topic, partition=out.partition)), out.messages[first:]))
         return deliveries
+
+
+def _with_end(out: Outgoing, end: int) -> Outgoing:
+    """The messages, each with the lowest offset that it can get in a log that has lost nothing. A log that reaches `end` gives them that one or more."""
+    return out._replace(messages=[
+        message._replace(headers=(*message.headers, (LEAST_OFFSET_HEADER, str(end + number).encode()))) for number, message in enumerate(out.messages)
+    ])  # fmt: skip
+
+
+def misplaced(record: Any) -> bool:
+    """Whether a state record has a lower offset than its writer had reason to expect: the log has lost records that its writer counts on."""
+    return any(name == LEAST_OFFSET_HEADER and value.isdigit() and record.offset < int(value) for name, value in record.headers)
 
 
 def _size(message: Message) -> int:

@@ -214,6 +214,7 @@ class Record(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class Changelog:
@@ -262,14 +263,16 @@ async def read(
     needs: Needs = everything, readable: Readable = anything, aside: SetAside | None = None,
 ) -> dict[int, dict[bytes, bytes]]:  # fmt: skip
     table: Any = StateTable.__new__(StateTable)
-    table._app, table._set_aside, table.name = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside()), set(), "test"
+    sender = SimpleNamespace(note_end=lambda topic, partition, end: None)
+    table._app = SimpleNamespace(settings=Settings(), embedded=False, set_aside=aside or SetAside(), sender=sender)
+    table._set_aside, table.name = set(), "test"
     table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "changelog")
     monkeypatch.setattr("stockstream.state.changelog_table.aiokafka.AIOKafkaConsumer", lambda **_: consumer)
     async with asyncio.timeout(PATIENCE_S):
         found: dict[int, Stored] = await table.read(partitions, needs, readable)
     assert not consumer.running
     for partition, kept in found.items():
-        assert {(kept.offsets[key], key, value) for key, value in kept.records.items()} <= set(consumer.logs[partition])
+        assert {(kept.offsets[key], key, value) for key, value in kept.records.items()} <= {record[:3] for record in consumer.logs[partition]}
     return {partition: kept.records for partition, kept in found.items()}
 
 
@@ -313,6 +316,17 @@ async def test_a_better_head_on_the_way_names_more(monkeypatch: pytest.MonkeyPat
 async def test_an_end_that_names_nothing_leads_to_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = Changelog({0: [Record(offset, b"%d" % offset, b"x") for offset in range(1_000)]})
     assert len((await read(monkeypatch, consumer, 0, needs=lambda records: None))[0]) == 1_000
+
+
+async def test_a_record_whose_writer_had_seen_a_higher_end_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an unclean leader election: its writer counts on records that are lost."""
+    log = [
+        Record(3, b"a", b"1", (("least-offset", b"3"),)), Record(4, b"head", b"2", (("least-offset", b"4"),)),
+        Record(5, b"b", b"3", (("least-offset", b"9"),)), Record(6, b"head", b"4", (("least-offset", b"10"),)), Record(7, b"c", b"5"),
+    ]  # fmt: skip
+    aside = SetAside()
+    assert (await read(monkeypatch, Changelog({0: log}), 0, aside=aside))[0] == {b"a": b"1", b"head": b"2", b"c": b"5"}
+    assert [one.offset for one in aside.newest] == [5, 6] and "lost confirmed records" in aside.newest[0].reason
 
 
 async def test_what_is_not_ours_is_passed_over_with_its_place_and_an_earlier_record_stays(monkeypatch: pytest.MonkeyPatch) -> None:

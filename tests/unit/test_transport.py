@@ -15,6 +15,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import ConsumerStoppedError, KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from hypothesis import given
@@ -31,7 +32,7 @@ from stockstream.transport.loopback import Loopback
 from stockstream.transport.messages import VERSION_HEADER, Chunk, ChunkSchema, Deliveries, Message, Outgoing, cut
 from stockstream.transport.pacing import BACKLOG_S, CLOSINGS_KEPT, COMPANY_S, PACE_S, SMALL_FETCH, Pace
 from stockstream.transport.patches import Produce
-from stockstream.transport.sending import PIPE_DEPTH, Pipe, Sender, delivered
+from stockstream.transport.sending import PIPE_DEPTH, Pipe, Sender, delivered, misplaced
 from stockstream.transport.watching import watchdog
 from tests.patience import PATIENCE_S
 
@@ -259,7 +260,7 @@ class Producer:
         self.room = room
         self.sent: list[tuple[str, int, Any]] = []
         self.batches: list[Batch] = []
-        self.held: list[asyncio.Future[None]] = []
+        self.held: list[asyncio.Future[Any]] = []
         self.hold = False
         self.fail: dict[bytes, Exception] = {}
 
@@ -323,6 +324,52 @@ async def test_one_or_two_messages_are_sent_by_themselves_with_the_schema_versio
     futures = await sender.send(Outgoing("t", 3, [Message(b"k", b"1", (("hops", b"[]"),)), Message(None, b"2")]))
     assert len(futures) == 2 and not producer.batches
     assert producer.sent == [("t", 3, (b"k", b"1", [VERSION_HEADER, ("hops", b"[]")])), ("t", 3, (None, b"2", [VERSION_HEADER]))]
+
+
+def confirmed_at(offset: int, log_start: int = 0) -> RecordMetadata:
+    return RecordMetadata("t", 3, TopicPartition("t", 3), offset, -1, 0, log_start)
+
+
+async def test_an_offset_that_is_assigned_twice_ends_the_worker(rig: Rig) -> None:
+    """After an unclean leader election other records get the offsets of those that were lost."""
+    rig.producer.hold = True
+    await rig.sender.send(out("t", b"a", b"b"))
+    for future, offset in zip(rig.producer.held, (10, 11), strict=True):
+        future.set_result(confirmed_at(offset))
+    await asyncio.sleep(0)
+    await rig.sender.send(out("t", b"c"))
+    await rig.sender.send(out("another", b"d"))
+    rig.producer.held[3].set_result(confirmed_at(0))
+    await eventually(lambda: rig.producer.held[3].done())
+    assert not rig.reasons
+    rig.producer.held[2].set_result(confirmed_at(11))
+    await eventually(lambda: bool(rig.reasons))
+    assert rig.reasons[0].startswith("t[3]: offset 11 was assigned again, the log had reached 12: the broker has lost confirmed records")
+
+
+async def test_an_offset_below_an_end_that_was_read_ends_the_worker_unless_the_record_was_sent_before(rig: Rig) -> None:
+    rig.producer.hold = True
+    await rig.sender.send(out("t", b"a"))
+    rig.sender.note_end("t", 3, 20)
+    rig.producer.held[0].set_result(confirmed_at(19))
+    await rig.sender.send(out("t", b"b"))
+    rig.producer.held[1].set_result(confirmed_at(-1, -1))                  # a repeat that the broker had already
+    await rig.sender.send(out("t", b"c"))
+    await asyncio.sleep(0)
+    assert not rig.reasons
+    rig.producer.held[2].set_result(confirmed_at(19))
+    await eventually(lambda: bool(rig.reasons))
+
+
+async def test_a_state_record_carries_the_lowest_offset_that_it_can_get() -> None:
+    producer = Producer()
+    sender = Sender(lambda: producer, Fence(6.0), state_topics={"state"})
+    sender.note_end("state", 3, 7)
+    await sender.send(out("state", b"a", b"b", b"c"))
+    headers = [message[2] for _, _, message in producer.sent]
+    assert [dict(some)["least-offset"] for some in headers] == [b"7", b"8", b"9"]
+    records = [SimpleNamespace(offset=offset, headers=headers[1]) for offset in (7, 8, 9)]
+    assert [misplaced(record) for record in records] == [True, False, False]
 
 
 async def test_many_messages_go_as_batches_in_order() -> None:
@@ -1151,7 +1198,7 @@ class Fetching(ConsumerThread):
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self.highest_requested, self.requested_below, self.log_starts, self._out_of_range = {}, set(), {}, set()
+        self.highest_requested, self.requested_below, self.log_starts, self._out_of_range, self._sought = {}, set(), {}, set(), {}
         self.sent: list[int] = []
         self.consumer: Any = SimpleNamespace(pace=Pace(200), loopback=Loopback())
 
@@ -1205,10 +1252,17 @@ async def test_a_position_that_goes_back_by_itself_is_noticed() -> None:
     assert not thread.requested_below and thread.highest_requested == {CLEAN: 9}
     await ask(0)
     assert thread.requested_below == {CLEAN}
-    thread._consumer, thread.assignment = SimpleNamespace(), set  # type: ignore[method-assign]
+    thread._consumer = SimpleNamespace(seek=lambda tp, offset: None)
+    thread.assignment = lambda: {CLEAN}  # type: ignore[method-assign]
     await thread.seek_all({CLEAN: 4})
     await ask(4)
     assert not thread.requested_below and thread.highest_requested == {CLEAN: 4}, "a seek of ours may go back"
+
+    await thread.seek_all({CLEAN: 2})
+    await ask(9)
+    assert not thread.highest_requested, "a seek of ours has overtaken this request"
+    await ask(2)
+    assert not thread.requested_below and thread.highest_requested == {CLEAN: 2}
 
     reading = Reading({CLEAN: records(0, 1)})
     reading.guard.expected[CLEAN], reading.high, reading.app.should_stop = 9, 2, True

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -87,6 +87,12 @@ class Cleaner:
         """Where the next snapshot that is too large for a message goes."""
         self._rows = AcceptedTicks()
         self._closings: list[Closing] = []
+
+    def from_beginning(self) -> Cleaner:
+        """A Cleaner at the beginning of the same log. The sources keep the lateness that they have here."""
+        by_source = dict(self.lateness.by_source) | {name: source.lateness_ms for name, source in self.memory.sources.items()}
+        lateness = replace(self.lateness, by_source=tuple(by_source.items()))
+        return Cleaner(self.partition, self.partitions, lateness_ms=lateness, revise_s=self.revise_s, log=self.log)
 
     @property
     def log_clock(self) -> int:

@@ -125,6 +125,11 @@ class Windows:
         self._taking = False
         return out
 
+    @property
+    def sent_before(self) -> int:
+        """The frames for all raw offsets before this one were delivered when the state was stored; -1 without state."""
+        return max(self._sent_from, self.sent + 1) if self.expect >= 0 else -1
+
     def skip_to(self, start: int) -> None:
         """The input has lost what was before: goes on from a frame that starts there."""
         self.expect = max(self.expect, start)

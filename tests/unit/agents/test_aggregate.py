@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from faust.types import TP
 
 from agents.aggregate import LATEST_S, Aggregation, stage
 from stockstream import topics
@@ -123,6 +124,29 @@ async def test_a_restart_after_each_frame_changes_no_frame(bench: Bench) -> None
         await bench.stage.process(bench.chunk(*frames[bench.offset : number + 1]))
     again = [message.value for message in bench.messages(windows)]
     assert list(dict.fromkeys(again)) == whole and len(whole) == len(frames)
+
+
+async def test_frames_that_the_broker_has_lost_are_sent_again_and_no_others(bench: Bench) -> None:
+    """The core begins anew with the first frame of its input, and what it sends again has the same content."""
+    frames, windows = ticking(range(8), "AB"), bench.stage.app.settings.topic("windows")
+    await bench.stage.process(bench.chunk(*frames))
+    whole = [message.value for message in bench.messages(windows)]
+    bench.sends.clear()
+    core = Windows.restore(PARTITION, bench.stored, revise_s=30)
+    bench.place(core)
+    assert aggregation_of(bench).sent_before(PARTITION) == frames[-1].through + 1
+    assert aggregation_of(bench).log_of(PARTITION) == LOG
+    assert aggregation_of(bench).send_again(PARTITION, frames[4].start) == {TP(bench.stage.topic, PARTITION): None}
+    assert aggregation_of(bench).sent_before(PARTITION) == -1
+    bench.offset = 0
+    await bench.stage.process(bench.chunk(*frames))
+    lost = [value for value in whole if decode(value, WINDOWS_SCHEMA).through >= frames[4].start]
+    assert [message.value for message in bench.messages(windows)] == lost and len(lost) == 4
+
+
+def aggregation_of(bench: Bench) -> Aggregation:
+    assert isinstance(bench.stage, Aggregation)
+    return bench.stage
 
 
 async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:

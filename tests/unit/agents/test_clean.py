@@ -16,8 +16,11 @@ import agents.clean
 from agents.clean import stage
 from stockstream.errors import StateError
 from stockstream.instance import app
+from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.cleaning.cleaner import Idle
-from stockstream.transport.messages import Chunk
+from stockstream.transforms.frames import Frame, decode
+from stockstream.transforms.partitioning import home_partition
+from stockstream.transport.messages import Chunk, Outgoing
 
 
 class Record(NamedTuple):
@@ -138,6 +141,43 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
     core.chunk, core.accepted, core.due = take, 0, False
     await stage.process(Chunk("ticks.raw", 3, records, 0, 7))
     assert fed == records, "7 and 8 are a hole in the log"
+
+
+async def test_frames_that_the_broker_has_lost_are_sent_again_and_no_others(cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core begins anew with the first record of the log, under the same log id."""
+    partition, sent, stored = home_partition("A", agents.clean.settings.partitions), list[Outgoing](), list[Any]()
+
+    async def submit(core: Any, partition: int, sends: Any = (), records: Any = ()) -> None:
+        sent.extend(sends)
+        stored.extend(records)
+
+    monkeypatch.setattr(stage, "submit", submit)
+    monkeypatch.setattr(stage, "core_of", lambda chunk: stage.cores[partition])
+    monkeypatch.setattr(stage, "flushed_at", {})
+    monkeypatch.setattr(stage, "snapshot_due", dict.fromkeys(range(100), 1e12))
+    monkeypatch.setattr(stage, "snapshot_offset", {})
+    monkeypatch.setattr(stage, "_again_from", {})
+    begin, tick = 1_700_000_000_000, b'{"symbol":"A","event_time":%d,"price":%d,"size":1}'
+    records = [SimpleNamespace(offset=at, timestamp=begin + 1_000 * at, value=tick % (begin - 10_000 + 1_000 * at, at)) for at in range(8)]
+
+    async def process() -> list[Frame]:
+        sent.clear()
+        for record in records:
+            await stage.process(Chunk("ticks.raw", partition, [record], 0, record.offset))
+        return [decode(message.value, TICKS_SCHEMA) for out in sent if out.topic == stage.output for message in out.messages]
+
+    cores[partition] = stage._new(partition)
+    log, whole = stage.log_of(partition), await process()
+    rejections = [message for out in sent if out.topic != stage.output for message in out.messages]
+    assert len(rejections) == 1 and len(whole) > 4                       # the price 0
+    first = whole[-3].start
+    assert stage.sent_before(partition) == 8
+    cores[partition].memory.sources["default"].lateness_ms += 1
+    assert stage.send_again(partition, first) == {TP(stage.topic, partition): None}
+    assert stage.sent_before(partition) == -1 and stage.log_of(partition) == log
+    assert cores[partition].lateness.of("default") == agents.clean.settings.lateness.of("default") + 1, "a source keeps its lateness, whatever the setting is"
+    again = await process()
+    assert again == whole[-3:] and {out.topic for out in sent} == {stage.output}
 
 
 @pytest.mark.parametrize(

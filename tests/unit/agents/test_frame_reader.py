@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from stockstream.errors import FencedError
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
 from stockstream.state.frame_reader import FrameReader
 from stockstream.transforms.frames import Frame, empty, encode, received
+from stockstream.transport.fence import Fence
 from stockstream.transport.guard import Hole
 from stockstream.transport.hops import hops_of
 from stockstream.transport.messages import Chunk
@@ -41,7 +44,8 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     counted: list[tuple[str, str]] = []
     monkeypatch.setattr("stockstream.state.frame_reader.metrics", SimpleNamespace(frame_dropped=lambda agent, why: counted.append((agent, why))))
     holes = [Hole("ticks.clean", 3, 5, 7), Hole("ticks.clean", 4, 5, 8)]
-    app = SimpleNamespace(chunk_consumer=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings())
+    fence = Fence(6.0, lambda why: counted.append(("fence", why)))
+    app = SimpleNamespace(chunk_consumer=SimpleNamespace(guard=SimpleNamespace(holes=holes)), set_aside=SetAside(), settings=Settings(), fence=fence)
     monkeypatch.setattr("stockstream.state.frame_reader.app", app)
     return counted
 
@@ -86,6 +90,17 @@ def test_a_gap_is_told_once(dropped: list[tuple[str, str]], caplog: pytest.LogCa
     assert [record.getMessage() for record in caplog.records] == [
         "ticks.clean[3]: no frame has raw offsets 100 to 199 yet: waiting for it", "ticks.clean[3]: no frame has raw offsets 110 to 299 yet: waiting for it",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("offset", "sent", "ends"), [(19, 200, False), (20, 100, False), (20, 200, True)])
+def test_a_confirmed_frame_that_is_not_there_ends_the_worker(dropped: list[tuple[str, str]], offset: int, sent: int, ends: bool) -> None:
+    """The topic ended at offset 20 when it was assigned, and its writer counts the frames before raw offset `sent` as confirmed."""
+    core, reader, frame = Core(100), FrameReader("aggregate", WINDOWS_SCHEMA), Frame("b", 200, 209, (), empty(WINDOWS_SCHEMA))
+    reader.confirmed[3] = 20, sent
+    with pytest.raises(FencedError) if ends else contextlib.nullcontext():
+        reader.feed(core, core.take, Chunk("ticks.clean", 3, []), frame, offset)
+    reasons = [why for name, why in dropped if name == "fence"]
+    assert len(reasons) == ends and all(why.startswith("ticks.clean[3] has no frame for raw offset 100, which was confirmed") for why in reasons)
 
 
 def test_behind_what_the_input_has_lost_the_log_goes_on(dropped: list[tuple[str, str]]) -> None:
