@@ -12,7 +12,7 @@ from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Prediction
 FLOATS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_floating(f.type) and f.name not in SHARES)
 INTS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_integer(f.type) and f.name != "gap_s")
 IN_SHARES = tuple(name for name in WINDOWS_SCHEMA.names if name in SHARES)
-GAP_S = "gap_s"
+GAP = "gap_s"
 """The only whole number that may be null. Here it is a float, as null is NaN."""
 BOOLS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_boolean(f.type))
 STRINGS = tuple(f.name for f in WINDOWS_SCHEMA if pa.types.is_string(f.type) and f.name != "symbol")
@@ -26,7 +26,7 @@ def or_null(value: Any) -> Any:
 
 def whole_or_null(name: str, value: Any) -> Any:
     """The value of a column, None in place of NaN; a number of shares without decimals, or of seconds, as an integer."""
-    if (name in SHARES or name == GAP_S) and value == value and value.is_integer():
+    if (name in SHARES or name == GAP) and value == value and value.is_integer():
         return int(value)
     return or_null(value)
 
@@ -37,7 +37,7 @@ def _struct_of(name: str, columns: list[str]) -> type[msgspec.Struct]:
     for column in columns:
         if column in FLOATS:
             fields.append((column, float | None, None))
-        elif column == GAP_S:
+        elif column == GAP:
             fields.append((column, int | None, None))
         elif column in SHARES:
             fields.append((column, int | float, 0) if column == "accrued_5m" else (column, int | float))

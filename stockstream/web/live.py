@@ -26,7 +26,7 @@ from stockstream.web.alert_index import AlertIndex
 from stockstream.web.answers import (
     BOOLS,
     FLOATS,
-    GAP_S,
+    GAP,
     IN_SHARES,
     INTS,
     STRINGS,
@@ -349,7 +349,7 @@ class Live:
 
     def _grow(self, size: int) -> None:
         have = len(self._origin)
-        for name in (*FLOATS, *IN_SHARES, GAP_S, *INTS, *BOOLS, *STRINGS):
+        for name in (*FLOATS, *IN_SHARES, GAP, *INTS, *BOOLS, *STRINGS):
             kind: Any = np.int64 if name in INTS else np.bool_ if name in BOOLS else object if name in STRINGS else np.float64
             bigger = np.full(size, "" if kind is object else 0, kind)
             if have:

@@ -12,7 +12,7 @@ import agents.detect
 from agents.detect import AT_ONCE, Detection
 from stockstream import topics
 from stockstream.instance import app
-from stockstream.records import WINDOWS_SCHEMA, Alert
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert
 from stockstream.schema import MarketSummary
 from stockstream.status import metrics
 from stockstream.transforms.frames import Frame
@@ -20,7 +20,7 @@ from stockstream.transforms.rules.detector import Detector
 from tests.unit.agents.bench import LOG, PARTITION, Bench
 from tests.unit.transforms.test_rules import START, Row, frame, quiet, row
 
-COUNTS = {field.name: 0 for field in WINDOWS_SCHEMA if pa.types.is_integer(field.type)}
+COUNTS = {field.name: 0 for field in WINDOWS_SCHEMA if pa.types.is_integer(field.type) or field.name in SHARES}
 """A frame must have them all."""
 
 
