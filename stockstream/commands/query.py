@@ -15,6 +15,7 @@ import click
 import duckdb
 
 from stockstream.errors import ArchiveError, SettingsError
+from stockstream.records import SHARES
 from stockstream.settings import load_settings
 from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS
 from stockstream.sinks.stores import require_folder
@@ -115,7 +116,7 @@ def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, limit: int) -> tupl
 
 def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned text: numbers to the right."""
-    cells = [list(columns), *(["" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value) for value in row] for row in rows)]
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in column) for column in zip(*rows, strict=True)]
     right = right or [False] * len(columns)
@@ -124,17 +125,28 @@ def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, float) and abs(value) >= 1e10 and math.isfinite(value):
+        return f"{value:.2f}".removesuffix(".00")
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([_shares(name, value) for name, value in zip(columns, row, strict=True)] for row in rows)
     return out.getvalue().rstrip("\n")
 
 
 def as_json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A JSON array of objects, with times in ISO 8601, and null for numbers that JSON cannot represent."""
-    return json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], ensure_ascii=False)
+    return json.dumps([{name: _plain(_shares(name, value)) for name, value in zip(columns, row, strict=True)} for row in rows], ensure_ascii=False)
+
+
+def _shares(name: str, value: Any) -> Any:
+    """A value of this column; a whole number of shares as an integer."""
+    return int(value) if name in SHARES and isinstance(value, float) and value.is_integer() else value
 
 
 def _plain(value: Any) -> Any:

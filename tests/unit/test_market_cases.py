@@ -81,7 +81,15 @@ def split_2_to_1(ran: Ran) -> None:
     assert split == first and split["volume"] == 200 and split["gap_s"] is None
 
 
+def fractional_share(ran: Ran) -> None:
+    """Sizes have decimals."""
+    assert ran.tables["rejected"] == []
+    (row,) = ran.rows
+    assert (row["volume"], row["volume_5m"], row["ticks"], row["vwap_5m"]) == (0.0387, 0.0387, 1, 10.0)
+
+
 CASES: dict[str, Callable[[Ran], None]] = {
+    "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,
     "record_time_minus_1": record_time_minus_1,
     "seconds_are_1970": seconds_are_1970,

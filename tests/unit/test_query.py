@@ -27,8 +27,8 @@ class _Record:
         self.offset, self.timestamp, self.key, self.value = offset, T0 + offset, b"A", value
 
 
-def _archive(root: Path) -> None:
-    """Two objects; the second one has a tick that comes late and one that shares its second with the first object's last."""
+def _archive(root: Path, more: float = 0) -> None:
+    """Three objects; every size has `more` added. The second one has a tick that comes late and one that shares its second with the first object's last."""
     store = FileStore(root)
     chain = Chain(store, "log1", 2)
     reported: list[tuple[int, list[tuple[str, int, float | None, int]]]] = [
@@ -39,7 +39,7 @@ def _archive(root: Path) -> None:
     for offset, rows in reported:
         chain.append([Piece(offset, range(offset, offset + 1), T0 // 3_600_000, lines(2, [_Record(offset, b"{%d}" % offset)]))])
         table = pa.Table.from_pylist(
-            [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n, "offset": offset, "index": i} for i, (s, at, p, n) in enumerate(rows)],
+            [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n + more, "offset": offset, "index": i} for i, (s, at, p, n) in enumerate(rows)],
             schema=TICKS_SCHEMA,
         )
         for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, table):
@@ -183,6 +183,29 @@ def test_a_place_that_is_not_there_is_an_error(tmp_path: Path, command: click.Co
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(command, ["--archive", f"file://{tmp_path}/file"])
     assert "is not a folder" in str(result.exception)
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_whole_numbers_of_an_earlier_release_and_decimals_are_read_together(tmp_path: Path, every: bool) -> None:
+    _archive(tmp_path, more=0.25)
+    for folder, columns in (("ticks", ["size"]), ("bars_1m", ["volume"])):
+        files = sorted((tmp_path / "processed" / folder).rglob("*.parquet"))
+        for path in files[:-1] if every else files[:1]:
+            table = pq.read_table(path, partitioning=None)
+            for name in columns:
+                table = table.set_column(table.column_names.index(name), name, table.column(name).cast(pa.int64(), safe=False))
+            pq.write_table(table.drop_columns([name for name in ("flags", "gap_s", "price_before_gap") if name in table.column_names]), path)
+    sizes = json.loads(_run(tmp_path, "--json", 'SELECT size FROM ticks ORDER BY "offset", "index"').stdout)
+    assert [row["size"] for row in sizes][-2:] == [4.25, 2.25]
+    (volume,) = json.loads(_run(tmp_path, "--json", "SELECT volume FROM bars_1m WHERE symbol = 'A' ORDER BY minute LIMIT 1").stdout)
+    assert volume["volume"] == 26 + 0.25 * (2 if every else 4)
+
+
+def test_whole_shares_are_printed_without_decimals(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    assert _run(tmp_path, "--json", "SELECT volume, vwap FROM bars_1m WHERE symbol = 'B'").stdout == '[{"volume": 1, "vwap": 7.0}]\n'
+    assert _run(tmp_path, "--format", "csv", "SELECT size FROM ticks WHERE symbol = 'B'").stdout == "size\n1\n"
+    assert _run(tmp_path, "SELECT 12345678901::DOUBLE AS volume, 12345678901.25 AS price").stdout.splitlines()[2].split() == ["12345678901", "12345678901.25"]
 
 
 @pytest.mark.parametrize("every", [True, False])

@@ -388,6 +388,18 @@ def test_processed_objects_lie_by_event_time_and_the_last_says_that_all_are_ther
     assert not report.faults and report.chains[0].ticks == 5 and report.chains[0].processed == 9
 
 
+def test_a_correction_changes_the_volume_of_its_minute_alone() -> None:
+    store = MemoryStore()
+    chain = Chain(store, "log1", 4)
+    chain.append([replace(piece, start=0) for piece in encode(4, records(0, 9))])
+    rows = ticks([("A", T0, 2.0, 5, 0, 0), ("A", T0 + 1, 3.0, 7, 1, 0), ("B", T0, 1.0, 5, 1, 1)]).to_pylist()
+    rows += [row | {"size": -row["size"] + 0.1, "flags": 2, "offset": 3, "index": 0} for row in (rows[1], rows[2] | {"symbol": "C"})]
+    made = processed_objects(read_extent(store, chain.newest), chain.newest, pa.Table.from_pylist(rows, TICKS_SCHEMA))
+    (bars,) = [pq.read_table(pa.BufferReader(data)).to_pylist() for name, data in made if "bars_1m" in name]
+    found = {bar["symbol"]: [bar[name] for name in ("open", "close", "ticks", "volume", "notional", "last_offset")] for bar in bars}
+    assert found == {"A": [2.0, 3.0, 2, 5.1, 10.0 + 21.0 - 6.9 * 3.0, 1], "B": [1.0, 1.0, 1, 5.0, 5.0, 1], "C": [None, None, 0, -4.9, -4.9, None]}
+
+
 def test_an_object_without_accepted_ticks_is_processed_too() -> None:
     store = MemoryStore()
     chain = Chain(store, "log1", 0)
