@@ -39,9 +39,10 @@ def _archive(root: Path, more: float = 0) -> None:
     for offset, rows in reported:
         chain.append([Piece(offset, range(offset, offset + 1), T0 // 3_600_000, lines(2, [_Record(offset, b"{%d}" % offset)]))])
         table = pa.Table.from_pylist(
-            [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n + more, "offset": offset, "index": i} for i, (s, at, p, n) in enumerate(rows)],
+            [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n + more, "offset": offset, "index": i}
+             for i, (s, at, p, n) in enumerate(rows)],
             schema=TICKS_SCHEMA,
-        )
+        )  # fmt: skip
         for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, table):
             store.create(name, data)
 

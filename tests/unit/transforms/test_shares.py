@@ -132,12 +132,12 @@ def test_windows_sum_shares_exactly_with_corrections_and_accrued_volume(seed: in
             rows = core.take_frame(frame)
             assert rows is not None
             for row in rows.batch(0).to_pylist():
-                key = row["symbol"], row["second"], row["offset"]
+                place = row["symbol"], row["second"], row["offset"]
                 if longest == 1:
                     last[row["symbol"], row["second"]] = row
-                    sent[key] = repr(row)
-                elif key in sent:
-                    assert sent[key] == repr(row)
+                    sent[place] = repr(row)
+                elif place in sent:
+                    assert sent[place] == repr(row)
     want = expected(random.Random(seed), 400)
     assert last.keys() == want.keys()
     for key, values in want.items():
