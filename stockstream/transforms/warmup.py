@@ -19,7 +19,9 @@ def warm_up(model: ScoringModel | None = None) -> None:
     records: list[batch.RawRecord] = []
     for second in SECONDS:
         at = 1_600_000_000_000 + second * 1000
-        tick = {"symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5 + second % 2 / 2, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second}
+        tick = {
+            "symbol": "WARM", "event_time": at, "price": 10.0 + second % 3, "size": 5.5, "bid": 9.9, "ask": 10.1, "bid_size": 1, "ask_size": 1, "seq": second,
+        }  # fmt: skip
         records.append(batch.RawRecord(len(records), at, encode(tick)))
     results = batch.run(records, partition=0, partitions=1, model=model, chunk=3)
     for schema, sent in ((TICKS_SCHEMA, results.clean), (WINDOWS_SCHEMA, results.windows)):
