@@ -16,7 +16,7 @@ from stockstream.instance import app
 from stockstream.records import TICKS_SCHEMA
 from stockstream.state.frame_reader import FrameReader
 from stockstream.state.frame_stage import FrameStage
-from stockstream.status import metrics
+from stockstream.status import metrics, watermark_lags
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows.rows import WindowRows
 from stockstream.transforms.windows.windows import Windows
@@ -86,6 +86,8 @@ class Aggregation(FrameStage[Windows]):
             latest += self._latest(rows, partition)
             await asyncio.sleep(0)                                       # frames of a backlog take long: heartbeats and deliveries run between them
             metrics.rows("windows", batch.num_rows)
+            for source, late in rows.late().items():
+                watermark_lags.add_late_rows(source, late)
             if len(hops) == 2:
                 metrics.observe("clean_to_windows", max(0, sent - hops[1]) / 1000)
         sends = [Outgoing(settings.topic("windows"), partition, messages)] if messages else []

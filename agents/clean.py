@@ -21,7 +21,7 @@ from stockstream.instance import app
 from stockstream.kafka.client import client_options, end_offsets
 from stockstream.records import Punctuation, Rejection
 from stockstream.state.stage import Stage
-from stockstream.status import metrics
+from stockstream.status import metrics, watermark_lags
 from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import encode_within
@@ -166,6 +166,7 @@ class Cleaning(Stage[Cleaner]):
         before = core.accepted
         rejections = core.chunk(records, time.monotonic())
         metrics.ticks_accepted(core.accepted - before)
+        watermark_lags.add(core.memory.take_lags())
         self.newest_arrival_ms[partition] = records[-1].timestamp
         await self.send(partition, core, rejections, force=False)
 

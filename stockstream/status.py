@@ -11,9 +11,12 @@ from stockstream.application import App
 from stockstream.instance import app
 from stockstream.metrics import Metrics
 from stockstream.versions import NewerMessages
+from stockstream.watermark_lags import WatermarkLags
 from stockstream.wording import counted
 
 metrics = Metrics()
+watermark_lags = WatermarkLags()
+metrics.registry.register(watermark_lags)
 app.set_aside.count = metrics.record_set_aside
 newer_messages = NewerMessages(metrics.newer_message)
 
@@ -92,6 +95,7 @@ class Status:
             "archive": self.archive_positions() if self.archive_positions else [],
             "models_note": self.model_note(),
             "sources": self.sources(),
+            "lateness": watermark_lags.report(),
         }
 
     def models(self) -> list[dict[str, Any]]:

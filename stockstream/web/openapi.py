@@ -129,6 +129,32 @@ class HopLatency(msgspec.Struct, kw_only=True):
     count: int
 
 
+class LagPercentiles(msgspec.Struct, kw_only=True):
+    """How far ticks come behind their source's watermark, in ms; null without ticks."""
+
+    p50: int | None
+    p99: int | None
+    p99_9: int | None
+
+
+class SourceLateness(msgspec.Struct, kw_only=True):
+    """How far the ticks of a source come behind its watermark in this worker's partitions, over the last hour.
+
+    `lateness_ms` is what holds for it, `suggested_lateness_ms` what 99.9 % of its ticks would need to come in time. `slow_symbols` are up to ten symbols more
+    than half of whose ticks come late: they belong into a source of their own.
+    """
+
+    source: str
+    lateness_ms: int
+    ticks: int
+    late_ticks: int
+    rejected_late: int
+    late_rows: int
+    lag_ms: LagPercentiles
+    suggested_lateness_ms: int | None
+    slow_symbols: list[str]
+
+
 class Pipeline(msgspec.Struct, kw_only=True):
     """The state of this worker. Rates are of the last 60 s, totals and rejects since its start. More members may be added.
 
@@ -146,6 +172,7 @@ class Pipeline(msgspec.Struct, kw_only=True):
     rejected: dict[str, int]
     archive: list[ArchivePosition]
     sources: list[SourceState]
+    lateness: list[SourceLateness] = []
     outcomes: list[OutcomeCount]
     models_note: str = ""
     views: dict[str, Any]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
 from stockstream.errors import StateError
@@ -24,6 +25,7 @@ from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import OddRecord, Record, read
 from stockstream.transforms.cleaning.day_volume import traded_size
 from stockstream.transforms.cleaning.decoding import UNREADABLE, decode_raw, decode_tick, salvage
+from stockstream.transforms.cleaning.lags import Behind, count
 from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, unit_fault
 from stockstream.transforms.cleaning.many import weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
@@ -139,6 +141,7 @@ class Cleaner:
     def _judge_one_by_one(self, records: Sequence[Record], rejections: list[Rejection]) -> None:
         """Judges one record after the other. One that raises what nobody foresaw is rejected as a whole, and the next is judged."""
         rows, rest, record = self._rows, iter(records), records[0]
+        begin, behind = len(rows.ticks), list[Behind]()
         while True:
             try:
                 for record in rest:
@@ -150,7 +153,7 @@ class Cleaner:
                         if type(item) is tuple:
                             rejections.append(self._reject(item, record.offset, 0, record.value))
                         elif item is not None:
-                            self._judge_array(item, record, rejections)
+                            self._judge_array(item, record, rejections, behind)
                         continue
                     offset, ts = record.offset, record.timestamp
                     fault = None
@@ -167,9 +170,15 @@ class Cleaner:
                         rows.offsets.append(offset)
                     event_time = item.event_time
                     if event_time > source.watermark:
-                        source.watermark = event_time
+                        source.watermark = source.reached = event_time
                         if event_time >= source.closes_at:
                             self._close(source, item.source, offset, None if fault else event_time // 1000)
+                    elif event_time >= source.reached:
+                        source.reached = event_time
+                    else:
+                        lag, late = source.reached - event_time, source.has_closed(event_time)
+                        behind.append(Behind(item.source, item.symbol, event_time, lag, late, fault is not None))
+                count(behind, rows.ticks[begin:], self.memory.lags_of)
                 return
             except MemoryError:
                 raise                                                    # is no fault of the record
@@ -216,7 +225,11 @@ class Cleaner:
         for move in accepted.moves:
             source = move.source
             source.watermark, source.ts, source.heard = move.watermark, move.ts, self.memory.arrived
-            source.newest, source.unsent = max(source.newest, move.newest), True
+            source.newest, source.unsent, source.reached = max(source.newest, move.newest), True, move.reached
+            lags = source.lags
+            lags.add(move.behind, move.behind_times, move.ticks, len(move.late))
+            if len(move.late) or lags.symbols:
+                lags.add_symbols([plain.symbols[number] for number in move.late.tolist()], zip(plain.symbols, np.bincount(plain.symbol).tolist(), strict=True))
             if move.closings:
                 source.closed = move.closings[-1].second
                 self._set_thresholds(source)
@@ -281,7 +294,7 @@ class Cleaner:
         source.heard, source.unsent = memory.arrived, True
         return source
 
-    def _judge_array(self, item: Any, record: Record, rejections: list[Rejection]) -> None:
+    def _judge_array(self, item: Any, record: Record, rejections: list[Rejection], behind: list[Behind]) -> None:
         """A frame, as ticks or as [(index, tick or fault)], or a punctuation."""
         offset, ts, value = record.offset, record.timestamp, record.value
         if type(item) is Punctuation:
@@ -306,6 +319,9 @@ class Cleaner:
                 if why[0] != "late":
                     continue
             name, event_time = tick.source, tick.event_time
+            source = self.memory.sources[name]
+            if event_time < source.reached:
+                behind.append(Behind(name, tick.symbol, event_time, source.reached - event_time, source.has_closed(event_time), why is not None))
             if why is None:
                 self._rows.add(tick, offset, index)
                 if event_time < earliest.get(name, MAX_TIME):
@@ -314,7 +330,7 @@ class Cleaner:
                 watermarks[name] = event_time
         for name in sorted(watermarks):
             source = self.memory.sources[name]
-            source.watermark = max(source.watermark, watermarks[name])
+            source.watermark, source.reached = max(source.watermark, watermarks[name]), max(source.reached, watermarks[name])
             if source.watermark >= source.closes_at:
                 self._close(source, name, offset, earliest[name] // 1000 if name in earliest else None)
 
@@ -514,6 +530,7 @@ class Cleaner:
         cleaner._slot = next_slot(slot)                                  # never into the pieces that this was made of
         cleaner.memory.feed_count = sum(len(source.feeds) for source in cleaner.memory.sources.values())
         for source in cleaner.memory.sources.values():
+            source.reached = min(source.watermark, source.newest * 1000 + 999)
             if source.closed is not None:
                 cleaner._set_thresholds(source)
         return cleaner

@@ -31,6 +31,15 @@ class Move:
     closings: list[Closing]
     ends_closed: bool
     """Whether the last record closes something."""
+    ticks: int
+    reached: int
+    """The highest event_time of its ticks."""
+    behind: Ints
+    """How far ticks come behind that, in ms, of those that do."""
+    behind_times: Ints
+    """Their event_time."""
+    late: Ints
+    """The symbols of those whose second was closed before their record."""
 
 
 def holders(plain: Columns, memory: Memory, now: int) -> list[Held]:
@@ -76,15 +85,22 @@ def move(plain: Columns, memory: Memory, number: int, now: Ints, *, revise_s: in
     require_none(times > np.where(timestamp > 0, timestamp + FUTURE_MS, MAX_TIME), record)
     begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
     single = len(begins) == len(times)
-    watermark = np.maximum(np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins)), source.watermark)
+    ahead = np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins))
+    watermark = np.maximum(ahead, source.watermark)
     closed = np.maximum((watermark - source.lateness_ms) // 1000 - 1, source.closed)
     before = np.concatenate([[source.closed], closed[:-1]])
-    open_from = (before - revise_s + 1) * 1000
-    require_none(times < (open_from if single else np.repeat(open_from, np.diff(begins, append=len(times)))), record)
+    reached = np.concatenate([[source.reached], np.maximum(ahead[:-1], source.reached)])
+    counts = None if single else np.diff(begins, append=len(times))
+    before_tick, reached_tick = (before, reached) if counts is None else (np.repeat(before, counts), np.repeat(reached, counts))
+    require_none(times < (before_tick - revise_s + 1) * 1000, record)
+    lag = reached_tick - times
+    behind = np.flatnonzero(lag > 0)
+    late = plain.symbol[mine][behind[times[behind] < (before_tick[behind] + 1) * 1000]] if len(behind) else behind
     at = np.flatnonzero(closed > before)
     closed_by = zip(plain.offset[record[begins[at]]].tolist(), before[at].tolist(), closed[at].tolist(), strict=True)
     closings = [Closing(offset, name, after, second) for offset, after, second in closed_by]
-    return Move(source, name, int(watermark[-1]), int(times.max()) // 1000, int(now[record[-1]]), closings, bool(closed[-1] > before[-1]))
+    return Move(source, name, int(watermark[-1]), int(times.max()) // 1000, int(now[record[-1]]), closings, bool(closed[-1] > before[-1]),
+                len(times), max(int(ahead[-1]), source.reached), lag[behind], times[behind], late)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ accepted records so far have none, nothing is forgotten, and the first one with 
 
 from __future__ import annotations
 
+from stockstream.transforms.cleaning.lags import SourceLags
 from stockstream.transforms.cleaning.rejections import Fault
 from stockstream.transforms.cleaning.state import Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, Lateness
@@ -70,6 +71,20 @@ class Memory:
                 feed.ts = ts
         for held in self.held.values():
             held.ts = ts
+
+    def lags_of(self, name: str) -> SourceLags | None:
+        """What is counted of a source; None where it is not known."""
+        source = self.sources.get(name)
+        return None if source is None else source.lags
+
+    def take_lags(self) -> dict[str, SourceLags]:
+        """By source, how far its ticks came behind its watermark since the last call."""
+        found: dict[str, SourceLags] = {}
+        for name, source in self.sources.items():
+            if source.lags.ticks or source.lags.rejected:
+                found[name], source.lags = source.lags, SourceLags()
+                found[name].lateness_ms = source.lateness_ms
+        return found
 
     def _counts(self) -> dict[str, int]:
         return {"source": len(self.sources), "symbol": len(self.held), "feed": self.feed_count}

@@ -19,6 +19,7 @@ import msgspec
 
 from stockstream.errors import StateError
 from stockstream.transforms import versioned as stored
+from stockstream.transforms.cleaning.lags import SourceLags
 from stockstream.transforms.cleaning.limits import MAX_OFFSET, composed
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS, Stored, by_slot, pieces_in_slot
@@ -58,8 +59,16 @@ class SourceState:
     newest: int = -1
     unsent: bool = False
     feeds: dict[str, Feed] = field(default_factory=dict)
-    heard: float = 0.0
+    heard: float = field(default=0.0, compare=False)
     lateness_ms: int = 0
+    reached: int = field(default=0, compare=False)
+    """The highest event_time of its ticks, which no punctuation moves; not stored."""
+    lags: SourceLags = field(default_factory=SourceLags, compare=False)
+    """What was counted since it was last taken; not stored."""
+
+    def has_closed(self, event_time: int) -> bool:
+        """Whether the second of a tick is closed."""
+        return self.closed is not None and event_time < (self.closed + 1) * 1000
 
     def forgotten(self, now: int) -> bool:
         """Whether nothing of it was accepted for a day of the log clock; what is still to be closed keeps it."""

@@ -14,6 +14,7 @@ from stockstream.transforms.frames import plain
 
 FLAGS = ("partial", "late", "accrued", "after_gap", "possible_split", "crossed", "locked", "wide")
 """In the order in which a row names them. A new flag goes to the end: consumers compare whole texts."""
+LATE = 1 << FLAGS.index("late")
 TEXTS = tuple(",".join(flag for number, flag in enumerate(FLAGS) if bits >> number & 1) for bits in range(1 << len(FLAGS)))
 """By bits, the text of a row's `quality`."""
 

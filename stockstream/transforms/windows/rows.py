@@ -16,7 +16,7 @@ from stockstream.records import SHARES, WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import empty, nullable, nulls, plain, spread
 from stockstream.transforms.shares import for_json
 from stockstream.transforms.windows.cells import Ints
-from stockstream.transforms.windows.quality import TEXTS, quality_column
+from stockstream.transforms.windows.quality import LATE, TEXTS, quality_column
 
 Row = msgspec.defstruct("Row", WINDOWS_SCHEMA.names, gc=False)
 """A row of `windows` as it is for JSON, which makes null of a NaN."""
@@ -58,6 +58,15 @@ class WindowRows:
     """Newest Kafka time (epoch ms) of an accepted record up to `through`; 0: not known."""
     closings: list[Closing] = field(default_factory=list)
     by_source: list[SourceRows] = field(default_factory=list)
+
+    def late(self) -> dict[str, int]:
+        """By source, how many rows came late; none where there are none."""
+        found: dict[str, int] = {}
+        for group in self.by_source:
+            count = int(np.count_nonzero(group.values["quality"] & LATE))
+            if count:
+                found[group.source] = found.get(group.source, 0) + count
+        return found
 
     def newest(self) -> list[tuple[SourceRows, dict[str, int]]]:
         """By group and symbol the row that is the last of the symbol to have a price."""

@@ -138,7 +138,7 @@ async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: 
         fed.extend(records)
         return []
 
-    core.chunk, core.accepted, core.due = take, 0, False
+    core.chunk, core.accepted, core.due, core.memory = take, 0, False, SimpleNamespace(take_lags=dict)
     await stage.process(Chunk("ticks.raw", 3, records, 0, 7))
     assert fed == records, "7 and 8 are a hole in the log"
 

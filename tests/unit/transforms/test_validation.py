@@ -18,6 +18,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import columns, many
 from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
+from stockstream.transforms.cleaning.lags import SourceLags
 from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_TIME, MIN_TIME
 from stockstream.transforms.cleaning.rejections import MAX_REJECTED_BYTES
 from stockstream.transforms.partitioning import home_partition
@@ -352,11 +353,19 @@ def judged_alike(chunks: list[list[RawRecord]], kind: type[Cleaner] = Cleaner) -
     return short.accepted
 
 
+def counted(lags: SourceLags) -> tuple[Any, ...]:
+    """All but a symbol's ticks, which count from about the first that is late."""
+    late = {symbol: found[0] for symbol, found in lags.symbols.items()}
+    return lags.ticks, lags.late, lags.rejected, lags.lateness_ms, lags.lag.tolist(), lags.needed.tolist(), late
+
+
 def judged(chunks: list[list[RawRecord]], kind: type[Cleaner]) -> list[Cleaner]:
     short, long = found = [kind(home_partition("AAA", 8), 8, lateness_ms=200, revise_s=30, log="x") for kind in (kind, Thorough)]
     for records in chunks:
         assert short.chunk(records) == long.chunk(records)
         assert short.idle() == long.idle()
+        mine, theirs = (core.memory.take_lags() for core in (short, long))
+        assert {name: counted(lags) for name, lags in mine.items()} == {name: counted(lags) for name, lags in theirs.items()}
         if len(records) % 2:
             one, other = short.make_frame(), long.make_frame()
             assert one is not None and one == other
