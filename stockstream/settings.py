@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
     revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
-    plain_transport: bool = Field(False, description="fetch ahead as aiokafka does, and this worker's own frames too; results come later; for finding the cause of faults")
+    plain_transport: bool = Field(False, description="fetch ahead as aiokafka does, and own frames too; results come later; for finding the cause of faults")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
     archive: str = Field("file://./data", validate_default=True, description="where raw and processed data go: a folder (path or file://path), or none")
