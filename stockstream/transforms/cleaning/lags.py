@@ -25,6 +25,7 @@ SHOWN: Ints = EDGES_MS.searchsorted(_SHOWN_MS)
 """Places of the few edges that a histogram for a monitoring system has."""
 SYMBOLS_KEPT = 2_000
 """Symbols of one source with late ticks."""
+_NONE: Ints = np.zeros(0, np.int64)
 RECENT = 1_000
 """Ticks of a symbol from which on its counts are halved: what it did long ago counts less and less."""
 LEAST = 20
@@ -44,6 +45,10 @@ class SourceLags:
     def add(self, lag: Ints, event_time: Ints, ticks: int, late: int, rejected: int = 0) -> None:
         """Counts so many accepted and rejected ticks: those behind the watermark by `lag` ms, and the rest, which are not behind it."""
         self.ticks, self.late, self.rejected = self.ticks + ticks, self.late + late, self.rejected + rejected
+        if not len(lag):
+            self.lag[0] += ticks + rejected
+            self.needed[0] += ticks + rejected
+            return
         needed = lag - (1_000 - event_time % 1_000) + 1
         for counts, values in ((self.lag, lag), (self.needed, np.maximum(needed, 0))):
             counts += np.bincount(EDGES_MS.searchsorted(values), minlength=len(counts))
@@ -111,6 +116,9 @@ def count(behind: Iterable[Behind], accepted: Sequence[Tick], lags_of: Callable[
     for name, ticks in Counter({**dict.fromkeys(by_source, 0), **Counter(map(attrgetter("source"), accepted))}).items():
         lags, some = lags_of(name), by_source.get(name, [])
         if lags is None:
+            continue
+        if not some and not lags.symbols:
+            lags.add(_NONE, _NONE, ticks, 0)
             continue
         lag, event_time = (np.array([getattr(one, field) for one in some], np.int64) for field in ("lag", "event_time"))
         late = [one.symbol for one in some if one.late]
