@@ -29,6 +29,48 @@ def halt_of_20_min(ran: Ran) -> None:
     assert ran.opened("price_drop") == []
 
 
+def crossed_and_locked(ran: Ran) -> None:
+    """A mid needs a bid below the ask, and a spread of at most 10 % of the last trade, which a quote without a trade carries on."""
+    found = [(row["mid"], row["price"], row["quality"]) for row in ran.of("X")]
+    assert found[:2] == [(None, 10.0, "partial,crossed"), (None, 10.0, "partial,locked")]
+    assert found[2:4] == [(10.0, 10.0, "partial"), (None, 10.0, "partial,wide")]
+    assert found[4] == (pytest.approx(10.01), pytest.approx(10.01), "partial")
+    (quoted,) = ran.of("QUOTED")
+    assert (quoted["mid"], quoted["price"], quoted["quality"]) == (None, None, "partial,wide")
+
+
+def quote_placeholders(ran: Ran) -> None:
+    """What stands for "no value" in a quote is null, and loses no trade; a size of 0 is one."""
+    assert ran.tables["rejected"] == [] and ran.volume == 700
+    quotes = [(row["bid"], row["ask"], row["bid_size"], row["ask_size"]) for row in ran.rows]
+    assert quotes == [(None, None, None, None)] * 6 + [(9.99, 10.01, 0.0, 200.0)]
+
+
+def record_times_0_and_minus_1(ran: Ran) -> None:
+    """Records with and without a time in any order: none of their ticks is lost."""
+    assert ran.tables["rejected"] == [] and ran.volume == 600
+
+
+def smallest_and_greatest_price(ran: Ran) -> None:
+    """Prices from 1e-10 to 1e11, and none beyond."""
+    assert [row["close"] for row in ran.rows] == [1e-10, 1e11]
+    assert [rejected["reason"] for rejected in ran.tables["rejected"]] == ["out_of_range"] * 2
+
+
+def times_of_other_units(ran: Ran) -> None:
+    """Times that are not epoch milliseconds from 1990 on are rejected, with the unit that they look like."""
+    assert ran.volume == 100
+    details = [rejected["detail"] for rejected in ran.tables["rejected"] if rejected["reason"] == "out_of_range"]
+    assert [detail.partition("looks like ")[2] for detail in details] == [
+        "seconds", "microseconds", "nanoseconds", "a date (YYYYMMDD)", "", "", "", "milliseconds"
+    ]  # fmt: skip
+
+
+def two_forms_of_a_symbol(ran: Ran) -> None:
+    """A symbol is the same in each of Unicode's forms, and is published composed."""
+    assert [row["symbol"] for row in ran.rows] == ["CAF\u00c9"] * 2
+
+
 def record_time_minus_1(ran: Ran) -> None:
     """A record without a time is no reason to reject its tick."""
     assert ran.tables["rejected"] == [] and ran.volume == 100
@@ -89,14 +131,20 @@ def fractional_share(ran: Ran) -> None:
 
 
 CASES: dict[str, Callable[[Ran], None]] = {
+    "crossed_and_locked": crossed_and_locked,
     "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,
+    "quote_placeholders": quote_placeholders,
     "record_time_minus_1": record_time_minus_1,
+    "record_times_0_and_minus_1": record_times_0_and_minus_1,
     "seconds_are_1970": seconds_are_1970,
     "slow_symbol_in_a_fast_source": slow_symbol_in_a_fast_source,
     "small_price_alert": small_price_alert,
+    "smallest_and_greatest_price": smallest_and_greatest_price,
     "split_2_to_1": split_2_to_1,
     "stub_quote_is_the_price": stub_quote_is_the_price,
+    "times_of_other_units": times_of_other_units,
+    "two_forms_of_a_symbol": two_forms_of_a_symbol,
     "zero_ask_loses_the_trade": zero_ask_loses_the_trade,
 }
 """By file, what is true of its results."""

@@ -69,9 +69,9 @@ def composed(symbol: str) -> str:
 
 
 def unit_fault(time: int) -> str:
-    """What a number that is not epoch milliseconds of MIN_TIME to MAX_TIME looks like, as the end of a sentence; empty where it looks like none."""
+    """What a time that is in none of the unit that it should be in looks like, as the end of a sentence; empty where it looks like none of UNITS."""
     unit = unit_of(time)
-    return f": that looks like {unit}" if unit not in ("", "milliseconds") else ""
+    return f": that looks like {unit}" if unit else ""
 
 
 def unit_of(time: int) -> str:
