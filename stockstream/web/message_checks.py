@@ -11,7 +11,7 @@ from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA, Outcome
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TIME, symbol_fault
 from stockstream.transforms.frame_checks import MAX_MAGNITUDE
-from stockstream.web.answers import FLOATS, GAP_S, IN_SHARES, INTS
+from stockstream.web.answers import FLOATS, GAP, IN_SHARES, INTS
 
 MAX_METADATA_BYTES, MAX_PREDICTION_BYTES, MAX_ALERT_BYTES = 8_192, 8_192, 4_096
 """The most bytes of one message; stockstream's have a few hundred. The views keep one message of each symbol, or of each alert."""
@@ -50,7 +50,7 @@ def depth(value: Any, most: int = MAX_DEPTH) -> int:
 def check_row(values: dict[str, Any]) -> None:
     """Raises `FrameError` if a row of `latest` does not fit the columns."""
     require_symbol(values["symbol"])
-    for name in (*INTS, *([GAP_S] if values[GAP_S] is not None else [])):
+    for name in (*INTS, *([GAP] if values[GAP] is not None else [])):
         if not -(1 << 63) <= values[name] < 1 << 63:
             raise FrameError(f"column {name!r} is out of range")
     for name in IN_SHARES:
@@ -82,7 +82,7 @@ def columns_of(rows: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
         column = rows.column(place)
         if column.type != WINDOWS_SCHEMA.field(name).type:
             raise FrameError(f"column {name!r} is {column.type}")
-        if column.null_count and name not in FLOATS and name != GAP_S:
+        if column.null_count and name not in FLOATS and name != GAP:
             raise FrameError(f"column {name!r} has nulls")
         columns[name] = column.to_numpy(zero_copy_only=False)
     if len(rows) and not 0 <= columns["second"].min() <= columns["second"].max() < 1 << 32:
