@@ -69,7 +69,7 @@ def composed(symbol: str) -> str:
 
 
 def unit_fault(time: int) -> str:
-    """What a time that is in none of the unit that it should be in looks like, as the end of a sentence; empty where it looks like none of UNITS."""
+    """The unit that a time of a wrong one looks like, as the end of a sentence; empty where it looks like none of UNITS."""
     unit = unit_of(time)
     return f": that looks like {unit}" if unit else ""
 
