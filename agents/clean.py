@@ -167,6 +167,9 @@ class Cleaning(Stage[Cleaner]):
         rejections = core.chunk(records, time.monotonic())
         metrics.ticks_accepted(core.accepted - before)
         watermark_lags.add(core.memory.take_lags())
+        for (subject, reason), count in core.noted.items():
+            metrics.noted(subject, reason, count)
+        core.noted.clear()
         self.newest_arrival_ms[partition] = records[-1].timestamp
         await self.send(partition, core, rejections, force=False)
 

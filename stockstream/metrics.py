@@ -110,6 +110,8 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self._accepted = self._counter("ticks_accepted", "ticks that clean accepted")
         self._rejected = self._counter("ticks_rejected", "ticks that clean rejected", "reason")
+        self._volume_figures = self._counter("volume_figures", "cumulative volumes and sizes that clean did not take as they were", "reason")
+        self._numbering = self._counter("numbering", "ticks whose seq, epoch or trade_id was an exception", "reason")
         self._rows = self._counter("rows", "rows or messages written", "topic")
         self._alerts = self._counter("alerts", "changes of alerts", "rule", "state")
         self._predictions = self._counter("predictions", "predictions sent")
@@ -147,6 +149,11 @@ class Metrics(Collector):
         self._rejected.labels(reason).inc(count)
         self._reasons[reason] = self._reasons.get(reason, 0) + count
         self._count("ticks_rejected", count)
+
+    def noted(self, subject: str, reason: str, count: int) -> None:
+        """Counts what `clean` has noted about ticks; `subject` is `volume` or `numbering`."""
+        counter = {"volume": self._volume_figures, "numbering": self._numbering}[subject]
+        counter.labels(self._bounded(f"noted.{subject}", reason)).inc(count)
 
     def rows(self, topic: str, count: int) -> None:
         topic = self._bounded("topic", topic)

@@ -47,7 +47,8 @@ TICK_FIELDS = (
     TickField("currency", "text", pa.string(), False, "the currency of its prices"),
     TickField("session", "text", pa.string(), False, "the market's session, as the source names it: day_volume may restart in another one"),
     TickField("seq", "control", pa.int64(), False, "rises in the order of sending, by source and symbol"),
-    TickField("day_volume", "control", pa.int64(), False, "shares traded this day so far"),
+    TickField("epoch", "control", pa.int64(), False, "numbering of `seq`: a greater one begins again, a lower one is over"),
+    TickField("day_volume", "control", pa.float64(), False, "shares traded this day so far"),
     TickField("snapshot", "control", pa.bool_(), False, "gives the present state instead of an event; if it equals the one before, it is a duplicate"),
     TickField("received_at", "control", pa.int64(), False, "epoch ms UTC at which the producer got it"),
 )
@@ -72,7 +73,7 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     ask: float | None = None
     bid_size: float | None = None
     ask_size: float | None = None
-    day_volume: int | None = None
+    day_volume: float | None = None
     exchange: str | None = None
     condition: str | None = None
     currency: str | None = None
@@ -80,6 +81,7 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     snapshot: bool = False
     received_at: int | None = None
     trade_id: str | None = None
+    epoch: int | None = None
 
     def has_extras(self) -> bool:
         """Whether the tick has any of QUOTES or TEXTS. Each is named here, because `clean` calls this for every tick that it validates singly."""

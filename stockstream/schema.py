@@ -144,8 +144,11 @@ def _limits(name: str) -> Json:
 
 
 _TICK_RULES: tuple[Json, ...] = (
-    {"anyOf": [{"required": ["size"]}, {"required": ["day_volume"], "properties": {"day_volume": {"type": "integer"}}}]},
-    {"anyOf": [{"properties": {"price": {"type": "number"}}}, {"properties": {"size": {"maximum": 0}}}]},
+    {"anyOf": [{"required": ["size"]}, {"required": ["day_volume"], "properties": {"day_volume": {"type": "number"}}}]},
+    {"anyOf": [
+        {"properties": {"price": {"type": "number"}}},
+        {"properties": {"size": {"anyOf": [{"maximum": 0}, {"enum": sorted(PLACEHOLDERS["size"])}]}}},
+    ]},
 )
 
 _HEADERS: Json = {
@@ -165,7 +168,11 @@ def json_schemas() -> dict[str, Json]:
     for field in TICK_FIELDS:
         tick["properties"][field.name] = _limited(tick["properties"][field.name], _limits(field.name))
     for name, placeholders in PLACEHOLDERS.items():
-        tick["properties"][name]["anyOf"].append({"enum": sorted(placeholders), "description": "placeholders, which count as null"})
+        kind = tick["properties"][name]
+        if "anyOf" not in kind:
+            number = {key: value for key, value in kind.items() if key != "description"}
+            kind = tick["properties"][name] = {"anyOf": [number], "description": kind["description"]}
+        kind["anyOf"].append({"enum": sorted(placeholders), "description": "placeholders, which count as null"})
     tick["allOf"] = list(_TICK_RULES)
     ref = {"$ref": "#/components/schemas/Tick"}
     schemas["TickFrame"] = {"title": "TickFrame", "description": "Ticks of symbols of one partition.", "type": "array", "items": ref, "minItems": 1}

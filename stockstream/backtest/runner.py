@@ -14,7 +14,7 @@ from models import ScoringModel
 from stockstream.backtest.inputs import Input, Log, check_partition
 from stockstream.backtest.result_files import Part, ResultFiles
 from stockstream.errors import SourceError
-from stockstream.records import Alert
+from stockstream.records import CORRECTION, Alert
 from stockstream.transforms.batch import CHUNK, Pipeline, RawRecord, Step
 from stockstream.transforms.timing import Lateness
 
@@ -68,7 +68,8 @@ class _Counts:
         self._rejected.update(rejection.reason for rejection in step.rejections)
         if step.clean is not None and step.clean.rows.num_rows:
             times = pc.min_max(step.clean.rows.column("event_time")).as_py()
-            summary.accepted += step.clean.rows.num_rows
+            flags = step.clean.rows.column("flags").to_numpy()
+            summary.accepted += int((flags & CORRECTION == 0).sum())
             summary.first_event_time = times["min"] if summary.first_event_time is None else min(summary.first_event_time, times["min"])
             summary.last_event_time = times["max"] if summary.last_event_time is None else max(summary.last_event_time, times["max"])
             self._symbols.update(pc.unique(step.clean.rows.column("symbol")).to_pylist())

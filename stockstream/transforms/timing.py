@@ -13,6 +13,8 @@ GAP_S, MAX_GAP_S = 60, 8 * 3600
 """A trade after more than the first and at most the second of these without one carries the gap before it: a halt or a thin hour, but not a night."""
 LAGS_S = (1, 5, 10, 30, 60)
 """Seconds over which a row has a return: `return_1s` to `return_60s`."""
+ACCRUED_MS = 2_000
+"""What a cumulative volume has risen by over more event time than this was not traded in one second."""
 FORGET_MS = 24 * 3_600_000
 """By the log clock: every state machine forgets a source that was silent for longer, all of them by the same clock."""
 FUTURE_MS = 2_000

@@ -83,6 +83,65 @@ def seconds_are_1970(ran: Ran) -> None:
     assert ran.rows == []
 
 
+def volumes(ran: Ran) -> list[tuple[int, float, str]]:
+    """Seconds since the first, volume, and flags but `partial`, of the rows with a volume."""
+    first = ran.rows[0]["second"]
+    flags = [",".join(flag for flag in row["quality"].split(",") if flag != "partial") for row in ran.rows]
+    return [(row["second"] - first, row["volume"], text) for row, text in zip(ran.rows, flags, strict=True) if row["volume"]]
+
+
+def volume_us_winter(ran: Ran) -> None:
+    """The total of the evening before ends no count at midnight UTC: the count begins at the open."""
+    opened = 1_795_617_000 - ran.rows[0]["second"]
+    assert volumes(ran) == [(opened + number, 5_000, "") for number in range(1, 10)] and ran.volume == 45_000
+
+
+def volume_night_session(ran: Ran) -> None:
+    """A night session counts from 1,200; no second has that, or less than nothing."""
+    assert volumes(ran) == [(10 + number, 100, "") for number in range(1, 10)]
+
+
+def volume_next_day_first(ran: Ran) -> None:
+    """The first figure of the next day is a baseline."""
+    assert ran.volume == 100 and ran.rows[-1]["volume"] == 100
+
+
+def two_trades_one_number(ran: Ran) -> None:
+    """Both are real."""
+    (row,) = ran.rows
+    assert (row["volume"], row["close"], row["ticks"]) == (600, 48.1, 2) and ran.summary.rejected == {}
+
+
+def volume_impossible_figure(ran: Ran) -> None:
+    """A figure of 4 billion for one tick: its second is revised, and the count goes on from before it."""
+    assert volumes(ran) == [(1, 100, ""), (2, 50, ""), (4, 150, "accrued"), (5, 100, "")] and ran.volume == 400
+    wrong, right = [row for row in ran.tables["windows"] if row["second"] == ran.rows[3]["second"]]
+    assert wrong["volume"] == 3_999_998_850 and (right["volume"], right["revised"]) == (0, True)
+    assert (right["volume_5m"], ran.rows[-1]["volume_5m"]) == (150, 400)
+
+
+def volume_accrued(ran: Ran) -> None:
+    """What accrued over 5 s is in the second of its figure, and flagged; what accrued over 301 s is in none."""
+    assert volumes(ran) == [(1, 100, ""), (6, 5_000, "accrued"), (7, 100, ""), (309, 100, "")]
+    assert ran.rows[3]["accrued_5m"] == 5_000
+
+
+def volume_sentinels(ran: Ran) -> None:
+    """-1, 0 and the greatest integers are no figures and no sizes; six billion shares are."""
+    assert volumes(ran) == [(1, 100, ""), (6, 40, "accrued"), (8, 0.5, "")] and ran.summary.rejected == {}
+
+
+def numbering_begins_again(ran: Ran) -> None:
+    """A producer restarts at 1 and nothing shows it but its ticks: the tenth is accepted. Another writes an epoch and loses none."""
+    assert ran.summary.rejected == {"duplicate": 9}
+    assert sum(row["volume"] for row in ran.of("X")) == 3 + 6 and sum(row["volume"] for row in ran.of("Y")) == 3 + 5
+
+
+def trades_sent_again(ran: Ran) -> None:
+    """A provider sends the trades of the last minute again after it has reconnected; their ids show it. Afterwards an id may name another trade."""
+    assert ran.summary.rejected == {"duplicate": 3} and ran.volume == 6 + 4 + 1
+
+
 def small_price_alert(ran: Ran) -> None:
     """The text of the alert keeps the digits of a small price."""
     (alert,) = ran.opened("price_drop")
@@ -134,6 +193,7 @@ CASES: dict[str, Callable[[Ran], None]] = {
     "crossed_and_locked": crossed_and_locked,
     "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,
+    "numbering_begins_again": numbering_begins_again,
     "quote_placeholders": quote_placeholders,
     "record_time_minus_1": record_time_minus_1,
     "record_times_0_and_minus_1": record_times_0_and_minus_1,
@@ -144,7 +204,15 @@ CASES: dict[str, Callable[[Ran], None]] = {
     "split_2_to_1": split_2_to_1,
     "stub_quote_is_the_price": stub_quote_is_the_price,
     "times_of_other_units": times_of_other_units,
+    "trades_sent_again": trades_sent_again,
     "two_forms_of_a_symbol": two_forms_of_a_symbol,
+    "two_trades_one_number": two_trades_one_number,
+    "volume_accrued": volume_accrued,
+    "volume_impossible_figure": volume_impossible_figure,
+    "volume_next_day_first": volume_next_day_first,
+    "volume_night_session": volume_night_session,
+    "volume_sentinels": volume_sentinels,
+    "volume_us_winter": volume_us_winter,
     "zero_ask_loses_the_trade": zero_ask_loses_the_trade,
 }
 """By file, what is true of its results."""

@@ -164,10 +164,13 @@ def test_a_missing_field_is_seen(name: str) -> None:
     assert not validator(name).is_valid({})
 
 
-_NUMBERS = st.sampled_from([None, -1, -0.5, 0, 1e-12, 0.01, 1, 100, 100.25, 10**9, 10**10, 10**12, 10**16, 10**30, "7", True])
+_NUMBERS = st.sampled_from([
+    None, -1, -2, 2**31 - 1, 1.7976931348623157e308, -0.5, 0, 1e-12, 0.01, 1, 100, 100.25, 10**9, 10**10, 10**12, 10**16, 10**30, "7", True,
+])  # fmt: skip
 _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "source": st.sampled_from([None, "", "feed", "x" * 128, "x" * 129, 5]),
     "size": _NUMBERS, "bid": _NUMBERS, "ask": _NUMBERS, "bid_size": _NUMBERS, "ask_size": _NUMBERS, "day_volume": _NUMBERS, "seq": _NUMBERS,
+    "epoch": _NUMBERS,
     "exchange": st.sampled_from([None, "X", 1]), "snapshot": st.sampled_from([True, False, None, 1]), "received_at": st.sampled_from([None, 1, 1.5, "1"]),
     "unknown": _NUMBERS,
 }  # fmt: skip

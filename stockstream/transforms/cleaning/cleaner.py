@@ -1,8 +1,9 @@
 """What `clean` decides about every tick of one partition of `ticks.raw`: whether it is accepted, and which seconds close.
 
 `Cleaner` is a state machine over the log. Its verdicts are a function of the records alone, in offset order, so any cutting of the log into chunks
-gives the same. It judges in this order: shape and range, `wrong_partition`, `future`, `duplicate`, `other_source`, `late`; only accepted ticks change
-its state. A record's ticks are judged by the watermark before the record; then the watermark moves and closes the seconds that it has passed.
+gives the same. It judges in this order: shape and range, `wrong_partition`, `future`, `duplicate`, `other_source`, `late`. Only accepted ticks change
+its state, apart from duplicates that may belong to a numbering that has begun again. A record's ticks are judged by the watermark before the record; then
+the watermark moves and closes the seconds that it has passed.
 
 `many` judges plain records as columns, `memory` holds what is known of sources and symbols, `rows` the accepted ticks until their frame goes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +22,24 @@ import numpy as np
 from msgspec import UNSET
 
 from stockstream.errors import StateError
-from stockstream.records import NEW_SERIES, Closing, Punctuation, Rejection, Tick
+from stockstream.records import ACCRUED, CORRECTION, NEW_SERIES, Closing, Punctuation, Rejection, Tick
+from stockstream.transforms.cleaning import day_volume, numbering
 from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import OddRecord, Record, read
-from stockstream.transforms.cleaning.day_volume import traded_size
 from stockstream.transforms.cleaning.decoding import UNREADABLE, decode_raw, decode_tick, salvage
 from stockstream.transforms.cleaning.lags import Behind, count
-from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, unit_fault
+from stockstream.transforms.cleaning.limits import (
+    MAX_ARRAY,
+    MAX_INT,
+    MAX_PRICE,
+    MAX_SIZE,
+    MAX_SOURCE,
+    MAX_TIME,
+    MIN_PRICE,
+    MIN_TIME,
+    NO_DATA,
+    unit_fault,
+)  # fmt: skip
 from stockstream.transforms.cleaning.many import weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, drop_placeholders, extras_fit, normalise, range_fault, rejection
@@ -84,6 +97,8 @@ class Cleaner:
         self.last_record = (0, 0)
         """Kafka time and CRC-32 of the last record, to recognise the log."""
         self.accepted = self.rejected = 0
+        self.noted: Counter[tuple[str, str]] = Counter()
+        """What was unusual about accepted ticks and duplicates, by subject (`volume` or `numbering`) and reason, for the metrics: the caller empties it."""
         self.memory = Memory(self.lateness)
         self._slot = 0
         """Where the next snapshot that is too large for a message goes."""
@@ -119,7 +134,7 @@ class Cleaner:
             return rejections
         if self.expect < 0:
             self.expect = self.frame_from = records[0].offset
-        before = len(self._rows)
+        before = self._rows.accepted
         at, step, alone = 0, len(records), 0
         while at < len(records):
             some = records[at : at + step]
@@ -134,7 +149,7 @@ class Cleaner:
             step = 2 * max(MANY, taken)
         self.expect = records[-1].offset + 1
         self.last_record = (records[-1].timestamp, zlib.crc32(records[-1].value or b""))
-        self.accepted += len(self._rows) - before
+        self.accepted += self._rows.accepted - before
         self.rejected += len(rejections)
         return rejections
 
@@ -159,7 +174,7 @@ class Cleaner:
                     fault = None
                     source = self._accept_plain(item, ts)
                     if source is None:
-                        fault = self._judge(item, ts)
+                        fault = self._judge(item, ts, offset, 0)
                         if fault is not None:
                             rejections.append(self._reject(fault, offset, 0, record.value))
                             if fault[0] != "late":
@@ -261,6 +276,7 @@ class Cleaner:
             or held.ts < remembered                                      # and so is its source's
             or (type(size) is not int and type(size) is not float)
             or not 0 <= size <= MAX_SIZE
+            or size in NO_DATA
             or (size if price is None else not MIN_PRICE <= price <= MAX_PRICE)
             or not source.late_before <= event_time <= ts + FUTURE_MS
             or not MIN_TIME <= event_time < MAX_TIME
@@ -269,18 +285,28 @@ class Cleaner:
             or tick.snapshot
         ):
             return None
+        trade = None
         if tick.has_extras():
             drop_placeholders(tick)
             if not extras_fit(tick) or (tick.currency and tick.currency != held.currency):
                 return None
+            if tick.trade_id is not None and price is not None:
+                trade = numbering.trade_key(name, symbol, tick.trade_id)
+                if memory.trade_ids.has(trade, now):
+                    return None
             self._rows.bare = False
         if seq is not None:
             feed = source.feeds.get(symbol)
             if feed is None or not feed.seq < seq <= MAX_INT or feed.snapshot or feed.ts < remembered:
                 return None
-            feed.seq, feed.ts = seq, now
-        elif source.feeds and symbol in source.feeds:
+            if tick.epoch is not None and not 0 <= tick.epoch == feed.epoch:
+                return None
+            feed.ts = now
+            numbering.accept_next(tick, feed)
+        elif tick.epoch is not None or (source.feeds and symbol in source.feeds):
             return None
+        if trade is not None:
+            memory.trade_ids.add(trade, now)
         if type(size) is float:
             tick.size = rounded(size)
         second = event_time // 1000
@@ -311,7 +337,7 @@ class Cleaner:
         earliest: dict[str, int] = {}
         texts: list[msgspec.Raw] | None = None
         for index, tick in enumerate(item) if type(item[0]) is Tick else item:
-            why: Fault | None = tick if type(tick) is tuple else None if self._accept_plain(tick, ts) else self._judge(tick, ts)
+            why: Fault | None = tick if type(tick) is tuple else None if self._accept_plain(tick, ts) else self._judge(tick, ts, offset, index)
             if why is not None:
                 if texts is None:
                     texts = decode_raw(value)  # type: ignore[arg-type]
@@ -353,7 +379,7 @@ class Cleaner:
         self._close(source, item.source, offset, None, punctuation=True)
         self.memory.make_room()
 
-    def _judge(self, tick: Tick, ts: int) -> Fault | None:
+    def _judge(self, tick: Tick, ts: int, offset: int, index: int) -> Fault | None:
         """Accepts the tick and sets its size to the shares traded, or returns why not."""
         memory = self.memory
         normalise(tick)
@@ -377,11 +403,17 @@ class Cleaner:
         feed = known.feeds.get(symbol) if known is not None else None
         if feed is not None and now - feed.ts > FORGET_MS:
             feed = None
+        numbered: numbering.Numbered = "rises"
         if feed is not None and kept:
-            if tick.seq is not None and tick.seq <= feed.seq:
-                return "duplicate", f"seq {tick.seq} is not above the last accepted, {feed.seq}"
+            if tick.seq is not None and (numbered := numbering.judge(tick, feed)) == "duplicate":
+                numbering.add_duplicate(tick, feed)
+                return "duplicate", numbering.duplicate_detail(tick, feed)
             if tick.snapshot and feed.snapshot and feed.snapshot == _digest_of(tick):
                 return "duplicate", "the snapshot equals the one before"
+        trade = None if tick.trade_id is None or tick.price is None else numbering.trade_key(name, symbol, tick.trade_id)
+        if trade is not None and memory.trade_ids.has(trade, now):
+            self.noted["numbering", "trade_id"] += 1
+            return "duplicate", f"trade_id {tick.trade_id} was accepted within the last {numbering.TRADE_IDS_MS // 1000} s"
         second = event_time // 1000
         if held is not None and held.source != name and second - held.newest <= WINDOW_S:
             return "other_source", f"{symbol} belongs to source {held.source} until {WINDOW_S} s after its newest second, {held.newest}"
@@ -414,15 +446,22 @@ class Cleaner:
         if feed is None and kept:
             memory.feed_count += symbol not in source.feeds
             feed = source.feeds[symbol] = Feed()
-        if feed is None:
-            tick.size = rounded(float(tick.size))  # type: ignore[arg-type]
-        else:
-            feed.ts = now
-            if tick.seq is not None:
-                feed.seq = tick.seq
-            feed.snapshot = _digest_of(tick) if tick.snapshot else b""
-            tick.size = traded_size(tick, feed)
+        if trade is not None:
+            memory.trade_ids.add(trade, now)
         self._rows.bare = False
+        counted = day_volume.Counted()
+        if feed is not None:
+            if tick.seq is not None:
+                self._note_numbering(tick, feed, numbered, offset)
+                numbering.accept(tick, feed, numbered)
+            feed.ts, feed.newest = now, max(feed.newest, event_time)
+            feed.snapshot = _digest_of(tick) if tick.snapshot else b""
+            counted = day_volume.count(tick, feed)
+            self._note_volume(tick, counted, max(source.late_before, held.since), offset, index)
+        if tick.size is not UNSET and tick.size in NO_DATA:
+            self.noted["volume", "no_size"] += 1
+            tick.size = UNSET
+        tick.size = counted.size if tick.size is UNSET else rounded(float(tick.size))
         held.currency = tick.currency or held.currency
         if tick.price is not None and (gap := take_trade(held, second, tick.price)):
             self._rows.gap_before_next(gap)
@@ -430,6 +469,30 @@ class Cleaner:
             self._rows.flag_next(NEW_SERIES)
         memory.make_room()
         return None
+
+    def _note_numbering(self, tick: Tick, feed: Feed, numbered: numbering.Numbered, offset: int) -> None:
+        if numbered == "rises":
+            return
+        self.noted["numbering", numbered] += 1
+        if numbered == "begins_again":
+            logger.warning(
+                "ticks.raw[%d] offset %d: the numbering of %s in source %s has begun again: its last seq was %d, and now %d ticks in a row rise to %d while "
+                "time goes on. The first %d of them were rejected as duplicate. A producer that writes an epoch with each tick loses none",
+                self.partition, offset, tick.symbol, tick.source, feed.seq, numbering.RUN, tick.seq, numbering.RUN - 1,
+            )  # fmt: skip
+
+    def _note_volume(self, tick: Tick, counted: day_volume.Counted, late_before: int, offset: int, index: int) -> None:
+        """Counts what a cumulative volume has brought besides shares, and corrects a rise that it takes back, if its second can still be revised."""
+        if counted.reason:
+            self.noted["volume", counted.reason] += 1
+        step = counted.taken_back
+        if step is not None and step.event_time >= late_before:
+            row = Tick(symbol=tick.symbol, source=tick.source, event_time=step.event_time, price=step.price, size=-step.size)
+            self._rows.add(row, offset, index, CORRECTION | (ACCRUED if step.accrued else 0))
+        elif step is not None:
+            self.noted["volume", "not_revised"] += 1
+        if counted.accrued:
+            self._rows.flag_next(ACCRUED)
 
     def _close(self, source: SourceState, name: str, offset: int, first: int | None, *, punctuation: bool = False) -> None:
         """The watermark has moved: closes the seconds that it has passed. `first` is the earliest second that the record brought for this source."""
@@ -484,11 +547,12 @@ class Cleaner:
         if self.expect != self.frame_from:
             raise StateError(f"partition {self.partition}: snapshot at {self.expect} while a frame from {self.frame_from} waits")
         self.memory.purge()
+        self.memory.digest()
         state = State(
             v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness.default_ms, revise_s=self.revise_s, partitions=self.partitions,
             last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, log_clock=self.memory.log_clock,
         )  # fmt: skip
-        state.put(self.memory.sources, self.memory.held)
+        state.put(self.memory.sources, self.memory.held, self.memory.trade_ids.times)
         self.memory.new_source = False
         return cleaning_state.encoded(state)
 
@@ -525,6 +589,7 @@ class Cleaner:
             cleaner.memory.sources, cleaner.memory.held = state.sources(), state.held()
         except StateError as error:
             raise StateError(f"clean, partition {partition}: {error}") from error
+        cleaner.memory.trade_ids.times.update(state.trades())
         cleaner.last_record, cleaner.memory.log_clock = state.last_record, state.log_clock
         cleaner.accepted, cleaner.rejected = state.accepted, state.rejected
         cleaner._slot = next_slot(slot)                                  # never into the pieces that this was made of
@@ -543,4 +608,6 @@ def _in_future(time: int, ts: int) -> bool:
 
 def _digest_of(tick: Tick) -> bytes:
     fields = {name: value for name in Tick.__struct_fields__ if (value := getattr(tick, name)) is not UNSET and (value is not None or name in DIGESTED)}
+    if tick.day_volume is not None and tick.day_volume.is_integer():
+        fields["day_volume"] = int(tick.day_volume)                      # as it was digested when it was an integer
     return digest(_encode(fields | {"received_at": None}))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
 from stockstream.transforms.cleaning.decoding import UNREADABLE
-from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, PLACEHOLDERS, RANGES, composed
+from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, NO_DATA, PLACEHOLDERS, RANGES, composed
 from stockstream.transforms.frames import coded, nulls, plain, spread
 from stockstream.transforms.shares import all_rounded
 
@@ -67,6 +67,7 @@ _Plain: Any = msgspec.defstruct(
         *((name, float | None, None) for name in QUOTES),               # their placeholders are out of range
         *((name, Annotated[str, _within(name)] | None, None) for name in TEXTS),
         ("day_volume", None, None),
+        ("epoch", Annotated[int, _within("epoch")] | None, None),
         ("snapshot", bool, False),
     ],
     bases=(_Trade,), kw_only=True, gc=False, forbid_unknown_fields=False,
@@ -76,6 +77,8 @@ _Plain: Any = msgspec.defstruct(
 _decode_trade = msgspec.json.Decoder(_Trade | list[_Trade]).decode
 _decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode
 
+_NO_SIZES = sorted(NO_DATA)[1:]
+"""Those of NO_DATA that a plain size may be."""
 EXTRAS = (*QUOTES, *CARRIED_TEXTS)
 """Fields that most ticks do not have."""
 
@@ -120,6 +123,10 @@ class Columns:
     """The different currencies."""
     currency: Ints | None
     """Index into `currencies`, -1 where the tick names none; None if no tick names one."""
+    epoch: Ints | None
+    """-1 where a tick has none; None if no tick has one."""
+    ticks: list[Any]
+    """As they were decoded."""
     columns: dict[str, pa.Array]
     """By name, those of TICKS_SCHEMA in which some tick may have a value, without offset and index."""
 
@@ -161,6 +168,7 @@ def read(records: Sequence[Record]) -> Columns:
         require_none(np.array([(number is None) != (seq[0] is None) for number in seq]), record)
     columns = {name: _column(ticks, name) for name in ("symbol", "source", "event_time", "price", "size")}
     size = columns["size"].to_numpy()
+    require_none((size == _NO_SIZES[0]) | (size == _NO_SIZES[1]), record)
     if columns["price"].null_count:
         require_none(columns["price"].is_null().to_numpy(zero_copy_only=False) & (size > 0), record)
     size = all_rounded(size)
@@ -169,6 +177,7 @@ def read(records: Sequence[Record]) -> Columns:
         require_none(np.array([tick.snapshot for tick in ticks]), record)
         columns |= {name: _column(ticks, name) for name in CARRIED_TEXTS}
         columns |= {name: _quotes(ticks, name, record) for name in QUOTES}
+    epochs = [-1 if tick.epoch is None else tick.epoch for tick in ticks] if extras else []
     symbols, symbol = coded(columns["symbol"])
     if (names := list(map(composed, symbols))) != symbols:
         columns["symbol"] = spread(names, symbol)
@@ -177,7 +186,7 @@ def read(records: Sequence[Record]) -> Columns:
     return Columns(
         _ints([one.offset for one in records]), _ints([one.timestamp for one in records]), record,
         symbols, symbol, *coded(columns["source"]), columns["event_time"].to_numpy(), size, None if unnumbered else _ints(seq),
-        currencies, currency, columns,
+        currencies, currency, _ints(epochs) if max(epochs, default=-1) >= 0 else None, ticks, columns,
     )  # fmt: skip
 
 

@@ -39,18 +39,22 @@ LONGEST_DECOMPOSED = 4
 LENGTHS: Mapping[str, tuple[int, int]] = {"symbol": (1, MAX_SYMBOL), "source": (1, MAX_SOURCE)} | dict.fromkeys(TEXTS, (0, MAX_TEXT))
 """Characters of a text, at least and at most."""
 RANGES: Mapping[str, tuple[float, float]] = {
-    "event_time": (MIN_TIME, MAX_TIME - 1), "price": (MIN_PRICE, MAX_PRICE), "size": (0, MAX_SIZE), "seq": (0, MAX_INT), "day_volume": (0, MAX_DAY_VOLUME),
-    "bid": (MIN_PRICE, MAX_PRICE), "ask": (MIN_PRICE, MAX_PRICE), "bid_size": (0, MAX_QUOTE_SIZE), "ask_size": (0, MAX_QUOTE_SIZE),
+    "event_time": (MIN_TIME, MAX_TIME - 1), "price": (MIN_PRICE, MAX_PRICE), "size": (0, MAX_SIZE), "seq": (0, MAX_INT), "epoch": (0, MAX_INT),
+    "day_volume": (0, MAX_DAY_VOLUME), "bid": (MIN_PRICE, MAX_PRICE), "ask": (MIN_PRICE, MAX_PRICE), "bid_size": (0, MAX_QUOTE_SIZE),
+    "ask_size": (0, MAX_QUOTE_SIZE),
 }  # fmt: skip
 """Least and greatest of a number, both included."""
 
-_PLACEHOLDERS = frozenset((
+NO_DATA = frozenset((
     -1.0, float((1 << 31) - 1), float((1 << 32) - 1),                    # "unknown", the greatest int32 and uint32: vendors of many kinds
     float((1 << 63) - 1), ((1 << 63) - 1) / 1e9,                         # the greatest int64, as it is and with 9 decimals: Databento's UNDEF_PRICE
     1.7976931348623157e308,                                              # the greatest double: Interactive Brokers' UNSET_DOUBLE
 ))  # fmt: skip
-PLACEHOLDERS: Mapping[str, frozenset[float]] = dict.fromkeys(("bid", "ask"), _PLACEHOLDERS | {0.0}) | dict.fromkeys(("bid_size", "ask_size"), _PLACEHOLDERS)
-"""What feeds send in a quote where they have no value: as if it were null."""
+"""What feeds send in a number that they do not have."""
+PLACEHOLDERS: Mapping[str, frozenset[float]] = dict.fromkeys(("bid", "ask"), NO_DATA | {0.0}) | dict.fromkeys(
+    ("bid_size", "ask_size", "size", "day_volume"), NO_DATA
+)
+"""By field, what feeds send where they have no value: as if it were null. A `size` is then 0."""
 
 
 def symbol_fault(symbol: str) -> str | None:

@@ -7,6 +7,7 @@ that the verdicts are those of judging the records one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from stockstream.records import Closing
 from stockstream.transforms.cleaning.columns import Columns, Ints, OddRecord, require_none
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.cleaning.memory import Memory
+from stockstream.transforms.cleaning.numbering import accept_next, trade_key
 from stockstream.transforms.cleaning.series import Trades, require_series, trades_of
 from stockstream.transforms.cleaning.state import Feed, Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS
@@ -52,9 +54,12 @@ def holders(plain: Columns, memory: Memory, now: int) -> list[Held]:
     return [holder for holder in found if holder is not None]
 
 
-def numbered(plain: Columns, memory: Memory, held: list[Held], now: int) -> list[tuple[Feed, int]]:
-    """What numbers each symbol, and its last number, where the ticks have numbers. Raises `OddRecord` where one does not rise, or is the first."""
+def numbered(plain: Columns, memory: Memory, held: list[Held], now: int) -> list[tuple[Feed, Any]]:
+    """What numbers each symbol, and its last tick, where the ticks have numbers. Raises `OddRecord` where a number does not rise, is the first or of another
+    epoch."""
     if plain.seq is None:
+        if plain.epoch is not None:
+            require_none(plain.epoch >= 0, plain.record)
         return []
     found = [memory.sources[holder.source].feeds.get(symbol) if holder.source in memory.sources else None
              for symbol, holder in zip(plain.symbols, held, strict=True)]  # fmt: skip
@@ -67,7 +72,25 @@ def numbered(plain: Columns, memory: Memory, held: list[Held], now: int) -> list
     before = np.concatenate([seq[:1], seq[:-1]])
     before[begins] = [feed.seq for feed in feeds]
     require_none(seq <= before, plain.record[order])
-    return list(zip(feeds, seq[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True))
+    if plain.epoch is not None:
+        require_none((plain.epoch >= 0) & (plain.epoch != np.array([feed.epoch for feed in feeds])[plain.symbol]), plain.record)
+    return [(feed, plain.ticks[place]) for feed, place in zip(feeds, order[np.append(begins[1:], len(seq)) - 1].tolist(), strict=True)]
+
+
+def trade_ids(plain: Columns, memory: Memory) -> list[tuple[bytes, int]]:
+    """What is to be remembered of the ticks' trade ids, and the number of each one's record. Raises `OddRecord` where one may be there already."""
+    if "trade_id" not in plain.columns or plain.columns["trade_id"].null_count == len(plain.record):
+        return []
+    found: dict[bytes, int] = {}
+    rows = zip(plain.columns["trade_id"].to_pylist(), plain.ticks, plain.source.tolist(), plain.symbol.tolist(), plain.record.tolist(), strict=True)
+    for trade_id, tick, source, symbol, record in rows:
+        if trade_id is None or tick.price is None:
+            continue
+        key = trade_key(plain.sources[source], plain.symbols[symbol], trade_id)
+        if key in found or key in memory.trade_ids.times:
+            raise OddRecord(record)
+        found[key] = record
+    return list(found.items())
 
 
 def move(plain: Columns, memory: Memory, number: int, now: Ints, *, revise_s: int) -> Move:
@@ -111,8 +134,10 @@ class Accepted:
     """The log clock after each record."""
     held: list[Held]
     """By symbol."""
-    feeds: list[tuple[Feed, int]]
-    """What numbers each symbol, and its last number; none where the ticks have no numbers."""
+    feeds: list[tuple[Feed, Any]]
+    """What numbers each symbol, and its last tick; none where the ticks have no numbers."""
+    trade_ids: list[tuple[bytes, int]]
+    """What is to be remembered of trade ids, and the number of each one's record."""
     moves: list[Move]
     """By source."""
     trades: Trades
@@ -120,14 +145,18 @@ class Accepted:
     def apply(self, plain: Columns, memory: Memory) -> None:
         """Brings the symbols, their numbering and the log clock up to date. The sources are the caller's."""
         newest, heard = np.zeros(len(self.held), np.int64), np.empty(len(self.held), np.int64)
-        np.maximum.at(newest, plain.symbol, plain.event_time // 1000)
+        np.maximum.at(newest, plain.symbol, plain.event_time)
         heard[plain.symbol] = self.now[plain.record]                              # of several the last stays
         memory.log_clock = int(self.now[-1])
         trades = self.trades
-        for holder, second, ts, traded, price in zip(self.held, newest.tolist(), heard.tolist(), trades.second, trades.price, strict=True):
-            holder.newest, holder.ts, holder.traded, holder.price = max(holder.newest, second), ts, traded, price
-        for (feed, seq), ts in zip(self.feeds, heard.tolist(), strict=False):
-            feed.seq, feed.ts = seq, ts
+        for holder, event_time, ts, traded, price in zip(self.held, newest.tolist(), heard.tolist(), trades.second, trades.price, strict=True):
+            holder.newest, holder.ts, holder.traded, holder.price = max(holder.newest, event_time // 1000), ts, traded, price
+        for (feed, last), event_time, ts in zip(self.feeds, newest.tolist(), heard.tolist(), strict=False):
+            accept_next(last, feed)
+            feed.newest, feed.ts = max(feed.newest, event_time), ts
+        now = self.now.tolist()
+        for key, record in self.trade_ids:
+            memory.trade_ids.add(key, now[record])
 
 
 def weigh(plain: Columns, memory: Memory, *, revise_s: int) -> Accepted:
@@ -139,4 +168,4 @@ def weigh(plain: Columns, memory: Memory, *, revise_s: int) -> Accepted:
     require_series(plain, held)
     feeds = numbered(plain, memory, held, int(now[-1]))
     moves = [move(plain, memory, number, now, revise_s=revise_s) for number in range(len(plain.sources))]
-    return Accepted(now, held, feeds, moves, trades_of(plain, held))
+    return Accepted(now, held, feeds, trade_ids(plain, memory), moves, trades_of(plain, held))

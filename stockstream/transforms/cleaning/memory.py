@@ -8,6 +8,7 @@ accepted records so far have none, nothing is forgotten, and the first one with 
 from __future__ import annotations
 
 from stockstream.transforms.cleaning.lags import SourceLags
+from stockstream.transforms.cleaning.numbering import TradeIds, contents
 from stockstream.transforms.cleaning.rejections import Fault
 from stockstream.transforms.cleaning.state import Held, SourceState
 from stockstream.transforms.timing import FORGET_MS, Lateness
@@ -39,6 +40,7 @@ class Memory:
         """By symbol: its living series."""
         self.feed_count = 0
         """Feeds of all sources."""
+        self.trade_ids = TradeIds()
         self._oldest = dict.fromkeys(LIMITS, 0)
         """By kind of entry: no entry's `ts` is below that."""
 
@@ -71,6 +73,7 @@ class Memory:
                 feed.ts = ts
         for held in self.held.values():
             held.ts = ts
+        self.trade_ids.date(ts)
 
     def lags_of(self, name: str) -> SourceLags | None:
         """What is counted of a source; None where it is not known."""
@@ -109,8 +112,15 @@ class Memory:
         if len(self.sources) > MAX_SOURCES or len(self.held) > MAX_SYMBOLS or self.feed_count > MAX_FEEDS:
             self.purge()
 
+    def digest(self) -> None:
+        """Digests the ticks that feeds still hold, as their stored form needs."""
+        for source in self.sources.values():
+            for feed in source.feeds.values():
+                contents(feed)
+
     def purge(self) -> None:
         """Drops what is forgotten by `log_clock`: every later verdict treats it as forgotten too."""
+        self.trade_ids.purge(self.log_clock)
         now, oldest = self.log_clock, self._oldest
         if now - min(oldest.values()) <= FORGET_MS:
             return

@@ -19,6 +19,7 @@ from stockstream.transforms.cleaning.limits import (
     MAX_TIME,
     MIN_PRICE,
     MIN_TIME,
+    NO_DATA,
     PLACEHOLDERS,
     RANGES,
     composed,
@@ -77,7 +78,7 @@ def range_fault(tick: Tick) -> Fault | None:
     if size is UNSET:
         if tick.day_volume is None:
             return "missing_field", "size may be missing only where day_volume is given"
-    else:
+    elif size not in NO_DATA:
         if not 0 <= size <= MAX_SIZE:
             return "out_of_range", f"size must be 0 to {MAX_SIZE}, is {size}"
         if price is None and size:
@@ -87,10 +88,12 @@ def range_fault(tick: Tick) -> Fault | None:
         value = getattr(tick, name)
         if value is not None and not low <= value <= high:
             return "out_of_range", f"{name} must be {low:g} to {high:g} (null where there is none), is {value}"
-    if tick.day_volume is not None and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
+    if tick.day_volume is not None and tick.day_volume not in NO_DATA and not 0 <= tick.day_volume <= MAX_DAY_VOLUME:
         return "out_of_range", f"day_volume must be 0 to {MAX_DAY_VOLUME}, is {tick.day_volume}"
     if tick.seq is not None and not 0 <= tick.seq <= MAX_INT:
         return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
+    if tick.epoch is not None and not 0 <= tick.epoch <= MAX_INT:
+        return "out_of_range", f"epoch must be 0 to {MAX_INT}, is {tick.epoch}"
     return None
 
 

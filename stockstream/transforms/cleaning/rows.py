@@ -9,7 +9,7 @@ from operator import attrgetter
 import numpy as np
 import pyarrow as pa
 
-from stockstream.records import TICKS_SCHEMA, Tick
+from stockstream.records import CORRECTION, TICKS_SCHEMA, Tick
 from stockstream.transforms.cleaning.columns import EXTRAS
 from stockstream.transforms.frames import empty, plain
 
@@ -29,6 +29,8 @@ class AcceptedTicks:
     """By place among `ticks`: the flags of a tick that has some."""
     gaps: dict[int, tuple[int, float]] = field(default_factory=dict)
     """By place among `ticks`: seconds of silence before the tick, and the price before them."""
+    corrections: int = 0
+    """How many of the rows are corrections."""
     bare: bool = True
     """Whether certainly none of `ticks` has one of `EXTRAS`."""
 
@@ -36,10 +38,18 @@ class AcceptedTicks:
         count: int = sum(batch.num_rows for batch in self.batches)
         return count + len(self.ticks)
 
-    def add(self, tick: Tick, offset: int, index: int) -> None:
+    @property
+    def accepted(self) -> int:
+        """How many rows are accepted ticks; the others are corrections."""
+        return len(self) - self.corrections
+
+    def add(self, tick: Tick, offset: int, index: int, flags: int = 0) -> None:
+        """Adds a tick with its flags, if any."""
         if index:
             self.indexes += [0] * (len(self.ticks) - len(self.indexes))
             self.indexes.append(index)
+        if flags:
+            self.flag_next(flags)
         self.ticks.append(tick)
         self.offsets.append(offset)
 
@@ -47,6 +57,7 @@ class AcceptedTicks:
         """Sets flags of the tick that is added next."""
         place = len(self.ticks)
         self.flags[place] = self.flags.get(place, 0) | flags
+        self.corrections += flags & CORRECTION == CORRECTION
 
     def gap_before_next(self, gap: tuple[int, float]) -> None:
         """Sets the gap (s) before the tick that is added next, and the price before the gap."""
@@ -60,6 +71,7 @@ class AcceptedTicks:
         """Takes back the ticks of this offset and those behind it."""
         count = bisect_left(self.offsets, offset)
         del self.ticks[count:], self.offsets[count:], self.indexes[count:]
+        self.corrections -= sum(flags & CORRECTION == CORRECTION for place, flags in self.flags.items() if place >= count)
         for notes in (self.flags, self.gaps):
             for place in [place for place in notes if place >= count]:
                 del notes[place]
@@ -67,7 +79,7 @@ class AcceptedTicks:
     def take(self) -> pa.RecordBatch:
         """All rows as TICKS_SCHEMA; none are left."""
         self._gather()
-        batches, self.batches = self.batches, []
+        batches, self.batches, self.corrections = self.batches, [], 0
         if len(batches) == 1:
             return batches[0]
         return pa.concat_batches(batches) if batches else empty(TICKS_SCHEMA)

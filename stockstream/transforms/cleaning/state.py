@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
@@ -24,11 +25,27 @@ from stockstream.transforms.cleaning.limits import MAX_OFFSET, composed
 from stockstream.transforms.timing import FORGET_MS
 from stockstream.transforms.versioned import TERMS, Stored, by_slot, pieces_in_slot
 
-VERSION = 2
+VERSION = 3
+DIGEST_BYTES = 8
+"""Of what is remembered of a numbered tick or a trade's id: among 50,000 ids two are alike once in 10 billion partitions."""
 COMPRESSED_FROM = 400_000
 """Bytes of a snapshot from which on it is compressed (to about a fifth): about 4,000 symbols."""
 _WHOLE = re.compile(rb"snapshot/\d{1,9}")
 _PIECE = re.compile(rb"snapshot/\d{1,9}/\d/\d{1,5}")
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """The last step of a cumulative volume, which the next figures may take back: the figure `before` it, and that figure's event time.
+
+    Where it was a rise: event time, price and counted size of its tick, and whether the size had accrued over some time.
+    """
+
+    before: float
+    before_time: int
+    event_time: int = 0
+    price: float = 0.0
+    size: float = 0.0
+    accrued: bool = False
 
 
 @dataclass(slots=True)
@@ -36,11 +53,24 @@ class Feed:
     """The last of one symbol from one source, kept where numbering, cumulative volume or snapshots need it. `snapshot` is a digest."""
 
     seq: int = -1
-    day_volume: int = -1
+    day_volume: float = -1.0
+    """The highest figure of the present count."""
     day_time: int = 0
+    """Event time of the last figure."""
     session: str | None = None
     snapshot: bytes = b""
     ts: int = 0
+    epoch: int = -1
+    newest: int = 0
+    """Newest event time that was accepted."""
+    contents: bytes = b""
+    """Digests of the ticks numbered `seq`; empty where they are not known."""
+    undigested: Any = None
+    """The tick numbered `seq`, where it is the only one and its digest was not needed yet."""
+    run: int = 0
+    """Duplicates that may belong to a numbering that has begun again, and the number of the last of them."""
+    run_seq: int = -1
+    step: Step | None = None
 
 
 @dataclass(slots=True)
@@ -93,10 +123,12 @@ class Held:
 
 
 class State(Stored):
-    """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source) and of symbols (`held_*`).
+    """A snapshot: columns of sources (`source_*`), of their feeds (`feed_*`, `feed_counts` of each source), of symbols (`held_*`) and of trades (`trade_*`).
 
     `source_lateness` is empty in snapshots of releases with one lateness for all sources, `lateness_ms`. `held_owners` are places in `owners`,
-    `held_currencies` in `currencies`, `feed_sessions` in `sessions`. With `compressed` all other fields but `v` are in there: a packed State.
+    `held_currencies` in `currencies`, `feed_sessions` in `sessions`. What few feeds have is by the feed's place: `feed_epochs`, `feed_runs` (`run` and
+    `run_seq`), `feed_steps`. `trade_keys` follow each other, `trade_waits` are the ms from one to the next. With `compressed` all other fields but `v` are
+    in there: a packed State.
     """
 
     expect: int = -1
@@ -118,11 +150,18 @@ class State(Stored):
     feed_counts: list[int] = []
     feed_symbols: list[str] = []
     feed_seq: list[int] = []
-    feed_day_volume: list[int] = []
+    feed_day_volume: list[float] = []
     feed_day_time: list[int] = []
     feed_sessions: list[int] = []
     feed_snapshots: list[bytes] = []
     feed_ts: list[int] = []
+    feed_newest: list[int] = []
+    feed_contents: list[bytes] = []
+    feed_epochs: dict[int, int] = {}
+    feed_runs: dict[int, tuple[int, int]] = {}
+    feed_steps: dict[int, Step] = {}
+    trade_keys: bytes = b""
+    trade_waits: list[int] = []
     sessions: list[str | None] = []
     owners: list[str] = []
     held_symbols: list[str] = []
@@ -136,8 +175,8 @@ class State(Stored):
     currencies: list[str | None] = []
     compressed: bytes = b""
 
-    def put(self, sources: Mapping[str, SourceState], held: Mapping[str, Held]) -> None:
-        """Takes these as its columns."""
+    def put(self, sources: Mapping[str, SourceState], held: Mapping[str, Held], trades: Mapping[bytes, int]) -> None:
+        """Takes these as its columns. No feed may have a tick that is not digested."""
         of = sources.values()
         feeds = [feed for source in of for feed in source.feeds.values()]
         self.source_names = list(sources)
@@ -149,6 +188,12 @@ class State(Stored):
         self.feed_seq, self.feed_ts = [f.seq for f in feeds], [f.ts for f in feeds]
         self.feed_day_volume, self.feed_day_time = [f.day_volume for f in feeds], [f.day_time for f in feeds]
         self.feed_snapshots = [f.snapshot for f in feeds]
+        self.feed_newest, self.feed_contents = [f.newest for f in feeds], [f.contents for f in feeds]
+        self.feed_epochs = {place: f.epoch for place, f in enumerate(feeds) if f.epoch >= 0}
+        self.feed_runs = {place: (f.run, f.run_seq) for place, f in enumerate(feeds) if f.run}
+        self.feed_steps = {place: f.step for place, f in enumerate(feeds) if f.step is not None}
+        self.trade_keys = b"".join(trades)
+        self.trade_waits = [at - before for before, at in pairwise([0, *trades.values()])]
         self.sessions, self.feed_sessions = _numbered(f.session for f in feeds)
         self.owners, self.held_owners = _numbered(h.source for h in held.values())
         self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
@@ -161,7 +206,9 @@ class State(Stored):
         if not -1 <= self.expect <= MAX_OFFSET:
             raise ValueError(f"no log goes on from offset {self.expect}")
         sources = (self.source_watermarks, self.source_closed, self.source_ts, self._lateness, self.source_newest, self.source_unsent)
-        feeds = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts)
+        feeds = (
+            self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts, *self._newest_and_contents()
+        )  # fmt: skip
         held = (self.held_owners, self.held_newest, self.held_ts, *self._series())
         for first, others in ((self.source_names, (*sources, self.feed_counts)), (self.feed_symbols, feeds), (self.held_symbols, held)):
             if any(len(other) != len(first) for other in others):
@@ -171,6 +218,11 @@ class State(Stored):
         for places, of in ((self.feed_sessions, self.sessions), (self.held_owners, self.owners), (self.held_currencies, self.currencies)):
             if places and not 0 <= min(places) <= max(places) < len(of):
                 raise ValueError("a place that is none of its list")
+        for some in (self.feed_epochs, self.feed_runs, self.feed_steps):
+            if some and not 0 <= min(some) <= max(some) < len(self.feed_symbols):
+                raise ValueError("a place that is no feed's")
+        if len(self.trade_keys) != DIGEST_BYTES * len(self.trade_waits):
+            raise ValueError("columns of different lengths")
 
     @property
     def _lateness(self) -> list[int]:
@@ -178,21 +230,25 @@ class State(Stored):
 
     def sources(self) -> dict[str, SourceState]:
         """The sources, without what follows from the settings. Raises `ValueError` or `IndexError` where columns do not fit together."""
+        newest, contents = self._newest_and_contents()
+        columns = (self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts, newest, contents)
         feeds = [
-            Feed(seq, volume, time, self.sessions[session], snapshot, ts)
-            for seq, volume, time, session, snapshot, ts in zip(
-                self.feed_seq, self.feed_day_volume, self.feed_day_time, self.feed_sessions, self.feed_snapshots, self.feed_ts, strict=True
-            )
+            Feed(seq, volume, time, self.sessions[session], snapshot, ts, self.feed_epochs.get(place, -1), latest, known)
+            for place, (seq, volume, time, session, snapshot, ts, latest, known) in enumerate(zip(*columns, strict=True))
         ]
+        for place, (run, run_seq) in self.feed_runs.items():
+            feeds[place].run, feeds[place].run_seq = run, run_seq
+        for place, step in self.feed_steps.items():
+            feeds[place].step = step
         found: dict[str, SourceState] = {}
         at = 0
-        columns = zip(
+        of_sources = zip(
             self.source_names, self.source_watermarks, self.source_closed, self.source_ts, self._lateness, self.source_newest,
             self.source_unsent, self.feed_counts, strict=True,
         )  # fmt: skip
-        for name, watermark, closed, ts, lateness_ms, newest, unsent, count in columns:
+        for name, watermark, closed, ts, lateness_ms, second, unsent, count in of_sources:
             mine = dict(zip(self.feed_symbols[at : at + count], feeds[at : at + count], strict=True))
-            found[name] = SourceState(watermark, closed, 0, 0, ts, newest, unsent, mine, lateness_ms=lateness_ms)
+            found[name] = SourceState(watermark, closed, 0, 0, ts, second, unsent, mine, lateness_ms=lateness_ms)
             at += count
         if at != len(feeds):
             raise ValueError(f"{len(feeds)} feeds where the sources have {at}")
@@ -214,6 +270,19 @@ class State(Stored):
         """What snapshots of earlier releases do not have: nothing is known then."""
         none = [0] * len(self.held_symbols)
         return self.held_traded or none, self.held_price or [0.0] * len(none), self.held_currencies or none, self.held_since or none
+
+
+    def trades(self) -> list[tuple[bytes, int]]:
+        """Keys and times of trades, the oldest first."""
+        keys = (self.trade_keys[at : at + DIGEST_BYTES] for at in range(0, len(self.trade_keys), DIGEST_BYTES))
+        return list(zip(keys, accumulate(self.trade_waits), strict=True))
+
+    def _newest_and_contents(self) -> tuple[list[int], list[bytes]]:
+        """Of feeds. A snapshot of an earlier release has neither: the newest second that a symbol had is used, and contents are not known."""
+        if self.feed_newest or not self.feed_symbols:
+            return self.feed_newest, self.feed_contents
+        newest = dict(zip(self.held_symbols, self.held_newest, strict=True))
+        return [newest.get(symbol, 0) * 1000 + 999 for symbol in self.feed_symbols], [b""] * len(self.feed_symbols)
 
 
 def _numbered(values: Iterable[Any]) -> tuple[list[Any], list[int]]:
@@ -262,7 +331,8 @@ def upgrade(value: bytes) -> State:
         v=VERSION, expect=expect, log=log, lateness_ms=lateness, revise_s=revise, partitions=of, last_record=(last_record[0], last_record[1]),
         accepted=accepted, rejected=rejected, log_clock=max((*(source.ts for source in sources.values()), *(holder.ts for holder in held.values())), default=0),
     )  # fmt: skip
-    state.put(sources, held)
+    state.put(sources, held, {})
+    state.feed_newest, state.feed_contents = [], []                       # they are not known
     return msgspec.msgpack.decode(stored.pack(state), type=State)         # checks the types of what was an untyped array
 
 

@@ -126,7 +126,7 @@ async def test_state_of_nothing_asks_nothing(monkeypatch: pytest.MonkeyPatch, co
 
 async def test_a_chunk_behind_others_that_did_not_arrive_ends_the_worker(cores: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The transport vouches for what lies between two chunks: whatever loses one on its way to the agent must not pass for a hole."""
-    core = SimpleNamespace(expect=7)
+    core = SimpleNamespace(expect=7, noted={})
     cores[3] = core
     monkeypatch.setattr(stage, "core_of", lambda chunk: core)
     records = [SimpleNamespace(offset=9, value=b"{}", timestamp=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unicodedata import normalize
@@ -18,7 +19,7 @@ from stockstream.transforms.cleaning import cleaner as validation
 from stockstream.transforms.cleaning import memory
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
-from stockstream.transforms.frames import decode, encode
+from stockstream.transforms.frames import Frame, decode, encode
 from stockstream.transforms.timing import FORGET_MS, Lateness
 from tests.model import windows_model
 from tests.model.clean_model import FIRST_MS, CleanModel
@@ -57,11 +58,14 @@ def tick(symbol: str, source: str, event_time: int, **more: Any) -> dict[str, An
 
 
 def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool = False) -> Log:
-    """Three sources sharing symbols, numbered or not, repeats, late ticks, silences of more than a day, garbage; Kafka times jump ahead and back, unless
-    they are the broker's. With `odd`, some records have no time, some times are not milliseconds, and one symbol comes in two forms."""
+    """Three sources sharing symbols, numbered or not, with trade ids and cumulative volumes, repeats, numberings that begin again, impossible figures, late
+    ticks, silences of more than a day, garbage; Kafka times jump ahead and back, unless they are the broker's. With `odd`, some records have no time, some
+    times are not milliseconds, and one symbol comes in two forms."""
     now, numbers, timeless = NOW, {"a": 0, "b": 0, "c": 0}, rng.choice((0, 0, 20, 60))
+    epoch, figures = 0, Counter[str]()
     log: Log = []
     currency = rng.choice((None, "GBp"))
+    told: list[dict[str, Any]] = []
     while len(log) < count:
         if rng.random() < 0.94:
             now += rng.choice((0, 3, 40, 900, 5_000))
@@ -74,15 +78,20 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
         source = rng.choices("abc", (6, 3, 1))[0]
         event = min(ts, now - (900_000 if source == "b" else 0)) - rng.choice((0, 0, 0, 0, 700, 20_000, 45_000))
         ts = rng.choice((-1, 0)) if odd and not broker and (len(log) < timeless or rng.random() < 0.03) else ts
-        if rng.random() < 0.06:
+        if rng.random() < 0.02:
+            numbers["a"], epoch = rng.randrange(3), epoch + (rng.random() < 0.5)
+            log += [(offset + n, ts, tick("X", "a", event + n, seq=numbers["a"] + n)) for n in range(rng.choice((9, 10, 11, 14)))]
+        elif rng.random() < 0.06:
             log.append((offset, ts if broker else ts + rng.choice((0, 25 * HOUR_MS)), None))
         elif rng.random() < 0.06:
             log.append((offset, ts, {"punctuate": event // 1000 - rng.randrange(3), "source": source}))
         else:
             ticks = []
             for _ in range(rng.choice((1, 1, 1, 2, 4))):
+                if told and rng.random() < 0.05:
+                    ticks.append(rng.choice(told[-6:]).copy())
+                    continue
                 numbers[source] += 1
-                seq = {"seq": max(0, numbers[source] - rng.choice((0, 0, 0, 0, 3)))} if source == "a" or (source == "b" and rng.random() < 0.5) else {}
                 if currency and rng.random() < 0.05:
                     currency = rng.choice(("GBp", "GBP"))
                 more: dict[str, Any] = {"currency": rng.choice((currency, currency, None, ""))} if currency else {}
@@ -91,21 +100,38 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
                 symbol = rng.choice({"a": "XYZ\u00e9" if odd else "XYZ", "b": "UVX", "c": "XW"}[source])
                 time = event + rng.randrange(400)
                 time = rng.choice((time // 1000, time * 1000, FIRST_MS, FIRST_MS - 1)) if odd and rng.random() < 0.03 else time
-                ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **seq, **more))
+                if source == "a" or (source == "b" and rng.random() < 0.5):
+                    more["seq"] = max(0, numbers[source] - rng.choice((0, 0, 0, 0, 1, 3)))
+                if symbol in "YZ" and rng.random() < 0.3:
+                    more["epoch"] = max(0, epoch - (rng.random() < 0.1))
+                if symbol in "UY" and rng.random() < 0.5:
+                    more["trade_id"] = f"t{numbers[source] - rng.choice((0, 0, 0, 5))}"
+                if symbol in "VWZ" and rng.random() < 0.9:
+                    figures[symbol] = figures[symbol] + rng.choice((0, 1, 10, 250)) if rng.random() < 0.95 else rng.randrange(40)
+                    wrong = rng.choice((-1, 0, 2**31 - 1, 2**32 - 1, 10**9, 10**12, 3, figures[symbol] - 5, figures[symbol] * 3))
+                    more["day_volume"] = abs(wrong) if wrong < -1 else figures[symbol] + rng.choice((0, 0, 0.25)) if rng.random() < 0.85 else wrong
+                    more |= {"session": rng.choice(("regular", "post"))} if rng.random() < 0.03 else {}
+                ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **more))
+                if "day_volume" in more and rng.random() < 0.8:
+                    del ticks[-1]["size"]
+                elif rng.random() < 0.03:
+                    ticks[-1]["size"] = rng.choice((-1, 2**31 - 1))
+                told.append(ticks[-1])
             log.append((offset, ts, ticks[0] if len(ticks) == 1 else ticks))
     return log
 
 
-Judged = tuple[list[Any], list[Any], list[Any], list[Any], Cleaner]
-"""Rejections, accepted places, closings, what the ticks carry (offset, flags, gap, price before it), and the core at the end."""
+def rows_of(frame: Frame) -> list[Any]:
+    """Offset, index, event time, size, flags, gap and price before it of each row."""
+    names = ("offset", "index", "event_time", "size", "flags", "gap_s", "price_before_gap")
+    return list(zip(*(frame.rows[name].to_pylist() for name in names), strict=True))
 
 
-def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[int] = frozenset()) -> Judged:
-    """`restarts` are chunks after which the core is restored from its snapshot."""
+def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[int] = frozenset()) -> tuple[list[Any], list[Any], list[Any], Cleaner]:
+    """Rejections, rows, closings, and the core at the end. `restarts` are chunks after which it is restored from its snapshot."""
     core, records = cleaner(), raw(log)
     rejected: list[Any] = []
     accepted: list[Any] = []
-    carried: list[Any] = []
     closings: list[Any] = []
     at = number = 0
     while at < len(records):
@@ -113,15 +139,12 @@ def judged(log: Log, chunks: Iterator[int] | None = None, restarts: frozenset[in
         rejected += [(r.offset, r.index, r.reason) for r in core.chunk(records[at : at + size])]
         frame = core.make_frame()
         assert frame is not None and frame.log_clock == core.log_clock
-        accepted += zip(*(frame.rows[name].to_pylist() for name in ("offset", "index")), strict=True)
-        carried += [(offset, flags or 0, gap, before) for offset, flags, gap, before in zip(
-            *(frame.rows[name].to_pylist() for name in ("offset", "flags", "gap_s", "price_before_gap")), strict=True
-        )]
+        accepted += rows_of(frame)
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
         if number in restarts:
             core = restarted(core)
         at, number = at + size, number + 1
-    return rejected, accepted, closings, carried, core
+    return rejected, accepted, closings, core
 
 
 def of_the_model(log: Log, most_sources: int = 1_000, most_symbols: int = 100_000) -> CleanModel:
@@ -149,22 +172,24 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
         rng = random.Random(seed)
         log = jumpy_log(rng, 150, broker=broker, odd=True)
         model = of_the_model(log)
-        rejected, accepted, closings, carried, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
-        assert carried == model.carried
-        silences.update(gap or -flags for _, flags, gap, _ in carried)
+        rejected, accepted, closings, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
+        silences.update(gap or -(flags & 4) for *_, flags, gap, _ in accepted)
         assert rejected == model.rejected
-        assert accepted == model.accepted
+        assert accepted == model.rows
         assert closings == model.closings
         assert core.log_clock == model.log_clock
-        whole = judged(log)[4]
+        whole = judged(log)[3]
         assert restarted(core).snapshot() and _content(core) == _content(whole), "the state is a function of the log"
         model.judged_at = model.log_clock
         assert _content(core)[0] == {name for name in model.sources if model._living(name)}
         assert _content(core)[1] == {symbol: (h[0], h[1], h[2]) for symbol in model.owner if (h := model._holder(symbol))}
         anew += model.anew
+        used.update(model.seen)
 
+    used = Counter[str]()
     holds()
     assert anew > 500 and {61, 8 * 3600, -4} <= silences
+    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction")) > 20, used
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -185,9 +210,9 @@ def test_a_setting_of_lateness_holds_for_sources_that_are_heard_after_it_changed
             core.chunk(some)
         frame = core.make_frame()
         assert frame is not None
-        accepted += zip(frame.rows["offset"].to_pylist(), frame.rows["index"].to_pylist(), strict=True)
+        accepted += rows_of(frame)
         closings += [(c.offset, c.source, c.after, c.second) for c in frame.closings]
-    assert accepted == model.accepted
+    assert accepted == model.rows
     assert closings == model.closings
 
 
@@ -204,7 +229,9 @@ def test_closings_and_rejections_are_those_of_the_model_of_the_windows(seed: int
     log = [(offset, ts, item if isinstance(item, list) or (item and "punctuate" in item) else [item]) for offset, ts, item in jumpy_log(rng, 200) if item]
     for _, ts, item in log:
         for one in item if isinstance(item, list) else []:
-            one.pop("seq", None)
+            for name in ("seq", "epoch", "trade_id", "day_volume"):
+                one.pop(name, None)
+            one["size"] = 1
             one["event_time"] = min(one["event_time"], ts)
     log = [(o, ts, i) for o, ts, i in log if isinstance(i, list) or i["punctuate"] * 1000 <= ts]
     rejected, _, closings, *_ = judged(log, iter(lambda: rng.randrange(1, 9), 0), frozenset(range(0, 100, 3)))  # type: ignore[arg-type]
@@ -243,8 +270,8 @@ def test_sources_are_bounded_and_forgotten_ones_make_room(restarts: frozenset[in
     log.append((14, NOW + FORGET_MS + 10, {"punctuate": NOW // 1000 + 1, "source": "s3"}))
     log += [(15 + n, NOW + FORGET_MS + 21 + n, tick(f"S{n}", f"t{n}", NOW + 5)) for n in range(5)]
     model = of_the_model(log, most_sources=5)
-    rejected, accepted, closings, *_ = judged(log, iter(lambda: 1, 0), restarts)
-    assert (rejected, accepted, closings) == (model.rejected, model.accepted, model.closings)
+    rejected, accepted, closings, _ = judged(log, iter(lambda: 1, 0), restarts)
+    assert (rejected, accepted, closings) == (model.rejected, model.rows, model.closings)
     reasons = [(offset, reason) for offset, _, reason in rejected]
     assert reasons == [(5, "too_many_sources"), (6, "too_many_sources"), (7, "too_many_sources"), (8, "too_many_sources"), (19, "too_many_sources")]
 
@@ -266,7 +293,7 @@ def test_bounds_are_the_models_whenever_it_is_restarted(seed: int, monkeypatch: 
             log.append((offset, ts, tick(f"{source}-{rng.randrange(3)}", source, min(now, ts))))
     model = of_the_model(log, most_sources=3, most_symbols=5)
     got = judged(log, iter(lambda: rng.randrange(1, 9), 0), frozenset(rng.sample(range(60), 15)))
-    assert got[:3] == (model.rejected, model.accepted, model.closings)
+    assert got[:3] == (model.rejected, model.rows, model.closings)
     assert {"too_many_sources", "too_many_symbols"} <= {reason for _, _, reason in model.rejected}
 
 

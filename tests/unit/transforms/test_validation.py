@@ -95,13 +95,15 @@ def tick(**changes: Any) -> bytes:
         (tick(price=-1), "out_of_range"),
         (tick(price=1e300), "out_of_range"),
         (tick(price=1e-300), "out_of_range"),
-        (tick(size=-1), "out_of_range"),
+        (tick(size=-2), "out_of_range"),
         (tick(size=10**30), "out_of_range"),
         (tick(bid=-2), "out_of_range"),
         (tick(ask=1e-11), "out_of_range"),
         (tick(ask_size=-2), "out_of_range"),
         (tick(seq=10**30), "out_of_range"),
-        (tick(day_volume=-1), "out_of_range"),
+        (tick(day_volume=-2), "out_of_range"),
+        (tick(epoch=-1), "out_of_range"),
+        (tick(epoch=1.5), "invalid_type"),
         (tick(symbol=""), "out_of_range"),
         (tick(symbol="A" * 33), "out_of_range"),
         (tick(symbol="A\nB"), "out_of_range"),
@@ -234,16 +236,6 @@ def test_late_ticks_revise_up_to_revise_s_back_and_are_rejected_beyond() -> None
     assert accepted == [(0, 0), (1, 0)]
 
 
-@pytest.mark.parametrize(("session", "volume", "expected"), [("regular", 700, [0, 100, 600]), ("regular", 50, [0, 100, 0]), ("post", 50, [0, 100, 50])])
-def test_size_follows_from_the_days_volume(session: str, volume: int, expected: list[int]) -> None:
-    core = cleaner()
-    for day_volume, at, kind in ((0, 0, "regular"), (100, 1, "regular"), (volume, 2, session)):
-        core.chunk([RawRecord(at, NOW, tick(size="absent", day_volume=day_volume, session=kind, event_time=NOW + at))])
-    frame = core.make_frame()
-    assert frame is not None
-    assert frame.rows["size"].to_pylist() == expected
-
-
 def test_state_of_other_settings_is_refused_in_words() -> None:
     core = cleaner()
     core.chunk([RawRecord(0, NOW, tick())])
@@ -288,9 +280,11 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             now += rng.choice((60_000, 61_000, 400_000, 9 * 3_600_000, FORGET_MS + 1))
         odd: dict[str, tuple[Any, ...]] = {
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
-            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12), "bid": (1.0, 0, -1, 2147483647, 1e12),
-            "ask": (1.0, 0, -1, 1e300, 1e12), "bid_size": (5.5, -1, 4294967295, 1e13), "ask_size": (5.5, -1, 0, 1e13), "seq": (number, number - 3, -1),
-            "snapshot": (True,), "day_volume": (number * 10, -1), **dict.fromkeys(TEXTS, ("N", "x" * 65)),
+            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12, -1, 2**31 - 1, 2.0**32 - 1), "bid": (1.0, 0, -1, 2147483647, 1e12),
+            "ask": (1.0, 0, -1, 1e300, 1e12), "bid_size": (5.5, -1, 4294967295, 1e13), "ask_size": (5.5, -1, 0, 1e13),
+            "seq": (number, number - 3, number - 1, -1), "snapshot": (True,),
+            "day_volume": (number * 10, number * 10.125, number * 5, 10**9, 12, 0, -1, 2**32 - 1, -2), "epoch": (0, 1, number // 100, -1),
+            **dict.fromkeys(TEXTS, ("N", "x" * 65)), "trade_id": (f"T{number}", f"T{number // 9}", "x" * 65),
             "currency": ("GBp", "GBp", "GBP", "", "x" * 65),
         }  # fmt: skip
         symbol = rng.choice(HOME)
@@ -299,7 +293,8 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
         odd["event_time"] += (now // 1000, now * 1000, MIN_TIME)
         odd["symbol"] += (DECOMPOSED,)
         names = rng.sample(list(odd), rng.choice((0, 0, 0, 1, 2)))
-        changes |= {name: rng.choice(odd[name]) for name in names if source == "a" or name not in ("seq", "snapshot", "day_volume") or rng.random() < 0.05}
+        numbering = ("seq", "snapshot", "day_volume", "epoch")
+        changes |= {name: rng.choice(odd[name]) for name in names if source == "a" or name not in numbering or rng.random() < 0.05}
         values.append((rng.choice((-1, 0)) if rng.random() < 0.02 else now, tick(**changes)))
     return values
 
@@ -422,7 +417,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
-    quotes, currencies, currency = rng.random() < 0.5, rng.random() < 0.5, "GBp"
+    quotes, ids, epochs = (rng.random() < share for share in (0.5, 0.3, 0.2))
+    currencies, currency = rng.random() < 0.5, "GBp"
     values, now, numbers, stamped = [], NOW, rng.random() < 0.5, rng.random() < 0.3
     untimed = rng.choice((0, 100))
     for number in range(count):
@@ -430,6 +426,8 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
         symbol = rng.choice((*HOME, COMPOSED, DECOMPOSED)[: rng.choice((2, 6))])
         tick_: dict[str, Any] = {"symbol": symbol, "source": "a" if symbol < HOME[-1] else "b", "event_time": now - rng.choice((0, 0, 5, 300))}
         tick_ |= {"seq": number * 2} if numbers else {}
+        tick_ |= {"trade_id": f"T{number if rng.random() < 0.99 else number - 9}"} if ids else {}
+        tick_ |= {"epoch": number // 300} if epochs and numbers else {}
         if quotes and rng.random() < 0.5:
             tick_ |= {"bid": rng.choice((10.0, 0, -1)), "ask": rng.choice((10.5, 2147483647, 1.7976931348623157e308)), "bid_size": rng.choice((2, -1))}
             tick_ |= {"exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
@@ -440,6 +438,7 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
         if rng.random() < 0.01:
             odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
             odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
+            odd += [("size", -1), ("size", 2**31 - 1), ("seq", number * 2 - 2), ("epoch", 0), ("trade_id", "T1")]
             odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
             tick_ |= dict([rng.choice(odd)])
         values.append((now if not stamped or (number > untimed and number % 50) else rng.choice((-1, 0)), tick(**tick_)))
@@ -663,10 +662,10 @@ def test_a_record_that_raises_what_nobody_foresaw_is_rejected_and_its_neighbours
 ) -> None:
     judged = Cleaner._judge
 
-    def fails(self: Cleaner, tick_: Tick, ts: int) -> Any:
+    def fails(self: Cleaner, tick_: Tick, *at: int) -> Any:
         if tick_.price == 666:
             raise RuntimeError("odd")
-        return judged(self, tick_, ts)
+        return judged(self, tick_, *at)
 
     monkeypatch.setattr(Cleaner, "_judge", fails)
     odd = tick(price=666, day_volume=5)
