@@ -231,7 +231,7 @@ def test_closings_and_rejections_are_those_of_the_model_of_the_windows(seed: int
         for one in item if isinstance(item, list) else []:
             for name in ("seq", "epoch", "trade_id", "day_volume"):
                 one.pop(name, None)
-            one["size"] = 1
+            one["size"] = int(one["price"] is not None)
             one["event_time"] = min(one["event_time"], ts)
     log = [(o, ts, i) for o, ts, i in log if isinstance(i, list) or i["punctuate"] * 1000 <= ts]
     rejected, _, closings, *_ = judged(log, iter(lambda: rng.randrange(1, 9), 0), frozenset(range(0, 100, 3)))  # type: ignore[arg-type]
