@@ -46,8 +46,8 @@ FRAME_METADATA = {
 
 TICKS_COLUMNS = {field.name: field.meaning for field in TICK_FIELDS if field.carried} | {
     "flags": "sum of: 1 size accrued over more than 2 s; 2 a correction, which changes only the volume of its second; 4 a new series begins with its second",
-    "gap_s": "seconds of silence before it, where they were more than 60; else null",
-    "price_before_gap": "last price before that silence",
+    "gap_s": "seconds since the symbol's last trade, where they are more than 60 and at most 8 hours; else null",
+    "price_before_gap": "price of that last trade",
     "offset": "raw offset of the record that brought it",
     "index": "its place in that record's array, from 0",
 }
@@ -91,8 +91,8 @@ WINDOWS_COLUMNS = {
     "volume_60s": "shares traded in the 60 s up to and including the second",
     "ticks_10s": "ticks with a price in the 10 s up to and including the second",
     "accrued_5m": "part of volume_5m that had accrued over more than 2 s when it became known",
-    "gap_s": "seconds of silence before the second's first trade, where they were more than 60; else null",
-    "price_before_gap": "last price before that silence",
+    "gap_s": "seconds from the symbol's last trade to the second's first one, where they are more than 60 and at most 8 hours; else null",
+    "price_before_gap": "price of that last trade",
 }
 """The window is the WINDOW_S seconds up to and including the second."""
 

@@ -102,6 +102,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     currency.pop(symbol, None), since.pop(symbol, None), trades.pop(symbol, None)
                 if other:
                     ticks[symbol, source][second] = []
+                    t = t | {"begins": True}
                     begun[symbol, source].append(second)
                     since[symbol] = second
                     trades.pop(symbol, None)
@@ -210,5 +211,6 @@ def row(symbol, second, by, revised, late=False):
         else:
             out["mid"] = (bid + ask) / 2
     out["price"] = next((x for x in (out["mid"], out["close"], last_trade) if x is not None), None)
+    flags += ["new_series"] * any("begins" in t for t in own)
     out["quality"] = ",".join(flags)
     return out

@@ -175,6 +175,18 @@ def slow_symbol_in_a_fast_source(ran: Ran) -> None:
     assert len(judged["SLOW"]) >= len(judged["X"]) - 4 > 0
 
 
+def pence_to_pounds(ran: Ran) -> None:
+    """Another currency begins a series: nothing of before is in its rows, no price drops, and no prediction is evaluated across the change."""
+    rows = ran.of("X")
+    begins = rows[70]
+    assert [row["second"] for row in rows if "new_series" in row["quality"]] == [begins["second"]]
+    assert (begins["seconds_5m"], begins["volume_5m"], begins["high_5m"], begins["return_1s"]) == (1, 100, 80.0, None)
+    assert rows[-1]["seconds_5m"] == 60 and rows[-1]["volume_5m"] == 6_000 and rows[-1]["high_5m"] == 80.04
+    assert ran.tables["alerts"] == [] and not any("possible_split" in row["quality"] for row in rows)
+    judged = {symbol: [one for one in ran.tables["outcomes"] if one["symbol"] == symbol and one["horizon_s"] == 10] for symbol in "XY"}
+    assert len(judged["Y"]) - len(judged["X"]) == 10 and max(abs(one["realised_return"]) for one in judged["X"]) < 0.01
+
+
 def split_2_to_1(ran: Ran) -> None:
     """The first row after the split, and no other, is flagged; nothing of its figures is changed."""
     (split,) = [row for row in ran.rows if "possible_split" in row["quality"]]
@@ -194,6 +206,7 @@ CASES: dict[str, Callable[[Ran], None]] = {
     "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,
     "numbering_begins_again": numbering_begins_again,
+    "pence_to_pounds": pence_to_pounds,
     "quote_placeholders": quote_placeholders,
     "record_time_minus_1": record_time_minus_1,
     "record_times_0_and_minus_1": record_times_0_and_minus_1,

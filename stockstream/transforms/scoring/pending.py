@@ -81,6 +81,8 @@ class SourcePredictions:
         """By second its slots, in the order of their closings: rows that come late have one of their own."""
         self.due: dict[int, list[Pending]] = {}
         """By the second that judges them."""
+        self.began: dict[str, set[int]] = {}
+        """By symbol the seconds with which another currency began; no prediction from before is judged by a price from then on."""
         self._number: dict[str, int] = {}
 
     def register_symbols(self, symbols: Sequence[str]) -> Ints:
@@ -139,6 +141,8 @@ class SourcePredictions:
     def advance(self, second: int) -> None:
         """Closes through `second` and forgets what no horizon reaches."""
         self.closed = max(self.closed, second)
+        if self.began:
+            self.began = {symbol: kept for symbol, seconds in self.began.items() if (kept := {second for second in seconds if second > self.closed - RING_S})}
         for old in [made for made in self.pending if made <= self.closed - RING_S]:
             del self.pending[old]
 
@@ -161,10 +165,24 @@ def pending_of(source: SourcePredictions, second: int, rows: RowsToScore, span: 
 
 def judge(source: SourcePredictions, slot: Pending, moment: int) -> Iterator[Judged]:
     price_then = source.price_at(slot, moment)
+    if source.began:
+        slot, price_then = _of_one_currency(source, slot, price_then, moment)
+    if not len(price_then):
+        return
     for answer in slot.answers:
         for column, horizon in enumerate(answer.horizons_s):
             if slot.second + horizon == moment:
                 yield Judged(source.names, slot, answer, column, price_then)
+
+
+def _of_one_currency(source: SourcePredictions, slot: Pending, price_then: Floats, moment: int) -> tuple[Pending, Floats]:
+    """The rows of a slot whose symbols have not changed their currency until `moment`, and their prices."""
+    began = [source.began.get(source.names[number], ()) for number in slot.index.tolist()]
+    kept = np.array([not any(slot.second < second <= moment for second in seconds) for seconds in began], np.bool_)
+    if kept.all():
+        return slot, price_then
+    answers = [ModelAnswer(v.role, v.name, v.version, v.horizons_s, v.returns[kept], v.p_up[kept]) for v in slot.answers]
+    return Pending(slot.second, slot.index[kept], slot.price[kept], answers, slot.offset), price_then[kept]
 
 
 def outcomes_of(judged: Sequence[Judged]) -> Outcomes | None:

@@ -2,7 +2,8 @@
 
 Every row that is not `revised` and has a price is scored at its closing. A prediction made for second s is judged over a horizon h by the first closing of
 its source that reaches s + h, at the price of the symbol's last such row with a second <= s + h, whatever else that closing brings. A row that comes late is
-one like any other; where s + h was closed before it came, the closing that brings it judges it.
+one like any other; where s + h was closed before it came, the closing that brings it judges it. Where the
+symbol's currency changes between s and s + h, there is no outcome.
 
 A model that gives no usable answer, or cannot be loaded, is suspended from the next raw offset on; its rows from the first faulty one on are not predicted
 by it. It never raises here.
@@ -177,6 +178,8 @@ class Scorer:
                 source = self._sources[closing.source] = SourcePredictions(closing.after, closing.offset)
                 self._unsaved = {place: slot for place, slot in self._unsaved.items() if place[0] != closing.source}
                 self.index.forget(closing.source)
+            for symbol, began in rows.begun.get((closing.offset, closing.source), ()):
+                source.began.setdefault(symbol, set()).add(began)
             due = self._close(closing.source, source, closing.second, rows, rows.spans.get((closing.offset, closing.source), {}), answered)
             if closing.offset > self.sent:
                 judged += due
@@ -335,7 +338,10 @@ class Scorer:
                 if second > self._sources[name].closed - RING_S:
                     out += self._slot_records(term, name, slot, number, through)
                     newest[name] = max(second, newest.get(name, second))
-            sources = {name: state.SourceProgress(source.closed, source.series_offset, source.heard) for name, source in self._sources.items()}
+            sources = {
+                name: state.SourceProgress(source.closed, source.series_offset, source.heard, {s: sorted(began) for s, began in source.began.items()})
+                for name, source in self._sources.items()
+            }
             needed = self.index.needed({name: source.closed - RING_S + 1 for name, source in sources.items()})
             self._checkpoint_slot = stored.next_slot(self._checkpoint_slot)
             checkpoint = state.Checkpoint(
@@ -431,7 +437,9 @@ class Scorer:
             self.index.restored(offset, {slot.source: slot.second})
         self._saved_expect = self.expect
         self.roster.prune(self.expect)
-        self._sources = {name: SourcePredictions(source.closed, source.series_offset, source.heard) for name, source in sources.items()}
+        for name, progress in sources.items():
+            self._sources[name] = SourcePredictions(progress.closed, progress.series_offset, progress.heard)
+            self._sources[name].began = {symbol: set(began) for symbol, began in progress.began.items()}
         self._undated = {name for name, source in sources.items() if not source.heard}
         best: dict[tuple[str, int, int], dict[int, dict[int, state.PendingState]]] = {}
         for _, slot in slots:

@@ -40,11 +40,13 @@ class Key(NamedTuple):
 
 
 class SourceProgress(msgspec.Struct, array_like=True):
-    """Of a source: the second that it is closed through, the raw offset of its first closing, and when it was last heard (epoch ms, 0: not known)."""
+    """Of a source: the second that it is closed through, the raw offset of its first closing, when it was last heard (epoch ms, 0: not known), and by symbol
+    the seconds with which another currency began."""
 
     closed: int
     series_offset: int = -1
     heard: int = 0
+    began: dict[str, list[int]] = msgspec.field(default_factory=dict)
 
 
 class Checkpoint(Stored, kw_only=True):

@@ -236,7 +236,7 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         flags["partial"] = length < WINDOW_S
         if current.parts:
             flags["accrued"] = get["accrued"] > 0
-        flags["after_gap"] = silent
+        flags["after_gap"], flags["new_series"] = silent, get["new_series"] > 0
         flags["possible_split"] = possible_split(np.where(np.isnan(former), out["price_before_gap"], former), out["open"])
         out["mid"], out["quality"] = mid, quality_bits(flags)
         out["price"] = np.where(np.isnan(mid), np.where(np.isnan(get["close"]), carried, get["close"]), mid)

@@ -92,7 +92,9 @@ def oracle(log: Log, roster: Sequence[tuple[int, Sequence[tuple[Fake, str]]]]) -
             for h, expected, p in said:
                 reached = (c.offset for c in log.closings if c.source == r["source"] and c.offset >= r["offset"] and c.second >= r["second"] + h)
                 judged_by = min(reached, default=None)                   # where it came late, that may be the closing that brought it
-                if judged_by is not None:
+                anew = [x["second"] for x in log.rows if "new_series" in x["quality"] and x["symbol"] == r["symbol"] and x["source"] == r["source"]
+                        and x["offset"] <= (judged_by or 0)]  # fmt: skip
+                if judged_by is not None and not any(r["second"] < second <= r["second"] + h for second in anew):
                     of_symbol = [x for x in good if (x["symbol"], x["source"]) == (r["symbol"], r["source"]) and x["offset"] <= judged_by]
                     then = [x for x in of_symbol if x["second"] <= r["second"] + h]
                     price = max(then, key=lambda x: x["second"])["price"]
@@ -149,12 +151,14 @@ def random_log(rng: random.Random) -> Log:
             for second in sorted({after - rng.choice((0, 0, 1, 2, 9, 29)) for _ in range(rng.choice((0, 1, 4)))}) if late_often and after > 1_000 else ():
                 for symbol in ("A", "B") if source == "s" else ("C",):
                     if (symbol, second) not in sent and rng.random() < 0.75:
-                        rows.append(row(symbol, second, rng.choice((None, 98.0, 102.0)), offset, source, quality="late"))
+                        quality = rng.choice(("late",) * 9 + ("late,new_series",))
+                        rows.append(row(symbol, second, rng.choice((None, 98.0, 102.0)), offset, source, quality=quality))
                         sent.add((symbol, second))
             for second in sorted({rng.randint(after + 1, after + jump) for _ in range(rng.randint(0, 6))}) if jump else ():
                 for symbol in ("A", "B") if source == "s" else ("C",):
                     if rng.random() < 0.75:
-                        rows.append(row(symbol, second, rng.choice((None, 99.5, 100.0, 101.25)), offset, source))
+                        quality = rng.choice(("",) * 15 + ("partial,new_series",))
+                        rows.append(row(symbol, second, rng.choice((None, 99.5, 100.0, 101.25)), offset, source, quality=quality))
                         sent.add((symbol, second))
     return Log(closings, rows, offset + 1)
 
