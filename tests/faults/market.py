@@ -111,6 +111,8 @@ class Market:
         if rng.random() < 0.015:
             at -= rng.choice((300, 1_500, 4_000, 12_000, 28_000, 45_000))
         tick: dict[str, Any] = {"symbol": symbol.name, "source": symbol.source, "event_time": at, "price": symbol.price, "size": size}
+        if symbol.numbered and not symbol.cumulative:
+            tick["size"] = size + round(rng.random(), rng.randrange(5))     # parts of shares
         if rng.random() < 0.08:
             tick |= {"price": None, "size": 0}
         if rng.random() < 0.3:

@@ -36,6 +36,16 @@ def shares(sizes):
     return float(sum(Fraction(repr(size)) for size in sizes))
 
 
+def is_correction(tick):
+    """It takes back volume of its second, and is no tick."""
+    return bool((tick.get("flags") or 0) & 2)
+
+
+def accrued(ticks):
+    """Shares that had accrued over more than 2 s when they became known: each size in millionths."""
+    return float(sum(Fraction(round(Fraction(repr(t["size"])) * 10**6), 10**6) for t in ticks if (t.get("flags") or 0) & 1))
+
+
 def closed_through(clock, lateness_ms=LATENESS_MS):
     """Last closed second when the newest event_time is `clock`: a second closes when the clock has passed its end by the lateness."""
     return (clock - lateness_ms) // 1000 - 1
@@ -156,11 +166,12 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
 
 def row(symbol, second, by, revised, late=False):
     """One row from a series' seconds `by`; only what is at or before `second` counts."""
+    all_by, by = by, {s: [t for t in ts if not is_correction(t)] for s, ts in by.items()}
     own = by[second]
     out = {"symbol": symbol, "second": second, "revised": revised}
     prices = [t["price"] for t in own if t["price"] is not None]
     out |= {"open": prices[0] if prices else None, "high": max(prices, default=None), "low": min(prices, default=None), "close": prices[-1] if prices else None,
-            "volume": shares(t["size"] for t in own), "ticks": len(prices), "quotes": len(own) - len(prices)}
+            "volume": shares(t["size"] for t in all_by[second]), "ticks": len(prices), "quotes": len(own) - len(prices)}
     for name in ("bid", "ask", "bid_size", "ask_size"):
         out[name] = next((t[name] for t in reversed(own) if t.get(name) is not None), None)
 
@@ -174,8 +185,8 @@ def row(symbol, second, by, revised, late=False):
     low = second - WINDOW_S + 1
     inside = [t for s, ts in by.items() if low <= s <= second for t in ts]
     traded = [t for t in inside if t["price"] is not None]
-    volume = shares(t["size"] for t in inside)
-    last_60s, last_10s = ([t for s, ts in by.items() if second - lag < s <= second for t in ts] for lag in (60, 10))
+    counted, last_60s, last_10s = ([t for s, ts in all_by.items() if second - lag < s <= second for t in ts] for lag in (WINDOW_S, 60, 10))
+    volume = shares(t["size"] for t in counted)
     series, returns = [], []
     if alive:
         price = None
@@ -187,8 +198,9 @@ def row(symbol, second, by, revised, late=False):
                     returns.append(math.log(price / before))
     mean = math.fsum(returns) / len(returns) if returns else 0.0
     out |= {"mean_5m": math.fsum(series) / len(series) if series else None,
-            "vwap_5m": math.fsum(t["price"] * t["size"] for t in traded) / volume if volume else None, "volume_5m": volume,
+            "vwap_5m": math.fsum(t["price"] * t["size"] for t in counted if t["price"] is not None) / volume if volume > 0 else None, "volume_5m": volume,
             "volume_60s": shares(t["size"] for t in last_60s), "volume_10s": shares(t["size"] for t in last_10s),
+            "accrued_5m": accrued(counted),
             "high_5m": max((t["price"] for t in traded), default=None), "low_5m": min((t["price"] for t in traded), default=None),
             "return_std_5m": math.sqrt(math.fsum((r - mean) ** 2 for r in returns) / (len(returns) - 1)) if len(returns) > 1 else None,
             "ticks_5m": len(traded), "seconds_5m": len(series)}
@@ -197,6 +209,7 @@ def row(symbol, second, by, revised, late=False):
     former = last[before[-1]] if before else out["price_before_gap"]
     split = former is not None and prices != [] and any(abs(prices[0] / former - n) <= .02 * n for x in SPLITS for n in (x, 1 / x))
     flags = ["partial"] * (len(series) < WINDOW_S) + ["late"] * late
+    flags += ["accrued"] if accrued(all_by[second]) > 0 else []
     flags += ["after_gap"] if out["gap_s"] is not None else []
     flags += ["possible_split"] if split else []
     out["mid"] = None                                       # there is none where nobody would trade at it

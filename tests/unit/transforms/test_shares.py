@@ -143,7 +143,7 @@ def test_windows_sum_shares_exactly_with_corrections_and_accrued_volume(seed: in
     for key, values in want.items():
         row = last[key] | {"accrued": "accrued" in last[key]["quality"].split(",")}
         assert {name: row[name] for name in values if name != "accrued_5m"} == {name: value for name, value in values.items() if name != "accrued_5m"}, key
-        assert row["accrued_5m"] == pytest.approx(values["accrued_5m"], abs=3e-4)             # each size is rounded to 1e-6
+        assert row["accrued_5m"] == pytest.approx(values["accrued_5m"], rel=1e-15)
 
 
 def test_a_restart_changes_no_bit() -> None:

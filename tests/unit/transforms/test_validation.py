@@ -280,7 +280,8 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             now += rng.choice((60_000, 61_000, 400_000, 9 * 3_600_000, FORGET_MS + 1))
         odd: dict[str, tuple[Any, ...]] = {
             "symbol": ("AAB", HOME[0]), "source": ("a", "b"), "event_time": (now - 5_000, now - 40_000, now + 1_000, now + 3_000),
-            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 10**12, -1, 2**31 - 1, 2.0**32 - 1), "bid": (1.0, 0, -1, 2147483647, 1e12),
+            "price": (2.5, None, 0, 1e12), "size": (5, 0, 0.0, 1.5, 0.123456789, 1e-9, 10**12, -1, 2**31 - 1, 2.0**32 - 1),
+            "bid": (1.0, 0, -1, 2147483647, 1e12),
             "ask": (1.0, 0, -1, 1e300, 1e12), "bid_size": (5.5, -1, 4294967295, 1e13), "ask_size": (5.5, -1, 0, 1e13),
             "seq": (number, number - 3, number - 1, -1), "snapshot": (True,),
             "day_volume": (number * 10, number * 10.125, number * 5, 10**9, 12, 0, -1, 2**32 - 1, -2), "epoch": (0, 1, number // 100, -1),
@@ -431,12 +432,12 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
         if quotes and rng.random() < 0.5:
             tick_ |= {"bid": rng.choice((10.0, 0, -1)), "ask": rng.choice((10.5, 2147483647, 1.7976931348623157e308)), "bid_size": rng.choice((2, -1))}
             tick_ |= {"exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
-            tick_["size"] = 0 if tick_["price"] is None else 4
+            tick_["size"] = 0 if tick_["price"] is None else rng.choice((4, 0.0387, 1.123456785))
         if currencies and rng.random() < 0.7:
             currency = rng.choice(("GBp", "GBP", "EUR")) if rng.random() < 0.01 else currency
             tick_["currency"] = rng.choice((currency, currency, ""))
         if rng.random() < 0.01:
-            odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("day_volume", 9)]
+            odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("size", 1e-12), ("day_volume", 9)]
             odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
             odd += [("size", -1), ("size", 2**31 - 1), ("seq", number * 2 - 2), ("epoch", 0), ("trade_id", "T1")]
             odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
