@@ -42,7 +42,7 @@ def content(tick: Any) -> bytes:
     values = [getattr(tick, name, None) for name in _CONTENT]
     values = [None if not value or value in NO_DATA else float(value) if type(value) is int else value for value in values]
     if values[2] is not None:
-        values[2] = rounded(values[2])
+        values[2] = rounded(values[2]) or None
     while values[-1] is None:
         values.pop()
     return _digest(_encode(values))
