@@ -1,0 +1,46 @@
+"""A symbol that is always behind the others of its source, through a live worker on real Kafka."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import backtests
+from tests.faults.workers import wait_until
+from tests.integration.test_backtest import line_of, published
+from tests.integration.test_line import LONGEST_S, running, wait_for
+from tests.kafka import Cluster
+
+CASE = Path(__file__).parents[1] / "fixtures" / "cases" / "slow_symbol_in_a_fast_source.jsonl"
+SECONDS = 130
+
+pytestmark = pytest.mark.kafka
+
+
+def test_a_slow_symbol_in_a_fast_source_is_looked_at_and_scored(kafka: Cluster, tmp_path: Path) -> None:
+    values = [(0, json.dumps(json.loads(line)["value"]).encode()) for line in CASE.read_text().splitlines()]
+    assert len(values) == 2 * SECONDS + 1
+    own = {"STOCKSTREAM_TOPIC_PREFIX": f"late{os.getpid()}.", "STOCKSTREAM_PARTITIONS": "1"}
+    with running(kafka.bootstrap, tmp_path, **own) as line:
+        line.send(values)
+        wait_for(line, len(values))
+        wait_until(lambda: line.metric("stockstream_predictions_total") >= 2 * SECONDS, LONGEST_S, "both symbols predicted each second", 0.5)
+        (lateness,) = line.get("/api/pipeline")[1]["lateness"]
+        assert (lateness["source"], lateness["lateness_ms"], lateness["slow_symbols"], lateness["rejected_late"]) == ("s", 200, ["SLOW"], 0)
+        assert lateness["late_rows"] >= SECONDS - 1 and line.metric("stockstream_source_late_rows_total") == lateness["late_rows"]
+        assert 1_300 <= lateness["lag_ms"]["p99"] <= 1_430 and lateness["suggested_lateness_ms"] in (1_100, 1_200)
+
+        backtests.write(tmp_path / "log.jsonl", [line_of(record) for record in line.read("ticks.raw")])
+        line.command("backtest", str(tmp_path / "log.jsonl"), "--out", "again", "--no-close")
+        again = backtests.read(line.folder / "again")
+        wait_until(lambda: len(published(line)["outcomes"]) >= len(again["outcomes"]), LONGEST_S, "outcomes", 1.0)
+        line.worker.stop()
+        live = published(line)
+    opened = [alert for alert in live["alerts"].values() if alert["state"] == "opened" and alert["rule"] == "price_drop"]
+    assert [alert["symbol"] for alert in opened] == ["SLOW"]
+    for symbol in ("X", "SLOW"):
+        assert len({one["as_of"] for one in live["predictions"].values() if one["symbol"] == symbol}) >= SECONDS
+    assert {name: len(items) for name, items in live.items()} == {name: len(items) for name, items in again.items()}
