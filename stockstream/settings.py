@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
-from stockstream.transforms.timing import LATENESS, REVISE_S, Lateness
+from stockstream.transforms.timing import LATENESS, MAX_REVISE_S, REVISE_S, Lateness
 
 SOURCES = ("none", "simulated")
 PREFIX = "STOCKSTREAM_"
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     lateness_ms: str = Field(
         LATENESS, description="how far a source's watermark must pass a second's end before it closes: for all, and by source; fixed when it is heard first"
     )
-    revise_s: int = Field(REVISE_S, ge=1, le=120, description="how many seconds back a late tick may change; belongs to the log")
+    revise_s: int = Field(REVISE_S, ge=1, le=MAX_REVISE_S, description="how many seconds back a late tick may change; belongs to the log")
     idle_ms: int = Field(1_000, ge=100, le=600_000, description="wall time without ticks after which a source's open second is closed")
     plain_transport: bool = Field(False, description="fetch ahead as aiokafka does, and own frames too; results come later; for finding the cause of faults")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")

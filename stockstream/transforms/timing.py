@@ -24,6 +24,7 @@ LATENESS_MS = 200
 MAX_LATENESS_MS = 60_000
 REVISE_S = 30
 """How many seconds back a late tick may change; the default of STOCKSTREAM_REVISE_S."""
+MAX_REVISE_S = 120
 
 
 @dataclass(frozen=True, slots=True)

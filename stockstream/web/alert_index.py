@@ -19,6 +19,12 @@ Key = tuple[int, str]
 """When an alert was opened (epoch ms), and its id: the order of pages."""
 
 
+def _progress(alert: Alert) -> tuple[int, int, int]:
+    """Orders the states of one alert: by the raw offset of its row first, as a row that comes late updates it with an `as_of` that is not the newest."""
+    offset = alert.window.get("offset")
+    return offset if isinstance(offset, int) else -1, alert.as_of, RANK[alert.state]
+
+
 class AlertIndex:
     """The newest states of alerts by id, at most `most`. The oldest closed ones are forgotten first.
 
@@ -53,7 +59,7 @@ class AlertIndex:
         """Adds a state. Returns None if a newer one is held, else the alerts that were forgotten for it."""
         held = self._alerts.get(alert.id)
         if held is not None:
-            if (alert.as_of, RANK[alert.state]) < (held.as_of, RANK[held.state]):
+            if _progress(alert) < _progress(held):
                 return None
             self._remove(held)
         self._alerts[alert.id] = alert

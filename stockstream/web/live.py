@@ -22,6 +22,7 @@ from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.shares import for_json
 from stockstream.transforms.timing import GAP_S as STALE_S
+from stockstream.transforms.timing import MAX_REVISE_S
 from stockstream.web.alert_index import AlertIndex
 from stockstream.web.answers import (
     BOOLS,
@@ -183,7 +184,8 @@ class Live:
         self._list.show(symbol, str(values.get("name") or ""))
 
     def prediction(self, data: bytes) -> None:
-        """One message of `predictions`; the one with the highest offset is kept, and a repeat of an older one changes nothing."""
+        """One message of `predictions`. The newest is kept: a repeat of an older one changes nothing, nor does one of a row that came
+        late. One of a second long before, with a higher offset, is of another series."""
         key = _decode_key(within(data, MAX_PREDICTION_BYTES))
         require_symbol(key.symbol)
         if not (0 <= key.as_of <= MAX_TIME and 0 <= key.offset < 1 << 63):
@@ -194,7 +196,7 @@ class Live:
                 self.symbols_refused += 1
                 return
             self._list.show(key.symbol)
-        elif key.as_of < held[0] and key.offset <= held[1]:
+        elif key.as_of < held[0] and (key.offset <= held[1] or key.as_of > held[0] - MAX_REVISE_S * 1_000):
             return
         self._predictions[key.symbol] = (key.as_of, key.offset, data)
         self._new_predictions.add(key.symbol)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kafka
 
 
 def test_a_slow_symbol_in_a_fast_source_is_looked_at_and_scored(kafka: Cluster, tmp_path: Path) -> None:
-    values = [(0, json.dumps(json.loads(line)["value"]).encode()) for line in CASE.read_text().splitlines()]
+    values: list[tuple[int, bytes | None]] = [(0, json.dumps(json.loads(line)["value"]).encode()) for line in CASE.read_text().splitlines()]
     assert len(values) == 2 * SECONDS + 1
     own = {"STOCKSTREAM_TOPIC_PREFIX": f"late{os.getpid()}.", "STOCKSTREAM_PARTITIONS": "1"}
     with running(kafka.bootstrap, tmp_path, **own) as line:

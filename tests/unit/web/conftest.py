@@ -50,11 +50,11 @@ class Make:
         )  # fmt: skip
         return msgspec.json.encode(msgspec.structs.replace(prediction, **changes))
 
-    def alert(self, number: int = 1, state: str = "opened", symbol: str = "ABC", as_of: int = 0, rule: str = "volume_spike") -> bytes:
+    def alert(self, number: int = 1, state: str = "opened", symbol: str = "ABC", as_of: int = 0, rule: str = "volume_spike", **window: Any) -> bytes:
         opened_at = (SECOND + number) * 1_000
         alert = Alert(
             id=f"{symbol}:{rule}:{opened_at}", symbol=symbol, rule=rule, state=state, severity="warning", opened_at=opened_at, as_of=as_of or opened_at,  # type: ignore[arg-type]
-            value=9.0, baseline=1.0, threshold=8.0, message="volume is 9 times its mean", window={"volume_5m": 5_000},
+            value=9.0, baseline=1.0, threshold=8.0, message="volume is 9 times its mean", window={"volume_5m": 5_000} | window,
         )  # fmt: skip
         return msgspec.json.encode(alert)
 

@@ -51,6 +51,31 @@ def test_the_highest_offset_counts_whatever_the_order(make: Any) -> None:
     assert [bar.close for bar in live.bars("ABC", 1, 10).items] == [3.0, 2.0]
 
 
+def test_a_late_row_is_a_row(make: Any) -> None:
+    """A symbol that is behind its source has its bars, its last row and its place in the list."""
+    live, s = Live(), make.second
+    frames = [[make.row("X", second=at, offset=at - s), make.row("SLOW", second=at - 2, offset=at - s, quality="partial,late")] for at in range(s, s + 5)]
+    for rows in frames:
+        live.frame(0, make.frame(rows))
+    assert [bar.second for bar in live.bars("SLOW", 1, 10).items] == list(range(s - 2, s + 3))
+    detail = live.symbol("SLOW")
+    assert detail is not None and detail.last is not None and (detail.last.second, detail.last.quality) == (s + 2, "partial,late")
+    live.frame(0, make.frame([make.row("SLOW", second=s + 1, offset=9, quality="late", close=7.0)]))
+    detail = live.symbol("SLOW")
+    assert detail is not None and detail.last is not None and detail.last.second == s + 2 and live.bars("SLOW", 1, 10).items[-2].close == 7.0
+
+
+def test_an_alert_that_a_late_row_updates_is_shown_as_updated(make: Any) -> None:
+    live = Live()
+    states = [("opened", 10_000, 5), ("updated", 20_000, 15), ("updated", 8_000, 16), ("updated", 20_000, 15), ("closed", 80_000, 16), ("updated", 8_000, 16)]
+    shown = []
+    for state, as_of, offset in states:
+        live.alert(make.alert(state=state, as_of=as_of, offset=offset))
+        alert = live.alerts(1).items[0]
+        shown.append((alert.state, alert.as_of))
+    assert shown == [("opened", 10_000), ("updated", 20_000), ("updated", 8_000), ("updated", 8_000), ("closed", 80_000), ("closed", 80_000)]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])      # `make` has no state
 @given(seed=st.integers(0, 10_000), cut=st.lists(st.integers(0, 120), max_size=8))
 def test_any_cutting_into_frames_gives_the_same_bars_as_a_plain_model(make: Any, seed: int, cut: list[int]) -> None:
@@ -160,11 +185,12 @@ def test_a_message_that_cannot_be_read_changes_nothing(make: Any) -> None:
 
 def test_predictions_keep_the_one_furthest_along(make: Any) -> None:
     live = Live()
-    live.prediction(make.prediction(as_of=2_000, offset=20))
-    live.prediction(make.prediction(as_of=1_000, offset=10))
-    assert live.predictions(10).items[0].as_of == 2_000
-    live.prediction(make.prediction(as_of=500, offset=30))       # another source, further along the log
-    assert live.predictions(10).items[0].as_of == 500
+    live.prediction(make.prediction(as_of=202_000, offset=20))
+    live.prediction(make.prediction(as_of=201_000, offset=10))
+    live.prediction(make.prediction(as_of=172_000, offset=30))   # of a row that came late
+    assert live.predictions(10).items[0].as_of == 202_000
+    live.prediction(make.prediction(as_of=50_000, offset=40))    # another source, further along the log
+    assert live.predictions(10).items[0].as_of == 50_000
     live.prediction(make.prediction("B"))
     assert [p.symbol for p in live.predictions(1).items] == ["ABC"]
     assert [p.symbol for p in live.predictions(1, after=str(live.predictions(1).next)).items] == ["B"]
