@@ -435,6 +435,8 @@ class Cleaner:
             if changes_currency(held, tick):
                 begin_series(held, tick)
                 begins = True
+                if feed is not None and feed.step is not None:
+                    feed.step = msgspec.structs.replace(feed.step, size=0.0)     # its shares are of the series before: nothing can take them back
             if held.source != name:
                 held.source, held.newest = name, second
             elif second > held.newest:
