@@ -301,6 +301,9 @@ class CleanModel:
             if currency != known:
                 flags, since = 4, second
                 self.trades.pop(symbol, None)
+                count = self.sources[tick["source"]].counts.get(symbol)
+                if count and count.rise:
+                    count.rise = (*count.rise[:4], Decimal(0), 0)        # its shares are of the series before
             self.currency[symbol] = currency, since
         trades = self.trades.setdefault(symbol, [])
         if price is not None:

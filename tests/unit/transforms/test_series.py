@@ -36,7 +36,8 @@ def records(ticks: list[Tick]) -> list[RawRecord]:
 def cleaned(ticks: list[Tick], *, restarts: bool = False) -> tuple[list[tuple[int, int | None, float | None]], list[str]]:
     """What each accepted tick carries (flags, gap, price before it), and the reasons of the others."""
     core = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
-    carried, rejected = [], []
+    carried: list[tuple[int, int | None, float | None]] = []
+    rejected: list[str] = []
     for one in records(ticks):
         rejected += [rejection.reason for rejection in core.chunk([one])]
         frame = core.make_frame()
@@ -86,8 +87,7 @@ def test_no_gap_leads_to_another_currency() -> None:
 
 
 def test_a_currency_that_comes_before_the_symbols_newest_second_or_into_a_sent_one_is_late() -> None:
-    other = {"symbol": "Y"}
-    carried, rejected = cleaned([tick(5, currency="GBp"), tick(4, currency="GBP"), tick(7, **other), tick(5.5, currency="GBP"), tick(6, currency="GBP")])
+    carried, rejected = cleaned([tick(5, currency="GBp"), tick(4, currency="GBP"), tick(7, symbol="Y"), tick(5.5, currency="GBP"), tick(6, currency="GBP")])
     assert rejected == ["late", "late"] and [flags for flags, _, _ in carried] == [0, 0, 4]
 
 
