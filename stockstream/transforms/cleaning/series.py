@@ -78,22 +78,35 @@ def trades_of(plain: Columns, held: list[Held]) -> Trades:
     """As `take_trade` of each trade in turn, as columns. `held` is by symbol, and stays as it is."""
     price: Floats = plain.columns["price"].to_numpy(zero_copy_only=False)
     place: Ints = np.flatnonzero(~np.isnan(price))
-    count = len(held)
-    # behind what is held of each symbol come its trades, in the order of the log
-    symbol = np.concatenate([np.arange(count), plain.symbol[place]])
-    second = np.concatenate([np.array([holder.traded for holder in held], np.int64), plain.event_time[place] // 1000])
-    prices = np.concatenate([np.array([holder.price for holder in held]), price[place]])
-    order = (symbol.astype(np.uint16) if count < 1 << 16 else symbol).argsort(kind="stable")
-    key, prices = (symbol * _SPAN + second)[order], prices[order]
+    symbol, second, prices = plain.symbol[place], plain.event_time[place] // 1000, price[place]
+    before, price_before = np.array([holder.traded for holder in held], np.int64), np.array([holder.price for holder in held])
+    newest, last = before.copy(), price_before.copy()
+    np.maximum.at(newest, symbol, second)
+    at_newest = second == newest[symbol]
+    last[symbol[at_newest]] = prices[at_newest]                                   # of several the last stays
+    columns: dict[str, pa.Array] = {}
+    silent = newest - before > GAP_S                                              # only these symbols can have a gap
+    if silent.any():
+        some = np.flatnonzero(silent[symbol])
+        which, gap_s, price_then = _gaps(symbol[some], second[some], prices[some], np.flatnonzero(silent), before, price_before)
+        if len(which):
+            ticks = place[some[which]]
+            none, gap_of, price_of = np.ones(len(price), np.bool_), np.zeros(len(price), np.int64), np.zeros(len(price))
+            none[ticks], gap_of[ticks], price_of[ticks] = False, gap_s, price_then
+            columns = {"gap_s": pa.array(gap_of, mask=none), "price_before_gap": pa.array(price_of, mask=none)}
+    return Trades(newest.tolist(), last.tolist(), columns)
+
+
+def _gaps(symbol: Ints, second: Ints, price: Floats, symbols: Ints, before: Ints, price_before: Floats) -> tuple[Ints, Ints, Floats]:
+    """Which of some trades, in the order of the log, come after a gap, how long it is, and the price before it. `before` and `price_before` are what is held
+    of each symbol; `symbols` are those that trade here."""
+    # behind what is held of each symbol come its trades
+    count = len(symbols)
+    owner, prices = np.concatenate([symbols, symbol]), np.concatenate([price_before[symbols], price])
+    order = owner.argsort(kind="stable")
+    key, prices = (owner * _SPAN + np.concatenate([before[symbols], second]))[order], prices[order]
     newest = np.maximum.accumulate(key)
     at = np.maximum.accumulate(np.where(key == newest, np.arange(len(key)), 0))
-    ends = np.bincount(symbol, minlength=count).cumsum() - 1
-    silent = key[1:] - newest[:-1]                                       # where another symbol begins it is beyond any gap
+    silent = key[1:] - newest[:-1]                                                # where another symbol begins it is beyond any gap
     gaps = np.flatnonzero((silent > GAP_S) & (silent <= MAX_GAP_S))
-    columns: dict[str, pa.Array] = {}
-    if len(gaps):
-        ticks = place[order[gaps + 1] - count]
-        none, gap_s, before = np.ones(len(price), np.bool_), np.zeros(len(price), np.int64), np.zeros(len(price))
-        none[ticks], gap_s[ticks], before[ticks] = False, silent[gaps], prices[at[gaps]]
-        columns = {"gap_s": pa.array(gap_s, mask=none), "price_before_gap": pa.array(before, mask=none)}
-    return Trades((newest[ends] - np.arange(count) * _SPAN).tolist(), prices[at[ends]].tolist(), columns)
+    return order[gaps + 1] - count, silent[gaps], prices[at[gaps]]
