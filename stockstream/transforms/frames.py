@@ -250,7 +250,10 @@ def spread(texts: list[str], which: NDArray[np.int64]) -> pa.StringArray:
 def plain(array: NDArray[Any]) -> pa.Array:
     """Numbers or truths, none of them null, where they lie. `pa.array` would do for all of it, but loads numpy's masked arrays to look for those."""
     data = np.packbits(array, bitorder="little") if array.dtype.kind == "b" else np.ascontiguousarray(array)
-    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), len(array), [None, pa.py_buffer(data)], 0)
+    return pa.Array.from_buffers(_type_of(array.dtype), len(array), [None, pa.py_buffer(data)], 0)
+
+
+_type_of = functools.cache(pa.from_numpy_dtype)
 
 
 @functools.lru_cache(maxsize=1)
@@ -258,8 +261,9 @@ def _zeros(size: int) -> pa.Buffer:
     return pa.py_buffer(bytes(size))
 
 
+@functools.lru_cache(maxsize=256)
 def nulls(count: int, kind: pa.DataType) -> pa.Array:
-    """Nothing in each row, of numbers or texts: `pa.nulls` without new memory for each column."""
+    """Nothing in each row, of numbers or texts: `pa.nulls` without new memory for each column. Live chunks have the same few lengths."""
     zeros = _zeros(1 << (8 * count + 8).bit_length())
     valid, texts = zeros.slice(0, -(-count // 8)), pa.types.is_string(kind)
     parts = [zeros.slice(0, 4 * (count + 1)), zeros.slice(0, 0)] if texts else [zeros.slice(0, kind.bit_width // 8 * count)]

@@ -152,3 +152,13 @@ def aggregation_of(bench: Bench) -> Aggregation:
 async def test_a_chunk_that_was_read_for_an_earlier_assignment_changes_nothing(bench: Bench) -> None:
     await bench.stage.process(bench.chunk(*ticking(range(4)), assignment_number=bench.assignment_number - 1))
     assert (bench.submissions, bench.sends, bench.stored) == (0, [], {})
+
+
+async def test_a_row_of_latest_has_whole_shares_without_decimals(aggregation: Aggregation) -> None:
+    core = Windows(PARTITION, revise_s=30)
+    frame = Feed().frame([("s", "A", START, 100.0)], {"s": START})
+    found = core.take_frame(dataclasses.replace(frame, log=LOG))
+    assert found is not None
+    (message,) = aggregation._latest(found, PARTITION)
+    for part in (b'"volume":3,', b'"volume_5m":3,', b'"accrued_5m":0,', b'"gap_s":null,'):
+        assert part in message.value, part

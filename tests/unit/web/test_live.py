@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from stockstream.records import WINDOWS_SCHEMA, Closing
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web.answers import WindowRow
+from stockstream.web.events import short_columns, to_json
 from stockstream.web.live import Live
 
 
@@ -120,6 +122,19 @@ def test_bars_of_a_minute(make: Any) -> None:
     quiet = Live()
     quiet.frame(0, make.frame(rows[:1]))
     assert (quiet.bars("ABC", 60, 1).items[0].open, quiet.bars("ABC", 60, 1).items[0].quotes) == (None, 2)
+
+
+def test_shares_with_decimals_are_exact_and_whole_ones_have_none(make: Any) -> None:
+    live, s = Live(), make.second // 60 * 60
+    live.frame(0, make.frame([make.row(second=s + i, offset=i, volume=(0.1, 0.2)[i], volume_5m=5_000.0, gap_s=(None, 1_200)[i]) for i in range(2)]))
+    live.latest(json.dumps(make.row("NEW", volume=300, volume_5m=0.0387)).encode())
+    (minute,) = live.bars("ABC", 60, 10).items
+    assert minute.volume == 0.3 != 0.1 + 0.2
+    text = json.dumps([msgspec.to_builtins(live.symbol(symbol)) for symbol in ("ABC", "NEW")])
+    for part in ('"volume_5m": 5000,', '"volume": 0.2,', '"volume": 300,', '"volume_5m": 0.0387,', '"gap_s": 1200,', '"accrued_5m": 0,'):
+        assert part in text, part
+    assert short_columns(live.summary_columns(["ABC", "NEW"]))["volume_5m"] == [5_000, 0.0387]
+    assert to_json(live.symbols(5)).count(b'"volume_5m":5000,') == 1
 
 
 def test_bars_page_backwards(make: Any) -> None:
