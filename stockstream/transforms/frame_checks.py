@@ -46,9 +46,13 @@ _TEXT_BYTES = {name: 4 * LENGTHS[name][1] for name in ("symbol", "source")}
 """UTF-8 has up to four bytes a character."""
 _TICK_RANGES: Mapping[str, tuple[float, float]] = {name: RANGES[name] for name in TICKS_SCHEMA.names if name in RANGES} | {
     "index": (0, (1 << 31) - 1), "event_time": (1, RANGES["event_time"][1]), "size": (-MAX_SIZE, MAX_SIZE),
+    "flags": (0, (1 << 31) - 1), "gap_s": (1, MAX_SECOND),
 }  # fmt: skip
 """Earlier releases accepted times from 1970 on. The size of a correction is negative."""
-_WINDOW_RANGES: Mapping[str, tuple[float, float]] = {"second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32)}
+_WINDOW_RANGES: Mapping[str, tuple[float, float]] = {
+    "second": (-1, MAX_SECOND), "partition": (0, (1 << 31) - 1), "ticks": (0, 1 << 32), "quotes": (0, 1 << 32),
+    "gap_s": (1, MAX_SECOND),
+}  # fmt: skip
 """`seconds_5m` and sums are what they are: nobody indexes by them."""
 
 
