@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from stockstream.metrics import Metrics
-from stockstream.records import WINDOWS_SCHEMA, Alert, Closing, Outcome
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Closing, Outcome
 from stockstream.transforms.frames import Frame
 from stockstream.web import views
 from stockstream.web.live import Live
@@ -39,11 +40,11 @@ class Status:
         return [{"name": "xgboost", "version": "1", "role": "champion", "state": "suspended"}]
 
 
-def frame(symbols: list[str], offset: int, price: float) -> Frame:
-    row: dict[str, Any] = {f.name: 1 if pa.types.is_integer(f.type) else None for f in WINDOWS_SCHEMA}
-    row |= {"source": "simulated.1", "second": SECOND + offset, "offset": offset, "quality": "", "revised": False, "price": price}
+def frame(symbols: list[str], offset: int, price: float, begin: int = SECOND) -> Frame:
+    row: dict[str, Any] = {f.name: 1 if pa.types.is_integer(f.type) or f.name in SHARES else None for f in WINDOWS_SCHEMA}
+    row |= {"source": "simulated.1", "second": begin + offset, "offset": offset, "quality": "", "revised": False, "price": price}
     rows = pa.RecordBatch.from_pylist([{**row, "symbol": symbol} for symbol in symbols], schema=WINDOWS_SCHEMA)
-    return Frame("1", 0, offset, (Closing(offset, "simulated.1", SECOND, SECOND + offset),), rows)
+    return Frame("1", 0, offset, (Closing(offset, "simulated.1", begin, begin + offset),), rows)
 
 
 def alert(state: Any) -> bytes:
@@ -102,6 +103,10 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
         assert "0.000318" in await page.ask("document.querySelector('.row:not([hidden])').textContent")
         await page.ask("document.getElementById('filter').value = 's00003'; document.getElementById('filter').dispatchEvent(new Event('input'))")
         await page.until(f"{ROWS} === 1")
+
+        assert "stale, " in await page.ask("document.querySelector('.row:not([hidden])').textContent")
+        live.frame(0, frame(["S00003"], 4, 99.75, int(time.time())))
+        await page.until("!document.querySelector('.row:not([hidden])').textContent.includes('stale')")
 
         live.alert(alert("opened"))
         await page.until("document.querySelector('#alert-list li')?.textContent.includes('<b>2 % below</b>')")
