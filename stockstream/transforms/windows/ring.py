@@ -255,7 +255,10 @@ class Ring:
         if self.closed == NEVER or self.closed_before_gap != NEVER:
             self.unsent |= cells                                         # nothing of this series was sent
         elif cells:
-            at = self.current.at(*np.array(sorted(cells)).T)
+            index, second = np.array(sorted(cells)).T
+            if second.min() <= self.current.base or second.max() > self.closed:
+                raise FrameError(f"late ticks of seconds {second.min()} to {second.max()} where {self.closed} is closed")
+            at = self.current.at(index, second)
             heard = self.current.flat("ticks").take(at) + self.current.flat("quotes").take(at)
             self.unsent.update(cell for cell, ticks in zip(sorted(cells), heard.tolist(), strict=True) if not ticks)
         self.changed |= cells

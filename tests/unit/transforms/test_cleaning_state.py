@@ -173,6 +173,17 @@ def test_columns_that_do_not_fit_together_are_no_snapshot() -> None:
     assert Cleaner.readable(b"another", value) == "the key is none of clean's"
 
 
+def test_a_source_is_new_until_its_lateness_is_in_a_snapshot() -> None:
+    core = cleaner()
+    assert not core.new_source
+    ticks(core, 1)
+    assert core.new_source and core.records(0) and not core.new_source
+    ticks(core, 1, offset=1)
+    assert not core.new_source
+    ticks(core, 1, offset=2, symbol="T", source="b")
+    assert core.new_source
+
+
 def test_a_changelog_without_a_complete_snapshot_is_refused_in_words() -> None:
     with pytest.raises(StateError, match=r"clean, partition 0: its changelog holds no complete snapshot: use another STOCKSTREAM_TOPIC_PREFIX"):
         restored({b"snapshot/0": b"no"})
