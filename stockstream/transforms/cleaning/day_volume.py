@@ -12,7 +12,7 @@ A figure counts from the figure before it, with these exceptions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -23,8 +23,7 @@ from stockstream.transforms.shares import PARTS
 from stockstream.transforms.timing import ACCRUED_MS, WINDOW_S
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(NamedTuple):
     """What a figure has brought."""
 
     size: float = 0.0

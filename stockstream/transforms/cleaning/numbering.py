@@ -8,7 +8,9 @@ ticks in a row that are at or below the last number, rise among themselves, and 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import OrderedDict
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -30,22 +32,26 @@ MOST_TRADE_IDS = 50_000
 Numbered = Literal["rises", "duplicate", "same_number", "new_epoch", "begins_again"]
 
 _encode = msgspec.json.Encoder().encode
-_CONTENT = (
-    "event_time", "price", "size", "bid", "ask", "bid_size", "ask_size", "day_volume", "exchange", "condition", "currency", "session", "trade_id",
-    "snapshot", "epoch",
+_pack_trade = struct.Struct("<qdd").pack
+_MORE = (
+    "bid", "ask", "bid_size", "ask_size", "day_volume", "exchange", "condition", "currency", "session", "trade_id", "snapshot", "epoch",
 )  # fmt: skip
-"""Fields that tell two ticks of one number apart. Later ones go to the end: digests are stored, and leave out what is missing at the end."""
+"""Fields that tell two ticks of one number apart, besides event_time, price and size. Later ones go to the end: digests are stored, and leave out what is
+missing at the end."""
+_more_of = attrgetter(*_MORE)
 
 
 def content(tick: Any) -> bytes:
     """Digest of a tick's content, DIGEST_BYTES long: the same whether `clean` has already rounded sizes and dropped NO_DATA or not."""
-    values = [getattr(tick, name, None) for name in _CONTENT]
-    values = [None if not value or value in NO_DATA else float(value) if type(value) is int else value for value in values]
-    if values[2] is not None:
-        values[2] = rounded(values[2]) or None
-    while values[-1] is None:
-        values.pop()
-    return _digest(_encode(values))
+    size = tick.size
+    data = _pack_trade(tick.event_time, tick.price or 0.0, rounded(float(size)) if size and size not in NO_DATA else 0.0)
+    more = _more_of(tick) if hasattr(tick, "bid") else ()
+    if any(more):
+        values = [None if not value or value in NO_DATA else float(value) if type(value) is int else value for value in more]
+        while values and values[-1] is None:
+            values.pop()
+        data += _encode(values) if values else b""
+    return _digest(data)
 
 
 def contents(feed: Feed) -> bytes:
