@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.changelog_index import OPEN, ChangelogIndex, Range, merge, subtract
-from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import judging
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.windows.ring import RESTORE_S
 from stockstream.transforms.windows.windows import Windows
@@ -79,7 +79,7 @@ def test_a_source_that_has_ended_costs_its_own_range_and_no_more() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_restart_late_in_a_long_log_reads_the_last_windows_and_says_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
     rng = random.Random(seed)
     seconds, symbols = 1_600, 3
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")

@@ -14,7 +14,7 @@ from stockstream.errors import StateError
 from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.transforms import versioned as stored
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import judging
 from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_SYMBOL, MAX_TEXT
@@ -25,7 +25,7 @@ NOW = 1_700_000_000_000
 
 @pytest.fixture(autouse=True)
 def one_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
 
 
 def cleaner(log: str = "x") -> Cleaner:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stockstream.records import TICKS_SCHEMA
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import memory
+from stockstream.transforms.cleaning import judging, memory
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.frames import Frame, decode, encode
@@ -33,7 +33,7 @@ Log = list[tuple[int, int, Item]]
 
 @pytest.fixture(autouse=True)
 def one_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
 
 
 @pytest.fixture

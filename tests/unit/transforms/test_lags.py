@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import judging
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.lags import EDGES_MS, RECENT, SYMBOLS_KEPT, SourceLags, percentiles
 from stockstream.transforms.timing import Lateness
@@ -22,7 +23,7 @@ NOW = 1_700_000_000_000
 
 @pytest.fixture(autouse=True)
 def one_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
 
 
 def feed(core: Cleaner, ticks: list[tuple[str, int] | dict[str, Any]], *, arrays: bool = False) -> dict[str, SourceLags]:

@@ -10,7 +10,8 @@ import pytest
 
 from stockstream.records import CARRIED_TEXTS, TEXTS, TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning.cleaner import MANY, Cleaner, _digest_of
+from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
+from stockstream.transforms.cleaning.judging import digest_of
 from stockstream.transforms.cleaning.limits import MAX_TEXT
 from stockstream.transforms.cleaning.state import DIGESTED
 from stockstream.transforms.frames import decode, encode
@@ -80,7 +81,7 @@ def test_digests_of_snapshots_from_before_later_fields_are_known_again() -> None
     value = {"symbol": "A", "source": "s", "event_time": NOW, "price": 1.0, "size": 1, "snapshot": True}
     cleaner = Cleaner(0, 1, lateness_ms=200, revise_s=30, log="x")
     assert cleaner.chunk([RawRecord(0, NOW, msgspec.json.encode(value))]) == []
-    assert _digest_of(msgspec.convert(value, Tick)).hex() == "f31c53e79451f8b316df14508a0e741a"
+    assert digest_of(msgspec.convert(value, Tick)).hex() == "f31c53e79451f8b316df14508a0e741a"
     later = RawRecord(1, NOW, msgspec.json.encode(value | {"trade_id": "7"}))
     again = RawRecord(2, NOW, msgspec.json.encode(value | {"trade_id": "7"}))
     assert [rejection.reason for rejection in cleaner.chunk([later, again])] == ["duplicate"]

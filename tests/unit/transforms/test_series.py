@@ -11,7 +11,7 @@ import pytest
 
 from stockstream.transforms import batch
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import judging
 from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.splits import SPLITS, possible_split
@@ -22,7 +22,7 @@ Tick = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def one_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
 
 
 def tick(second: float, price: float | None = 10.0, **more: Any) -> Tick:

@@ -16,7 +16,7 @@ from stockstream.kafka.client import MAX_BATCH_BYTES
 from stockstream.records import TEXTS, TICKS_SCHEMA, Tick
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import cleaner as validation
-from stockstream.transforms.cleaning import columns, many
+from stockstream.transforms.cleaning import columns, judging, many
 from stockstream.transforms.cleaning.cleaner import MANY, Cleaner
 from stockstream.transforms.cleaning.lags import SourceLags
 from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_INT, MAX_TIME, MIN_TIME
@@ -253,7 +253,7 @@ def test_a_snapshot_with_a_frame_waiting_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_verdicts_and_closings_are_the_models_however_the_log_is_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
     rng = random.Random(seed)
     log = recovery_model.random_log(rng, rng.randrange(20, 160))
     expected = list(windows_model.closings(log))

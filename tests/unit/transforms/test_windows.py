@@ -15,7 +15,7 @@ import pytest
 
 from stockstream.transforms import batch
 from stockstream.transforms.batch import RawRecord
-from stockstream.transforms.cleaning import cleaner as validation
+from stockstream.transforms.cleaning import judging
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.timing import Lateness
@@ -32,7 +32,7 @@ Key = tuple[str, int, int]
 
 @pytest.fixture(autouse=True)
 def one_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "home_partition", lambda symbol, partitions: 0)
+    monkeypatch.setattr(judging, "home_partition", lambda symbol, partitions: 0)
 
 
 def frames_of(rng: random.Random, records: list[Any], longest: int, lateness: int | Lateness = 200) -> list[Frame]:
