@@ -23,8 +23,8 @@ from stockstream.transforms.timing import Lateness
 class Summary:
     """What a backtest has read and written. Times are event times of accepted ticks in epoch ms; `seconds` is how many seconds have a row.
 
-    `records` were read, `punctuations` added at the end to close what was open. `ticks` are `accepted` or `rejected`, by reason. `rows` counts `revised`
-    ones too. `alerts` has by rule how many were opened, updated and closed; `not_predicted` by reason how many rows the model did not predict.
+    `records` were read, `punctuations` added at the end to close what was open. `ticks` are `accepted` or `rejected`, by reason. `rows` counts the
+    `revised` and the `late` ones too. `alerts` has by rule how many were opened, updated and closed; `not_predicted` by reason how many rows the model did not predict.
     """
 
     input: str = ""
@@ -42,6 +42,7 @@ class Summary:
     seconds: int = 0
     rows: int = 0
     revised: int = 0
+    late: int = 0
     alerts: dict[str, dict[str, int]] = field(default_factory=dict)
     predictions: int = 0
     not_predicted: dict[str, int] = field(default_factory=dict)
@@ -85,6 +86,8 @@ class _Counts:
     def _rows(self, rows: pa.RecordBatch) -> None:
         self.summary.rows += rows.num_rows
         self.summary.revised += pc.sum(rows.column("revised")).as_py() or 0
+        qualities = pc.value_counts(rows.column("quality")).to_pylist()
+        self.summary.late += sum(one["counts"] for one in qualities if "late" in one["values"].split(","))
         for second in pc.unique(rows.column("second")).to_pylist():
             minute, place = divmod(second, 60)
             self._seconds[minute] = self._seconds.get(minute, 0) | 1 << place

@@ -132,7 +132,7 @@ def _lines(of: Summary) -> Iterator[str]:
         yield f"  time         {_utc(of.first_event_time)} to {_utc(of.last_event_time)} UTC"
     refused = ", ".join(f"{reason} {count:,}" for reason, count in of.rejected.items())
     yield f"  ticks        {of.ticks:,}: {of.accepted:,} accepted, {of.ticks - of.accepted:,} rejected" + (f" ({refused})" if refused else "")
-    yield f"  rows         {of.rows:,} of {counted(of.symbols, 'symbol')} in {counted(of.seconds, 'second')}, {of.revised:,} revised"
+    yield f"  rows         {of.rows:,} of {counted(of.symbols, 'symbol')} in {counted(of.seconds, 'second')}, {of.revised:,} revised, {of.late:,} late"
     alerts = "; ".join(f"{rule} {', '.join(f'{count:,} {state}' for state, count in states.items())}" for rule, states in of.alerts.items())
     yield f"  alerts       {alerts or 'none'}"
     missed = "".join(f", {counted(count, 'row')} without: {reason}" for reason, count in of.not_predicted.items())

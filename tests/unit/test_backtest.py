@@ -115,6 +115,7 @@ class TestResults:
         assert of.accepted == sum(frame.rows.num_rows for frame in want.clean)
         assert of.ticks - of.accepted == len(want.rejections) == sum(of.rejected.values())
         assert of.rows == rows.num_rows and of.revised == sum(rows.column("revised").to_pylist()) > 0
+        assert of.late == sum("late" in text for text in rows.column("quality").to_pylist())
         assert of.symbols == len(set(rows.column("symbol").to_pylist())) and of.seconds == len(set(rows.column("second").to_pylist()))
         assert sum(count for states in of.alerts.values() for count in states.values()) == len(want.alerts)
         assert (of.predictions, of.outcomes) == (len(ran.tables["predictions"]), len(ran.tables["outcomes"]))
