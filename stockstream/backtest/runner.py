@@ -24,7 +24,8 @@ class Summary:
     """What a backtest has read and written. Times are event times of accepted ticks in epoch ms; `seconds` is how many seconds have a row.
 
     `records` were read, `punctuations` added at the end to close what was open. `ticks` are `accepted` or `rejected`, by reason. `rows` counts the
-    `revised` and the `late` ones too. `alerts` has by rule how many were opened, updated and closed; `not_predicted` by reason how many rows the model did not predict.
+    `revised` and the `late` ones too. `alerts` has by rule how many were opened, updated and closed; `not_predicted` by reason how many rows the model
+    did not predict.
     """
 
     input: str = ""
