@@ -80,10 +80,11 @@ class _Symbol:
 
 
 class Market:
-    """Ticks of `symbols` symbols by a seed: two sources of different delay, quotes, late ticks, duplicates by seq, cumulative volumes, spikes, drops."""
+    """Ticks of `symbols` symbols by a seed: two sources of different delay, quotes, late ticks, duplicates by seq, spikes, drops, cumulative volumes and
+    impossible ones."""
 
     def __init__(self, seed: int, symbols: int, partitions: int) -> None:
-        self._rng = random.Random(seed)
+        self._rng, self._figures = random.Random(seed), random.Random(seed)
         self.partitions = partitions
         self.symbols = []
         for number in range(symbols):
@@ -120,12 +121,17 @@ class Market:
         if symbol.cumulative and tick["price"] is not None:
             symbol.day_volume += size
             del tick["size"]
-            tick["day_volume"] = symbol.day_volume
+            tick["day_volume"] = self._figure(symbol.day_volume)
         if symbol.numbered:
             symbol.seq += 1
             tick["seq"] = symbol.seq
         symbol.last = tick
         return tick
+
+    def _figure(self, day_volume: int) -> float:
+        """The cumulative volume as the feed sends it: now and then impossible, or a placeholder."""
+        draw = self._figures.random()
+        return day_volume * 1_000 if draw < 0.02 else 4_294_967_295 if draw < 0.03 else day_volume / 100 if draw < 0.04 else day_volume
 
     def messages(self, ticks: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, bytes]]:
         """(partition, value) of ticks with their partitions: single ones, and frames of a partition's neighbours."""
