@@ -59,8 +59,8 @@ def line_of(record: Any) -> Json:
 
 
 def odd_values() -> list[tuple[int, bytes | None]]:
-    """Values by partition: a crash, a spike, frames, late and unusable ticks of one symbol, a gap, a split and another currency, and a punctuation at their
-    end."""
+    """Values by partition: a crash, a spike, frames, late and unusable ticks of one symbol, a gap, a split and another currency, cumulative volumes, numberings
+    that begin again, and a punctuation at their end."""
     home = home_partition("ODD", PARTITIONS)
     begin = 1_700_100_000
 
@@ -72,7 +72,10 @@ def odd_values() -> list[tuple[int, bytes | None]]:
     values += [tick(151, price=18.0), tick(152, price=17.9, size=5_000), *(tick(second, price=19.9) for second in range(153, 260))]
     values += [*(tick(second, currency="GBX") for second in range(261, 265)), tick(340, price=18.5), tick(341, price=9.25)]
     values += [*(tick(second, price=0.09, currency="GBP") for second in range(342, 350)), tick(341, price=9.25)]
-    values += [tick(10**9), tick(350, price=-1), {"punctuate": begin + 351, "source": "odd"}]
+    figures = [(350, 1_000), (351, 1_100.5), (352, 4_000_000_000), (353, 1_200), (354, -1), (358, 1_900), (359, 40), (360, 50)]
+    values += [{name: value for name, value in tick(second, day_volume=figure).items() if name != "size"} for second, figure in figures]
+    values += [tick(361, seq=900), tick(361, seq=900, size=7), *(tick(362 + number, seq=number) for number in range(12)), tick(374, seq=0, epoch=1)]
+    values += [tick(375, trade_id="7"), tick(375, trade_id="7"), tick(10**9), tick(350, price=-1), {"punctuate": begin + 376, "source": "odd"}]
     unusable = [(home, b"\xff\x00"), (home, None), ((home + 1) % PARTITIONS, json.dumps(tick(1)).encode())]
     return [(home, json.dumps(value).encode()) for value in values] + unusable
 
@@ -94,7 +97,7 @@ def test_a_backtest_of_a_log_equals_what_a_worker_publishes(kafka: Cluster, tmp_
         backtests.write(tmp_path / "log.jsonl", [line_of(record) for record in line.read("ticks.raw")])
         line.command("backtest", str(tmp_path / "log.jsonl"), "--out", "of-lines", "--no-close")
         flagged = {flag for row in backtests.read(line.folder / "of-lines")["windows"] for flag in row["quality"].split(",")}
-        assert {"after_gap", "possible_split", "new_series"} <= flagged
+        assert {"accrued", "after_gap", "possible_split", "new_series"} <= flagged
         sizes = {name: len(rows) for name, rows in backtests.read(line.folder / "of-lines").items()}
         assert all(sizes.values()), sizes
         wait_until(lambda: all(len(items) >= sizes[name] for name, items in published(line).items()), LONGEST_S, f"{sizes} published", 1.0)
