@@ -31,6 +31,8 @@ def test_what_is_reported_is_exposed() -> None:
     m = Metrics(Clock())
     m.ticks_accepted(5)
     m.ticks_rejected("late", 2)
+    m.noted("volume", "taken_back", 3)
+    m.noted("numbering", "same_number", 2)
     m.rows("windows", 7)
     m.alert("volume_spike", "opened")
     m.predictions(3)
@@ -43,6 +45,8 @@ def test_what_is_reported_is_exposed() -> None:
     got = samples(m)
     assert got["stockstream_ticks_accepted_total", ()] == 5
     assert got["stockstream_ticks_rejected_total", (("reason", "late"),)] == 2
+    assert got["stockstream_volume_figures_total", (("reason", "taken_back"),)] == 3
+    assert got["stockstream_numbering_total", (("reason", "same_number"),)] == 2
     assert got["stockstream_rows_total", (("topic", "windows"),)] == 7
     assert got["stockstream_alerts_total", (("rule", "volume_spike"), ("state", "opened"))] == 1
     assert got["stockstream_predictions_total", ()] == 3
