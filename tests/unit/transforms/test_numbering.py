@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from stockstream.transforms.batch import RawRecord
@@ -154,3 +155,17 @@ def test_a_snapshot_of_before_knows_no_contents_and_takes_a_repeat_for_one() -> 
     core.snapshot()
     core.memory.sources["default"].feeds["X"].contents = b""
     assert fates([tick(5), tick(5, size=7)], core) == "dd"
+
+
+def test_from_the_snapshot_of_an_earlier_release_no_repeat_begins_a_numbering_again_and_a_real_one_does() -> None:
+    core = cleaner()
+    assert fates([tick(500), tick(501, 900)], core) == "aa"
+    core.make_frame()
+    [(key, value)] = core.records(0)
+    content = msgspec.msgpack.decode(value)
+    for name in ("feed_newest", "feed_contents", "feed_epochs", "feed_runs", "feed_steps", "trade_keys", "trade_waits"):
+        content.pop(name, None)
+    earlier = msgspec.msgpack.encode(content | {"v": 2, "feed_day_volume": [-1]})
+    core = Cleaner.restore(0, 1, {key: earlier}, lateness_ms=200, revise_s=30)
+    assert fates([tick(501, 900), *(tick(number, number) for number in range(400, 480))], core) == "d" * 81
+    assert fates([tick(number, 1_000 + number) for number in range(1, 12)], core) == "d" * (RUN - 1) + "aa"
