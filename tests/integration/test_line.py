@@ -319,12 +319,12 @@ def test_bad_input_is_rejected_with_its_place_and_nobody_stumbles(line: Line) ->
 def test_the_views_answer_with_live_values_and_errors_say_why(line: Line) -> None:
     home = home_partition("VIEW", line.settings.partitions)
     now = int(time.time() * 1000)
-    line.send([(home, json.dumps({"symbol": "VIEW", "event_time": now, "price": 12.5, "size": 7, "source": "view"}).encode())])
+    line.send([(home, json.dumps({"symbol": "VIEW", "event_time": now, "price": 12.5, "size": 7.0387, "source": "view"}).encode())])
     wait_until(lambda: line.get("/api/symbols/VIEW")[0] == 200, LONGEST_S, "the symbol is known: its quiet second was closed by a punctuation")
     status, detail = line.get("/api/symbols/VIEW")
     assert status == 200 and "12.5" in json.dumps(detail)
     status, bars = line.get("/api/symbols/VIEW/bars?interval=1s&limit=5")
-    assert status == 200 and bars["items"][-1]["close"] == 12.5 and bars["items"][-1]["volume"] == 7
+    assert status == 200 and bars["items"][-1]["close"] == 12.5 and bars["items"][-1]["volume"] == 7.0387
     assert line.get("/api/symbols?q=VIEW")[1]["items"][0]["symbol"] == "VIEW"
     for path in ("/api/alerts", "/api/predictions", "/api/models", "/api/pipeline", "/healthz", "/readyz", "/openapi.json"):
         assert line.get(path)[0] == 200, path
