@@ -19,7 +19,7 @@ from stockstream.records import Tick
 Ints = NDArray[np.int64]
 
 _SHOWN_MS = (0, 100, 200, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000)
-EDGES_MS: Ints = np.unique([*_SHOWN_MS, *np.rint(1.1 ** np.arange(140)).astype(np.int64).tolist()])
+EDGES_MS: Ints = np.array(sorted({*_SHOWN_MS, *np.rint(1.1 ** np.arange(140)).astype(np.int64).tolist()}))
 """Upper edges of the counts, to 10 minutes: a percentile is at most a tenth too high. One more count is of what lies beyond."""
 SHOWN: Ints = EDGES_MS.searchsorted(_SHOWN_MS)
 """Places of the few edges that a histogram for a monitoring system has."""

@@ -51,6 +51,7 @@ class Fake:
 
 def row(symbol: str, second: int, price: float | None, offset: int, source: str = "s", revised: bool = False, quality: str = "") -> Row:
     blank: Row = {name: None if pa.types.is_floating(WINDOWS_SCHEMA.field(name).type) and name not in SHARES else 0 for name in WINDOWS_SCHEMA.names}
+    blank["gap_s"] = None
     known = {"symbol": symbol, "source": source, "second": second, "price": price, "close": price, "mid": price, "offset": offset, "revised": revised}
     return blank | known | {"quality": quality}
 
