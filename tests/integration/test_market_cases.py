@@ -11,7 +11,7 @@ from typing import Any
 from tests import backtests
 from tests.faults.workers import wait_until
 from tests.integration.test_backtest import by_identity, line_of, published
-from tests.integration.test_line import LONGEST_S, running, wait_for
+from tests.integration.test_line import LONGEST_S, Line, running, wait_for
 from tests.kafka import Cluster
 from tests.unit.test_market_cases import FOLDER
 
@@ -30,6 +30,18 @@ def renamed(case: str, value: Any) -> Any:
     return value | {name: f"{case}.{value[name]}" for name in ("symbol", "source") if isinstance(value.get(name), str)}
 
 
+def rows_of(line: Line) -> set[tuple[str, int]]:
+    """Symbol and second of the rows that were sent."""
+    return {(row["symbol"], row["second"]) for row in published(line)["windows"].values()}
+
+
+def is_quiet(line: Line) -> bool:
+    """Whether nothing has come to `ticks.raw` for longer than the worker waits before it closes a source's last second."""
+    before = len(line.read("ticks.raw"))
+    time.sleep(4)
+    return len(line.read("ticks.raw")) == before
+
+
 def test_every_case_comes_out_live_as_by_itself(kafka: Cluster, tmp_path: Path) -> None:
     cases = {str(number): path for number, path in enumerate(sorted(FOLDER.glob("*.jsonl")))}
     values = [json.dumps(renamed(case, json.loads(line)["value"])).encode() for case, path in cases.items() for line in path.read_text().splitlines()]
@@ -40,9 +52,8 @@ def test_every_case_comes_out_live_as_by_itself(kafka: Cluster, tmp_path: Path) 
     with running(kafka.bootstrap, tmp_path, **own) as line:
         line.send([(0, value) for value in values])
         wait_for(line, ticks)
-        rows_of = lambda: {(row["symbol"], row["second"]) for row in published(line)["windows"].values()}  # noqa: E731
-        wait_until(lambda: not wanted - rows_of(), LONGEST_S, "a row for each second of each case", 2.0)
-        wait_until(lambda: len(line.read("ticks.raw")) == (time.sleep(4), len(line.read("ticks.raw")))[1], LONGEST_S, "no punctuation any more", 1.0)
+        wait_until(lambda: wanted <= rows_of(line), LONGEST_S, "a row for each second of each case", 2.0)
+        wait_until(lambda: is_quiet(line), LONGEST_S, "no punctuation any more", 1.0)
         backtests.write(tmp_path / "log.jsonl", [line_of(record) for record in line.read("ticks.raw")])
         line.command("backtest", str(tmp_path / "log.jsonl"), "--out", "out", "--no-close")
         together = backtests.read(line.folder / "out")
