@@ -293,7 +293,7 @@ def test_bad_input_is_rejected_with_its_place_and_nobody_stumbles(line: Line) ->
         ("invalid_json", b"not json"), ("invalid_json", b"\xff\x00"), ("invalid_json", tick(price=float("nan"))), ("invalid_json", tick(price=float("inf"))),
         ("invalid_shape", b"17"), ("invalid_shape", b"[]"), ("empty_message", b""), ("empty_message", None), ("missing_field", b'{"symbol":"BAD1"}'),
         ("missing_field", tick(symbol=None)), ("invalid_type", tick(price="5")), ("out_of_range", tick(price=0)), ("out_of_range", tick(price=-1)),
-        ("out_of_range", tick(size=-1)), ("out_of_range", tick(size=10**25)), ("out_of_range", tick(price=1e300)), ("out_of_range", tick(symbol="")),
+        ("out_of_range", tick(size=-2)), ("out_of_range", tick(size=10**25)), ("out_of_range", tick(price=1e300)), ("out_of_range", tick(symbol="")),
         ("out_of_range", tick(symbol="B" * 33)), ("size_without_price", tick(price=None, size=3)), ("future", tick(event_time=now + 3_600_000)),
         ("wrong_partition", tick(symbol=other)), ("out_of_range", json.dumps({"punctuate": now, "source": "bad"}).encode()),
     ]  # fmt: skip

@@ -49,6 +49,8 @@ class _Count:
     session: str | None = None
     rise: tuple[Decimal, int, int, float, Decimal, int] | None = None
     """The newest rise: the figure before, its time, the rising tick's time and price, its shares and flags."""
+    baseline: bool = False
+    """Whether the newest figure counts from nothing before it."""
     fall: tuple[Decimal, int] | None = None
     """Where the newest figure has begun a count by falling: the figure before, and its time."""
 
@@ -60,16 +62,20 @@ class _Count:
         if figure in NOTHING or (figure == 0 and self.highest and not other):
             return none
         if self.highest is None:
-            self._begin(figure, time, session)
+            self._begin(figure, time, session, baseline=True)
             return none
         if time < self.at and (other or figure < self.highest):
             return none
         if other or time - self.at > WINDOW_S * 1000:
-            self._begin(figure, time, session)
+            self._begin(figure, time, session, baseline=True)
             return none
         highest, since, correction = self.highest, self.at, None
         rise = fall = None
-        if self.rise and self.rise[0] <= figure < highest:
+        still = False
+        if self.baseline and figure < highest:
+            self._begin(figure, time, session, baseline=True)
+            return none
+        if self.rise and self.rise[0] <= figure and 2 * (highest - figure) > highest - self.rise[0]:
             highest, since, at, price, shares, flags = self.rise
             if shares and at >= late_before:
                 correction = at, price, -shares, flags | CORRECTION
@@ -83,17 +89,18 @@ class _Count:
             self.at = time
             return none
         else:
-            rise, fall = self.rise, self.fall
+            rise, fall, still = self.rise, self.fall, self.baseline and figure == highest
         shares, flags = Decimal(0), 0
         if time - since <= WINDOW_S * 1000 and tick.get("size", -1) in NOTHING:
             shares = min(figure - highest, MOST_SHARES)
             flags = ACCRUED if shares and time - since > 2_000 else 0
-        self._begin(figure, time, session)
+        self._begin(figure, time, session, baseline=still)
         self.rise, self.fall = ((highest, since, time, tick["price"], shares, flags), None) if figure > highest else (rise, fall)
         return shares, flags, correction
 
-    def _begin(self, figure: Decimal, time: int, session: str | None) -> None:
+    def _begin(self, figure: Decimal, time: int, session: str | None, *, baseline: bool = False) -> None:
         self.highest, self.at, self.session, self.rise, self.fall = figure, max(self.at, time), session or self.session, None, None
+        self.baseline = baseline
 
 
 @dataclass
@@ -182,12 +189,16 @@ class CleanModel:
         held = self.owner.get(symbol)
         return None if held is None or self.judged_at - held[2] > FORGET_MS else held
 
+    def _is_future(self, ts: int, time: int) -> bool:
+        """A record without a time is compared with the log clock, generously."""
+        return time > ts + FUTURE_MS if ts > 0 else 0 < self.log_clock < time - FORGET_MS
+
     def _fault(self, ts: int, tick: dict[str, Any]) -> str:
         symbol, name, second, seq = tick["symbol"], tick["source"], tick["event_time"] // 1000, tick.get("seq")
         source, held = self._living(name), self._holder(symbol)
         if not FIRST_MS <= tick["event_time"] <= LAST_MS:
             return "out_of_range"
-        if ts > 0 and tick["event_time"] > ts + FUTURE_MS:
+        if self._is_future(ts, tick["event_time"]):
             return "future"
         if source and seq is not None and self._repeats(source, tick):
             return "duplicate"
@@ -237,7 +248,7 @@ class CleanModel:
             return numbers.epoch is not None and epoch < numbers.epoch
         if seq > numbers.last or (seq == numbers.last and _content(tick) not in numbers.ticks):
             return False
-        if numbers.epoch is None and tick["event_time"] > source.feeds[symbol][1] and seq not in numbers.run[-1:]:
+        if (numbers.epoch is None or epoch is None) and tick["event_time"] > source.feeds[symbol][1] and seq not in numbers.run[-1:]:
             run = [*numbers.run, seq] if not numbers.run or seq > numbers.run[-1] else [seq]
             if len(run) == RUN:
                 return False                                             # accepted, unless something else is wrong with it
@@ -314,7 +325,7 @@ class CleanModel:
         return flags, gap, before
 
     def _punctuation(self, offset: int, ts: int, second: int, name: str) -> None:
-        if ts > 0 and second * 1000 > ts + FUTURE_MS:
+        if self._is_future(ts, second * 1000):
             self.rejected.append((offset, 0, "future"))
             return
         if self._living(name) is None and sum(self._living(other) is not None for other in self.sources) >= self.most_sources:

@@ -25,7 +25,7 @@ from stockstream.records import Closing, Punctuation, Rejection, Tick
 from stockstream.transforms.cleaning import state as cleaning_state
 from stockstream.transforms.cleaning.columns import OddRecord, Record, read
 from stockstream.transforms.cleaning.decoding import UNREADABLE, decode_raw, decode_tick, salvage
-from stockstream.transforms.cleaning.judging import Judge, in_future
+from stockstream.transforms.cleaning.judging import Judge, ahead_of, in_future
 from stockstream.transforms.cleaning.lags import Behind, count
 from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_SOURCE, MAX_TIME, unit_fault
 from stockstream.transforms.cleaning.many import weigh
@@ -273,12 +273,13 @@ class Cleaner(Judge):
 
     def _punctuate(self, item: Punctuation, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
         fault = None
+        log_clock = self.memory.forgotten_by(ts)
         if not 0 < item.punctuate < MAX_TIME // 1000:
             fault = "out_of_range", f"punctuate must be epoch seconds, is {item.punctuate}{unit_fault(item.punctuate)}"
         elif not 0 < len(item.source) <= MAX_SOURCE:
             fault = "out_of_range", f"source must have 1 to {MAX_SOURCE} characters, has {len(item.source)}"
-        elif in_future(item.punctuate * 1000, ts):
-            fault = "future", f"punctuate is {item.punctuate * 1000 - ts} ms ahead of the record's Kafka time"
+        elif in_future(item.punctuate * 1000, ts, log_clock):
+            fault = "future", f"punctuate is {ahead_of(item.punctuate * 1000, ts, log_clock)}"
         now = self.memory.forgotten_by(ts)
         if fault is None and self.memory.living_source(item.source, now) is None and self.memory.crowded("source", now):
             fault = too_many_sources(item.source)

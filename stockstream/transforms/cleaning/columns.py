@@ -77,7 +77,7 @@ _Plain: Any = msgspec.defstruct(
 _decode_trade = msgspec.json.Decoder(_Trade | list[_Trade]).decode
 _decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode
 
-_NO_SIZES = sorted(NO_DATA)[1:]
+_NO_SIZES = sorted(value for value in NO_DATA if 0 <= value <= RANGES["size"][1])
 """Those of NO_DATA that a plain size may be."""
 EXTRAS = (*QUOTES, *CARRIED_TEXTS)
 """Fields that most ticks do not have."""
@@ -168,7 +168,7 @@ def read(records: Sequence[Record]) -> Columns:
         require_none(np.array([(number is None) != (seq[0] is None) for number in seq]), record)
     columns = {name: _column(ticks, name) for name in ("symbol", "source", "event_time", "price", "size")}
     size = columns["size"].to_numpy()
-    require_none((size == _NO_SIZES[0]) | (size == _NO_SIZES[1]), record)
+    require_none(np.isin(size, _NO_SIZES), record)
     if columns["price"].null_count:
         require_none(columns["price"].is_null().to_numpy(zero_copy_only=False) & (size > 0), record)
     size = all_rounded(size)

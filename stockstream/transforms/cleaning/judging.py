@@ -74,7 +74,7 @@ class Judge:
             drop_placeholders(tick)
             if not extras_fit(tick) or (tick.currency and tick.currency != held.currency):
                 return None
-            if tick.trade_id is not None and price is not None:
+            if tick.trade_id and price is not None:
                 trade = numbering.trade_key(name, symbol, tick.trade_id)
                 if memory.trade_ids.has(trade, now):
                     return None
@@ -121,8 +121,8 @@ class Judge:
                 return "wrong_partition", f"the home of {symbol} is partition {home}: murmur2 of the symbol{form} (librdkafka: partitioner=murmur2_random)"
         elif now - held.ts > FORGET_MS:
             held = None
-        if in_future(event_time, ts):
-            return "future", f"event_time is {event_time - ts} ms ahead of the record's Kafka time"
+        if in_future(event_time, ts, now):
+            return "future", f"event_time is {ahead_of(event_time, ts, now)}"
         known = memory.living_source(name, now)
         kept = tick.seq is not None or tick.snapshot or tick.day_volume is not None
         feed = known.feeds.get(symbol) if known is not None else None
@@ -135,7 +135,7 @@ class Judge:
                 return "duplicate", numbering.duplicate_detail(tick, feed)
             if tick.snapshot and feed.snapshot and feed.snapshot == digest_of(tick):
                 return "duplicate", "the snapshot equals the one before"
-        trade = None if tick.trade_id is None or tick.price is None else numbering.trade_key(name, symbol, tick.trade_id)
+        trade = None if not tick.trade_id or tick.price is None else numbering.trade_key(name, symbol, tick.trade_id)
         if trade is not None and memory.trade_ids.has(trade, now):
             self.noted["numbering", "trade_id"] += 1
             return "duplicate", f"trade_id {tick.trade_id} was accepted within the last {numbering.TRADE_IDS_MS // 1000} s"
@@ -222,9 +222,17 @@ class Judge:
             self._rows.flag_next(ACCRUED)
 
 
-def in_future(time: int, ts: int) -> bool:
-    """Whether a time is further ahead of its record's Kafka time than clocks differ. A Kafka time of 0 or less is unknown."""
-    return 0 < ts < time - FUTURE_MS
+def in_future(time: int, ts: int, now: int) -> bool:
+    """Whether a time is further ahead of its record's Kafka time than clocks differ.
+
+    A Kafka time of 0 or less is unknown: then a day ahead of the log clock `now` is too far, if that is known.
+    """
+    return time > ts + FUTURE_MS if ts > 0 else 0 < now < time - FORGET_MS
+
+
+def ahead_of(time: int, ts: int, now: int) -> str:
+    """How far a time is in the future, and of what, in words."""
+    return f"{time - ts} ms ahead of the record's Kafka time" if ts > 0 else f"{time - now} ms ahead of the log, and the record has no time"
 
 
 def digest_of(tick: Tick) -> bytes:

@@ -84,7 +84,7 @@ def trade_ids(plain: Columns, memory: Memory) -> list[tuple[bytes, int]]:
     found: dict[bytes, int] = {}
     rows = zip(plain.columns["trade_id"].to_pylist(), plain.ticks, plain.source.tolist(), plain.symbol.tolist(), plain.record.tolist(), strict=True)
     for trade_id, tick, source, symbol, record in rows:
-        if trade_id is None or tick.price is None:
+        if not trade_id or tick.price is None:
             continue
         key = trade_key(plain.sources[source], plain.symbols[symbol], trade_id)
         if key in found or key in memory.trade_ids.times:
@@ -105,7 +105,9 @@ def move(plain: Columns, memory: Memory, number: int, now: Ints, *, revise_s: in
         or int(now[-1]) - source.ts > FORGET_MS
     ):  # fmt: skip
         raise OddRecord(int(record[0]))
-    require_none(times > np.where(timestamp > 0, timestamp + FUTURE_MS, MAX_TIME), record)
+    log_clock = now[record]
+    latest = np.where(timestamp > 0, timestamp + FUTURE_MS, np.where(log_clock > 0, log_clock + FORGET_MS, MAX_TIME))
+    require_none(times > latest, record)
     begins = np.arange(len(times)) if plain.alone else np.flatnonzero(np.diff(record, prepend=-1))
     single = len(begins) == len(times)
     ahead = np.maximum.accumulate(times if single else np.maximum.reduceat(times, begins))

@@ -109,7 +109,7 @@ def accept(tick: Tick, feed: Feed, numbered: Numbered) -> None:
 
 
 def _may_be_anew(tick: Tick, feed: Feed) -> bool:
-    return feed.epoch < 0 and tick.event_time > feed.newest
+    return (feed.epoch < 0 or tick.epoch is None) and tick.event_time > feed.newest
 
 
 def _digest(data: bytes) -> bytes:

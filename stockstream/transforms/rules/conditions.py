@@ -2,7 +2,7 @@
 
 | rule | condition, on a row that is not `revised` | value | baseline | threshold |
 | --- | --- | --- | --- | --- |
-| `volume_spike` | seconds_5m >= 120, volume >= 8 x baseline > 0, nothing of it `accrued` | volume | (volume_5m - accrued_5m) / seconds_5m | 8 x baseline |
+| `volume_spike` | seconds_5m >= 120, volume >= 8 x baseline > 0, little `accrued` | volume | (volume_5m - accrued_5m) / seconds_5m | 8 x baseline |
 | `price_drop` | close <= 0.99 x price_60s | close | price_60s | 0.99 x baseline |
 
 A new rule is one more `Rule` in `RULES`: `columns` and `detector` work for any number of them.
@@ -80,7 +80,8 @@ def _price_drop_sentence(alert: OpenAlert) -> str:
 def _volume_spike_holds(rows: pa.RecordBatch) -> NDArray[np.bool_]:
     volume, volume_5m, accrued_5m, seconds_5m = (numbers(rows, name) for name in ("volume", "volume_5m", "accrued_5m", "seconds_5m"))
     usual = (volume_5m - np.nan_to_num(accrued_5m)) / np.maximum(seconds_5m, 1)
-    spike: NDArray[np.bool_] = (usual > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
+    known = 2 * np.nan_to_num(accrued_5m) <= volume_5m                    # else the usual volume of a second is not known
+    spike: NDArray[np.bool_] = known & (usual > 0) & (seconds_5m >= VOLUME_MIN_SECONDS) & (volume >= VOLUME_MULTIPLE * usual)
     if spike.any():
         spike &= ~np.asarray(pc.match_substring(rows.column("quality"), "accrued").to_numpy(zero_copy_only=False), dtype=bool)
     return spike

@@ -21,7 +21,7 @@ from stockstream.transforms.scoring.asking import RING_S
 from stockstream.transforms.scoring.roster import Entry, Member, Roster
 from stockstream.transforms.versioned import Stored
 
-VERSION = 2
+VERSION = 3
 KINDS = ("head", "roster", "slot")
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, RecursionError)
 """What bytes that are no record of ours can raise."""

@@ -189,7 +189,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
     used = Counter[str]()
     holds()
     assert anew > 500 and {61, 8 * 3600, -4} <= silences
-    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction")) > 8, used
+    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction")) > 2, used
 
 
 @pytest.mark.parametrize("seed", range(40))

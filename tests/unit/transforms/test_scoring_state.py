@@ -115,7 +115,7 @@ def test_unknown_fields_are_ignored_missing_ones_have_their_default_and_newer_ve
     again = Scorer.restore(3, later, load)
     assert again.expect == 1 and again.champion == ("fake", "1") and again._sources["s"].closed == 1_000
     assert all(Scorer.readable(*item) == "" for item in later.items())
-    newer = {key: msgspec.msgpack.encode(msgspec.msgpack.decode(value) | {"v": 3}) for key, value in later.items()}
+    newer = {key: msgspec.msgpack.encode(msgspec.msgpack.decode(value) | {"v": 4}) for key, value in later.items()}
     for item in newer.items():
         with pytest.raises(StateError, match="upgrade this worker"):
             Scorer.readable(*item)
@@ -136,7 +136,7 @@ def test_records_of_version_1_are_read() -> None:
     scorer = Scorer.restore(key.partition, records, load)
     assert scorer.expect > 0 and scorer.champion is not None
     written = dict(scorer.records(everything=True))
-    assert written and {stored.version_of(value) for value in written.values()} == {2}
+    assert written and {stored.version_of(value) for value in written.values()} == {3}
     again = Scorer.restore(key.partition, written, load)
     assert (again.expect, again.resume_input, again.champion) == (scorer.expect, scorer.resume_input, scorer.champion)
 
