@@ -49,8 +49,6 @@ class _Count:
     session: str | None = None
     rise: tuple[Decimal, int, int, float, Decimal, int] | None = None
     """The newest rise: the figure before, its time, the rising tick's time and price, its shares and flags."""
-    baseline: bool = False
-    """Whether the newest figure counts from nothing before it."""
     fall: tuple[Decimal, int] | None = None
     """Where the newest figure has begun a count by falling: the figure before, and its time."""
 
@@ -62,20 +60,21 @@ class _Count:
         if figure in NOTHING or (figure == 0 and self.highest and not other):
             return none
         if self.highest is None:
-            self._begin(figure, time, session, baseline=True)
+            self._begin(figure, time, session)
             return none
         if time < self.at and (other or figure < self.highest):
             return none
         if other or time - self.at > WINDOW_S * 1000:
-            self._begin(figure, time, session, baseline=True)
+            before = self.highest, self.at
+            self._begin(figure, time, session)
+            if not other and figure > before[0]:
+                self.rise = (*before, time, tick["price"], Decimal(0), 0)
+            elif not other and figure < before[0]:
+                self.fall = before
             return none
         highest, since, correction = self.highest, self.at, None
         rise = fall = None
-        still = False
-        if self.baseline and figure < highest:
-            self._begin(figure, time, session, baseline=True)
-            return none
-        if self.rise and self.rise[0] <= figure and 2 * (highest - figure) > highest - self.rise[0]:
+        if self.rise and self.rise[0] <= figure < highest:
             highest, since, at, price, shares, flags = self.rise
             if shares and at >= late_before:
                 correction = at, price, -shares, flags | CORRECTION
@@ -89,18 +88,17 @@ class _Count:
             self.at = time
             return none
         else:
-            rise, fall, still = self.rise, self.fall, self.baseline and figure == highest
+            rise, fall = self.rise, self.fall
         shares, flags = Decimal(0), 0
         if time - since <= WINDOW_S * 1000 and tick.get("size", -1) in NOTHING:
             shares = min(figure - highest, MOST_SHARES)
             flags = ACCRUED if shares and time - since > 2_000 else 0
-        self._begin(figure, time, session, baseline=still)
+        self._begin(figure, time, session)
         self.rise, self.fall = ((highest, since, time, tick["price"], shares, flags), None) if figure > highest else (rise, fall)
         return shares, flags, correction
 
-    def _begin(self, figure: Decimal, time: int, session: str | None, *, baseline: bool = False) -> None:
+    def _begin(self, figure: Decimal, time: int, session: str | None) -> None:
         self.highest, self.at, self.session, self.rise, self.fall = figure, max(self.at, time), session or self.session, None, None
-        self.baseline = baseline
 
 
 @dataclass

@@ -34,21 +34,10 @@ def test_an_empty_trade_id_is_none(tmp_path: Path, count: int) -> None:
     assert found.volume == count and found.tables["rejected"] == []
 
 
-def test_a_first_figure_that_is_too_high_does_not_stay(tmp_path: Path) -> None:
-    figures = [1_900_000, *range(1_000_200, 1_002_200, 100)]
-    assert ran(tmp_path, [{"at": 1_000 * second, "day_volume": figure} for second, figure in enumerate(figures)]).volume == 1_900
-
-
 def test_a_figure_after_a_silence_that_is_too_high_does_not_stay(tmp_path: Path) -> None:
     before = [{"at": 1_000 * second, "day_volume": 1_000_000 + 100 * second} for second in range(10)]
     after = [{"at": 1_000 * (410 + number), "day_volume": figure} for number, figure in enumerate([1_900_000, *range(1_041_000, 1_042_000, 100)])]
     assert ran(tmp_path, before + after).volume == 900 + 900
-
-
-def test_a_small_fall_is_a_correction_and_the_highest_figure_stays(tmp_path: Path) -> None:
-    figures = [1_000_000, 1_000_500, 1_000_450, 1_000_600]
-    found = ran(tmp_path, [{"at": 1_000 * second, "day_volume": figure} for second, figure in enumerate(figures)])
-    assert [row["volume"] for row in found.rows] == [0, 500, 0, 100]
 
 
 def test_an_even_volume_that_is_polled_unevenly_is_no_spike(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 A figure counts from the figure before it, with these exceptions:
 
 - The first figure, one of another session, one below half of the highest, and one after more than a window of silence begin a new count: size 0.
-- A figure that takes back the last step goes on from before that step. A step is a rise, of which it takes back more than half, or a fall that began a new
-  count. So one impossible figure, too high or too low, does not stay; a rise that was counted is corrected. A first figure is taken back by any lower one.
+- A figure that takes back the last step goes on from before that step. A step is a rise, a fall that began a new count, or the figure after a silence. So
+  one impossible figure, too high or too low, does not stay; a rise that was counted is corrected.
 - Any other fall is a correction at the source: size 0, and the highest figure stays.
 - A figure that is older than the last by event time, and below it or of another session, is out of order: size 0, and nothing changes.
 - NO_DATA, and a 0 within a count, mean that the source has no figure: size 0, and nothing changes.
@@ -21,9 +21,6 @@ from stockstream.transforms.cleaning.limits import MAX_SIZE, NO_DATA
 from stockstream.transforms.cleaning.state import Feed, Step
 from stockstream.transforms.shares import PARTS
 from stockstream.transforms.timing import ACCRUED_MS, WINDOW_S
-
-BASELINE = Step(-1.0, 0)
-"""A figure that counts from nothing before it: any lower one takes it back."""
 
 
 class Counted(NamedTuple):
@@ -52,12 +49,9 @@ def count(tick: Tick, feed: Feed) -> Counted:
     if last >= 0 > silence and (figure < last or another):
         return Counted(reason="out_of_order")
     if last < 0 or another or silence > WINDOW_S * 1000:
-        _take(tick, feed, figure, BASELINE)
+        _take(tick, feed, figure, None if last < 0 or another else Step(last, since))
         return Counted(reason="first" if last < 0 else "new_session" if another else "silence")
-    if step == BASELINE and figure < last:
-        _take(tick, feed, figure, BASELINE)
-        return Counted(reason="taken_back")
-    undone = step if step is not None and _takes_back(figure, last, step) else None
+    undone = step if step is not None and (step.before <= figure < last or last < step.before <= figure) else None
     if undone is not None:
         last, since, step = undone.before, undone.before_time, None
     elif 2 * figure < last:
@@ -76,11 +70,6 @@ def count(tick: Tick, feed: Feed) -> Counted:
     _take(tick, feed, figure, step)
     reason = "taken_back" if undone is not None else "accrued" if accrued else ""
     return Counted(size, reason, accrued, undone if undone is not None and undone.size else None)
-
-
-def _takes_back(figure: float, last: float, step: Step) -> bool:
-    """Whether a figure after the last takes back the step to it: more than half of a rise, or all of a fall."""
-    return last < step.before <= figure or (step.before <= figure and 2 * (last - figure) > last - step.before > 0)
 
 
 def _take(tick: Tick, feed: Feed, figure: float, step: Step | None) -> None:

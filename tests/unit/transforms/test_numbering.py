@@ -109,7 +109,12 @@ def test_repeats_are_no_numbering_that_begins_again(others: list[Tick]) -> None:
 
 
 def test_a_source_that_writes_epochs_is_believed() -> None:
-    assert fates([tick(500, epoch=3), *(tick(number, 1_000 + number) for number in range(1, 30))]) == "a" + "d" * 29
+    assert fates([tick(500, epoch=3), *(tick(number, 1_000 + number, epoch=3) for number in range(1, 30))]) == "a" + "d" * 29
+
+
+def test_numbers_without_an_epoch_may_begin_again_after_one() -> None:
+    without = [tick(number, 1_000 + number) for number in range(1, 30)]
+    assert fates([tick(500, epoch=3), *without]) == "a" + "d" * (RUN - 1) + "a" * (30 - RUN)
 
 
 def test_a_run_that_is_late_begins_nothing() -> None:

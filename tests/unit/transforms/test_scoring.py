@@ -312,7 +312,7 @@ def test_every_value_begins_with_its_offset_and_nothing_is_written_without_a_clo
     first = scorer.records()
     assert [msgspec.msgpack.decode(key)[2] for key, _ in first] == ["roster", "slot", "head"]
     values = [msgspec.msgpack.decode(value) for _, value in first]
-    assert [value["v"] for value in values] == [2, 2, 2] and [value.get("through") for value in values] == [None, 2, 2]
+    assert [value["v"] for value in values] == [3, 3, 3] and [value.get("through") for value in values] == [None, 2, 2]
     scorer.take_frame(small().frame(3, 4))
     assert scorer.records() == []
     assert len(scorer.records(everything=True)) == 3
