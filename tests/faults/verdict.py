@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -21,7 +22,7 @@ from models import ScoringModel
 from stockstream.commands.verify import check
 from stockstream.kafka.admin import STATE_TABLES, changelog
 from stockstream.kafka.client import client_options
-from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
+from stockstream.records import CORRECTION, TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
@@ -489,6 +490,9 @@ def _processed(root: Path) -> Counter[Key]:
     """How often each accepted tick (log, partition, offset, index) is in the processed objects."""
     got: Counter[Key] = Counter()
     for path in sorted((root / "processed" / "ticks").rglob("*.parquet")):
-        table = pq.ParquetFile(path).read(columns=["log", "partition", "offset", "index"])
+        file = pq.ParquetFile(path)
+        table = file.read(columns=["log", "partition", "offset", "index", *(["flags"] if "flags" in file.schema_arrow.names else [])])
+        if "flags" in table.column_names:                                # a correction has the place of the tick that revealed it
+            table = table.filter(pc.equal(pc.bit_wise_and(pc.fill_null(table.column("flags"), 0), CORRECTION), 0))
         got.update(zip(*(table.column(name).to_pylist() for name in ("log", "partition", "offset", "index")), strict=True))
     return got
