@@ -18,7 +18,7 @@ from tests.kafka import Cluster
 if TYPE_CHECKING:
     from tests.faults.cases import Scale
 
-BEFORE = "29f99137e302784dd0938c3c33326b797f013af4"
+BEFORE = "261d687ecb402db9d3509018a089783aff29ae3f"
 """The last commit whose state records and frames carry no version."""
 
 
