@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from tests.faults.cases import Scale
 
 BEFORE = "261d687ecb402db9d3509018a089783aff29ae3f"
-"""The last commit whose state records and frames carry no version."""
+"""The first commit with the rules of docs/market-data.md: workers before it reject some of what the market of these cases sends.
+
+`tests/unit/transforms/test_releases.py` goes on from the state and frames of earlier releases.
+"""
 
 
 def checkout(commit: str, folder: Path) -> Path:
