@@ -9,9 +9,11 @@
     ├── FrameError              bytes that are not one of our frames
     ├── StateError              a state record that does not fit this log or these settings
     ├── SourceError             a market-data source or an input file we cannot use
-    │   └── SourceUnavailable   the source does not answer for now (in `sources.base`)  retriable
+    │   ├── SourceUnavailable   the source does not answer for now (in `sources.base`)  retriable
+    │   └── NoRecords           an input without a record (in `backtest.runner`)
     ├── ArchiveError            the archive's store failed
-    │   └── ArchiveUnavailable  the store is down or slow                        retriable
+    │   ├── ArchiveUnavailable  the store is down or slow                        retriable
+    │   └── NoTrailer           an object that is no raw object (in `sinks.archive.raw_objects`)
     ├── ModelError              a model that cannot be trained, found or loaded
     └── OutputError             files of results that cannot be written
 

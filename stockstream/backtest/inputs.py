@@ -19,7 +19,7 @@ from stockstream.backtest.lines import JsonLines
 from stockstream.errors import ArchiveError, SourceError
 from stockstream.sinks.archive.chain import chain_begins, chains
 from stockstream.sinks.archive.layout import HOUR_MS, parse_name
-from stockstream.sinks.archive.raw_objects import key_and_value, read_extent, read_raw_object
+from stockstream.sinks.archive.raw_objects import NoTrailer, key_and_value, read_extent, read_raw_object
 from stockstream.sinks.stores import FileStore
 from stockstream.sources.replay import Recording, ReplaySource, Survey
 from stockstream.transforms.batch import RawRecord
@@ -70,6 +70,27 @@ class Input(Protocol):
         """All records, in blocks of at most `length`."""
 
 
+class _Blocks:
+    """Gathers records by partition until there are `length` of them."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._records: dict[int, list[RawRecord]] = {}
+
+    def add(self, partition: int, record: RawRecord) -> None:
+        self._records.setdefault(partition, []).append(record)
+        self._count += 1
+
+    @property
+    def full(self) -> bool:
+        return self._count >= self._length
+
+    def take(self) -> Iterator[Block]:
+        """The records of each partition; none are left."""
+        records, self._records, self._count = self._records, {}, 0
+        yield from ((Log("", partition), some) for partition, some in records.items())
+
+
 class Lines:
     """A file of JSON lines. Lines without a partition are one partition, or `spread` over as many as a producer would."""
 
@@ -84,9 +105,8 @@ class Lines:
 
     def blocks(self, length: int, advance: Advance) -> Iterator[Block]:
         path, partitioned, spread = self._lines.path, self._lines.partitioned, self._spread or 1
-        some: dict[int, list[RawRecord]] = {}
+        gathered = _Blocks(length)
         expect: dict[int, int] = {}
-        count = 0
         for number, line in self._lines.read(advance):
             if (line.partition is None) == partitioned:
                 raise SourceError(f"{path}: line {number}: {'no partition' if partitioned else 'a partition'}, unlike the first line")
@@ -98,12 +118,10 @@ class Lines:
                     raise SourceError(f"{path}: line {number}: offset {offset} where at least {next_offset} comes next: one file holds one log, in its order")
                 expect[partition] = offset + 1
                 if self._times.has(line.timestamp):
-                    some.setdefault(partition, []).append(RawRecord(offset, line.timestamp, line.value))
-                    count += 1
-            if count >= length:
-                yield from ((Log("", partition), records) for partition, records in some.items())
-                some, count = {}, 0
-        yield from ((Log("", partition), records) for partition, records in some.items())
+                    gathered.add(partition, RawRecord(offset, line.timestamp, line.value))
+            if gathered.full:
+                yield from gathered.take()
+        yield from gathered.take()
 
 
 def _places(key: bytes | None, value: bytes | None, partitions: int) -> Sequence[int]:
@@ -211,22 +229,18 @@ class Trades:
 
     def blocks(self, length: int, advance: Advance) -> Iterator[Block]:
         offsets: dict[int, int] = {}
-        some: dict[int, list[RawRecord]] = {}
-        count = 0
+        gathered = _Blocks(length)
         for batch in self._source.batches():
             for symbol, event_time, value in batch:
                 partition = home_partition(symbol, self._spread)
                 offset = offsets.get(partition, 0)
                 offsets[partition] = offset + 1
-                if not self._times.has(event_time):
-                    continue
-                some.setdefault(partition, []).append(RawRecord(offset, event_time, value))
-                count += 1
-                if count == length:
-                    yield from ((Log("", place), records) for place, records in some.items())
-                    some, count = {}, 0
+                if self._times.has(event_time):
+                    gathered.add(partition, RawRecord(offset, event_time, value))
+                    if gathered.full:
+                        yield from gathered.take()
             advance(len(batch))
-        yield from ((Log("", place), records) for place, records in some.items())
+        yield from gathered.take()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +274,8 @@ def open_raw(path: Path, selection: Selection) -> Input:
     if path.name.endswith(RAW_SUFFIX):
         try:
             return RawObjects(path, selection.times, selection.log)
-        except ArchiveError as error:
-            if "no trailer" not in str(error):
-                raise
+        except NoTrailer:
+            pass                                                         # lines that somebody else has compressed
     if selection.log:
         raise SourceError(f"{path}: lines have no log id; --log is for an archive")
     return Lines(path, selection.times, selection.partitions)

@@ -19,6 +19,10 @@ from stockstream.transforms.batch import CHUNK, Pipeline, RawRecord, Step
 from stockstream.transforms.timing import Lateness
 
 
+class NoRecords(SourceError):
+    """The input holds no record, or none that is wanted."""
+
+
 @dataclass(slots=True)
 class Summary:
     """What a backtest has read and written. Times are event times of accepted ticks in epoch ms; `seconds` is how many seconds have a row.
@@ -129,7 +133,8 @@ def backtest(
         close: whether seconds that are open at the end are closed, as by a punctuation.
 
     Raises:
-        SourceError: the input holds no record, or cannot be used.
+        NoRecords: the input holds no record.
+        SourceError: it cannot be used.
     """
     started = time.monotonic()
     partitions = source.partitions() or partitions
@@ -166,7 +171,7 @@ def backtest(
     for log in list(running):
         end(log)
     if not seen:
-        raise SourceError("there is no record")
+        raise NoRecords("there is no record")
     files.commit()
     summary = counts.done()
     summary.logs, summary.partitions = len({log.name for log in seen}), len(seen)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +15,14 @@ from models import ScoringModel
 from models.registry import Registry, RegistryError
 from stockstream.backtest.inputs import ALL_TIMES, Input, Range, Selection, Trades, is_of_raw_records, open_raw
 from stockstream.backtest.result_files import ResultFiles
-from stockstream.backtest.runner import Summary, backtest
+from stockstream.backtest.runner import NoRecords, Summary, backtest
 from stockstream.champions import Champions
 from stockstream.commands.replay import warn_of_rows
+from stockstream.console import progress, report
 from stockstream.errors import ModelError, SourceError
 from stockstream.locations import folder
 from stockstream.settings import Settings, load_settings
+from stockstream.sources.event_times import epoch_ms_of
 from stockstream.sources.replay import Recording, source_name
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.wording import counted
@@ -33,12 +34,10 @@ class _Time(click.ParamType):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
+        moment = epoch_ms_of(value)
+        if moment is None:
             self.fail(f"{value!r} is no time such as 2026-11-27 or 2026-11-27T14:30:00Z", param, ctx)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return int(moment.timestamp() * 1000)
+        return moment
 
 
 @click.command(epilog=f"Example: {EXAMPLE}")
@@ -71,15 +70,15 @@ def command(
     found = _open(folder(source_path), selection, settings)
     model, note = champion(settings)
     if note:
-        _say(note)
-    with ResultFiles(out.absolute(), force=force) as files, _progress(found.size, shown=not as_json) as advance:
+        report(note)
+    with ResultFiles(out.absolute(), force=force) as files, progress(found.size, "backtest", shown=not as_json) as advance:
         try:
             summary = backtest(
                 found, files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, model=model,
                 close=close, advance=advance,
             )  # fmt: skip
-        except SourceError as error:
-            raise error if str(error) != "there is no record" else SourceError(f"{source_path}: {error}{_in_range(selection)}") from None
+        except NoRecords as error:
+            raise SourceError(f"{source_path}: {error}{_in_range(selection)}") from None
     summary.input, summary.out = source_path, str(out)
     summary.model, summary.model_note = f"{model.name} {model.version}" if model is not None else "", note
     click.echo(msgspec.json.encode(asdict(summary)).decode() if as_json else "\n".join(_lines(summary)))
@@ -114,13 +113,13 @@ def _open(path: Path, selection: Selection, settings: Settings) -> Input:
         raise click.UsageError(f"--source must have 1 to {MAX_SOURCE} characters")
     recording = Recording(path, bars=selection.bars, symbols=selection.symbols, limit=selection.limit)
     if recording.kind == "bars" and not selection.bars:
-        _say(f"{path.name} has the columns of one-second bars: read as such")
+        report(f"{path.name} has the columns of one-second bars: read as such")
     survey = recording.survey()
     warn_of_rows(survey, settings)
     if why := survey.bad_values or survey.bad_times:
-        _say(f"every tick will be rejected: {why}")
+        report(f"every tick will be rejected: {why}")
     if absent := sorted(recording.symbols - set(survey.first_seen)):
-        _say(f"not in the file: {', '.join(absent)}")
+        report(f"not in the file: {', '.join(absent)}")
     return Trades(recording, survey, selection.source or source_name(recording), selection.times, selection.partitions)
 
 
@@ -143,17 +142,3 @@ def _lines(of: Summary) -> Iterator[str]:
 
 def _utc(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _say(text: str) -> None:
-    click.echo(f"stockstream: {text}", err=True)
-
-
-@contextlib.contextmanager
-def _progress(size: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    stderr = click.get_text_stream("stderr")
-    if not shown or not stderr.isatty():
-        yield lambda _: None
-        return
-    with click.progressbar(length=size, label="backtest", file=stderr) as bar:
-        yield bar.update

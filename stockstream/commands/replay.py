@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from stockstream import versions
+from stockstream.console import progress, report
 from stockstream.errors import BrokerError, DeliveryError, SourceError
 from stockstream.kafka.admin import ensure_topics, producer_options
 from stockstream.kafka.compacted_topic import read_compacted
@@ -257,13 +257,13 @@ def command(
     chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     recording = Recording(file, bars=bars, symbols=chosen, limit=limit)
     if recording.kind == "bars" and not bars:
-        _report(f"{file.name} has the columns of one-second bars and is replayed as bars")
+        report(f"{file.name} has the columns of one-second bars and is replayed as bars")
     survey = recording.survey()
     warn_of_rows(survey, settings)
     if absent := sorted(recording.symbols - set(survey.first_seen)):
-        _report(f"not in the file: {', '.join(absent)}")
+        report(f"not in the file: {', '.join(absent)}")
     name = source or source_name(recording, rebased=rebase)
-    with quiet_clients(), _progress(survey.ticks, shown=not as_json) as advance:
+    with quiet_clients(), progress(survey.ticks, "ticks", shown=not as_json) as advance:
         work = replay(
             settings, recording, survey, name=name, speed=1.0 if rebase else speed, rebase=rebase, frame=frames or 0, force=yes, advance=advance,
             clock=SystemClock(),
@@ -280,26 +280,12 @@ def command(
 def warn_of_rows(survey: Survey, settings: Settings) -> None:
     """Prints the unit of the times, and which rows cannot be ticks or are out of order, on stderr."""
     if survey.unit:
-        _report(f"event_time is read as {survey.unit}")
+        report(f"event_time is read as {survey.unit}")
     for row in survey.bad:
-        _report(f"row {row.row}: {row.reason}")
+        report(f"row {row.row}: {row.reason}")
     if survey.bad_count > LISTED_BAD_ROWS:
-        _report(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more invalid row')}")
+        report(f"and {counted(survey.bad_count - LISTED_BAD_ROWS, 'more invalid row')}")
     if survey.unordered:
         behind = f"by up to {survey.behind_ms / 1000:g} s"
         rows = f"{counted(survey.unordered, 'row')} out of order, {behind}"
-        _report(f"{rows}; ticks that are more than {settings.revise_s} s late will be rejected")
-
-
-def _report(text: str) -> None:
-    click.echo(f"stockstream: {text}", err=True)
-
-
-@contextlib.contextmanager
-def _progress(ticks: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    stderr = click.get_text_stream("stderr")
-    if not shown or not stderr.isatty():
-        yield lambda _: None
-        return
-    with click.progressbar(length=ticks, label="ticks", file=stderr) as bar:
-        yield bar.update
+        report(f"{rows}; ticks that are more than {settings.revise_s} s late will be rejected")

@@ -71,7 +71,7 @@ class EventTimes:
         times, known = self._of_numbers(pa.array(list(map(_whole, texts)), pa.int64()))
         times, known = times.copy(), known.copy()
         for row, text in enumerate(texts):
-            if not known[row] and text is not None and (moment := _moment(text)) is not None:
+            if not known[row] and text is not None and (moment := epoch_ms_of(text.strip())) is not None:
                 times[row], known[row] = moment, True
         return times, known
 
@@ -106,9 +106,10 @@ def _whole(text: str | None) -> int | None:
     return number if abs(number) < _TOO_LARGE else None
 
 
-def _moment(text: str) -> int | None:
+def epoch_ms_of(text: str) -> int | None:
+    """A moment in ISO 8601, in UTC where it names no zone, as epoch ms; None where the text is none."""
     try:
-        moment = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

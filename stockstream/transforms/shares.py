@@ -36,13 +36,19 @@ def joined(whole: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.floa
     return sizes
 
 
+def parts_of(size: float) -> int:
+    """The size in parts of 1e-8; further decimals are rounded."""
+    whole = int(size)
+    part: int = round((size - whole) * PARTS)
+    return whole * PARTS + part
+
+
 def rounded(size: float) -> float:
     """The size with DECIMALS decimals, as `joined` gives it."""
     if size.is_integer():
         return size
-    whole = int(size)
-    part = round((size - whole) * PARTS)
-    return (whole * PARTS + part) / PARTS if abs(whole) < _EXACT_SHARES else whole + part / PARTS
+    whole, parts = int(size), parts_of(size)
+    return parts / PARTS if abs(whole) < _EXACT_SHARES else whole + (parts - whole * PARTS) / PARTS
 
 
 def all_rounded(sizes: NDArray[np.float64]) -> NDArray[np.float64]:

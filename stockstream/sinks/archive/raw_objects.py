@@ -211,8 +211,12 @@ def _trailer(extent: Extent) -> bytes:
     return struct.pack("<II", TRAILER_MAGIC, len(payload)) + payload
 
 
+class NoTrailer(ArchiveError):
+    """An object does not end as a raw object does."""
+
+
 def read_extent(store: Store, name: str) -> Extent:
-    """Reads an object's trailer. Raises `ArchiveError` if it has none, and what the store raises."""
+    """Reads an object's trailer. Raises `NoTrailer` if it has none, `ArchiveError` if it is broken, and what the store raises."""
     data = store.read(name, TAIL_BYTES)
     size = _payload_size(name, data)
     if size > len(data):
@@ -223,7 +227,7 @@ def read_extent(store: Store, name: str) -> Extent:
 def _payload_size(name: str, data: bytes) -> int:
     mark = len(TRAILER_MARK)
     if len(data) < mark + 4 or data[-mark:] != TRAILER_MARK:
-        raise ArchiveError(f"{name} is not a raw object of stockstream: it has no trailer")
+        raise NoTrailer(f"{name} is not a raw object of stockstream: it has no trailer")
     return int(struct.unpack("<I", data[-mark - 4 : -mark])[0]) + 4 + mark
 
 

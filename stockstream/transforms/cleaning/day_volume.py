@@ -19,7 +19,7 @@ from msgspec import UNSET
 from stockstream.records import Tick
 from stockstream.transforms.cleaning.limits import MAX_SIZE, NO_DATA
 from stockstream.transforms.cleaning.state import Feed, Step
-from stockstream.transforms.shares import PARTS
+from stockstream.transforms.shares import PARTS, parts_of
 from stockstream.transforms.timing import ACCRUED_MS, WINDOW_S
 
 
@@ -63,7 +63,7 @@ def count(tick: Tick, feed: Feed) -> Counted:
     over = tick.event_time - since
     size = 0.0
     if (tick.size is UNSET or tick.size in NO_DATA) and over <= WINDOW_S * 1000:
-        size = min(_parts(figure) - _parts(last), MAX_SIZE * PARTS) / PARTS
+        size = min(parts_of(figure) - parts_of(last), MAX_SIZE * PARTS) / PARTS
     accrued = size > 0 and over > ACCRUED_MS
     if figure > last:
         step = Step(last, since, tick.event_time, tick.price, size, accrued)
@@ -76,10 +76,3 @@ def _take(tick: Tick, feed: Feed, figure: float, step: Step | None) -> None:
     feed.day_volume, feed.step = figure, step
     feed.day_time = max(feed.day_time, tick.event_time)
     feed.session = tick.session if tick.session is not None else feed.session
-
-
-def _parts(figure: float) -> int:
-    """The figure in parts of 1e-8 of a share."""
-    whole = int(figure)
-    part: int = round((figure - whole) * PARTS)
-    return whole * PARTS + part
