@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-from faust.types import TP
 
 from stockstream import topics
 from stockstream.instance import app
 from stockstream.records import TICKS_SCHEMA
 from stockstream.state.frame_reader import FrameReader
 from stockstream.state.frame_stage import FrameStage
+from stockstream.state.stage import WritingStage
 from stockstream.status import metrics, watermark_lags
 from stockstream.transforms.frames import Frame, encode_within
 from stockstream.transforms.windows.rows import WindowRows
@@ -35,8 +35,10 @@ def _restore(partition: int, records: Mapping[bytes, bytes], offsets: Mapping[by
     return Windows.restore(partition, records, offsets, revise_s=settings.revise_s)
 
 
-class Aggregation(FrameStage[Windows]):
+class Aggregation(WritingStage[Windows], FrameStage[Windows]):
     """The cores of `aggregate`, and the source and second of the last row of `latest` sent for each symbol."""
+
+    output = settings.topic("windows")
 
     def __init__(self) -> None:
         super().__init__(
@@ -45,26 +47,8 @@ class Aggregation(FrameStage[Windows]):
         self.latest_sent: dict[str, tuple[str, int]] = {}
         self._latest_sent_before: dict[str, tuple[str, int]] = {}
 
-        self._again_from: dict[int, int] = {}
-        """By partition: the first raw offset to send again. Rows that were computed of earlier ones are not sent."""
-
-    output = settings.topic("windows")
-
-    def log_of(self, partition: int) -> str:
-        return self.cores[partition].log
-
-    def sent_before(self, partition: int) -> int:
-        core = self.cores.get(partition)
-        return core.sent_before if core is not None else -1
-
-    def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
-        self.cores[partition] = Windows(partition, revise_s=settings.revise_s)
-        self._again_from[partition] = first
-        return {TP(self.topic, partition): None}
-
     async def release(self, timeout_s: float) -> None:
         await super().release(timeout_s)
-        self._again_from.clear()
         self._latest_sent_before.clear()
         self.latest_sent.clear()                                         # rows in flight may have been dropped
 

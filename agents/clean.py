@@ -20,7 +20,7 @@ from stockstream.errors import StateError
 from stockstream.instance import app
 from stockstream.kafka.client import client_options, end_offsets
 from stockstream.records import Punctuation, Rejection
-from stockstream.state.stage import Stage
+from stockstream.state.stage import WritingStage
 from stockstream.status import metrics, watermark_lags
 from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.cleaner import Cleaner
@@ -56,8 +56,10 @@ def _needs(records: Mapping[bytes, bytes]) -> list[Range] | None:
     return [] if Cleaner.complete(records) else None
 
 
-class Cleaning(Stage[Cleaner]):
+class Cleaning(WritingStage[Cleaner]):
     """The cores of `clean`. A core is restored if its snapshot belongs to the present log; otherwise it starts empty with a new log id."""
+
+    output = settings.topic("ticks.clean")
 
     def __init__(self) -> None:
         super().__init__(
@@ -72,23 +74,10 @@ class Cleaning(Stage[Cleaner]):
         """Monotonic s: when a source was heard before that is not known."""
         self.punctuated: dict[tuple[int, str], tuple[int, float]] = {}
         """By partition and source: the second of the last punctuation, and when it was sent (monotonic s)."""
-        self._again_from: dict[int, int] = {}
-        """By partition: the first raw offset to send again. What was computed of earlier ones is not sent."""
-
-    output = settings.topic("ticks.clean")
-
-    def log_of(self, partition: int) -> str:
-        return self.cores[partition].log
-
-    def sent_before(self, partition: int) -> int:
-        core = self.cores.get(partition)
-        return core.expect if core is not None else -1
 
     def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
-        self.cores[partition] = self.cores[partition].from_beginning()
         self.snapshot_offset[partition] = -1
-        self._again_from[partition] = first
-        return {TP(self.topic, partition): None}
+        return super().send_again(partition, first)
 
     def _new(self, partition: int) -> Cleaner:
         return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=new_log_id())
@@ -120,7 +109,6 @@ class Cleaning(Stage[Cleaner]):
         self.flushed_at = dict.fromkeys(self.cores, now)
         self.snapshot_offset = {partition: core.expect for partition, core in self.cores.items()}
         self.punctuated.clear()
-        self._again_from.clear()
         return found
 
     async def _other_logs(self) -> set[int]:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 Core = TypeVar("Core")
+Writing = TypeVar("Writing", bound="WritingCore")
 Records = Sequence[tuple[bytes, bytes]]
 
 
@@ -159,3 +160,45 @@ class Stage(Generic[Core]):
         if not records:
             return None
         return Outgoing(self.table.changelog_topic.get_topic_name(), partition, [Message(key, value) for key, value in records])
+
+
+class WritingCore(Protocol):
+    """A core that makes frames."""
+
+    log: str
+
+    @property
+    def sent_before(self) -> int:
+        """As `FrameWriter.sent_before`."""
+        ...
+
+    def from_beginning(self: Writing) -> Writing:
+        """A core for the beginning of the same input, in place of this one."""
+        ...
+
+
+class WritingStage(Stage[Writing]):
+    """A stage whose cores make frames: a `FrameWriter`."""
+
+    output: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._again_from: dict[int, int] = {}
+        """By partition: the first raw offset to send again. What is computed of earlier ones is not sent."""
+
+    async def release(self, timeout_s: float) -> None:
+        await super().release(timeout_s)
+        self._again_from.clear()
+
+    def log_of(self, partition: int) -> str:
+        return self.cores[partition].log
+
+    def sent_before(self, partition: int) -> int:
+        core = self.cores.get(partition)
+        return core.sent_before if core is not None else -1
+
+    def send_again(self, partition: int, first: int) -> Mapping[TP, int | None]:
+        self.cores[partition] = self.cores[partition].from_beginning()
+        self._again_from[partition] = first
+        return {TP(self.topic, partition): None}

@@ -88,6 +88,11 @@ class Cleaner(Judge):
         return Cleaner(self.partition, self.partitions, lateness_ms=lateness, revise_s=self.revise_s, log=self.log)
 
     @property
+    def sent_before(self) -> int:
+        """The frames for all raw offsets before this one were delivered when the state was stored; -1 without state."""
+        return self.expect
+
+    @property
     def log_clock(self) -> int:
         """The log clock: the greatest Kafka time (epoch ms) among the records of which something was accepted; 0 before the first."""
         return self.memory.log_clock

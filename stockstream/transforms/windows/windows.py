@@ -125,6 +125,10 @@ class Windows:
         self._taking = False
         return out
 
+    def from_beginning(self) -> Windows:
+        """Windows without any frame, of the same partition."""
+        return Windows(self.partition, revise_s=self.revise_s)
+
     @property
     def sent_before(self) -> int:
         """The frames for all raw offsets before this one were delivered when the state was stored; -1 without state."""
