@@ -211,3 +211,103 @@ price) 60 s before, null where the series is younger; `return_Ns` the log return
 SHARES = ("size", "volume", "volume_5m", "volume_10s", "volume_60s", "accrued_5m")
 """Columns of numbers of shares: doubles that are never null. They were int64 in frames and objects up to version 2."""
 
+
+
+GapReason = Literal["source_away", "worker_away", "silent", "halted"]
+FeedState = Literal[
+    "waiting", "fresh", "quiet", "closed", "holiday", "halted", "not_permitted", "rate_limited", "unknown_symbol", "feed_dead", "failed",
+]  # fmt: skip
+
+
+class Gap(msgspec.Struct, kw_only=True, frozen=True):
+    """A time in which a source brought nothing of a symbol although it should have: one message of `gaps`, written once the feed has resumed."""
+
+    symbol: str
+    source: str
+    from_: int = msgspec.field(name="from")
+    """Event time until which the feed was there, epoch ms."""
+    to: int
+    """Event time at which it was there again, epoch ms."""
+    reason: GapReason
+
+
+class Repair(msgspec.Struct, kw_only=True, frozen=True):
+    """A one-minute bar that was fetched for a gap: one message of `repairs`. It goes to the archive, never into windows. `minute` is its start, epoch ms."""
+
+    symbol: str
+    source: str
+    minute: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: int | float
+
+
+class Feed(msgspec.Struct, kw_only=True, frozen=True):
+    """How a watched symbol fares: one message of `feeds`. Times are epoch ms."""
+
+    symbol: str
+    source: str
+    """The source's name in the watchlist."""
+    worker: str
+    state: FeedState
+    reason: str
+    since: int
+    """When the state began."""
+    last_event_time: int | None
+    """Of the newest tick that the broker confirmed; null before the first."""
+    at: int
+    """When this was written."""
+
+
+class Connection(msgspec.Struct, kw_only=True, frozen=True):
+    """One connection of a source. Times are epoch ms."""
+
+    name: str
+    state: Literal["connecting", "open", "silent", "closed"]
+    symbols: int
+    since: int
+    last_message_at: int | None = None
+    reason: str = ""
+
+
+class Budget(msgspec.Struct, kw_only=True, frozen=True):
+    """What a source may still request, of all workers together. `resets_at` is epoch ms."""
+
+    per: Literal["second", "minute", "day"]
+    limit: int
+    left: int
+    resets_at: int
+
+
+class SourceReport(msgspec.Struct, kw_only=True, frozen=True):
+    """A source on one worker: one message of `sources`. Times are epoch ms."""
+
+    source: str
+    """Its name in the settings and the watchlist."""
+    worker: str
+    name: str
+    """The `source` of its ticks."""
+    state: Literal["starting", "running", "idle", "failed", "stopped"]
+    reason: str
+    since: int
+    next_attempt: int | None
+    failures: int
+    symbols: int
+    connections: tuple[Connection, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    last_error: str = ""
+    last_tick_at: int | None = None
+    at: int
+
+
+class Reservation(msgspec.Struct, kw_only=True, frozen=True):
+    """A request that a worker is about to make: one message of `requests`. Those of one budget are granted in the order of their offsets."""
+
+    source: str
+    worker: str
+    day: str
+    """Of the provider, such as 2026-11-30."""
+    at: int
+    """Epoch ms."""

@@ -15,7 +15,24 @@ import msgspec
 import pyarrow as pa
 
 from stockstream.kafka.admin import TopicSpec, topic_specs
-from stockstream.records import SCHEMA_VERSION, SHARES, TICK_FIELDS, TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Outcome, Prediction, Punctuation, Rejection, Tick
+from stockstream.records import (
+    SCHEMA_VERSION,
+    SHARES,
+    TICK_FIELDS,
+    TICKS_SCHEMA,
+    WINDOWS_SCHEMA,
+    Alert,
+    Feed,
+    Gap,
+    Outcome,
+    Prediction,
+    Punctuation,
+    Rejection,
+    Repair,
+    Reservation,
+    SourceReport,
+    Tick,
+)  # fmt: skip
 from stockstream.settings import Settings
 from stockstream.sources.base import SymbolInfo
 from stockstream.sources.ingestion import Watch
@@ -115,7 +132,9 @@ class MarketSummary(msgspec.Struct, kw_only=True):
     sum_square_return_60s: float
 
 
-RECORDS = (Watch, SymbolInfo, Tick, Punctuation, Rejection, MarketSummary, Alert, Prediction, Outcome)
+RECORDS = (
+    Watch, SymbolInfo, Feed, SourceReport, Reservation, Gap, Repair, Tick, Punctuation, Rejection, MarketSummary, Alert, Prediction, Outcome,
+)  # fmt: skip
 
 _TICK_TEXTS = {
     "symbol": "printable, without blanks around it",
@@ -236,6 +255,15 @@ def messages() -> dict[str, tuple[str, dict[str, Json]]]:
     return {
         "watchlist": ("Which source brings a symbol; compacted.", {"watch": _message("Watch", "the source of a symbol", _of("Watch"), key="symbol")}),
         "symbols": ("Metadata of a symbol; compacted.", {"symbol": _message("Symbol", "what is known of a symbol", _of("SymbolInfo"), key="symbol")}),
+        "feeds": ("How each watched symbol fares; compacted.", {"feed": _message("Feed", "one symbol", _of("Feed"), key="symbol")}),
+        "sources": ("Each source on each worker; one partition, compacted.", {
+            "report": _message("Source report", "one source on one worker", _of("SourceReport"), key="source@worker"),
+        }),
+        "requests": ("Reservations of the sources' budgets; one partition.", {
+            "reservation": _message("Reservation", "one request", _of("Reservation"), key="none"),
+        }),
+        "gaps": ("Times in which a source brought nothing of a symbol.", {"gap": _message("Gap", "one gap of one symbol", _of("Gap"), key="symbol")}),
+        "repairs": ("One-minute bars that were fetched for gaps.", {"repair": _message("Repair", "one bar", _of("Repair"), key="symbol")}),
         "ticks.raw": ("Ticks as any producer may write them, to the symbol's home partition: murmur2 of the symbol, modulo the number of partitions.", {
             "tick": _message("Tick", "one tick", _of("Tick"), key="symbol"),
             "tickFrame": _message("Frame of ticks", "an array of ticks of one partition's symbols", _of("TickFrame"), key=none),

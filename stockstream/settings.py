@@ -19,7 +19,7 @@ from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
 from stockstream.transforms.timing import LATENESS, MAX_REVISE_S, REVISE_S, Lateness
 
-SOURCES = ("none", "simulated")
+SOURCES = ("none", "simulated", "yahoo", "yahoo_polling", "alpha_vantage")
 PREFIX = "STOCKSTREAM_"
 OF_TESTS = ("STOCKSTREAM_REQUIRE_", "STOCKSTREAM_TEST_")
 """Prefixes of variables that belong to the project's tests. They are no settings, and are accepted."""
@@ -49,9 +49,17 @@ class Settings(BaseSettings):
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="codec of what we produce")
     session_timeout_s: float = Field(6.0, ge=1, le=300, description="a worker without a heartbeat for this long loses its partitions")
 
-    source: Annotated[tuple[str, ...], NoDecode] = Field(("none",), description="market-data sources of this worker, by comma: none, simulated")
+    source: Annotated[tuple[str, ...], NoDecode] = Field(("none",), description="market-data sources of this worker, by comma")
     symbols: Annotated[tuple[str, ...], NoDecode] = Field((), description="symbols that the source brings, by comma, added to the watchlist at start")
     seed: int = Field(1, ge=0, description="seed of the simulated market")
+
+    yahoo_stream_url: str = Field("wss://streamer.finance.yahoo.com/?version=2", description="address of Yahoo's stream of prices")
+    yahoo_query_url: str = Field("", description="address of Yahoo's REST service; yfinance's own where empty")
+    yahoo_budget: str = Field("1/s,60/min,2000/d", description="the most requests to Yahoo's REST service, of all workers together: by second, minute and day")
+    alpha_vantage_url: str = Field("https://www.alphavantage.co/query", description="address of Alpha Vantage")
+    alpha_vantage_key: SecretStr = Field(SecretStr(""), description="key of Alpha Vantage")
+    alpha_vantage_budget: str = Field("1/s,25/d", description="the most requests to Alpha Vantage, of all workers together; the free plan's where not set")
+    raw_format: str = Field("", description="format of foreign JSON in ticks.raw: a preset, a TOML file, or PREFIX=FORMAT by source; belongs to the log")
 
     lateness_ms: str = Field(
         LATENESS, description="how far a source's watermark must pass a second's end before it closes: for all, and by source; fixed when it is heard first"

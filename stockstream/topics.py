@@ -22,6 +22,16 @@ watchlist = _input("watchlist")
 """The source of each symbol: JSON by symbol, compacted, written by the commands."""
 symbols = app.settings.topic("symbols")
 """Metadata of a symbol: JSON, compacted, by `ingest`."""
+feeds = app.settings.topic("feeds")
+"""How each watched symbol fares: where it is ingested, how fresh it is and why it is not. JSON, compacted, by `ingest`."""
+sources = app.settings.topic("sources")
+"""Reports of each source on each worker, in a topic of one partition: JSON, compacted, by `ingest`."""
+requests = app.settings.topic("requests")
+"""Reservations of the sources' budgets of requests, in a topic of one partition: JSON, by `ingest`."""
+gaps = app.settings.topic("gaps")
+"""Times in which a source brought nothing of a symbol: JSON by symbol, by `ingest`."""
+repairs = app.settings.topic("repairs")
+"""One-minute bars that were fetched for gaps: JSON by symbol, by `ingest`."""
 ticks_raw = _input("ticks.raw")
 """Ticks, frames of ticks and punctuations as producers write them."""
 ticks_rejected = app.settings.topic("ticks.rejected")

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 STATE_TABLES = ("clean", "aggregate", "detect", "score")
+ONE_PARTITION = ("sources", "requests", "market")
+REQUESTS_KEPT_DAYS = 3
+"""How long the reservations of requests are kept: longer than the longest budget, a day."""
 SEGMENT_BYTES = 16 * 1024 * 1024
 NEW_TOPICS_S = 15.0
 NEW_TOPICS_PAUSE_S = 0.05
@@ -63,13 +66,16 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     raw = kept | {append_time().name: append_time().value}
     derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
     state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
+    requests = {"retention.ms": str(REQUESTS_KEPT_DAYS * DAY_MS)}
     kinds = {
-        "watchlist": compacted, "symbols": compacted, "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
+        "watchlist": compacted, "symbols": compacted, "feeds": compacted, "sources": compacted, "requests": requests, "gaps": kept, "repairs": kept,
+        "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
         "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
     }  # fmt: skip
     shared = {"min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES)}
     specs = [
-        TopicSpec(settings.topic(name), 1 if name == "market" else settings.partitions, settings.replication, config | shared) for name, config in kinds.items()
+        TopicSpec(settings.topic(name), 1 if name in ONE_PARTITION else settings.partitions, settings.replication, config | shared)
+        for name, config in kinds.items()
     ]
     return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in STATE_TABLES]
 

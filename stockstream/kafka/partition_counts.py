@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from stockstream.settings import Settings
 from stockstream.wording import counted
 
-OUTPUT_ONLY = ("ticks.rejected", "market", "alerts", "predictions", "outcomes")
+OUTPUT_ONLY = ("feeds", "sources", "gaps", "ticks.rejected", "market", "alerts", "predictions", "outcomes")
 """Topics that no agent reads: a worker may create them again."""
 
 
@@ -30,7 +30,7 @@ def partition_fault(settings: Settings, found: Mapping[str, int], wanted: Mappin
     begun = found.get(changelog, found.get(raw, asked))
     name = raw if raw in wrong or found.get(raw, begun) != begun else next(iter(wrong))
     has = f"topic {name} has {counted(found[name], 'partition')}"
-    others = {count for topic, count in found.items() if wanted[topic] == asked}          # `market` has 1 whatever the setting
+    others = {count for topic, count in found.items() if wanted[topic] == asked}          # some have 1 whatever the setting
     new = "another STOCKSTREAM_TOPIC_PREFIX" + (" and STOCKSTREAM_APP_ID" if settings.app_id else "")
     if others == {begun} and begun != asked and set(wrong.values()) == {begun}:
         set_it = f"{has}, STOCKSTREAM_PARTITIONS is {asked}: set it to {begun}"
