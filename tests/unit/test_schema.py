@@ -96,7 +96,7 @@ def results() -> batch.Results:
 
 
 def test_the_document_is_the_codes() -> None:
-    assert document() == schema.document(), "run `make schema`"
+    assert document() == json.loads(json.dumps(schema.document())), "run `make schema`"
 
 
 def test_every_topic_is_in_it() -> None:
