@@ -62,7 +62,14 @@ class StateError(StockstreamError):
 
 
 class SourceError(StockstreamError):
-    """A market-data source, or an input file, cannot be used."""
+    """A market-data source, or an input file, cannot be used.
+
+    With `stops` it ends a running source until the settings change: no retry can help, for example with a wrong key.
+    """
+
+    def __init__(self, *reason: object, stops: bool = False) -> None:
+        super().__init__(*reason)
+        self.stops = stops
 
 
 class ArchiveError(StockstreamError):

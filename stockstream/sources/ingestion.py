@@ -233,9 +233,13 @@ class Ingest:
 
     async def _feed(self, run: _Run) -> None:
         """Runs attempts until the source ends, with growing pauses between them."""
+        started = False
         while True:
             run.health.begin()
             try:
+                if not started:
+                    await run.source.start()
+                    started = True
                 await self._attempt(run)
                 run.health.end()
                 return
@@ -311,7 +315,7 @@ class Ingest:
             new = sorted(live - run.described)
             try:
                 for some in (new[at : at + DESCRIBED_AT_ONCE] for at in range(0, len(new), DESCRIBED_AT_ONCE)):
-                    infos = await asyncio.to_thread(run.source.describe, some)
+                    infos = await run.source.describe(some)
                     by: dict[int, list[tuple[bytes | None, bytes]]] = {}
                     for info in self._usable(infos, some):
                         by.setdefault(self._home(info.symbol), []).append((info.symbol.encode(), _encode(info)))
@@ -378,4 +382,4 @@ def _worth_repeating(error: Exception) -> bool:
 
 
 def _trouble_of(source: MarketDataSource) -> Callable[[], str]:
-    return lambda: str(getattr(source, "trouble", ""))
+    return lambda: source.health().trouble

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
 from stockstream.records import QUOTES, TEXTS
-from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
+from stockstream.sources.base import Batch, Clock, Health, SymbolInfo, SystemClock
 from stockstream.sources.event_times import EventTimes
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, RANGES, composed
 from stockstream.transforms.partitioning import home_partition
@@ -271,6 +271,8 @@ class ReplaySource:
     Until `subscribe` is called, it yields all symbols.
     """
 
+    continuous = False
+
     def __init__(self, recording: Recording, name: str, *, speed: float | None = None, shift_ms: int = 0, clock: Clock | None = None) -> None:
         if not 1 <= len(name) <= MAX_SOURCE:
             raise SourceError(f"a source's name has 1 to {MAX_SOURCE} characters, {name[:20]!r}... has {len(name)}")
@@ -289,7 +291,16 @@ class ReplaySource:
         """Replaces the symbols, from the next batch on."""
         self._wanted = frozenset(symbols)
 
-    def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
+    async def start(self) -> None:
+        """Opens nothing: the file is read by the stream."""
+
+    async def stop(self) -> None:
+        """Closes nothing."""
+
+    def health(self) -> Health:
+        return Health()
+
+    async def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
         """Names only: a recording has no other metadata."""
         return [SymbolInfo(symbol=symbol, source=self.name) for symbol in sorted(symbols)]
 

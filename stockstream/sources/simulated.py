@@ -29,7 +29,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
-from stockstream.sources.base import Batch, Clock, SymbolInfo, SystemClock
+from stockstream.sources.base import Batch, Clock, Health, SymbolInfo, SystemClock
 from stockstream.sources.event_log import EventLog
 from stockstream.transforms.cleaning.limits import symbol_fault
 
@@ -261,8 +261,10 @@ class SimulatedSource:
     """The simulated market as a source. Each tick has its own time within the second; ticks come in slices of 100 ms.
 
     Injected events are appended to `events_file` as JSON lines (`time` in epoch ms, `symbol`, `kind`, `size`) as they happen. If the file cannot be
-    written, the market continues, and `trouble` gives the reason.
+    written, the market continues, and its health gives the reason.
     """
+
+    continuous = True
 
     def __init__(self, seed: int, *, clock: Clock | None = None, events_file: Path | None = None) -> None:
         self.seed = seed
@@ -276,17 +278,22 @@ class SimulatedSource:
     def name(self) -> str:
         return f"simulated.{self.seed}"
 
-    @property
-    def trouble(self) -> str:
-        """Why events are not written; empty if they are."""
-        return self._event_log.trouble if self._event_log is not None else ""
+    async def start(self) -> None:
+        """Opens nothing."""
+
+    async def stop(self) -> None:
+        """Closes nothing."""
+
+    def health(self) -> Health:
+        return Health(trouble=self._event_log.trouble if self._event_log is not None else "")
 
     def subscribe(self, symbols: Collection[str]) -> None:
         """Replaces the symbols. A new symbol starts with the next second; a removed one ends at once."""
         self._wanted = frozenset(symbols)
 
-    def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
-        return SimulatedMarket(self.seed, sorted(symbols)).describe(self._clock.now_ms() // 1000)
+    async def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
+        market = await asyncio.to_thread(SimulatedMarket, self.seed, sorted(symbols))
+        return await asyncio.to_thread(market.describe, self._clock.now_ms() // 1000)
 
     async def stream(self) -> AsyncIterator[Batch]:
         """Yields each slice's ticks once the slice is over. A second stream continues where the first ended, as after a stall."""

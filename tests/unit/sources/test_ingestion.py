@@ -15,7 +15,7 @@ from stockstream.errors import DeliveryError, FencedError, SourceError
 from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.sources import ingestion
-from stockstream.sources.base import Batch, SourceUnavailable, SymbolInfo
+from stockstream.sources.base import Batch, Health, SourceUnavailable, SymbolInfo
 from stockstream.sources.health import REMIND_MS, SILENT_MS, STEADY_MS, UNWATCHED_MS, SourceHealth
 from stockstream.sources.ingestion import Ingest, Messages, open_sources
 from stockstream.sources.simulated import default_symbols
@@ -61,15 +61,24 @@ async def forever() -> AsyncIterator[Batch]:
 class Feed:
     """A source whose stream does what it is reported."""
 
-    name = "feed"
+    name, continuous = "feed", True
 
     def __init__(self, *streams: Callable[[Feed], AsyncIterator[Batch]]) -> None:
         self.streams, self.subscribed, self.describes = list(streams), list[frozenset[str]](), True
 
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def health(self) -> Health:
+        return Health()
+
     def subscribe(self, symbols: Collection[str]) -> None:
         self.subscribed.append(frozenset(symbols))
 
-    def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
+    async def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
         return [SymbolInfo(symbol=symbol, source=self.name) for symbol in sorted(symbols)] if self.describes else []
 
     def stream(self) -> AsyncIterator[Batch]:
@@ -382,11 +391,11 @@ async def test_a_subscription_or_a_description_that_raises_ends_nothing() -> Non
                 raise KeyError("subscribe")
             super().subscribe(symbols)
 
-        def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
+        async def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
             if self.described < 2:
                 self.described += 1
                 raise ZeroDivisionError("describe")
-            return super().describe(symbols)
+            return await super().describe(symbols)
 
     wire = Wire()
     odd = Odd(*[ticking(1)] * 4)
@@ -401,7 +410,7 @@ async def test_a_subscription_or_a_description_that_raises_ends_nothing() -> Non
 
 async def test_metadata_is_bounded_and_only_of_what_was_asked_for() -> None:
     class Wordy(Feed):
-        def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
+        async def describe(self, symbols: Collection[str]) -> list[SymbolInfo]:
             long = SymbolInfo(symbol="A", source="s" * 500_000, name="n" * 500_000, currency="c" * 500_000, exchange="e" * 500_000)
             return [SymbolInfo(symbol="B" * 500_000, source="s"), SymbolInfo(symbol="B", source="s"), long, long]
 

@@ -236,9 +236,9 @@ def test_a_log_of_events_that_cannot_be_written_does_not_stop_the_market(tmp_pat
     blocked.write_text("")
     source = SimulatedSource(1, clock=FakeClock((event.second - 1) * 1000), events_file=blocked / "events.jsonl")
     source.subscribe(NAMES)
-    assert source.trouble == ""
+    assert source.health().trouble == ""
     assert sum(map(len, asyncio.run(gather(source, 3 * len(NAMES))))) >= 3 * len(NAMES)
-    assert "cannot be written" in source.trouble
+    assert "cannot be written" in source.health().trouble
 
 
 def test_a_second_stream_goes_on_where_the_first_ended() -> None:
