@@ -1,10 +1,12 @@
-"""Reads the sources that `watchlist` assigns: sources -> `ticks.raw`, `symbols`. A symbol moves between workers with its partition."""
+"""Reads the sources that `watchlist` assigns: sources -> `ticks.raw`, `symbols`, `gaps`, `feeds`, `sources`. A symbol moves with its partition."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+import os
+import socket
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any
 
 from faust.types import TP
@@ -15,7 +17,10 @@ from stockstream.instance import app
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.skipped import Fault, SkippedRecords
 from stockstream.sources.health import LAST_RETRY_S, reason_of
-from stockstream.sources.ingestion import Ingest, Messages
+from stockstream.sources.ingestion import Ingest
+from stockstream.sources.publishing import Messages
+from stockstream.sources.takeover import Newest
+from stockstream.state.newest_rows import read_newest_rows
 from stockstream.status import metrics, status
 from stockstream.transport.messages import Chunk, Message, Outgoing
 
@@ -24,7 +29,19 @@ skipped = SkippedRecords(metrics, app.settings.topic_prefix)
 
 
 async def _send(topic: str, partition: int, messages: Messages) -> Sequence[Awaitable[Any]]:
-    return await app.sender.send(Outgoing(topic, partition, [Message(key, value) for key, value in messages]))
+    deleted = [key for key, value in messages if value is None and key is not None]
+    if deleted:                                                          # only reports have them, in messages of their own
+        return await app.sender.delete(topic, partition, deleted)
+    return await app.sender.send(Outgoing(topic, partition, [Message(key, value) for key, value in messages if value is not None]))
+
+
+def worker_name() -> str:
+    """Host, web port and process id: unique in the group, and where the worker's views are. Without views the port is 0."""
+    return f"{socket.gethostname()}:{int(app.conf.web_port) if app.conf.web_enabled else 0}:{os.getpid()}"
+
+
+async def _read_newest(partitions: Collection[int]) -> Mapping[int, Mapping[str, Newest]]:
+    return await read_newest_rows(app.settings, partitions)
 
 
 async def _read_watchlist() -> Mapping[bytes, bytes]:
@@ -35,7 +52,9 @@ class Ingestion:
     """The agent's part in a rebalance: a worker that gets a partition reads its watchlist from the beginning."""
 
     def __init__(self) -> None:
-        self.ingest = Ingest(app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist)
+        self.ingest = Ingest(
+            app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest, worker=worker_name,
+        )  # fmt: skip
         self._topic = app.settings.topic("watchlist")
         status.sources = self.ingest.states
         app.parts.append(self)
@@ -47,6 +66,12 @@ class Ingestion:
 
     async def release(self, timeout_s: float) -> None:
         self.ingest.release()
+        if app.should_stop:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.ingest.end()
+            except Exception as error:  # noqa: BLE001  readers ignore old reports, so the worker ends all the same
+                logger.info("the reports of this worker's sources were not deleted: %s", reason_of(error))
 
     def take(self, chunk: Chunk) -> None:
         """Applies records of the watchlist. An invalid one is counted, logged and skipped."""

@@ -124,6 +124,10 @@ class Metrics(Collector):
         self._set_aside = self._counter("records_set_aside", "records and messages that an agent set aside", "topic", "agent")
         self._source_failures = self._counter("source_failures", "attempts of a source that failed", "source")
         self._source_up = self._gauge("source_up", "1 while a source of this worker runs, or has no ticks to send; 0 while it starts or has failed", "source")
+        self._gaps = self._counter("gaps", "gaps found in the ticks of a source", "source", "reason")
+        self._source_feeds = self._gauge("source_feeds", "symbols of a source on this worker, by the state of their feeds", "source", "state")
+        self._source_connections = self._gauge("source_connections", "connections of a source on this worker, by their state", "source", "state")
+        self._source_budget = self._gauge("source_budget_left", "requests that a source may still make, of all workers together", "source", "per")
         self._newer = self._counter("newer_messages", "messages that a newer stockstream has written", "topic")
         self._outcomes_forgotten = self._counter("outcomes_forgotten", "outcomes that the views have forgotten by identity, or never counted")
         self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
@@ -220,6 +224,20 @@ class Metrics(Collector):
     def source_failed(self, source: str) -> None:
         self._source_failures.labels(self._bounded("source", source)).inc()
         self._count("source_failures", 1)
+
+    def gap(self, source: str, reason: str) -> None:
+        """Counts a gap in the ticks of one symbol."""
+        self._gaps.labels(self._bounded("source", source), self._bounded("gap", reason)).inc()
+        self._count("gaps", 1)
+
+    def source_feeds(self, source: str, state: str, symbols: int) -> None:
+        self._source_feeds.labels(self._bounded("source", source), self._bounded("feed", state)).set(symbols)
+
+    def source_connections(self, source: str, state: str, connections: int) -> None:
+        self._source_connections.labels(self._bounded("source", source), self._bounded("connection", state)).set(connections)
+
+    def source_budget(self, source: str, per: str, left: int) -> None:
+        self._source_budget.labels(self._bounded("source", source), self._bounded("per", per)).set(left)
 
     def newer_message(self, topic: str) -> None:
         """Counts a message with a newer schema version than this program's; `topic` without prefix."""

@@ -18,7 +18,7 @@ from stockstream.skipped import shortened
 
 logger = logging.getLogger(__name__)
 
-State = Literal["starting", "running", "idle", "failed"]
+State = Literal["starting", "running", "idle", "failed", "stopped"]
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
 """The pause after a first failure, and the longest pause. It doubles with each failure; its second half is random, so that workers do not retry together."""
@@ -83,12 +83,16 @@ class SourceHealth:
         self._symbols = 0
         self._partitions = ""
         self.ended = False
+        self.last_error = ""
+        """The reason of the newest failure; empty before the first."""
+        self.last_tick_at: int | None = None
+        """When the broker last confirmed ticks of it, epoch ms."""
         metrics.source_up(source, False)
 
     @property
     def state(self) -> SourceState:
         """The present state."""
-        reason = self._reason or (shortened(self._trouble()) if self._state != "failed" else "")
+        reason = self._reason or (shortened(self._trouble()) if self._state not in ("failed", "stopped") else "")
         return SourceState(
             source=self.source, name=self.name, state=self._state, reason=reason, since=self._since, next_attempt=self._next_attempt,
             failures=self._failures, symbols=self._symbols,
@@ -116,7 +120,7 @@ class SourceHealth:
 
     def delivered(self) -> None:
         """Records that the broker confirmed ticks of the source."""
-        self._active_at = self._now_ms()
+        self._active_at = self.last_tick_at = self._now_ms()
         if self._state != "running" and self._symbols:
             self._change("running", "")
 
@@ -130,8 +134,17 @@ class SourceHealth:
         self._failures += 1
         self._metrics.source_failed(self.source)
         self._next_attempt = now + round(pause * 1000)
-        self._change("failed", reason_of(error))
+        self.last_error = reason_of(error)
+        self._change("failed", self.last_error)
         return pause
+
+    def stop(self, error: BaseException) -> None:
+        """Records that the source has ended because of an error that no retry can mend."""
+        self.ended = True
+        self._failures += 1
+        self._metrics.source_failed(self.source)
+        self._next_attempt, self.last_error = None, reason_of(error)
+        self._change("stopped", self.last_error)
 
     def end(self) -> None:
         """Records that the source's stream ended by itself."""
@@ -145,14 +158,18 @@ class SourceHealth:
             self._change("idle", f"no ticks for {SILENT_MS // 1000} s")
         elif self._state == "failed" and self._next_attempt is None and now - self._attempt_at >= (SILENT_MS if self._symbols else UNWATCHED_MS):
             self._change("idle", "no new error and no ticks since the last attempt")
-        if self._state == "failed" and now - self._logged_at >= REMIND_MS:
+        if self._state == "stopped" and now - self._logged_at >= REMIND_MS:
+            self._logged_at = now
+            text = "source %s has been stopped for %d s, until the worker starts with other settings: %s"
+            logger.error(text, self.source, (now - self._since) // 1000, self._reason)
+        elif self._state == "failed" and now - self._logged_at >= REMIND_MS:
             self._logged_at = now
             logger.error("source %s has failed for %d s in %d attempts: %s", self.source, (now - self._since) // 1000, self._failures, self._reason)
         elif self._is_unwatched and now - self._logged_at >= (REMIND_MS if self._reminded else UNWATCHED_MS):
             self._logged_at, self._reminded = now, True
             logger.warning(
-                "source %s has no symbols in this worker's %s: set STOCKSTREAM_SYMBOLS, or write to the topic watchlist",
-                self.source, self._partitions,
+                "source %s has no symbols in this worker's %s: set STOCKSTREAM_SYMBOLS, or run `stockstream watch add SYMBOL --source %s`",
+                self.source, self._partitions, self.source,
             )  # fmt: skip
 
     @property
@@ -169,7 +186,7 @@ class SourceHealth:
         self._logged_at, self._reminded = now, False
         self._metrics.source_up(self.source, state in ("running", "idle"))
         pause = f"; next attempt in {(self._next_attempt - now) / 1000:.1f} s" if state == "failed" and self._next_attempt is not None else ""
-        level = logging.ERROR if state == "failed" else logging.INFO
+        level = logging.ERROR if state in ("failed", "stopped") else logging.INFO
         logger.log(level, "source %s is %s%s%s", self.source, state, f": {reason}" if reason else "", pause)
 
 

@@ -77,6 +77,14 @@ class Sender:
             self._sent(out, deliveries)
         return [confirmed for confirmed, _ in deliveries]
 
+    async def delete(self, topic: str, partition: int, keys: Sequence[bytes]) -> list[asyncio.Future[Any]]:
+        """Hands messages without a value to the producer, which delete these keys of a compacted topic. Otherwise as `send`."""
+        producer = self._producer()
+        async with self._locks.setdefault((topic, partition), asyncio.Lock()):
+            return [
+                await self._room(partial(producer.send, topic, None, key=key, partition=partition, headers=[VERSION_HEADER])) for key in keys
+            ]  # fmt: skip
+
     def _fitting(self, out: Outgoing) -> Outgoing:
         """Sets aside the messages that are too large, and returns the others. Raises `StateError` if one of them is state."""
         for message in out.messages:

@@ -1,0 +1,70 @@
+"""Work that may fail or never return: bounded in time, or repeated until it succeeds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+from stockstream.errors import FencedError, SourceError
+from stockstream.sources.base import Clock, SourceUnavailable
+from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, reason_of
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def worth_repeating(error: Exception) -> bool:
+    """Whether the same messages can be delivered later. Messages that are too large or refused cannot, and would block the source forever."""
+    if isinstance(error, KafkaError):
+        return bool(error.retriable) or isinstance(error, KafkaTimeoutError)
+    return bool(getattr(error, "retriable", False)) or isinstance(error, OSError)
+
+
+async def with_retries(what: str, work: Callable[[], Awaitable[None]], clock: Clock, chance: Callable[[], float]) -> None:
+    """Retries the work until it succeeds, with growing pauses. Each new reason is logged in one line.
+
+    Raises `FencedError`, and a `SourceError` that stops its source.
+    """
+    wait, logged = FIRST_RETRY_S, ""
+    while True:
+        started = clock.now_ms()
+        try:
+            return await work()
+        except FencedError:
+            raise
+        except Exception as error:
+            if isinstance(error, SourceError) and error.stops:
+                raise
+            if clock.now_ms() - started >= STEADY_MS:
+                wait, logged = FIRST_RETRY_S, ""
+            pause = wait * (0.5 + chance() / 2)
+            wait = min(2 * wait, LAST_RETRY_S)
+            if (reason := reason_of(error)) != logged:
+                logged = reason
+                logger.warning("%s could not be published: %s; next attempt in %.1f s", what, reason, pause)
+            await clock.sleep(pause)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    """What the work returns. Raises `SourceUnavailable` after so many seconds, also if the work does not react to its cancellation."""
+    task = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()
+        task.add_done_callback(_retrieve)
+    if not done:
+        raise SourceUnavailable(f"{what} took more than {seconds:g} s")
+    if task.cancelled():
+        raise SourceUnavailable(f"{what} was cancelled from within")
+    return task.result()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,106 @@
+"""The state of each watched symbol's feed, and which of them are due to be published. Pure: times are given, in epoch ms by the worker's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from stockstream.records import Feed, FeedState
+from stockstream.sources.base import FeedNote
+from stockstream.sources.gaps import Seen, SessionLike
+
+LEAST_PAUSE_MS = 10_000
+"""A symbol's state is published at most this often."""
+REFRESH_MS = 60_000
+"""A state that does not change is published again after this long."""
+
+
+def feed_state(now: int, seen: Seen | None, session: SessionLike | None, note: FeedNote | None = None, failure: str | None = None) -> tuple[FeedState, str]:
+    """The state of a symbol's feed and its reason, empty where there is nothing to explain.
+
+    Args:
+        now: epoch ms.
+        seen: its newest confirmed tick.
+        session: the present session of its exchange, if that is known.
+        note: what the source knows about it.
+        failure: why the source fails, None if it runs.
+    """
+    if failure is not None:
+        return "failed", failure
+    if note is not None and note.state is not None:
+        return note.state, note.reason
+    if seen is not None and seen.missing is None and now - seen.arrived <= seen.silent_ms:
+        return "fresh", ""
+    if session is not None and session.state in ("closed", "holiday"):
+        return "holiday" if session.state == "holiday" else "closed", f"the exchange opens at {_text(session.until)}" if session.until else ""
+    if seen is None:
+        return "waiting", "no tick yet"
+    if now - seen.arrived <= seen.silent_ms:
+        return "waiting", f"no tick since it resumed; the last one was at {_text(seen.last)}"
+    return "quiet", f"no tick since {_text(seen.last)}"
+
+
+def _text(ms: int | None) -> str:
+    return "an unknown time" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(slots=True)
+class _Entry:
+    state: FeedState
+    reason: str
+    since: int
+    last: int | None
+    changed: bool = True
+    written: int | None = None
+
+
+class FeedBoard:
+    """The states of the symbols that a source reads on this worker."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._entries: dict[str, _Entry] = {}
+
+    def set(self, symbol: str, state: FeedState, reason: str, last: int | None, now: int) -> None:
+        """Records the present state of a symbol; `last` is the event time of its newest tick."""
+        entry = self._entries.get(symbol)
+        if entry is None:
+            self._entries[symbol] = _Entry(state, reason, now, last)
+            return
+        if entry.state != state:
+            entry.since = now
+        if (entry.state, entry.reason) != (state, reason):
+            entry.state, entry.reason, entry.changed = state, reason, True
+        entry.last = last
+
+    def due(self, worker: str, now: int) -> list[Feed]:
+        """The records that must be written now. Those that are written must be reported to `written`."""
+        return [
+            Feed(
+                symbol=symbol, source=self._source, worker=worker, state=entry.state, reason=entry.reason, since=entry.since,
+                last_event_time=entry.last, at=now,
+            )
+            for symbol, entry in self._entries.items()
+            if entry.written is None or now - entry.written >= (LEAST_PAUSE_MS if entry.changed else REFRESH_MS)
+        ]  # fmt: skip
+
+    def written(self, feeds: Sequence[Feed]) -> None:
+        """Records that the broker has confirmed these."""
+        for feed in feeds:
+            entry = self._entries.get(feed.symbol)
+            if entry is not None:
+                entry.written = feed.at
+                entry.changed = (entry.state, entry.reason) != (feed.state, feed.reason)
+
+    def keep(self, symbols: Collection[str]) -> None:
+        """Forgets all other symbols."""
+        for symbol in [symbol for symbol in self._entries if symbol not in symbols]:
+            del self._entries[symbol]
+
+    def counts(self) -> dict[FeedState, int]:
+        """How many symbols are in each state that occurs."""
+        found: dict[FeedState, int] = {}
+        for entry in self._entries.values():
+            found[entry.state] = found.get(entry.state, 0) + 1
+        return found

@@ -1,0 +1,146 @@
+"""Finds the gaps in a source's ticks. Pure: it knows event times, the reasons that it is given, and the sessions; it has no clock and sends nothing.
+
+A gap begins at a symbol's newest tick before it, or at the beginning of the session if that is later, and ends with the tick after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from stockstream.records import GapReason
+
+LEAST_SILENT_MS, SILENT_INTERVALS = 60_000, 20
+"""In an open session, a pause of more than a minute and of more than 20 of the symbol's usual intervals is a gap."""
+LEAST_AWAY_MS, AWAY_INTERVALS = 2_000, 2
+"""If the feed is known to have been away, a pause of more than 2 s and of more than two usual intervals is a gap: in a shorter one nothing is missing."""
+NEWEST_SHARE = 0.1
+"""Weight of the newest interval in the usual one."""
+LONGEST_INTERVAL_MS = 300_000
+"""Longer pauses, such as nights, count as this much in the usual interval."""
+
+
+class SessionLike(Protocol):
+    """A session of an exchange: `state` is one of pre, regular, post, closed, holiday, always, unknown; times are epoch ms, null where unknown."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def since(self) -> int | None: ...
+    @property
+    def until(self) -> int | None: ...
+
+
+SessionOf = Callable[[str], SessionLike | None]
+"""The present session of a symbol; None if it is not known."""
+
+
+class Missed(NamedTuple):
+    """A time in which ticks may be missing; it ends with the tick for which it was found. `start` is an event time in epoch ms."""
+
+    start: int
+    reason: GapReason
+
+
+@dataclass(slots=True)
+class Seen:
+    """The newest confirmed tick of a symbol."""
+
+    last: int
+    """Its event time, epoch ms."""
+    arrived: int
+    """When it was confirmed, epoch ms by the worker's clock."""
+    usual_ms: float = 0.0
+    """The usual time between two ticks; 0 if not known."""
+    missing: GapReason | None = None
+    """Why ticks after it may be missing."""
+
+    @property
+    def silent_ms(self) -> float:
+        """How long the symbol may be silent before that is a gap."""
+        return max(LEAST_SILENT_MS, SILENT_INTERVALS * self.usual_ms)
+
+
+class GapTracker:
+    """The newest ticks of a source's symbols, and the gaps that follow from the next ones.
+
+    `find` changes nothing, so that a batch that was not delivered leaves no trace; `confirm` takes a delivered batch into account.
+
+    Args:
+        continuous: whether the source's ticks come by themselves, so that silence in an open session is a gap.
+        session_of: returns the present session of a symbol.
+    """
+
+    def __init__(self, continuous: bool, session_of: SessionOf = lambda symbol: None) -> None:
+        self._continuous, self._session_of = continuous, session_of
+        self._seen: dict[str, Seen] = {}
+
+    def seen(self, symbol: str) -> Seen | None:
+        """The newest tick of a symbol, if there is one."""
+        return self._seen.get(symbol)
+
+    def find(self, symbols: Sequence[str], times: Sequence[int]) -> Mapping[int, Missed]:
+        """The gaps that end with one of these ticks, by its place among them."""
+        found: dict[int, Missed] = {}
+        newest: dict[str, int] = {}
+        for place, (symbol, time) in enumerate(zip(symbols, times, strict=True)):
+            seen = self._seen.get(symbol)
+            if seen is None:
+                continue
+            last = newest.get(symbol)
+            missing = seen.missing if last is None else None
+            before = seen.last if last is None else last
+            if time <= before:
+                continue
+            newest[symbol] = time
+            if time - before > LEAST_AWAY_MS and (missed := self._judge(symbol, seen, missing, before, time)) is not None:
+                found[place] = missed
+        return found
+
+    def _judge(self, symbol: str, seen: Seen, missing: GapReason | None, before: int, time: int) -> Missed | None:
+        away_ms = max(LEAST_AWAY_MS, AWAY_INTERVALS * seen.usual_ms)
+        if time - before <= (away_ms if missing is not None else seen.silent_ms):
+            return None
+        session = self._session_of(symbol)
+        state = session.state if session is not None else "unknown"
+        since = session.since if session is not None and state in ("pre", "regular", "post") else None
+        start = before if since is None else max(before, since)
+        if missing is not None and time - start > away_ms:
+            return Missed(start, missing)
+        if self._continuous and state in ("regular", "always") and time - start > seen.silent_ms:
+            return Missed(start, "silent")
+        return None
+
+    def confirm(self, symbols: Sequence[str], times: Sequence[int], now: int) -> None:
+        """Takes ticks into account that the broker has confirmed. `now`: epoch ms by the worker's clock."""
+        for symbol, time in zip(symbols, times, strict=True):
+            seen = self._seen.get(symbol)
+            if seen is None:
+                self._seen[symbol] = Seen(time, now)
+                continue
+            seen.arrived = now
+            pause = time - seen.last
+            if pause > 0:
+                if seen.missing is None:
+                    pause = min(pause, LONGEST_INTERVAL_MS)
+                    seen.usual_ms += NEWEST_SHARE * (pause - seen.usual_ms) if seen.usual_ms else pause
+                seen.last, seen.missing = time, None
+
+    def interrupt(self, reason: GapReason, symbols: Collection[str] | None = None) -> None:
+        """Records that ticks of these symbols may be missing from now on; of all symbols if None. An earlier reason stays until a tick comes."""
+        for symbol in self._seen.keys() if symbols is None else symbols:
+            seen = self._seen.get(symbol)
+            if seen is not None and seen.missing is None:
+                seen.missing = reason
+
+    def restore(self, symbol: str, last: int, usual_ms: float, now: int) -> None:
+        """Takes over a symbol from another worker, whose newest tick was at `last`. Does nothing if a newer one is known."""
+        seen = self._seen.get(symbol)
+        if seen is None or seen.last < last:
+            self._seen[symbol] = Seen(last, now, usual_ms, "worker_away")
+
+    def keep(self, symbols: Collection[str]) -> None:
+        """Forgets all other symbols."""
+        for symbol in [symbol for symbol in self._seen if symbol not in symbols]:
+            del self._seen[symbol]
