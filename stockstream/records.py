@@ -303,11 +303,23 @@ class SourceReport(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Reservation(msgspec.Struct, kw_only=True, frozen=True):
-    """A request that a worker is about to make: one message of `requests`. Those of one budget are granted in the order of their offsets."""
+    """One step of a source's budget of requests: one message of `requests`. The steps of a source count in the order of their offsets. Times are epoch ms.
+
+    `request` reserves a request, `returned` gives back one that was not sent, and `pause` stops all workers' requests until a time.
+    """
 
     source: str
+    step: Literal["request", "returned", "pause"]
+    id: str
+    """Of the request; of the pause itself."""
     worker: str
-    day: str
-    """Of the provider, such as 2026-11-30."""
+    budget: str
+    """The limits by which the reservation is judged, such as 1/s,25/d."""
+    symbols: tuple[str, ...] = ()
+    """What is requested."""
+    until: int = 0
+    """When a pause ends."""
+    reason: str = ""
+    """Of a pause: `daily` (the provider reports that the day's requests are spent), `burst`, `minute` or `rate`."""
     at: int
-    """Epoch ms."""
+    """When this was written."""

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from stockstream.budgets import Limits
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
@@ -111,6 +112,27 @@ class Settings(BaseSettings):
             if name not in SOURCES:
                 raise ValueError(f"{name!r} is not a source; choose from: {', '.join(SOURCES)}")
         return value
+
+    @field_validator("yahoo_budget", "alpha_vantage_budget")
+    @classmethod
+    def _budget(cls, value: str) -> str:
+        return str(Limits.parse(value))
+
+    @field_validator("alpha_vantage_url")
+    @classmethod
+    def _without_key(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address that begins with https:// or http://")
+        if "apikey" in parts.query.lower() or "@" in parts.netloc:
+            raise ValueError("must have no key in it, because addresses are logged: use STOCKSTREAM_ALPHA_VANTAGE_KEY")
+        return value
+
+    @field_validator("alpha_vantage_key", mode="before")
+    @classmethod
+    def _key_in_one_word(cls, value: Any) -> Any:
+        text = (value.get_secret_value() if isinstance(value, SecretStr) else str(value)).strip()
+        return SecretStr(text)
 
     @field_validator("symbols")
     @classmethod
@@ -263,5 +285,7 @@ def load_settings(**changes: Any) -> Settings:
             raise SettingsError(message) from None
         name = PREFIX + str(first["loc"][0]).upper()
         got = repr(first["input"])
-        shown = "" if got in message or (first["type"] == "value_error" and str(first["input"]) in message) else f" (got {got})"
+        has_secret = "apikey" in got.lower() or "@" in got               # of an address
+        repeated = got in message or (first["type"] == "value_error" and str(first["input"]) in message)
+        shown = "" if has_secret or repeated else f" (got {got})"
         raise SettingsError(" ".join(f"{name}: {message}{shown}".split())) from None

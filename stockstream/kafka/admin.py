@@ -66,7 +66,7 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     raw = kept | {append_time().name: append_time().value}
     derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
     state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
-    requests = {"retention.ms": str(REQUESTS_KEPT_DAYS * DAY_MS)}
+    requests = {"retention.ms": str(REQUESTS_KEPT_DAYS * DAY_MS), append_time().name: append_time().value}
     kinds = {
         "watchlist": compacted, "symbols": compacted, "feeds": compacted, "sources": compacted, "requests": requests, "gaps": kept, "repairs": kept,
         "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
