@@ -97,6 +97,6 @@ async def test_a_broker_that_cannot_be_asked_is_one_line(caplog: pytest.LogCaptu
 
 def test_what_we_create_has_what_we_want() -> None:
     specs = {spec.name.partition(".")[2]: spec.config for spec in topic_specs(Settings(topic_prefix="p."))}
-    assert [name for name, config in specs.items() if config.get("message.timestamp.type") == "LogAppendTime"] == ["ticks.raw"]
+    assert [name for name, config in specs.items() if config.get("message.timestamp.type") == "LogAppendTime"] == ["requests", "ticks.raw"]
     assert {config["max.message.bytes"] for config in specs.values()} == {str(MESSAGE_BYTES)}
     assert MAX_BATCH_BYTES < LEAST_MESSAGE_BYTES < MESSAGE_BYTES
