@@ -22,7 +22,7 @@ from stockstream.sources.base import Clock, MarketDataSource, SystemClock
 from stockstream.sources.driver import Driver
 from stockstream.sources.opening import open_sources
 from stockstream.sources.publishing import Publisher, Send
-from stockstream.sources.reports import Reporter
+from stockstream.sources.reporter import Reporter
 from stockstream.sources.session_cache import CurrentSessions, SessionAt
 from stockstream.sources.simulated import default_symbols
 from stockstream.sources.takeover import ReadNewest, Takeovers
