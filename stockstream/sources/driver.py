@@ -17,7 +17,7 @@ from stockstream.skipped import shortened
 from stockstream.sources.attempts import with_retries, within, worth_repeating
 from stockstream.sources.base import Batch, Clock, FeedNote, Health, MarketDataSource, SourceUnavailable, SymbolInfo
 from stockstream.sources.feeds import FeedBoard, feed_state
-from stockstream.sources.gaps import GapTracker, SessionLike, SessionOf
+from stockstream.sources.gaps import GapTracker, SessionAt, SessionLike
 from stockstream.sources.health import SourceHealth, reason_of
 from stockstream.sources.publishing import Publisher
 from stockstream.sources.takeover import Newest
@@ -56,15 +56,15 @@ class Driver:
         clock: for pauses and times.
         metrics: of the worker.
         chance: returns random numbers from 0 to 1, for the pauses between attempts.
-        session_of: returns the present session of an exchange, by its code; None if it is not known.
+        session_at: knows the sessions of exchanges; None if nothing does.
     """
 
     def __init__(
         self, kind: str, source: MarketDataSource, publisher: Publisher, clock: Clock, metrics: Metrics, chance: Callable[[], float],
-        session_of: SessionOf = lambda exchange: None,
+        session_at: SessionAt | None = None,
     ) -> None:  # fmt: skip
         self.kind, self.source = kind, source
-        self._publisher, self._clock, self._metrics, self._chance, self._session_of_exchange = publisher, clock, metrics, chance, session_of
+        self._publisher, self._clock, self._metrics, self._chance, self._session_at = publisher, clock, metrics, chance, session_at
         self.health = SourceHealth(kind, source.name, metrics, clock.now_ms, lambda: self.report().trouble, chance)
         self.tracker = GapTracker(source.continuous, self.session_of)
         self.board = FeedBoard(kind)
@@ -105,11 +105,11 @@ class Driver:
         if newest.source == self.source.name or newest.source.startswith(f"{self.source.name}."):
             self.tracker.restore(symbol, newest.last, newest.usual_ms, self._clock.now_ms())
 
-    def session_of(self, symbol: str) -> SessionLike | None:
-        """The present session of a symbol's exchange."""
+    def session_of(self, symbol: str, ms: int) -> SessionLike | None:
+        """The session of a symbol's exchange at a time in epoch ms; None if it is not known."""
         note = self._notes.get(symbol)
         exchange = (note.exchange if note is not None else None) or self._exchanges.get(symbol)
-        return None if exchange is None else self._session_of_exchange(exchange)
+        return None if exchange is None or self._session_at is None else self._session_at(exchange, ms)
 
     # ---- state
 
@@ -128,7 +128,7 @@ class Driver:
         failure = state.reason if state.state in ("failed", "stopped") else None
         for symbol in self.live:
             seen = self.tracker.seen(symbol)
-            feed, reason = feed_state(now, seen, self.session_of(symbol), self._notes.get(symbol), failure)
+            feed, reason = feed_state(now, seen, self.session_of(symbol, now), self._notes.get(symbol), failure)
             self.board.set(symbol, feed, shortened(reason), seen.last if seen is not None else None, now)
 
     # ---- the work

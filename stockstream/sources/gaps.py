@@ -32,8 +32,10 @@ class SessionLike(Protocol):
     def until(self) -> int | None: ...
 
 
-SessionOf = Callable[[str], SessionLike | None]
-"""The present session of a symbol; None if it is not known."""
+SessionAt = Callable[[str, int], SessionLike]
+"""Returns the session of an exchange, by its code, at a time in epoch ms. Never waits: while it has no answer yet, the session is unknown."""
+SessionOf = Callable[[str, int], SessionLike | None]
+"""Returns the session of a symbol at a time in epoch ms; None if its exchange is not known."""
 
 
 class Missed(NamedTuple):
@@ -69,10 +71,10 @@ class GapTracker:
 
     Args:
         continuous: whether the source's ticks come by themselves, so that silence in an open session is a gap.
-        session_of: returns the present session of a symbol.
+        session_of: returns the session of a symbol at an event time.
     """
 
-    def __init__(self, continuous: bool, session_of: SessionOf = lambda symbol: None) -> None:
+    def __init__(self, continuous: bool, session_of: SessionOf = lambda symbol, ms: None) -> None:
         self._continuous, self._session_of = continuous, session_of
         self._seen: dict[str, Seen] = {}
 
@@ -102,7 +104,7 @@ class GapTracker:
         away_ms = max(LEAST_AWAY_MS, AWAY_INTERVALS * seen.usual_ms)
         if time - before <= (away_ms if missing is not None else seen.silent_ms):
             return None
-        session = self._session_of(symbol)
+        session = self._session_of(symbol, time)
         state = session.state if session is not None else "unknown"
         since = session.since if session is not None and state in ("pre", "regular", "post") else None
         start = before if since is None else max(before, since)

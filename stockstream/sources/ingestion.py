@@ -20,10 +20,10 @@ from stockstream.skipped import Fault, shortened
 from stockstream.sources.attempts import with_retries
 from stockstream.sources.base import Clock, MarketDataSource, SystemClock
 from stockstream.sources.driver import Driver
+from stockstream.sources.gaps import SessionAt
 from stockstream.sources.opening import open_sources
 from stockstream.sources.publishing import Publisher, Send
 from stockstream.sources.reporter import Reporter
-from stockstream.sources.session_cache import CurrentSessions, SessionAt
 from stockstream.sources.simulated import default_symbols
 from stockstream.sources.takeover import ReadNewest, Takeovers
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
@@ -67,7 +67,7 @@ class Ingest:
         metrics: of the worker.
         read_watchlist: called once if a source may have no symbols; without it the watchlist counts as not empty.
         read_newest: reads the newest rows of partitions that are taken over; without it a takeover leaves no gap on record.
-        session_at: knows the sessions of exchanges; without it all are unknown.
+        session_at: knows the sessions of exchanges without waiting; without it all are unknown.
         worker: returns the worker's name in what is published, unique in its group.
         chance: returns random numbers from 0 to 1, for the pauses between attempts.
     """
@@ -81,10 +81,9 @@ class Ingest:
         self._clock = clock or SystemClock()
         metrics = metrics or Metrics()
         self._publisher = Publisher(settings, send)
-        self._sessions = CurrentSessions(session_at)
         opened = open_sources(settings, self._clock) if sources is None else sources
         self._drivers = {
-            kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, self._sessions.of) for kind, source in opened.items()
+            kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, session_at) for kind, source in opened.items()
         }
         self._reporter = Reporter(self._drivers, self._publisher, metrics, self._clock, worker)
         self._takeovers = Takeovers(read_newest, self._clock.now_ms)
@@ -163,7 +162,6 @@ class Ingest:
         announcing = with_retries("the symbols of the settings", self.announce, self._clock, self._chance)
         work = {
             "watchlist": self._follow(), "takeovers": self._take_over(), "check": self._check(), "announce": announcing, "reports": self._reporter.run(),
-            "sessions": self._look_up_sessions(),
         } | {kind: driver.run() for kind, driver in self._drivers.items()}  # fmt: skip
         tasks = [asyncio.create_task(part, name=f"ingest {name}") for name, part in work.items()]
         try:
@@ -244,11 +242,6 @@ class Ingest:
             await asyncio.sleep(CHECK_S)
             for driver in self._drivers.values():
                 driver.health.check()
-
-    async def _look_up_sessions(self) -> None:
-        while True:
-            await self._sessions.refresh(self._clock.now_ms())
-            await asyncio.sleep(CHECK_S)
 
 
 def _entry(value: bytes) -> Watch | None:

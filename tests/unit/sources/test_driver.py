@@ -170,9 +170,7 @@ async def test_silence_in_session_is_a_gap_where_the_exchange_is_known(monkeypat
     scene = Scene(feed, session_at=lambda exchange, ms: Session("regular" if exchange == "NMS" else "unknown", START - 1))
     driver = scene.ingest._drivers["feed"]
     await scene.until(lambda: len(scene.wire.sent["stockstream.symbols"]) == 2)
-    assert driver.session_of("A") is None
-    await scene.ingest._sessions.refresh(START)
-    assert (found := driver.session_of("A")) is not None and found.state == "regular"
+    assert (found := driver.session_of("A", START)) is not None and found.state == "regular"
     await scene.put(batch(("A", START), ("B", START)), batch(("A", START + 61_000), ("B", START + 59_000)))
     await scene.until(lambda: bool(scene.gaps))
     await stop(scene.task)

@@ -22,7 +22,7 @@ class Scene:
     """A tracker of one symbol with a tick each `every_s` seconds up to second 600; times are given in seconds."""
 
     def __init__(self, session: Session | None, every_s: float = 1.0, *, continuous: bool = True) -> None:
-        self.tracker = GapTracker(continuous, lambda symbol: session)
+        self.tracker = GapTracker(continuous, lambda symbol, ms: session)
         for number in range(int(600 / every_s)):
             self.confirm(OPEN_S + number * every_s)
         self.last = OPEN_S + (int(600 / every_s) - 1) * every_s
@@ -61,7 +61,7 @@ def test_a_market_that_never_closes_is_always_open() -> None:
 def test_a_night_is_no_gap_and_the_time_since_the_opening_is_one() -> None:
     scene = Scene(REGULAR)
     opened = int(scene.last + 60_000) * 1000
-    scene.tracker = GapTracker(True, lambda symbol: Session("regular", opened))
+    scene.tracker = GapTracker(True, lambda symbol, ms: Session("regular", opened))
     scene.confirm(scene.last)
     assert scene.after(60_030) is None
     assert scene.after(60_090) == Missed(opened, "silent")
@@ -130,7 +130,7 @@ def test_the_usual_interval_is_bounded_and_of_the_size_of_the_intervals(pauses: 
 
 @given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 200_000)), max_size=40), st.booleans())
 def test_finding_changes_nothing_and_a_gap_lies_before_its_tick(ticks: list[tuple[str, int]], away: bool) -> None:
-    tracker = GapTracker(True, lambda symbol: Session("always"))
+    tracker = GapTracker(True, lambda symbol, ms: Session("always"))
     tracker.confirm(["A", "B"], [50_000, 50_000], 0)
     if away:
         tracker.interrupt("source_away")
