@@ -21,7 +21,7 @@ class TickField(NamedTuple):
     """A field of a tick. `clean` carries a field on, to `ticks.clean` and the archive, or only reads it.
 
     Kinds: `core` is in every accepted tick, `quote` an optional number, `text` an optional text of at most MAX_TEXT characters, `control` a field
-    that only `clean` reads.
+    that `clean` acts on.
     """
 
     name: str
@@ -51,6 +51,8 @@ TICK_FIELDS = (
     TickField("day_volume", "control", pa.float64(), False, "shares traded this day so far"),
     TickField("snapshot", "control", pa.bool_(), False, "gives the present state instead of an event; if it equals the one before, it is a duplicate"),
     TickField("received_at", "control", pa.int64(), False, "epoch ms UTC at which the producer got it"),
+    TickField("gap_from", "control", pa.int64(), True, "in the first tick after its feed was away: event time until which the feed was there, epoch ms UTC"),
+    TickField("interval_s", "control", pa.float64(), False, "seconds up to its event time over which its size was traded, as in a bar of a minute"),
 )
 """All fields of a tick. The columns of `ticks.clean`, the limits of texts, the decoders and the checks of frames follow from this table.
 A new optional text needs a line here, two in `Tick`, its lines in docs/topics.md and `make schema`: a test holds them to each other."""
@@ -82,13 +84,16 @@ class Tick(msgspec.Struct, kw_only=True, gc=False):
     received_at: int | None = None
     trade_id: str | None = None
     epoch: int | None = None
+    gap_from: int | None = None
+    interval_s: float | None = None
 
     def has_extras(self) -> bool:
-        """Whether the tick has any of QUOTES or TEXTS. Each is named here, because `clean` calls this for every tick that it validates singly."""
+        """Whether the tick has any of QUOTES or TEXTS, a gap or an interval. Each is named here, because `clean` calls this for every tick that it validates
+        singly."""
         return (
             self.bid is not None or self.ask is not None or self.bid_size is not None or self.ask_size is not None
             or self.exchange is not None or self.condition is not None or self.currency is not None or self.session is not None
-            or self.trade_id is not None
+            or self.trade_id is not None or self.gap_from is not None or self.interval_s is not None
         )  # fmt: skip
 
 
@@ -179,9 +184,9 @@ class Closing(msgspec.Struct, frozen=True, array_like=True):
     second: int
 
 
-ACCRUED, CORRECTION, NEW_SERIES = 1, 2, 4
+ACCRUED, CORRECTION, NEW_SERIES, AFTER_FEED_GAP = 1, 2, 4, 8
 """What `flags` of an accepted tick is a sum of. ACCRUED: its size traded over more than 2 s. CORRECTION: it takes back the size of a tick of that second and
-price, and is itself no tick. NEW_SERIES: its second begins a new series."""
+price, and is itself no tick. NEW_SERIES: its second begins a new series. AFTER_FEED_GAP: its feed was away before it, from `gap_from` on."""
 
 TICKS_SCHEMA = pa.schema([
     *((field.name, field.type) for field in TICK_FIELDS if field.carried),

@@ -62,7 +62,8 @@ FRAME_METADATA = {
 """What a frame's Arrow schema carries, all of it UTF-8."""
 
 TICKS_COLUMNS = {field.name: field.meaning for field in TICK_FIELDS if field.carried} | {
-    "flags": "sum of: 1 size accrued over more than 2 s; 2 a correction, which changes only volumes and vwap_5m; 4 a new series begins with its second",
+    "flags": "sum of: 1 size accrued over more than 2 s; 2 a correction, which changes only volumes and vwap_5m; 4 a new series begins with its second; "
+    "8 its feed was away before it",
     "gap_s": "seconds since the symbol's last trade, where they are more than 60 and at most 8 hours; else null",
     "price_before_gap": "price of that last trade",
     "offset": "raw offset of the record that brought it",

@@ -21,11 +21,12 @@ EXACT = ("volume", "ticks", "quotes", "volume_5m", "ticks_5m", "seconds_5m", "vo
 def rows(ticks: pd.DataFrame) -> pd.DataFrame:
     """One row for each symbol and second with a tick, indexed by (symbol, second).
 
-    `ticks` has symbol, event_time (epoch ms), price (NaN in a quote), size and optionally bid, ask, bid_size, ask_size, in the order of arrival.
+    `ticks` has symbol, event_time (epoch ms), price (NaN in a quote), size and optionally bid, ask, bid_size, ask_size, and gap_from (epoch ms or None), in the
+    order of arrival.
     """
     parts = [int(Decimal(repr(size)) * PARTS) for size in ticks["size"].tolist()]
     ticks = ticks.assign(second=ticks.event_time // 1000, notional=ticks.price * ticks["size"], parts=np.array(parts, np.int64))
-    for name in ("bid", "ask", "bid_size", "ask_size"):
+    for name in ("bid", "ask", "bid_size", "ask_size", "gap_from"):
         if name not in ticks:
             ticks[name] = np.nan
     return pd.concat([_symbol(symbol, of) for symbol, of in ticks.groupby("symbol", sort=True)])
@@ -42,6 +43,8 @@ def _symbol(symbol: str, ticks: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
     gaps = _gaps(ticks[ticks.price.notna()])
     bars["gap_s"], bars["price_before_gap"] = ([gaps.get(second, (np.nan, np.nan))[n] for second in bars.index] for n in (0, 1))
+    away = [(min(int(g) // 1000 + 1, s), s) for g, s in zip(ticks.gap_from, ticks.second, strict=True) if g == g and g is not None]
+    bars["away"] = [any(first <= second < last + WINDOW_S for first, last in away) for second in bars.index]
     priced = bars.index[bars.close.notna()].to_numpy()
     gap = np.diff(priced, prepend=priced[:1] - 10 * WINDOW_S) > WINDOW_S
     begins = pd.Series(np.where(gap, priced, np.nan), priced).ffill()
@@ -119,7 +122,7 @@ def _stretch(symbol: str, bars: pd.DataFrame, begins: pd.Series) -> pd.DataFrame
     split = [bool((np.abs(one - np.append(ratios, 1 / ratios)) <= 0.02 * np.append(ratios, 1 / ratios)).any()) for one in change]
     flags = {
         "partial": out.seconds_5m < WINDOW_S, "after_gap": bars.gap_s.notna(), "possible_split": pd.Series(split, bars.index),
-        "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide,
+        "crossed": bars.bid > bars.ask, "locked": bars.bid == bars.ask, "wide": wide, "gap": bars.away,
     }  # fmt: skip
     out["quality"] = [",".join(flag for flag, has in zip(flags, row, strict=True) if has) for row in zip(*flags.values(), strict=True)]
     out.index = pd.MultiIndex.from_product([[symbol], out.index], names=["symbol", "second"])

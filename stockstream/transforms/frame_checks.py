@@ -33,7 +33,7 @@ MIN_SECOND = -100
 MAX_MAGNITUDE = 1e18
 """Of numbers that are derived: squares and sums of millions of them stay finite."""
 
-_OPTIONAL = frozenset(("flags", "gap_s", *CARRIED_TEXTS))
+_OPTIONAL = frozenset(("flags", "gap_s", "gap_from", *CARRIED_TEXTS))
 """Columns that may be null, besides floats."""
 _ZERO = ("flags", "accrued_5m")
 """Columns that are 0 in frames that do not have them."""

@@ -25,7 +25,8 @@ LAST_MS = (1 << 42) - 1                                                  # in 21
 NOTHING = (-1, 2147483647, 4294967295)
 MOST_SHARES = Decimal(10**11)
 RUN, CONTENTS, TRADES_MS = 10, 16, 120_000
-ACCRUED, CORRECTION = 1, 2
+ACCRUED, CORRECTION, AFTER_FEED_GAP = 1, 2, 8
+LONGEST_INTERVAL_S = 366 * 86_400
 
 
 @dataclass
@@ -92,7 +93,7 @@ class _Count:
         shares, flags = Decimal(0), 0
         if time - since <= WINDOW_S * 1000 and tick.get("size", -1) in NOTHING:
             shares = min(figure - highest, MOST_SHARES)
-            flags = ACCRUED if shares and time - since > 2_000 else 0
+            flags = ACCRUED if shares and (time - since > 2_000 or _is_bar(tick)) else 0
         self._begin(figure, time, session)
         self.rise, self.fall = ((highest, since, time, tick["price"], shares, flags), None) if figure > highest else (rise, fall)
         return shares, flags, correction
@@ -118,8 +119,8 @@ class _Source:
 
 @dataclass
 class CleanModel:
-    """One partition. Ticks are dicts of symbol, source, event_time, price and optionally size, seq, epoch, trade_id, day_volume, session and currency;
-    punctuations have `punctuate` and source."""
+    """One partition. Ticks are dicts of symbol, source, event_time, price and optionally size, seq, epoch, trade_id, day_volume, session, currency, gap_from
+    and interval_s; punctuations have `punctuate` and source."""
 
     most_sources: int = 1_000
     most_symbols: int = 100_000
@@ -136,8 +137,9 @@ class CleanModel:
     """Symbol -> seconds and prices of its trades in its present currency, as they came."""
     currency: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Symbol -> the last currency that was named, and the second with which it began (-1: the first)."""
-    rows: list[tuple[int, int, int, float, int, int | None, float | None]] = field(default_factory=list)
-    """Offset, index, event time, size, flags, gap and price before it of what `ticks.clean` has: ticks, and corrections before the tick that brought them."""
+    rows: list[tuple[int, int, int, float, int, int | None, float | None, int | None]] = field(default_factory=list)
+    """Offset, index, event time, size, flags, gap and price before it, and gap_from of what `ticks.clean` has: ticks, and corrections before the tick that
+    brought them."""
     ids: list[tuple[str, str, str, int]] = field(default_factory=list)
     """Source, symbol, trade_id and the log's clock of every accepted trade."""
     seen: dict[str, int] = field(default_factory=dict)
@@ -169,8 +171,10 @@ class CleanModel:
                 size, more, correction = self._shares(tick)
                 if correction:
                     time, _, shares, its = correction
-                    self.rows.append((offset, index, time, float(shares), its, None, None))
-                self.rows.append((offset, index, tick["event_time"], size, flags | more, gap, before))
+                    self.rows.append((offset, index, time, float(shares), its, None, None, None))
+                away = tick.get("gap_from")
+                flags |= AFTER_FEED_GAP if away is not None else 0
+                self.rows.append((offset, index, tick["event_time"], size, flags | more, gap, before, away))
                 first[name] = min(second, first.get(name, second))
             if reason in ("", "late"):
                 clocks[name] = max(tick["event_time"], clocks.get(name, 0))
@@ -194,7 +198,9 @@ class CleanModel:
     def _fault(self, ts: int, tick: dict[str, Any]) -> str:
         symbol, name, second, seq = tick["symbol"], tick["source"], tick["event_time"] // 1000, tick.get("seq")
         source, held = self._living(name), self._holder(symbol)
-        if not FIRST_MS <= tick["event_time"] <= LAST_MS:
+        if not FIRST_MS <= tick["event_time"] <= LAST_MS or not FIRST_MS <= (tick.get("gap_from") or FIRST_MS) <= LAST_MS:
+            return "out_of_range"
+        if not 0 <= (tick.get("interval_s") or 0) <= LONGEST_INTERVAL_S:
             return "out_of_range"
         if self._is_future(ts, tick["event_time"]):
             return "future"
@@ -299,7 +305,9 @@ class CleanModel:
             size = float(shares) if size in NOTHING or "size" not in tick else size
             self._saw("accrued", bool(flags))
             self._saw("correction", bool(correction))
-        return 0.0 if size in NOTHING else size, flags, correction
+        size = 0.0 if size in NOTHING else size
+        self._saw("bar", bool(size and _is_bar(tick)))
+        return size, flags | (ACCRUED if size and _is_bar(tick) else 0), correction
 
     def _series(self, tick: dict[str, Any]) -> tuple[int, int | None, float | None]:
         """Flags, gap and price before it of an accepted tick."""
@@ -344,5 +352,10 @@ class CleanModel:
             source.unsent = source.newest > source.closed
 
 
+def _is_bar(tick: dict[str, Any]) -> bool:
+    """Whether its shares were traded over more than 2 s: nobody knows in which second."""
+    return (tick.get("interval_s") or 0) > 2
+
+
 def _content(tick: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in tick.items() if name not in ("received_at", "seq") and value is not None}
+    return {name: value for name, value in tick.items() if name not in ("received_at", "seq", "gap_from", "interval_s") and value is not None}

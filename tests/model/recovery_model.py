@@ -20,7 +20,7 @@ RING = 601 + model.REVISE_S
 def random_log(rng: Any, n: int) -> Any:
     """A partition of raw ticks: three sources of different delay sharing a symbol, late and very late ticks, silences, frames, holes in the offsets."""
     now, log, offset, currency = 1_700_000_000_000, [], 0, rng.choice((None, "GBp"))
-    slow = rng.choice((0, 1_300, 3_000))
+    slow, gaps = rng.choice((0, 1_300, 3_000)), rng.random() < .7
     while len(log) < n:
         now += rng.choice((3, 40, 200, 900, 1500)) if rng.random() < .97 else rng.choice((5000, 40_000, 62_000, 250_000, 400_000))
         if currency and rng.random() < .05:
@@ -35,6 +35,8 @@ def random_log(rng: Any, n: int) -> Any:
                                **(dict(price=round(rng.choice((100, 100, 100, 50)) + rng.random(), 2), size=rng.choice((rng.randrange(9), round(rng.random(), rng.randrange(1, 9))))) if rng.random() < .8 else dict(price=None, size=0)),
                                bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0)),
                                **(dict(currency=rng.choice((currency, currency, None))) if currency else {})))
+            if gaps and rng.random() < .05:
+                record[-1]["gap_from"] = record[-1]["event_time"] - rng.choice((0, 300, 1_500, 5_000, 30_000, 200_000, -2_000))
         if rng.random() < .02:
             record = {"punctuate": now // 1000 - (900 if (source := rng.choice("abc")) == "b" else 0), "source": source}
         log.append((offset, record))
@@ -83,6 +85,8 @@ class Clean:
                         tick = tick | {"gap_s": second - last, "price_before_gap": before}
                     if second >= last:
                         self.trades[symbol] = second, tick["price"]
+                if tick.get("gap_from") is not None:
+                    tick = tick | {"away": min(tick["gap_from"] // 1000 + 1, second)}
                 accepted.append((offset, index, tick))
                 first[source] = min(first.get(source, second), second)
                 self.owner[symbol] = (source, max(second, held[1]) if held and held[0] == source else second)
@@ -170,7 +174,8 @@ class Aggregate:
                     again = second <= old and any(o <= before for o, _, tick in self.buckets[source, second] if tick["symbol"] == symbol)
                     start = max((x for x in begins if x <= second), default=0)
                     mine = {x: ticks[begins[x]:] if x == start else ticks for x, ticks in seconds.items() if x >= start}
-                    out.append(model.row(symbol, second, mine, again, second <= old and not again) | {"source": source, "offset": offset})
+                    away = [(tick["away"], x) for x, ticks in seconds.items() for tick in ticks if "away" in tick]
+                    out.append(model.row(symbol, second, mine, again, second <= old and not again, away) | {"source": source, "offset": offset})
         return out
 
 

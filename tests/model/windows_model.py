@@ -3,7 +3,7 @@
 `closings(log)` takes one partition of `ticks.raw` after cleaning and yields, in order, every moment at which rows are sent. The log is a list of
 records in offset order; a record is (offset, [tick, ...]) or (offset, {"punctuate": second, "source": name}), with the record's Kafka time (epoch ms)
 behind it where forgetting matters. A tick is a dict with symbol, source, event_time (epoch ms), price (or None in a pure quote, whose size is 0),
-size, and optionally bid, ask, bid_size, ask_size, currency.
+size, and optionally bid, ask, bid_size, ask_size, currency, gap_from.
 
     closing = {"offset": int, "source": str, "after": second, "second": second, "rows": [row, ...], "rejected": [(offset, index, reason), ...]}
 
@@ -19,6 +19,10 @@ forgotten, by that clock or by the time of the record that is judged, whichever 
 
 Where a symbol's currency changes, a series begins with that second: no row from there on sees anything of before, nor does the row of that second see what
 came before the change. A trade more than GAP_S and at most MAX_GAP_S after the symbol's newest one carries that gap, and the price before it.
+
+A tick with `gap_from` (epoch ms) comes after a gap of its feed: nothing of the symbol may be known from then until the tick. Its seconds are those after that
+of `gap_from`, up to and including the tick's; at least the tick's. A row whose window has such a second has `gap` in its `quality`, once the tick is in the log
+when the row is sent. What came before a change of currency is of no concern to the rows behind it.
 """
 import math
 from typing import Any
@@ -62,6 +66,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
     currency, since = {}, {}             # symbol -> the last that was named; -> the second with which it began
     trades = defaultdict(list)           # symbol -> (second, price) of its trades in this currency, as they came
     begun = defaultdict(list)            # (symbol, source) -> the seconds with which another currency began
+    away = defaultdict(list)             # (symbol, source) -> first and last second of each gap of the feed
     former = {}                          # source that was forgotten -> (last closed second, its ticks)
     fixed = {}                           # source -> its lateness, as the setting had it when the source was first heard
     sent = set()                         # (symbol, source, second) of the rows that were sent
@@ -73,7 +78,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
     def accept(source):
         if forgotten(source):            # it begins anew
             clock.pop(source, None), newest.pop(source, None)
-            former[source] = closed.pop(source), *({key: of.pop(key) for key in list(of) if key[1] == source} for of in (ticks, begun))
+            former[source] = closed.pop(source), *({key: of.pop(key) for key in list(of) if key[1] == source} for of in (ticks, begun, away))
             fixed.pop(source)
         fixed.setdefault(source, lateness(source, offset))
         heard[source] = now
@@ -123,6 +128,9 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     if GAP_S < second - last <= MAX_GAP_S:
                         t = t | {"gap_s": second - last, "price_before_gap": [p for s, p in trades[symbol] if s == last][-1]}
                     trades[symbol].append((second, t["price"]))
+                if t.get("gap_from") is not None:
+                    t = t | {"away": min(t["gap_from"] // 1000 + 1, second)}
+                    away[symbol, source].append((t["away"], second))
                 ticks[symbol, source].setdefault(second, []).append(t)
                 owner[symbol] = (source, max(second, held[1]) if held and held[0] == source else second)
         # 2. then the clocks move, and what they have passed is sent, with this offset
@@ -131,13 +139,15 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
             new = closed_through(clock[source], fixed[source])
             old = closed.get(source)
             if old is None:
-                last, kept, starts = former.pop(source, (None, {}, {}))
+                last, kept, starts, gaps = former.pop(source, (None, {}, {}, {}))
                 closed[source] = old = min([new] + [second - 1 for (_, s), by in ticks.items() if s == source for second in by])
                 if last is not None and old >= last:                    # it goes on where it was: else it is another series
                     for key, by in kept.items():
                         ticks[key] = by | ticks[key]
                     for key, seconds in starts.items():
                         begun[key] = seconds + begun[key]
+                    for key, seconds in gaps.items():
+                        away[key] = seconds + away[key]
                 elif last is not None:
                     sent -= {key for key in sent if key[1] == source}
             if new <= old and not isinstance(record, dict):
@@ -153,7 +163,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     mine = {x: ts for x, ts in by.items() if x >= start}
                     if old < second <= new or (second <= old and changed is not None and second >= changed):
                         again = (symbol, s, second) in sent
-                        rows.append(row(symbol, second, mine, again, second <= old and not again))
+                        rows.append(row(symbol, second, mine, again, second <= old and not again, away[symbol, source]))
                         sent.add((symbol, s, second))
             closed[source] = new
             revised[source].clear()
@@ -164,8 +174,9 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
             rejected = []
 
 
-def row(symbol, second, by, revised, late=False):
-    """One row from a series' seconds `by`; only what is at or before `second` counts."""
+def row(symbol, second, by, revised, late=False, away=()):
+    """One row from a series' seconds `by`; only what is at or before `second` counts. `away` are the gaps of the feed: one that begins before the row and ends
+    behind it has the row inside."""
     all_by, by = by, {s: [t for t in ts if not is_correction(t)] for s, ts in by.items()}
     own = by[second]
     out = {"symbol": symbol, "second": second, "revised": revised}
@@ -225,5 +236,7 @@ def row(symbol, second, by, revised, late=False):
             out["mid"] = (bid + ask) / 2
     out["price"] = next((x for x in (out["mid"], out["close"], last_trade) if x is not None), None)
     flags += ["new_series"] * any("begins" in t for t in own)
+    missing = any("away" in t for s, ts in by.items() if low <= s <= second for t in ts)
+    flags += ["gap"] * (missing or any(first <= second < last for first, last in away))
     out["quality"] = ",".join(flags)
     return out

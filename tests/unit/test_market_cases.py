@@ -29,6 +29,29 @@ def halt_of_20_min(ran: Ran) -> None:
     assert ran.opened("price_drop") == []
 
 
+def feed_gap_of_90_s(ran: Ran) -> None:
+    """The feed was away for 90 s. Each row whose window has some of that says so, also one that comes late from inside the gap; and so does the alert."""
+    first = ran.rows[0]["second"]
+    gap = {row["second"] - first: row["quality"] for row in ran.of("X") if "gap" in row["quality"].split(",")}
+    assert list(gap) == [150, *range(160, 460)]
+    assert (gap[150], gap[160], gap[161], gap[459]) == ("partial,late,gap", "partial,after_gap,gap", "partial,gap", "gap")
+    assert not any("gap" in row["quality"] for row in ran.of("Y")), "another symbol"
+    (alert,) = ran.opened("price_drop")
+    assert (alert["window"]["quality"], alert["window"]["gap_s"], alert["window"]["price_before_gap"]) == ("partial,after_gap,gap", 91, 10.0)
+    assert alert["message"] == (
+        "X: 9.80 is 2.00 % below 10.00, the price 60 s before. It is the first trade after 91 s without one; the price before was 10.00. "
+        "The feed was away within these 5 minutes, so trades may be missing."
+    )
+
+
+def bars_of_a_minute(ran: Ran) -> None:
+    """The volume of a bar of a minute was traded over that minute: it has accrued, and is no spike. That of a bar of a second is."""
+    bars = ran.of("X")
+    assert [(row["volume"], row["quality"]) for row in bars] == [*[(6_000, "partial,accrued")] * 4, (60_000, "partial,accrued")]
+    assert [row["accrued_5m"] for row in bars] == [6_000, 12_000, 18_000, 24_000, 84_000] and ran.opened("volume_spike") == []
+    assert len(ran.opened("volume_spike", "Y")) == 1 and not any("accrued" in row["quality"] for row in ran.of("Y"))
+
+
 def crossed_and_locked(ran: Ran) -> None:
     """A mid needs a bid below the ask, and a spread of at most 10 % of the last trade, which a quote without a trade carries on."""
     found = [(row["mid"], row["price"], row["quality"]) for row in ran.of("X")]
@@ -202,7 +225,9 @@ def fractional_share(ran: Ran) -> None:
 
 
 CASES: dict[str, Callable[[Ran], None]] = {
+    "bars_of_a_minute": bars_of_a_minute,
     "crossed_and_locked": crossed_and_locked,
+    "feed_gap_of_90_s": feed_gap_of_90_s,
     "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,
     "numbering_begins_again": numbering_begins_again,

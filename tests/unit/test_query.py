@@ -59,12 +59,39 @@ def test_bars_are_made_of_all_their_parts(tmp_path: Path) -> None:
     bars = json.loads(_run(tmp_path, "--json", "SELECT * FROM bars_1m ORDER BY symbol, minute").stdout)
     assert bars == [
         {"symbol": "A", "source": "x", "minute": "2025-10-09T08:00:00", "open": 10.0, "high": 12.0, "low": 9.0, "close": 11.25, "volume": 26,
-         "vwap": (50 + 60 + 110 + 45 + 18) / 26, "ticks": 5, "date": "2025-10-09"},
+         "vwap": (50 + 60 + 110 + 45 + 18) / 26, "ticks": 5, "gap": False, "date": "2025-10-09"},
         {"symbol": "A", "source": "x", "minute": "2025-10-09T08:01:00", "open": 11.5, "high": 11.5, "low": 11.5, "close": 11.5, "volume": 1, "vwap": 11.5,
-         "ticks": 1, "date": "2025-10-09"},
+         "ticks": 1, "gap": False, "date": "2025-10-09"},
         {"symbol": "B", "source": "x", "minute": "2025-10-09T08:00:00", "open": 7.0, "high": 7.0, "low": 7.0, "close": 7.0, "volume": 1, "vwap": 7.0,
-         "ticks": 1, "date": "2025-10-09"},
+         "ticks": 1, "gap": False, "date": "2025-10-09"},
     ]  # fmt: skip
+
+
+def test_minutes_into_which_a_gap_of_the_feed_reaches_are_marked_and_none_is_invented(tmp_path: Path) -> None:
+    """The minute before the gap is in an object of its own, and in another day's folder."""
+    chain = Chain(FileStore(tmp_path), "log1", 2)
+    chain.open()
+    midnight = 1_760_054_400_000
+    for offset, (after_s, gap_from) in enumerate([(-150, None), (-100, None), (30, midnight - 99_000), (90, None)]):
+        chain.append([Piece(offset, range(offset, offset + 1), midnight // 3_600_000, lines(2, [_Record(offset, b"{}")]))])
+        tick = {"symbol": "A", "source": "x", "event_time": midnight + after_s * 1000, "price": 1.0, "size": 1, "offset": offset, "index": 0}
+        tick |= {"flags": 8, "gap_from": gap_from} if gap_from else {}
+        for name, data in processed_objects(read_extent(chain.store, chain.newest), chain.newest, pa.Table.from_pylist([tick], TICKS_SCHEMA)):
+            chain.store.create(name, data)
+    rows = json.loads(_run(tmp_path, "--json", "SELECT minute, ticks, gap FROM bars_1m ORDER BY minute").stdout)
+    assert [(row["minute"][11:16], row["ticks"], row["gap"]) for row in rows] == [
+        ("23:57", 1, False), ("23:58", 1, True), ("00:00", 1, True), ("00:01", 1, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_bars_of_a_release_without_gaps_are_read(tmp_path: Path, every: bool) -> None:
+    _archive(tmp_path)
+    for path in sorted((tmp_path / "processed/bars_1m").rglob("*.parquet"))[: None if every else 1]:
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["gap"]), path)
+    assert json.loads(_run(tmp_path, "--json", "SELECT count(*) AS n, sum(ticks) AS ticks, bool_or(gap) AS gap FROM bars_1m").stdout) == [
+        {"n": 3, "ticks": 7, "gap": False}
+    ]
 
 
 def test_ticks_and_raw(tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "size": _NUMBERS, "bid": _NUMBERS, "ask": _NUMBERS, "bid_size": _NUMBERS, "ask_size": _NUMBERS, "day_volume": _NUMBERS, "seq": _NUMBERS,
     "epoch": _NUMBERS,
     "exchange": st.sampled_from([None, "X", 1]), "snapshot": st.sampled_from([True, False, None, 1]), "received_at": st.sampled_from([None, 1, 1.5, "1"]),
-    "unknown": _NUMBERS,
+    "unknown": _NUMBERS, "interval_s": _NUMBERS,
+    "gap_from": st.sampled_from([None, BEGIN, BEGIN * 1000, 0, 1 << 42, (1 << 42) - 1, 1.5, "1"]),
 }  # fmt: skip
 _VALUES |= {
     "symbol": st.sampled_from(["BBB", "", "A" * 32, "A" * 33, None, 3]),

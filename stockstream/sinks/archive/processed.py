@@ -11,15 +11,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stockstream.errors import ArchiveError
-from stockstream.records import CORRECTION, TICKS_SCHEMA
+from stockstream.records import AFTER_FEED_GAP, CORRECTION, TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
 from stockstream.sinks.stores import Store
+from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.shares import joined, split
 from stockstream.wording import counted
 
 ROW_GROUP = 120_000
+MINUTE_MS = 60_000
+GAP_EDGE = 5
+"""Minutes at each end of a gap of the feed that are marked. Between them no tick can be: a late one is at most MAX_REVISE_S behind, and what a worker read of
+the newest second before it took over is no older than that."""
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -49,20 +54,21 @@ STORED_BARS = pa.schema([
     ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
     ("volume", pa.float64()), ("notional", pa.float64()), ("ticks", pa.int64()),
     ("first_second", pa.int64()), ("first_offset", pa.int64()), ("first_index", pa.int32()),
-    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()),
+    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()), ("gap", pa.bool_()),
     ("partition", pa.int32()), ("log", pa.string()),
 ])  # fmt: skip
-"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. `BARS_SQL` combines all parts of a minute."""
+"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. `BARS_SQL` combines all parts of a minute. A part with `gap` has no ticks:
+a gap of the feed reaches into the minute. The column is missing in objects of earlier releases."""
 BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
        max_by(close, row(last_second, log, last_offset, last_index)) AS close,
        CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
        CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
-       CAST(sum(ticks) AS BIGINT) AS ticks, "date"
-FROM bar_parts GROUP BY symbol, source, minute, "date"
+       CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, "date"
+FROM bar_parts GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
 """
-"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it."""
+"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute."""
 
 
 def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:
@@ -76,7 +82,7 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
     parts: list[tuple[str, pa.Table, pa.Schema]] = []
     for hour, table in _by(rows, HOUR_MS):
         parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _stored_ticks(table, extent), STORED_TICKS))
-    bars = _bars(rows, extent)
+    bars = _stored_ticks(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), extent)
     for day, table in _by(bars, 24 * HOUR_MS, "minute"):
         parts.append((f"processed/bars_1m/{folder_of_hour(day * 24).partition('/')[0]}/{stem}", table, STORED_BARS))
     main = f"processed/ticks/{raw_folder}/{stem}"
@@ -106,9 +112,25 @@ def _stored_ticks(rows: pa.Table, extent: Extent) -> pa.Table:
     )
 
 
-def _bars(rows: pa.Table, extent: Extent) -> pa.Table:
+def _gap_parts(rows: pa.Table) -> pa.Table:
+    """A part without ticks for each minute into which a gap of the feed reaches, of those that GAP_EDGE names."""
+    flags = rows.column("flags").fill_null(0).to_numpy()
+    after = rows.filter(pa.array((flags & AFTER_FEED_GAP) > 0))
+    end = after.column("event_time").to_numpy() // MINUTE_MS
+    begin = np.minimum(after.column("gap_from").fill_null(MAX_TIME).to_numpy() // MINUTE_MS, end)
+    minutes = np.stack([*(np.minimum(begin + step, end) for step in range(GAP_EDGE)), *(np.maximum(end - step, begin) for step in range(GAP_EDGE))])
+    symbol, source = (pa.concat_arrays([after.column(name).combine_chunks()] * len(minutes)) for name in ("symbol", "source"))
+    parts = pa.table({"symbol": symbol, "source": source, "minute": minutes.reshape(-1) * MINUTE_MS})
+    parts = parts.group_by(["symbol", "source", "minute"], use_threads=False).aggregate([])
+    nothing = {"volume": pa.float64(), "notional": pa.float64(), "ticks": pa.int64()}
+    for name, kind in nothing.items():
+        parts = parts.append_column(name, pa.repeat(pa.scalar(0, kind), parts.num_rows))
+    return parts.append_column("gap", pa.repeat(pa.scalar(value=True), parts.num_rows))
+
+
+def _bars(rows: pa.Table) -> pa.Table:
     event_time = rows.column("event_time").to_numpy()
-    rows = rows.append_column("second", pa.array(event_time // 1000)).append_column("minute", pa.array(event_time // 60_000 * 60_000))
+    rows = rows.append_column("second", pa.array(event_time // 1000)).append_column("minute", pa.array(event_time // MINUTE_MS * MINUTE_MS))
     rows = rows.filter(pc.is_valid(rows.column("price")))
     rows = rows.sort_by([(name, "ascending") for name in ("symbol", "source", "second", "offset", "index")])
     size = rows.column("size").to_numpy()
@@ -128,7 +150,8 @@ def _bars(rows: pa.Table, extent: Extent) -> pa.Table:
     volume = pa.array(joined(bars.column("whole_sum").to_numpy(), bars.column("part_sum").to_numpy()))
     columns = ["symbol", "source", "minute", "price_first", "price_max", "price_min", "price_last", "volume", "notional_sum", "price_count"]
     bars = bars.append_column("volume", volume).select(columns + [f"{name}_{which}" for name, which in first_and_last])
-    return _stored_ticks(bars, extent).rename_columns(STORED_BARS.names)
+    bars = bars.append_column("gap", pa.repeat(pa.scalar(value=False), bars.num_rows))
+    return bars.rename_columns([name for name in STORED_BARS.names if name not in ("partition", "log")])
 
 
 def _parquet(table: pa.Table, made: Made) -> bytes:

@@ -19,11 +19,12 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from stockstream.records import CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
+from stockstream.records import ACCRUED, AFTER_FEED_GAP, CARRIED_TEXTS, QUOTES, TEXTS, TICKS_SCHEMA
 from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import LENGTHS, MAX_ARRAY, NO_DATA, PLACEHOLDERS, RANGES, composed
 from stockstream.transforms.frames import coded, nulls, plain, spread
 from stockstream.transforms.shares import all_rounded
+from stockstream.transforms.timing import ACCRUED_MS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -68,6 +69,8 @@ _Plain: Any = msgspec.defstruct(
         *((name, Annotated[str, _within(name)] | None, None) for name in TEXTS),
         ("day_volume", None, None),
         ("epoch", Annotated[int, _within("epoch")] | None, None),
+        ("gap_from", Annotated[int, _within("gap_from")] | None, None),
+        ("interval_s", Annotated[float, _within("interval_s")] | None, None),
         ("snapshot", bool, False),
     ],
     bases=(_Trade,), kw_only=True, gc=False, forbid_unknown_fields=False,
@@ -79,7 +82,7 @@ _decode_plain = msgspec.json.Decoder(_Plain | list[_Plain]).decode
 
 _NO_SIZES = sorted(value for value in NO_DATA if 0 <= value <= RANGES["size"][1])
 """Those of NO_DATA that a plain size may be."""
-EXTRAS = (*QUOTES, *CARRIED_TEXTS)
+EXTRAS = (*QUOTES, *CARRIED_TEXTS, "gap_from")
 """Fields that most ticks do not have."""
 
 
@@ -177,6 +180,7 @@ def read(records: Sequence[Record]) -> Columns:
         require_none(np.array([tick.snapshot for tick in ticks]), record)
         columns |= {name: _column(ticks, name) for name in CARRIED_TEXTS}
         columns |= {name: _quotes(ticks, name, record) for name in QUOTES}
+        columns |= _about_the_feed(ticks, size)
     epochs = [-1 if tick.epoch is None else tick.epoch for tick in ticks] if extras else []
     symbols, symbol = coded(columns["symbol"])
     if (names := list(map(composed, symbols))) != symbols:
@@ -215,6 +219,17 @@ def _quotes(ticks: list[Any], name: str, record: Ints) -> pa.Array:
     low, high = RANGES[name]
     require_none((values < low) | (values > high), record)
     return pa.array(values, from_pandas=True) if missing.any() else column
+
+
+def _about_the_feed(ticks: list[Any], size: Floats) -> dict[str, pa.Array]:
+    """The columns `gap_from` and `flags`; empty where no tick has a gap or an interval."""
+    gaps, intervals = list(map(attrgetter("gap_from"), ticks)), list(map(attrgetter("interval_s"), ticks))
+    if gaps.count(None) == intervals.count(None) == len(ticks):
+        return {}
+    gap_from = pa.array(gaps, pa.int64())
+    accrued = (np.array([interval or 0.0 for interval in intervals]) * 1000 > ACCRUED_MS) & (size > 0)
+    flags = accrued * ACCRUED + gap_from.is_valid().to_numpy(zero_copy_only=False) * AFTER_FEED_GAP
+    return {"gap_from": gap_from, "flags": plain(flags.astype(np.int32))}
 
 
 def _currencies(ticks: list[Any]) -> tuple[list[str], Ints | None]:

@@ -64,12 +64,17 @@ def count(tick: Tick, feed: Feed) -> Counted:
     size = 0.0
     if (tick.size is UNSET or tick.size in NO_DATA) and over <= WINDOW_S * 1000:
         size = min(parts_of(figure) - parts_of(last), MAX_SIZE * PARTS) / PARTS
-    accrued = size > 0 and over > ACCRUED_MS
+    accrued = size > 0 and (over > ACCRUED_MS or is_interval(tick))
     if figure > last:
         step = Step(last, since, tick.event_time, tick.price, size, accrued)
     _take(tick, feed, figure, step)
     reason = "taken_back" if undone is not None else "accrued" if accrued else ""
     return Counted(size, reason, accrued, undone if undone is not None and undone.size else None)
+
+
+def is_interval(tick: Tick) -> bool:
+    """Whether the tick's size was traded over more than ACCRUED_MS, by its own `interval_s`."""
+    return tick.interval_s is not None and tick.interval_s * 1000 > ACCRUED_MS
 
 
 def _take(tick: Tick, feed: Feed, figure: float, step: Step | None) -> None:

@@ -12,8 +12,9 @@ from collections import Counter
 import msgspec
 from msgspec import UNSET
 
-from stockstream.records import ACCRUED, CORRECTION, NEW_SERIES, Tick
+from stockstream.records import ACCRUED, AFTER_FEED_GAP, CORRECTION, NEW_SERIES, Tick
 from stockstream.transforms.cleaning import day_volume, numbering
+from stockstream.transforms.cleaning.day_volume import is_interval
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_SIZE, MAX_TIME, MIN_PRICE, MIN_TIME, NO_DATA
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, drop_placeholders, extras_fit, normalise, range_fault
@@ -25,6 +26,8 @@ from stockstream.transforms.shares import rounded
 from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
 
 logger = logging.getLogger(__name__)
+ABOUT_THE_FEED = ("gap_from", "interval_s")
+"""What a tick says of its feed, and not of the market: two snapshots that differ in nothing else are the same."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -69,8 +72,8 @@ class Judge:
             or tick.snapshot
         ):
             return None
-        trade = None
-        if tick.has_extras():
+        trade, extras = None, tick.has_extras()
+        if extras:
             drop_placeholders(tick)
             if not extras_fit(tick) or (tick.currency and tick.currency != held.currency):
                 return None
@@ -96,6 +99,8 @@ class Judge:
         second = event_time // 1000
         if price is not None and (gap := take_trade(held, second, price)):
             self._rows.gap_before_next(gap)
+        if extras and (flags := flags_of(tick)):
+            self._rows.flag_next(flags)
         if second > held.newest:
             held.newest = second
         if second > source.newest:
@@ -192,8 +197,8 @@ class Judge:
         held.currency = tick.currency or held.currency
         if tick.price is not None and (gap := take_trade(held, second, tick.price)):
             self._rows.gap_before_next(gap)
-        if begins:
-            self._rows.flag_next(NEW_SERIES)
+        if flags := flags_of(tick) | (NEW_SERIES if begins else 0):
+            self._rows.flag_next(flags)
         memory.make_room()
         return None
 
@@ -222,6 +227,11 @@ class Judge:
             self._rows.flag_next(ACCRUED)
 
 
+def flags_of(tick: Tick) -> int:
+    """The flags that follow from the tick's own fields, once its size is the shares that were traded in it."""
+    return (AFTER_FEED_GAP if tick.gap_from is not None else 0) | (ACCRUED if tick.size and is_interval(tick) else 0)
+
+
 def in_future(time: int, ts: int, now: int) -> bool:
     """Whether a time is further ahead of its record's Kafka time than clocks differ.
 
@@ -239,4 +249,5 @@ def digest_of(tick: Tick) -> bytes:
     fields = {name: value for name in Tick.__struct_fields__ if (value := getattr(tick, name)) is not UNSET and (value is not None or name in DIGESTED)}
     if tick.day_volume is not None and tick.day_volume.is_integer():
         fields["day_volume"] = int(tick.day_volume)                      # as it was digested when it was an integer
-    return digest(_encode(fields | {"received_at": None}))
+    fields["received_at"] = None
+    return digest(_encode({name: value for name, value in fields.items() if name not in ABOUT_THE_FEED}))

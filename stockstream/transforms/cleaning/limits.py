@@ -22,6 +22,8 @@ MIN_TIME = 631_152_000_000
 """1990 in epoch milliseconds: a time in seconds is below it."""
 MAX_TIME = 1 << 42
 """The year 2109 in epoch milliseconds: a time in microseconds is beyond it."""
+MAX_INTERVAL_S = 366 * 86_400
+"""A bar of a year."""
 MAX_INT = (1 << 63) - 1
 MAX_ARRAY = 100_000
 """Ticks of one record: each of them may become a rejection of its own."""
@@ -41,7 +43,7 @@ LENGTHS: Mapping[str, tuple[int, int]] = {"symbol": (1, MAX_SYMBOL), "source": (
 RANGES: Mapping[str, tuple[float, float]] = {
     "event_time": (MIN_TIME, MAX_TIME - 1), "price": (MIN_PRICE, MAX_PRICE), "size": (0, MAX_SIZE), "seq": (0, MAX_INT), "epoch": (0, MAX_INT),
     "day_volume": (0, MAX_DAY_VOLUME), "bid": (MIN_PRICE, MAX_PRICE), "ask": (MIN_PRICE, MAX_PRICE), "bid_size": (0, MAX_QUOTE_SIZE),
-    "ask_size": (0, MAX_QUOTE_SIZE),
+    "ask_size": (0, MAX_QUOTE_SIZE), "gap_from": (MIN_TIME, MAX_TIME - 1), "interval_s": (0, MAX_INTERVAL_S),
 }  # fmt: skip
 """Least and greatest of a number, both included."""
 

@@ -12,6 +12,7 @@ from stockstream.records import QUOTES, TEXTS, Rejection, Tick
 from stockstream.transforms.cleaning.limits import (
     MAX_DAY_VOLUME,
     MAX_INT,
+    MAX_INTERVAL_S,
     MAX_PRICE,
     MAX_SIZE,
     MAX_SOURCE,
@@ -94,11 +95,19 @@ def range_fault(tick: Tick) -> Fault | None:
         return "out_of_range", f"seq must be 0 to {MAX_INT}, is {tick.seq}"
     if tick.epoch is not None and not 0 <= tick.epoch <= MAX_INT:
         return "out_of_range", f"epoch must be 0 to {MAX_INT}, is {tick.epoch}"
+    if tick.gap_from is not None and not MIN_TIME <= tick.gap_from < MAX_TIME:
+        return "out_of_range", f"gap_from must be epoch milliseconds from 1990 on, is {tick.gap_from}{unit_fault(tick.gap_from)}"
+    if tick.interval_s is not None and not 0 <= tick.interval_s <= MAX_INTERVAL_S:
+        return "out_of_range", f"interval_s must be 0 to {MAX_INTERVAL_S}, is {tick.interval_s}"
     return None
 
 
 def extras_fit(tick: Tick) -> bool:
-    """Whether `range_fault` finds nothing in the tick's quote and texts."""
+    """Whether `range_fault` finds nothing in the tick's quote, texts, gap and interval."""
+    if tick.gap_from is not None and not MIN_TIME <= tick.gap_from < MAX_TIME:
+        return False
+    if tick.interval_s is not None and not 0 <= tick.interval_s <= MAX_INTERVAL_S:
+        return False
     for value, (low, high) in zip(_quotes_of(tick), _QUOTE_RANGES, strict=True):
         if value is not None and not low <= value <= high:
             return False

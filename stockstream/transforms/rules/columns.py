@@ -41,7 +41,7 @@ def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, .
             out.append([known[number] for number in texts.indices.to_numpy().tolist()])
         else:
             numbers_of = numbers(rows, name)[found]
-            values = for_json(numbers_of) if name in SHARES else numbers_of.tolist()
+            values = for_json(numbers_of) if name in SHARES or name == "gap_s" else numbers_of.tolist()
             if numbers_of.dtype.kind == "f":
                 for place in np.flatnonzero(np.isnan(numbers_of)).tolist():
                     values[place] = None

@@ -35,8 +35,8 @@ PRICE_FACTOR = 0.99
 PRICE_CRITICAL_FACTOR = 0.97
 QUIET_S = 60
 """An alert closes when its condition has been gone for so long."""
-_CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M, _ACCRUED_5M = map(
-    WINDOW_COLUMNS.index, ("close", "volume", "price_60s", "volume_5m", "seconds_5m", "accrued_5m")
+_CLOSE, _VOLUME, _PRICE_60S, _VOLUME_5M, _SECONDS_5M, _ACCRUED_5M, _QUALITY, _GAP_S, _PRICE_BEFORE_GAP = map(
+    WINDOW_COLUMNS.index, ("close", "volume", "price_60s", "volume_5m", "seconds_5m", "accrued_5m", "quality", "gap_s", "price_before_gap")
 )
 
 Window = tuple[Any, ...]
@@ -123,7 +123,18 @@ def more_extreme(rule: str, value: float, than: float) -> bool:
 
 def sentence(alert: OpenAlert) -> str:
     """The message of an open alert."""
-    return f"{alert.symbol}: {_RULE_OF[alert.rule].sentence(alert)}"
+    return f"{alert.symbol}: {_RULE_OF[alert.rule].sentence(alert)}{_gaps(alert.window)}"
+
+
+def _gaps(window: Window) -> str:
+    """What a reader should know of gaps before the row, as sentences behind the message; empty where there are none."""
+    flags = (window[_QUALITY] or "").split(",")
+    text = ""
+    if "after_gap" in flags and window[_GAP_S] is not None:              # state of an earlier release has no figures
+        text += f" It is the first trade after {window[_GAP_S]:,} s without one; the price before was {figure(window[_PRICE_BEFORE_GAP])}."
+    if "gap" in flags:
+        text += " The feed was away within these 5 minutes, so trades may be missing."
+    return text
 
 
 def closing_sentence(alert: OpenAlert) -> str:
@@ -138,5 +149,10 @@ def alert_of(alert: OpenAlert, state: Literal["opened", "updated", "closed"], se
     return Alert(
         id=f"{alert.symbol}-{alert.rule}-{alert.opened}", symbol=alert.symbol, rule=alert.rule, state=state, severity=alert.severity,
         opened_at=(alert.opened + 1) * 1000, as_of=(second + 1) * 1000, value=alert.value, baseline=alert.baseline, threshold=alert.threshold,
-        message=message, window=dict(zip(WINDOW_COLUMNS, alert.window, strict=True)),
+        message=message, window=_named(alert.window),
     )  # fmt: skip
+
+
+def _named(window: Window) -> dict[str, Any]:
+    """The window by column. Figures of a gap are left out where there is none, as in alerts of earlier releases: one change of an alert has one content."""
+    return {name: value for name, value in zip(WINDOW_COLUMNS, window, strict=True) if value is not None or name not in ("gap_s", "price_before_gap")}

@@ -36,7 +36,7 @@ _FIRST_COLUMNS = (
     "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
 )  # fmt: skip
 """Those of buckets that name none."""
-WINDOW_COLUMNS = (*_FIRST_COLUMNS, "accrued_5m")
+WINDOW_COLUMNS = (*_FIRST_COLUMNS, "accrued_5m", "gap_s", "price_before_gap")
 """What of the row an alert carries as its `window`. The source is stored once for a bucket, and first here."""
 
 Severity = Literal["warning", "critical"]

@@ -81,6 +81,9 @@ def _squares_added(change: Floats, before: Floats, count: Ints) -> Floats:
 def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's. A correction adds to volume and notional alone."""
     at, before = current.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
+    if ticks.away_s is not None and ticks.away_s.any():
+        current.gaps = True
+        np.maximum.at(current.flat("away_s"), at, ticks.away_s)
     price, size, flags = ticks.price, ticks.size, ticks.flags
     priced = ~np.isnan(price)
     if not priced.all():
@@ -143,6 +146,9 @@ def _carry_prices(current: Cells, past: Cells, indexes: slice | Ints, first: int
     change = np.zeros(price.shape)
     change[moved] = np.log(price[moved] / former[moved])
     current.of("last")[here, indexes], current.of("series_start")[here, indexes] = seen, series_start
+    if current.gaps:
+        away = np.where(current.of("away_s")[here, indexes] > 0, second, NOT_YET)
+        current.of("last_away")[here, indexes] = _running(np.maximum, current.of("last_away")[before_current, indexes], away)
     past.of("price")[there, indexes], past.of("log_return")[there, indexes] = price, change
     totals, counts = (TOTAL, COUNT) if current.parts else (WHOLE_TOTAL, WHOLE_COUNT)
     past.cells[totals, there, indexes] = _running(np.add, past.cells[totals, before_past, indexes], current.cells[counts, here, indexes])
@@ -236,6 +242,8 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         flags["partial"] = length < WINDOW_S
         if current.parts:
             flags["accrued"] = get["accrued"] > 0
+        if current.gaps:
+            flags["gap"] = second - current.flat("last_away").take(current.at(indexes, seconds)) < WINDOW_S
         flags["after_gap"], flags["new_series"] = silent, get["new_series"] > 0
         flags["possible_split"] = possible_split(np.where(np.isnan(former), out["price_before_gap"], former), out["open"])
         out["mid"], out["quality"] = mid, quality_bits(flags)

@@ -35,15 +35,16 @@ _COUNTS = ("volume", "ticks", "volume_part", "accrued")
 _TOTALS = tuple(f"{name}_total" for name in _COUNTS)
 PAST = ("high", "low", *_SUMMED, *_TOTALS, *SUFFIXES)
 """The fields that windows look up as far back as they reach."""
-CURRENT = (*(name for name in STORED if name not in PAST), "series_start", *_PREFIXES, "last")
-"""The fields that are looked up in a row's own second, or in the one before."""
-INTS = {"quotes", *_COUNTS, "gap_s", "new_series", "series_start", *_TOTALS, "last"}
+CURRENT = (*(name for name in STORED if name not in PAST), "series_start", *_PREFIXES, "last", "last_away")
+"""The fields that are looked up in a row's own second, or in the one before. `away_s` is how many seconds the feed was away, up to and including this one;
+`last_away` the last second with such a gap."""
+INTS = {"quotes", *_COUNTS, "gap_s", "new_series", "away_s", "series_start", *_TOTALS, "last", "last_away"}
 NOTHING = np.array([0.0, 0.0, 0.0, 0.0, -np.inf, np.inf])
 """The prefix and suffix sums of no seconds."""
 NOT_YET = -WINDOW_S - 1
-"""`last` and `series_start` before the first trade: longer ago than any series lasts."""
-_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "series_start": NOT_YET}
-_EMPTY |= dict.fromkeys((*_COUNTS, "quotes", "gap_s", "price_before_gap", "new_series", *_TOTALS), 0)
+"""`last` and `series_start` before the first trade, `last_away` before the first gap: longer ago than any series lasts."""
+_EMPTY = {"high": -np.inf, "low": np.inf, "notional": 0.0, "log_return": 0.0, "last": NOT_YET, "series_start": NOT_YET, "last_away": NOT_YET}
+_EMPTY |= dict.fromkeys((*_COUNTS, "quotes", "gap_s", "price_before_gap", "new_series", "away_s", *_TOTALS), 0)
 _EMPTY |= dict(zip((*_PREFIXES, *SUFFIXES), (*NOTHING, *NOTHING), strict=True))
 NEVER = -1
 
@@ -95,6 +96,8 @@ class Cells:
         """The fields that are not `INTS` are floats: `floats` and `of` show them so."""
         self.parts = False
         """Whether a cell has ever had parts of shares, or accrued volume. Before, they are neither summed nor looked up."""
+        self.gaps = False
+        """Whether a cell has ever had a gap of the feed. Before, `last_away` is neither carried nor looked up."""
         self.blank = True
         """Whether no second has a column yet."""
         self.last = NEVER

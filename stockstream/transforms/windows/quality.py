@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stockstream.transforms.frames import plain
 
-FLAGS = ("partial", "late", "accrued", "after_gap", "possible_split", "crossed", "locked", "wide", "new_series")
+FLAGS = ("partial", "late", "accrued", "after_gap", "possible_split", "crossed", "locked", "wide", "new_series", "gap")
 """In the order in which a row names them. A new flag goes to the end: consumers compare whole texts."""
 LATE = 1 << FLAGS.index("late")
 TEXTS = tuple(",".join(flag for number, flag in enumerate(FLAGS) if bits >> number & 1) for bits in range(1 << len(FLAGS)))

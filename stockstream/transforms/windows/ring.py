@@ -20,6 +20,7 @@ from stockstream.transforms.timing import WINDOW_S
 from stockstream.transforms.versioned import MAX_VALUE_BYTES
 from stockstream.transforms.windows import arithmetic
 from stockstream.transforms.windows.cells import CURRENT, FAR_S, NEVER, PAST, Cells, Ints, Packed
+from stockstream.transforms.windows.feed_gaps import FeedGaps
 from stockstream.transforms.windows.state import FIRST_STORED, STORED, Second
 from stockstream.transforms.windows.ticks import Ticks
 
@@ -28,6 +29,7 @@ RESTORE_S = 2 * WINDOW_S + 1
 SILENT_S = 2 * WINDOW_S + 60
 """Besides REVISE_S: a symbol that was not heard for so long has left no trace in any window or series, and gives up its place."""
 _PARTS = [STORED.index("volume_part"), STORED.index("accrued")]
+_AWAY = STORED.index("away_s")
 CELLS_AT_ONCE = 250_000
 """Bound on symbols x seconds laid out at once beyond the window, and so on a ring's memory (30 fields of 8 bytes a cell)."""
 
@@ -85,6 +87,7 @@ class Ring:
         """Those of them that had no tick or quote before: no row of theirs was ever sent."""
         self.begun: dict[int, set[int]] = {}
         """Second -> indexes of the symbols that begin a new series with it and have not yet forgotten what was before."""
+        self.gaps = FeedGaps()
 
     # -- room ---------------------------------------------------------------
 
@@ -128,6 +131,7 @@ class Ring:
         self.changed = {(number_of[index], second) for index, second in self.changed}
         self.unsent = {(number_of[index], second) for index, second in self.unsent}
         self.begun = {second: {number_of[index] for index in indexes if index in number_of} for second, indexes in self.begun.items()}
+        self.gaps.renumber(number_of)
         self.symbols = dict(zip(self.names[kept].tolist(), range(len(kept)), strict=True))
         self.heard, self.bytes = self.heard[kept], self.bytes[kept]
         for cells in (self.current, self.past):
@@ -340,6 +344,9 @@ class Ring:
                 stored = np.frombuffer(piece.data, np.int64).reshape(len(STORED), -1)
                 self.heard[indexes] = pending
                 self.current.parts |= bool(stored[_PARTS].any())
+                if stored[_AWAY].any():
+                    self.current.gaps = True
+                    self.gaps.restored(np.arange(len(self.symbols))[indexes], pending, stored[_AWAY])
                 begun = np.flatnonzero(stored[STORED.index("new_series")])
                 if len(begun):
                     self.begun.setdefault(pending, set()).update(np.arange(len(self.symbols))[indexes][begun].tolist())

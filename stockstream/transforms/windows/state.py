@@ -23,7 +23,7 @@ FORMAT = 3
 """Up to 2, buckets have whole shares only."""
 FIRST_STORED = ("open", "high", "low", "close", "bid", "ask", "bid_size", "ask_size", "quotes", "volume", "ticks", "notional")
 """The fields of buckets that name none."""
-STORED = (*FIRST_STORED, "volume_part", "accrued", "gap_s", "price_before_gap", "new_series")
+STORED = (*FIRST_STORED, "volume_part", "accrued", "gap_s", "price_before_gap", "new_series", "away_s")
 """What ticks contribute to a second: the fields of a bucket, in this order."""
 
 _Second = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TIME // 1000)]

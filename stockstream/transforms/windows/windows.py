@@ -32,7 +32,7 @@ from stockstream.transforms.windows.quality import quality_bits
 from stockstream.transforms.windows.ring import RESTORE_S, Ring
 from stockstream.transforms.windows.rows import SourceRows, WindowRows
 from stockstream.transforms.windows.state import FORMAT, Bucket, Checkpoint, RingProgress, Second
-from stockstream.transforms.windows.ticks import Ticks
+from stockstream.transforms.windows.ticks import Ticks, away_of, flags_of
 
 SLOTS = 2 * RESTORE_S + 121
 """Ring of record keys: a record of up to SPAN_S seconds goes when its first second's slot comes round, and none of them is needed by then."""
@@ -43,13 +43,6 @@ REST_FRAMES = 2_000
 GAPS = ("gap_s", "price_before_gap")
 LONG_SYMBOLS = 3_000
 """Symbols of one source. Allocating arrays for more takes so long (0.4 to 1 s for 20,000) that other partitions should not wait for it."""
-
-
-def _flags(rows: pa.RecordBatch) -> Ints | None:
-    """The flags of ticks; None where no tick has any."""
-    flags = rows.column("flags")
-    found = (flags.fill_null(0) if flags.null_count else flags).to_numpy()
-    return found if found.any() else None
 
 
 class Windows:
@@ -183,7 +176,8 @@ class Windows:
         quotes = {name: numbers(rows, name) for name in (*QUOTES, *GAPS) if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
-        flags = _flags(rows)
+        flags = flags_of(rows)
+        away_s = away_of(rows, flags, seconds)
         table, codes = coded(rows.column("symbol"))
         out = {}
         for code, source in enumerate(sources):
@@ -197,7 +191,8 @@ class Windows:
                 ring.make_room(symbols)
             index_of[used] = ring.register_symbols(symbols)
             of_source = {name: column[mine] for name, column in quotes.items()}
-            out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source, None if flags is None else flags[mine])
+            noted = (None if column is None else column[mine] for column in (flags, away_s))
+            out[source] = Ticks(index_of[present], seconds[mine], price[mine], sizes[mine], offsets[mine], of_source, *noted)
         return out
 
     def _process_source(self, name: str, ticks: Ticks | None, closings: list[Closing], out: WindowRows) -> None:
@@ -257,6 +252,7 @@ class Windows:
         """Ticks of one series, `late` where their second was closed before their record, with their closings."""
         offsets = ticks.offset
         ring.reach(int(offsets[0]))
+        ring.gaps.note(ticks)
         any_late = bool(late.any())
         span = ring.at_once
         if ring.closed == NEVER and closings and ticks.second.max() - closings[0].after <= span:
@@ -354,6 +350,7 @@ class Windows:
         ring.ensure_capacity(max(last.second, ring.closed), max(last.second, ring.closed))
         ring.close(last.second)
         self._save(ring, name, last.second, last.offset)
+        ring.gaps.forget(ring.closed - ring.revise_s)
         if fresh is not None:
             self._add_fresh(ring, fresh, last.second, None)
         if send:
@@ -416,6 +413,8 @@ class Windows:
             return
         values = ring.statistics(indexes, seconds)
         values["offset"], values["revised"] = offsets, np.zeros(len(indexes), bool) if sent is None else sent
+        if len(ring.gaps):
+            values["quality"] |= quality_bits({"gap": ring.gaps.inside(indexes, seconds, offsets)})
         if sent is not None:
             values["quality"] |= quality_bits({"late": ~sent})
         out.by_source.append(SourceRows(name, ring.names.tolist(), indexes, values))

@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from pathlib import Path
 from shutil import which
 
@@ -398,6 +399,25 @@ def test_a_correction_changes_the_volume_of_its_minute_alone() -> None:
     (bars,) = [pq.read_table(pa.BufferReader(data)).to_pylist() for name, data in made if "bars_1m" in name]
     found = {bar["symbol"]: [bar[name] for name in ("open", "close", "ticks", "volume", "notional", "last_offset")] for bar in bars}
     assert found == {"A": [2.0, 3.0, 2, 5.1, 10.0 + 21.0 - 6.9 * 3.0, 1], "B": [1.0, 1.0, 1, 5.0, 5.0, 1], "C": [None, None, 0, -4.9, -4.9, None]}
+
+
+@pytest.mark.parametrize(("away_s", "marked"), [(20, [0]), (90, [-1, 0]), (7 * 60, list(range(-7, 1))), (3600, [*range(-60, -55), *range(-4, 1)])])
+def test_the_minutes_at_both_ends_of_a_gap_of_the_feed_are_marked(away_s: int, marked: list[int]) -> None:
+    """By parts without ticks: the bars of those minutes may be in other objects."""
+    store = MemoryStore()
+    chain = Chain(store, "log1", 4)
+    chain.append([replace(piece, start=0) for piece in encode(4, records(0, 9))])
+    at = T0 // 60_000 * 60_000 + 30_000
+    rows = ticks([("A", at, 2.0, 5, 1, 0), ("B", at, 2.0, 5, 2, 0)]).to_pylist()
+    rows[0] |= {"flags": 8, "gap_from": at - away_s * 1000}
+    made = processed_objects(read_extent(store, chain.newest), chain.newest, pa.Table.from_pylist(rows, TICKS_SCHEMA))
+    bars = [bar for name, data in made if "bars_1m" in name for bar in pq.read_table(pa.BufferReader(data)).to_pylist()]
+    gaps = [bar for bar in bars if bar["gap"]]
+    assert sorted((bar["minute"].replace(tzinfo=UTC).timestamp() * 1000 - at) // 60_000 + 1 for bar in gaps) == marked
+    assert {(bar["symbol"], bar["source"], bar["open"], bar["ticks"], bar["volume"], bar["log"], bar["partition"]) for bar in gaps} == {
+        ("A", bars[0]["source"], None, 0, 0.0, "log1", 4)
+    }
+    assert [(bar["symbol"], bar["ticks"]) for bar in bars if not bar["gap"]] == [("A", 1), ("B", 1)]
 
 
 def test_an_object_without_accepted_ticks_is_processed_too() -> None:

@@ -13,6 +13,7 @@ from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning import columns
 from stockstream.transforms.cleaning.columns import OddRecord, read
 from stockstream.transforms.cleaning.decoding import decode_tick
+from stockstream.transforms.cleaning.judging import flags_of
 from stockstream.transforms.cleaning.rejections import normalise, range_fault
 from stockstream.transforms.shares import rounded
 
@@ -26,7 +27,7 @@ TEXTS = ['"A"', '"BRK.B"', '""', f'"{"x" * 32}"', f'"{"x" * 33}"', '"\\u0041"', 
 FIELDS = {
     "symbol": TEXTS, "event_time": WHOLE, "price": NUMBERS, "size": NUMBERS, "source": TEXTS, "seq": WHOLE, "received_at": WHOLE, "bid": NUMBERS,
     "ask": NUMBERS, "bid_size": NUMBERS, "ask_size": NUMBERS, **dict.fromkeys(NAMES_OF_TEXTS, TEXTS), "snapshot": ["false", "true", "null"],
-    "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
+    "gap_from": WHOLE, "interval_s": NUMBERS, "day_volume": ["null", "5"], "name": ["1", "{}"], "symbols": ['"A"'],
 }  # fmt: skip
 PLAIN = {"symbol": '"A"', "event_time": "1700000000000", "price": "1.25", "size": "7"}
 
@@ -81,8 +82,9 @@ def test_what_is_read_is_what_the_decoder_gives(values: list[bytes]) -> None:
             assert not tick.snapshot and tick.day_volume is None
             row = next(rows)
             assert row.pop("offset") == record.offset and row.pop("index") == index
-            assert (row.pop("flags"), row.pop("gap_s"), row.pop("price_before_gap")) == (0, None, None)
+            assert (row.pop("gap_s"), row.pop("price_before_gap")) == (None, None)
             tick.size = rounded(float(tick.size))  # type: ignore[arg-type]
+            assert row.pop("flags") == flags_of(tick)
             assert row == {name: getattr(tick, name) for name in row}
             assert (found.symbols[found.symbol[seen]], found.sources[found.source[seen]]) == (tick.symbol, tick.source)
             assert (found.event_time[seen], found.size[seen], found.record[seen]) == (tick.event_time, tick.size, number)

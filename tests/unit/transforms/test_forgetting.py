@@ -111,6 +111,10 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
                     wrong = rng.choice((-1, 0, 2**31 - 1, 2**32 - 1, 10**9, 10**12, 3, figures[symbol] - 5, figures[symbol] * 3))
                     more["day_volume"] = abs(wrong) if wrong < -1 else figures[symbol] + rng.choice((0, 0, 0.25)) if rng.random() < 0.85 else wrong
                     more |= {"session": rng.choice(("regular", "post"))} if rng.random() < 0.03 else {}
+                if rng.random() < 0.04:
+                    more["gap_from"] = rng.choice((time - 1, time - 20_000, time - 400_000, time, time + 5_000, time // 1000 if odd else time - 2_000))
+                if rng.random() < 0.04:
+                    more["interval_s"] = rng.choice((0, 1, 2, 2.001, 60, 86_400, 367 * 86_400 if odd else 3_600))
                 ticks.append(tick(normalize(rng.choice(("NFC", "NFD")), symbol), source, time, **more))
                 if "day_volume" in more and rng.random() < 0.8:
                     del ticks[-1]["size"]
@@ -122,8 +126,8 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
 
 
 def rows_of(frame: Frame) -> list[Any]:
-    """Offset, index, event time, size, flags, gap and price before it of each row."""
-    names = ("offset", "index", "event_time", "size", "flags", "gap_s", "price_before_gap")
+    """Offset, index, event time, size, flags, gap and price before it, and gap_from of each row."""
+    names = ("offset", "index", "event_time", "size", "flags", "gap_s", "price_before_gap", "gap_from")
     return list(zip(*(frame.rows[name].to_pylist() for name in names), strict=True))
 
 
@@ -173,7 +177,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
         log = jumpy_log(rng, 150, broker=broker, odd=True)
         model = of_the_model(log)
         rejected, accepted, closings, core = judged(log, iter(lambda: rng.randrange(1, longest + 1), 0), restarts)
-        silences.update(gap or -(flags & 4) for *_, flags, gap, _ in accepted)
+        silences.update(gap or -(flags & 4) for *_, flags, gap, _, _ in accepted)
         assert rejected == model.rejected
         assert accepted == model.rows
         assert closings == model.closings
@@ -189,7 +193,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
     used = Counter[str]()
     holds()
     assert anew > 500 and {61, 8 * 3600, -4} <= silences
-    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction")) > 2, used
+    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction", "bar")) > 2, used
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -229,7 +233,7 @@ def test_closings_and_rejections_are_those_of_the_model_of_the_windows(seed: int
     log = [(offset, ts, item if isinstance(item, list) or (item and "punctuate" in item) else [item]) for offset, ts, item in jumpy_log(rng, 200) if item]
     for _, ts, item in log:
         for one in item if isinstance(item, list) else []:
-            for name in ("seq", "epoch", "trade_id", "day_volume"):
+            for name in ("seq", "epoch", "trade_id", "day_volume", "gap_from", "interval_s"):
                 one.pop(name, None)
             one["size"] = int(one["price"] is not None)
             one["event_time"] = min(one["event_time"], ts)

@@ -108,6 +108,24 @@ def test_an_alert_keeps_the_digits_of_small_figures(values: Row, message: str) -
     assert [alert.message for alert in run(log).alerts] == [message]
 
 
+@pytest.mark.parametrize(("values", "more", "figures"), [
+    ({"quality": "partial"}, "", {}),
+    ({"quality": "partial,after_gap", "gap_s": 1_201, "price_before_gap": 100.0},
+     " It is the first trade after 1,201 s without one; the price before was 100.00.", {"gap_s": 1_201, "price_before_gap": 100.0}),
+    ({"quality": "wide,gap"}, " The feed was away within these 5 minutes, so trades may be missing.", {}),
+    ({"quality": "after_gap,gap", "gap_s": 61, "price_before_gap": 9.5},
+     " It is the first trade after 61 s without one; the price before was 9.50. The feed was away within these 5 minutes, so trades may be missing.",
+     {"gap_s": 61, "price_before_gap": 9.5}),
+])  # fmt: skip
+def test_an_alert_made_from_a_row_at_a_gap_says_so(values: Row, more: str, figures: Row) -> None:
+    log = quiet([START])
+    log[0][1].append(row("A", START, close=98.5, **values))
+    (alert,) = run(log).alerts
+    assert alert.message == f"A: 98.50 is 1.50 % below 100.00, the price 60 s before.{more}"
+    assert {name: value for name, value in alert.window.items() if name in ("gap_s", "price_before_gap")} == figures
+    assert alert.window["quality"] == values["quality"]
+
+
 def test_a_condition_in_the_sixtieth_second_keeps_the_alert_open() -> None:
     log = quiet(range(START, START + 61))
     log[0][1].append(row("A", START, volume=1000))

@@ -103,6 +103,12 @@ def tick(**changes: Any) -> bytes:
         (tick(seq=10**30), "out_of_range"),
         (tick(day_volume=-2), "out_of_range"),
         (tick(epoch=-1), "out_of_range"),
+        (tick(gap_from=NOW // 1000), "out_of_range"),
+        (tick(gap_from=MAX_TIME), "out_of_range"),
+        (tick(gap_from=NOW + 0.5), "invalid_type"),
+        (tick(interval_s=-1), "out_of_range"),
+        (tick(interval_s=367 * 86_400), "out_of_range"),
+        (tick(interval_s="60"), "invalid_type"),
         (tick(epoch=1.5), "invalid_type"),
         (tick(symbol=""), "out_of_range"),
         (tick(symbol="A" * 33), "out_of_range"),
@@ -287,6 +293,8 @@ def random_ticks(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             "day_volume": (number * 10, number * 10.125, number * 5, 10**9, 12, 0, -1, 2**32 - 1, -2), "epoch": (0, 1, number // 100, -1),
             **dict.fromkeys(TEXTS, ("N", "x" * 65)), "trade_id": (f"T{number}", f"T{number // 9}", "x" * 65),
             "currency": ("GBp", "GBp", "GBP", "", "x" * 65),
+            "gap_from": (now - 9_000, now, now + 1, MIN_TIME, MIN_TIME - 1, MAX_TIME, now // 1000),
+            "interval_s": (0, 1, 2, 2.0005, 60, 367 * 86_400, -1),
         }  # fmt: skip
         symbol = rng.choice(HOME)
         source = "a" if symbol < HOME[-1] else "b"
@@ -418,7 +426,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
     """(Kafka's time, tick): several sources, numbered or not, quotes, ticks out of order, now and then late, ahead, told again or of another source."""
-    quotes, ids, epochs = (rng.random() < share for share in (0.5, 0.3, 0.2))
+    quotes, ids, epochs, about_the_feed = (rng.random() < share for share in (0.5, 0.3, 0.2, 0.3))
     currencies, currency = rng.random() < 0.5, "GBp"
     values, now, numbers, stamped = [], NOW, rng.random() < 0.5, rng.random() < 0.3
     untimed = rng.choice((0, 100))
@@ -433,13 +441,15 @@ def mostly_plain(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
             tick_ |= {"bid": rng.choice((10.0, 0, -1)), "ask": rng.choice((10.5, 2147483647, 1.7976931348623157e308)), "bid_size": rng.choice((2, -1))}
             tick_ |= {"exchange": "N", "price": rng.choice((None, 10.2)), "received_at": now, "unknown": [1]}
             tick_["size"] = 0 if tick_["price"] is None else rng.choice((4, 0.0387, 1.123456785))
+        if about_the_feed and rng.random() < 0.1:
+            tick_ |= rng.choice(({"gap_from": now - rng.choice((0, 30_000))}, {"interval_s": rng.choice((1, 2, 60))}, {"gap_from": NOW, "interval_s": 60.5}))
         if currencies and rng.random() < 0.7:
             currency = rng.choice(("GBp", "GBP", "EUR")) if rng.random() < 0.01 else currency
             tick_["currency"] = rng.choice((currency, currency, ""))
         if rng.random() < 0.01:
             odd = [("event_time", now - 60_000), ("event_time", now + 5_000), ("source", "b"), ("price", -1), ("size", 2.0), ("size", 1e-12), ("day_volume", 9)]
             odd += [("bid", -2), ("ask_size", 1e13), ("event_time", now // 1000)]
-            odd += [("size", -1), ("size", 2**31 - 1), ("seq", number * 2 - 2), ("epoch", 0), ("trade_id", "T1")]
+            odd += [("gap_from", 5), ("interval_s", -1), ("size", -1), ("size", 2**31 - 1), ("seq", number * 2 - 2), ("epoch", 0), ("trade_id", "T1")]
             odd += [("snapshot", True), ("seq", number * 2 - 6), ("condition", "x" * 65), ("symbol", "AAB"), ("price", None)]
             tick_ |= dict([rng.choice(odd)])
         values.append((now if not stamped or (number > untimed and number % 50) else rng.choice((-1, 0)), tick(**tick_)))

@@ -155,6 +155,19 @@ def test_a_generated_day_equals_pandas(chunk: int) -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
+@pytest.mark.parametrize("chunk", [37, 5_000])
+def test_a_day_with_gaps_of_its_feed_equals_pandas(chunk: int) -> None:
+    """A feed that notices each silence of more than ten seconds of a symbol."""
+    day = generated_day(seed=11, seconds=2_500)
+    newest = day.groupby("symbol").event_time.transform(lambda times: times.cummax().shift())
+    day["gap_from"] = pd.Series([int(last) if at - last > 10_000 else None for at, last in zip(day.event_time, newest, strict=True)], day.index, dtype=object)
+    assert day.gap_from.notna().sum() > 20
+    results = batch.run(day_records(day, "replay.generated"), partition=0, partitions=1, chunk=chunk)
+    got = results.rows().to_pandas()
+    assert results.rejections == [] and 0.1 < got.quality.str.endswith("gap").mean() < 0.9
+    assert oracle.differences(got, oracle.rows(day)) == []
+
+
 def last_words(rows: pd.DataFrame) -> pd.DataFrame:
     """The row of each symbol and second that counts, without how it came about."""
     last = rows.drop_duplicates(["symbol", "second"], keep="last").assign(revised=False)
