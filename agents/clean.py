@@ -39,6 +39,7 @@ TIMER_S = 0.2
 IDENTIFY_TIMEOUT_S = 5.0
 
 settings = app.settings
+raw_format = settings.foreign_messages
 _encode = msgspec.json.Encoder().encode
 
 
@@ -80,12 +81,16 @@ class Cleaning(WritingStage[Cleaner]):
         return super().send_again(partition, first)
 
     def _new(self, partition: int) -> Cleaner:
-        return Cleaner(partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=new_log_id())
+        return Cleaner(
+            partition, settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, log=new_log_id(), raw_format=raw_format
+        )  # fmt: skip
 
     def _from_records(self, partition: int, records: Mapping[bytes, bytes], _: Mapping[bytes, int]) -> Cleaner:
         if not records:
             return self._new(partition)
-        return Cleaner.restore(partition, settings.partitions, records, lateness_ms=settings.lateness, revise_s=settings.revise_s)
+        return Cleaner.restore(
+            partition, settings.partitions, records, lateness_ms=settings.lateness, revise_s=settings.revise_s, raw_format=raw_format
+        )  # fmt: skip
 
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
         assignment_number = app.chunk_consumer.assignment_number

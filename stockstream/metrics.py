@@ -112,6 +112,7 @@ class Metrics(Collector):
         self._rejected = self._counter("ticks_rejected", "ticks that clean rejected", "reason")
         self._volume_figures = self._counter("volume_figures", "cumulative volumes and sizes that clean did not take as they were", "reason")
         self._numbering = self._counter("numbering", "ticks whose seq, epoch or trade_id was an exception", "reason")
+        self._ignored = self._counter("foreign_messages_ignored", "messages of STOCKSTREAM_RAW_FORMAT that bring no tick, such as confirmations", "kind")
         self._rows = self._counter("rows", "rows or messages written", "topic")
         self._alerts = self._counter("alerts", "changes of alerts", "rule", "state")
         self._predictions = self._counter("predictions", "predictions sent")
@@ -155,8 +156,8 @@ class Metrics(Collector):
         self._count("ticks_rejected", count)
 
     def noted(self, subject: str, reason: str, count: int) -> None:
-        """Counts what `clean` has noted about ticks; `subject` is `volume` or `numbering`."""
-        counter = {"volume": self._volume_figures, "numbering": self._numbering}[subject]
+        """Counts what `clean` has noted about ticks; `subject` is `volume`, `numbering`, or `ignored` for messages of a foreign format."""
+        counter = {"volume": self._volume_figures, "numbering": self._numbering, "ignored": self._ignored}[subject]
         counter.labels(self._bounded(f"noted.{subject}", reason)).inc(count)
 
     def rows(self, topic: str, count: int) -> None:

@@ -18,6 +18,7 @@ from stockstream.budgets import Limits
 from stockstream.errors import SettingsError
 from stockstream.locations import folder
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
+from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.timing import LATENESS, MAX_REVISE_S, REVISE_S, Lateness
 
 SOURCES = ("none", "simulated", "yahoo", "yahoo_polling", "alpha_vantage")
@@ -148,6 +149,12 @@ class Settings(BaseSettings):
         Lateness.parse(str(value))
         return str(value)
 
+    @field_validator("raw_format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        RawFormat.parse(value, read_format_file)
+        return value
+
     @field_validator("archive", "models")
     @classmethod
     def _absolute_folder(cls, value: str) -> str:
@@ -236,9 +243,19 @@ class Settings(BaseSettings):
         """`lateness_ms` by source."""
         return Lateness.parse(self.lateness_ms)
 
+    @property
+    def foreign_messages(self) -> RawFormat | None:
+        """The formats that `raw_format` names; None where it is empty. Raises `ValueError` if a file has become unreadable since the start."""
+        return RawFormat.parse(self.raw_format, read_format_file)
+
     def topic(self, name: str) -> str:
         """Full name of a topic, e.g. `ticks.raw` -> `stockstream.ticks.raw`."""
         return self.topic_prefix + name
+
+
+def read_format_file(path: str) -> str:
+    """The text of a format file. Raises `OSError`."""
+    return Path(path).expanduser().read_text(encoding="utf-8")
 
 
 def _is_host(host: str) -> bool:

@@ -16,6 +16,7 @@ from stockstream.backtest.result_files import Part, ResultFiles
 from stockstream.errors import SourceError
 from stockstream.records import CORRECTION, Alert
 from stockstream.transforms.batch import CHUNK, Pipeline, RawRecord, Step
+from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.timing import Lateness
 
 
@@ -121,6 +122,7 @@ def backtest(
     model: ScoringModel | None = None,
     close: bool = True,
     chunk: int = CHUNK,
+    raw_format: RawFormat | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Summary:
     """Runs the pipeline over all partitions of the input, writes the results and puts the files in place.
@@ -129,7 +131,7 @@ def backtest(
 
     Args:
         partitions: how many the log has, for an input that does not say so itself.
-        lateness_ms, revise_s: as the settings of a worker.
+        lateness_ms, revise_s, raw_format: as the settings of a worker.
         close: whether seconds that are open at the end are closed, as by a punctuation.
 
     Raises:
@@ -163,7 +165,9 @@ def backtest(
             if source.one_by_one:
                 for other in list(running):
                     end(other)
-            pipeline = Pipeline(log.partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log.name or "backtest", model=model)
+            pipeline = Pipeline(
+                log.partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log.name or "backtest", model=model, raw_format=raw_format
+            )  # fmt: skip
             running[log] = pipeline, files.begin()
             seen.add(log)
         counts.summary.records += len(records)

@@ -75,7 +75,7 @@ def command(
         try:
             summary = backtest(
                 found, files, partitions=partitions or settings.partitions, lateness_ms=settings.lateness, revise_s=settings.revise_s, model=model,
-                close=close, advance=advance,
+                close=close, raw_format=settings.foreign_messages, advance=advance,
             )  # fmt: skip
         except NoRecords as error:
             raise SourceError(f"{source_path}: {error}{_in_range(selection)}") from None

@@ -13,6 +13,7 @@ from models import ScoringModel
 from stockstream.records import WINDOWS_SCHEMA, Alert, Punctuation, Rejection
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.columns import Record
+from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.frames import Frame
 from stockstream.transforms.rules.detector import Detector
 from stockstream.transforms.scoring.scorer import Scored, Scorer
@@ -50,14 +51,15 @@ class Pipeline:
         lateness_ms, revise_s: as the settings of a worker.
         log: id of the raw log's life.
         model: the champion from the first record on; without one nothing is predicted.
+        raw_format: of foreign messages, as the settings of a worker.
     """
 
     def __init__(
         self, partition: int, partitions: int, *, lateness_ms: int | Lateness = LATENESS_MS, revise_s: int = REVISE_S, log: str = "batch",
-        model: ScoringModel | None = None,
+        model: ScoringModel | None = None, raw_format: RawFormat | None = None,
     ) -> None:  # fmt: skip
         self.log, self.partition = log, partition
-        self.cleaner = Cleaner(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log)
+        self.cleaner = Cleaner(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, raw_format=raw_format)
         self._windows, self._detector = Windows(partition, revise_s=revise_s), Detector(partition)
         self._scorer = Scorer(partition) if model is not None else None
         if self._scorer is not None and model is not None:
@@ -123,13 +125,14 @@ def run(
     model: ScoringModel | None = None,
     chunk: int = CHUNK,
     keep_clean: bool = True,
+    raw_format: RawFormat | None = None,
 ) -> Results:
     """Runs one partition's records (offset order) through clean, aggregate, detect and, where there is a model, score.
 
     `chunk` is how many records are judged at once; the results do not depend on it.
     """
     out = Results()
-    pipeline = Pipeline(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, model=model)
+    pipeline = Pipeline(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, model=model, raw_format=raw_format)
     for some in _chunks(records, chunk):
         step = pipeline.feed(some)
         out.rejections += step.rejections

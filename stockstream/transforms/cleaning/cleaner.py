@@ -30,6 +30,7 @@ from stockstream.transforms.cleaning.lags import Behind, count
 from stockstream.transforms.cleaning.limits import MAX_ARRAY, MAX_SOURCE, MAX_TIME, unit_fault
 from stockstream.transforms.cleaning.many import weigh
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources
+from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.cleaning.rejections import Fault, rejection
 from stockstream.transforms.cleaning.state import VERSION, SourceState, State
 from stockstream.transforms.frames import Frame
@@ -64,12 +65,16 @@ class Cleaner(Judge):
         lateness_ms: by source, or one for all. A source's is fixed when it is first heard, or heard again after it was forgotten.
         revise_s: belongs to the log; a snapshot made with another is refused.
         log: id of the raw log's life.
+        raw_format: of foreign messages; belongs to the log as well.
     """
 
-    def __init__(self, partition: int, partitions: int, *, lateness_ms: int | Lateness, revise_s: int, log: str, expect: int = -1) -> None:
+    def __init__(
+        self, partition: int, partitions: int, *, lateness_ms: int | Lateness, revise_s: int, log: str, expect: int = -1, raw_format: RawFormat | None = None
+    ) -> None:
         self.lateness = lateness_ms if isinstance(lateness_ms, Lateness) else Lateness(lateness_ms)
         super().__init__(partition, partitions, Memory(self.lateness), revise_s=revise_s)
         self.log = log
+        self.raw_format = raw_format
         self.expect = expect
         """Raw offset that the next record should have; -1 before the first."""
         self.frame_from = expect
@@ -85,7 +90,7 @@ class Cleaner(Judge):
         """A Cleaner at the beginning of the same log. The sources keep the lateness that they have here."""
         by_source = dict(self.lateness.by_source) | {name: source.lateness_ms for name, source in self.memory.sources.items()}
         lateness = replace(self.lateness, by_source=tuple(by_source.items()))
-        return Cleaner(self.partition, self.partitions, lateness_ms=lateness, revise_s=self.revise_s, log=self.log)
+        return Cleaner(self.partition, self.partitions, lateness_ms=lateness, revise_s=self.revise_s, log=self.log, raw_format=self.raw_format)
 
     @property
     def sent_before(self) -> int:
@@ -144,7 +149,7 @@ class Cleaner(Judge):
                     try:
                         item = decode_tick(record.value)  # type: ignore[arg-type]
                     except (*UNREADABLE, TypeError):
-                        item = salvage(record.value)
+                        item = salvage(record.value, self.raw_format, self._note_ignored)
                     if type(item) is not Tick:
                         if type(item) is tuple:
                             rejections.append(self._reject(item, record.offset, 0, record.value))
@@ -251,12 +256,12 @@ class Cleaner(Judge):
             return
         watermarks: dict[str, int] = {}
         earliest: dict[str, int] = {}
-        texts: list[msgspec.Raw] | None = None
+        texts: Sequence[bytes | msgspec.Raw] | None = None
         for index, tick in enumerate(item) if type(item[0]) is Tick else item:
             why: Fault | None = tick if type(tick) is tuple else None if self._accept_plain(tick, ts) else self._judge(tick, ts, offset, index)
             if why is not None:
                 if texts is None:
-                    texts = decode_raw(value)  # type: ignore[arg-type]
+                    texts = self._texts(value)
                 rejections.append(self._reject(why, offset, index, bytes(texts[index])))
                 if why[0] != "late":
                     continue
@@ -275,6 +280,14 @@ class Cleaner(Judge):
             source.watermark, source.reached = max(source.watermark, watermarks[name]), max(source.reached, watermarks[name])
             if source.watermark >= source.closes_at:
                 self._close(source, name, offset, earliest[name] // 1000 if name in earliest else None)
+
+    def _texts(self, value: bytes | None) -> Sequence[bytes | msgspec.Raw]:
+        """The ticks of a frame as JSON."""
+        assert value is not None
+        return decode_raw(value) if self.raw_format is None else self.raw_format.texts(value)
+
+    def _note_ignored(self, kind: str) -> None:
+        self.noted["ignored", kind] += 1
 
     def _punctuate(self, item: Punctuation, offset: int, ts: int, value: bytes | None, rejections: list[Rejection]) -> None:
         fault = None
@@ -353,6 +366,7 @@ class Cleaner(Judge):
         state = State(
             v=VERSION, expect=self.expect, log=self.log, lateness_ms=self.lateness.default_ms, revise_s=self.revise_s, partitions=self.partitions,
             last_record=self.last_record, accepted=self.accepted, rejected=self.rejected, log_clock=self.memory.log_clock,
+            raw_format=self.raw_format.identity if self.raw_format is not None else "",
         )  # fmt: skip
         state.put(self.memory.sources, self.memory.held, self.memory.trade_ids.times)
         self.memory.new_source = False
@@ -376,7 +390,9 @@ class Cleaner(Judge):
         return cleaning_state.highest_snapshot(records) is not None
 
     @classmethod
-    def restore(cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int | Lateness, revise_s: int) -> Cleaner:
+    def restore(
+        cls, partition: int, partitions: int, records: Mapping[bytes, bytes], *, lateness_ms: int | Lateness, revise_s: int, raw_format: RawFormat | None = None
+    ) -> Cleaner:
         """The Cleaner of the highest complete snapshot in a changelog's last records by key.
 
         Raises `StateError` where there is none, it belongs to other settings, or a newer stockstream wrote one.
@@ -387,7 +403,10 @@ class Cleaner(Judge):
                 raise StateError("its changelog holds no complete snapshot: use another STOCKSTREAM_TOPIC_PREFIX, or delete the changelog to begin a new log")
             state, slot = found
             cleaning_state.require_settings(state, revise_s=revise_s, partitions=partitions)
-            cleaner = cls(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=state.log, expect=state.expect)
+            cleaning_state.require_format(state, raw_format.identity if raw_format is not None else "")
+            cleaner = cls(
+                partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=state.log, expect=state.expect, raw_format=raw_format
+            )  # fmt: skip
             cleaner.memory.sources, cleaner.memory.held = state.sources(), state.held()
         except StateError as error:
             raise StateError(f"clean, partition {partition}: {error}") from error

@@ -39,7 +39,8 @@ class Judge:
         self.revise_s = revise_s
         self.memory = memory
         self.noted: Counter[tuple[str, str]] = Counter()
-        """What was unusual about accepted ticks and duplicates, by subject (`volume` or `numbering`) and reason, for the metrics: the caller empties it."""
+        """What was unusual about accepted ticks and duplicates, and what foreign messages were ignored, by subject (`volume`, `numbering`, `ignored`) and
+        reason, for the metrics: the caller empties it."""
         self._rows = AcceptedTicks()
 
     def _accept_plain(self, tick: Tick, ts: int) -> SourceState | None:

@@ -173,6 +173,7 @@ class State(Stored):
     held_currencies: list[int] = []
     held_since: list[int] = []
     currencies: list[str | None] = []
+    raw_format: str = ""
     compressed: bytes = b""
 
     def put(self, sources: Mapping[str, SourceState], held: Mapping[str, Held], trades: Mapping[bytes, int]) -> None:
@@ -416,3 +417,11 @@ def require_settings(state: State, **settings: int) -> None:
         then = getattr(state, name)
         if then != now:
             raise StateError(f"STOCKSTREAM_{name.upper()} is {now} but this log was begun with {then}: use another STOCKSTREAM_TOPIC_PREFIX")
+
+
+def require_format(state: State, identity: str) -> None:
+    """Raises `StateError` where records of the log were read with another format of foreign messages."""
+    if state.expect >= 0 and state.raw_format != identity:
+        then = f"with {state.raw_format}" if state.raw_format else "without one"
+        now = f"means {identity} now" if identity else "is not set"
+        raise StateError(f"STOCKSTREAM_RAW_FORMAT {now} but this log was begun {then}: use another STOCKSTREAM_TOPIC_PREFIX")
