@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from stockstream.records import GapReason
+from stockstream.transforms.cleaning.limits import MIN_TIME
 
 LEAST_SILENT_MS, SILENT_INTERVALS = 60_000, 20
 """In an open session, a pause of more than a minute and of more than 20 of the symbol's usual intervals is a gap."""
@@ -17,6 +18,8 @@ LEAST_AWAY_MS, AWAY_INTERVALS = 2_000, 2
 """If the feed is known to have been away, a pause of more than 2 s and of more than two usual intervals is a gap: in a shorter one nothing is missing."""
 NEWEST_SHARE = 0.1
 """Weight of the newest interval in the usual one."""
+MOST_AHEAD_MS = 86_400_000
+"""A tick further ahead of the worker's clock, or from before 1990, has a wrong time: `clean` rejects it, so it counts as none."""
 LONGEST_INTERVAL_MS = 300_000
 """Longer pauses, such as nights, count as this much in the usual interval."""
 
@@ -117,6 +120,8 @@ class GapTracker:
     def confirm(self, symbols: Sequence[str], times: Sequence[int], now: int) -> None:
         """Takes ticks into account that the broker has confirmed. `now`: epoch ms by the worker's clock."""
         for symbol, time in zip(symbols, times, strict=True):
+            if not MIN_TIME <= time <= now + MOST_AHEAD_MS:
+                continue
             seen = self._seen.get(symbol)
             if seen is None:
                 self._seen[symbol] = Seen(time, now)

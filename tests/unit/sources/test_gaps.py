@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from stockstream.sources.gaps import LONGEST_INTERVAL_MS, GapTracker, Missed
 
-OPEN_S = 1_000_000
+OPEN_S = 1_750_000_000
+BASE = OPEN_S * 1000
 
 
 @dataclass
@@ -92,36 +93,37 @@ def test_the_first_reason_stays_until_a_tick_is_confirmed() -> None:
 
 def test_in_one_batch_only_the_first_tick_after_the_gap_ends_it() -> None:
     tracker = GapTracker(True)
-    tracker.confirm(["A", "B"], [1_000, 1_000], 0)
+    tracker.confirm(["A", "B"], [BASE, BASE], BASE)
     tracker.interrupt("source_away")
-    found = tracker.find(["C", "A", "B", "A", "A"], [9_000, 900, 9_000, 9_000, 10_000])
-    assert found == {2: Missed(1_000, "source_away"), 3: Missed(1_000, "source_away")}
+    found = tracker.find(["C", "A", "B", "A", "A"], [BASE + 9_000, BASE - 900, BASE + 9_000, BASE + 9_000, BASE + 10_000])
+    assert found == {2: Missed(BASE, "source_away"), 3: Missed(BASE, "source_away")}
 
 
 def test_a_symbol_taken_over_has_a_gap_since_its_newest_row() -> None:
     tracker = GapTracker(True)
-    tracker.restore("A", 5_999, 1_000.0, 9_000)
-    tracker.restore("B", 5_999, 10_000.0, 9_000)
-    assert tracker.find(["A", "B"], [9_000, 9_000]) == {0: Missed(5_999, "worker_away")}
-    tracker.confirm(["A"], [9_000], 9_000)
-    tracker.restore("A", 5_999, 1_000.0, 9_000)
-    assert tracker.find(["A"], [9_900]) == {}
+    now = BASE + 3_001
+    tracker.restore("A", BASE, 1_000.0, now)
+    tracker.restore("B", BASE, 10_000.0, now)
+    assert tracker.find(["A", "B"], [now, now]) == {0: Missed(BASE, "worker_away")}
+    tracker.confirm(["A"], [now], now)
+    tracker.restore("A", BASE, 1_000.0, now)
+    assert tracker.find(["A"], [now + 900]) == {}
 
 
 def test_what_is_not_kept_is_forgotten() -> None:
     tracker = GapTracker(True)
-    tracker.confirm(["A", "B"], [1_000, 1_000], 0)
+    tracker.confirm(["A", "B"], [BASE, BASE], BASE)
     tracker.keep({"B"})
     assert tracker.seen("A") is None and tracker.seen("B") is not None
 
 
 @given(st.lists(st.integers(1, 10_000_000), max_size=30))
 def test_the_usual_interval_is_bounded_and_of_the_size_of_the_intervals(pauses: list[int]) -> None:
-    tracker, time = GapTracker(True), 0
-    tracker.confirm(["A"], [0], 0)
+    tracker, time = GapTracker(True), BASE
+    tracker.confirm(["A"], [time], time)
     for pause in pauses:
         time += pause
-        tracker.confirm(["A"], [time], 0)
+        tracker.confirm(["A"], [time], time)
     seen = tracker.seen("A")
     bounded = [min(pause, LONGEST_INTERVAL_MS) for pause in pauses]
     assert seen is not None and seen.last == time
@@ -131,12 +133,21 @@ def test_the_usual_interval_is_bounded_and_of_the_size_of_the_intervals(pauses: 
 @given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 200_000)), max_size=40), st.booleans())
 def test_finding_changes_nothing_and_a_gap_lies_before_its_tick(ticks: list[tuple[str, int]], away: bool) -> None:
     tracker = GapTracker(True, lambda symbol, ms: Session("always"))
-    tracker.confirm(["A", "B"], [50_000, 50_000], 0)
+    ticks = [(symbol, BASE + time) for symbol, time in ticks]
+    tracker.confirm(["A", "B"], [BASE + 50_000, BASE + 50_000], BASE)
     if away:
         tracker.interrupt("source_away")
     symbols, times = [symbol for symbol, _ in ticks], [time for _, time in ticks]
     found = tracker.find(symbols, times)
     assert found == tracker.find(symbols, times)
     for place, missed in found.items():
-        assert 50_000 <= missed.start < times[place]
+        assert BASE + 50_000 <= missed.start < times[place]
         assert all(time <= missed.start for symbol, time in ticks[:place] if symbol == symbols[place])
+
+
+def test_a_tick_with_a_wrong_time_counts_as_none() -> None:
+    tracker = GapTracker(True, lambda symbol, ms: Session("always"))
+    tracker.confirm(["A"], [BASE], BASE)
+    for wrong in (OPEN_S, BASE * 1000, 0, BASE + 2 * 86_400_000):
+        tracker.confirm(["A", "B"], [wrong, wrong], BASE)
+    assert (seen := tracker.seen("A")) is not None and seen.last == BASE and tracker.seen("B") is None
