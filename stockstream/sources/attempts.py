@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError, KafkaTimeoutError
@@ -16,6 +16,9 @@ from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, r
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CANCEL_AGAIN_S = 2.0
+"""A task that has not ended so long after its cancellation is cancelled again."""
 
 
 def worth_repeating(error: Exception) -> bool:
@@ -63,6 +66,20 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
     if task.cancelled():
         raise SourceUnavailable(f"{what} was cancelled from within")
     return task.result()
+
+
+async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancels the tasks and waits until all have ended. One that is being cancelled already may finish what it does at its end, within CANCEL_AGAIN_S."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
+    left = {task for task in tasks if not task.done()}
+    while left:
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        for task in left:                                                # `wait_for` of Python 3.11 can swallow a cancellation
+            task.cancel()
+    for task in tasks:
+        _retrieve(task)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -14,7 +14,7 @@ from stockstream.errors import FencedError, SourceError
 from stockstream.metrics import Metrics
 from stockstream.records import Gap
 from stockstream.skipped import shortened
-from stockstream.sources.attempts import with_retries, within, worth_repeating
+from stockstream.sources.attempts import end_all, with_retries, within, worth_repeating
 from stockstream.sources.base import Batch, Clock, FeedNote, Health, MarketDataSource, SourceUnavailable, SymbolInfo
 from stockstream.sources.feeds import FeedBoard, feed_state
 from stockstream.sources.gaps import GapTracker, SessionAt, SessionLike
@@ -146,9 +146,7 @@ class Driver:
         except SourceError as error:                                     # nothing but one with `stops` comes this far
             self.health.stop(error)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
             await self._stop()
 
     async def _stop(self) -> None:
@@ -188,9 +186,7 @@ class Driver:
                     raise SourceUnavailable("its stream was cancelled from within")
                 part.result()
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            await end_all(parts)
 
     async def _subscribe(self) -> None:
         while True:

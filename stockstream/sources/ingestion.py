@@ -17,7 +17,7 @@ import msgspec
 from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.skipped import Fault, shortened
-from stockstream.sources.attempts import with_retries
+from stockstream.sources.attempts import end_all, with_retries
 from stockstream.sources.base import Clock, MarketDataSource, SystemClock
 from stockstream.sources.driver import Driver
 from stockstream.sources.gaps import SessionAt
@@ -167,9 +167,7 @@ class Ingest:
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
 
     async def end(self) -> None:
         """Deletes this worker's reports, when the worker ends. Raises the delivery's error."""

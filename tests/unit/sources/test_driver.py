@@ -237,7 +237,8 @@ async def test_gaps_that_the_broker_does_not_take_wait_for_it(monkeypatch: pytes
 
     scene.ingest._publisher._send = refuse
     await scene.put(batch(("A", START)), SourceUnavailable("no answer"), batch(("A", START + 9000)), batch(("A", START + 9500)))
-    assert len(driver.gaps) == 1 and scene.state()["state"] == "running" and scene.state()["failures"] == 1
+    await scene.until(lambda: scene.state()["state"] == "running")
+    assert len(driver.gaps) == 1 and scene.state()["failures"] == 1
     scene.ingest._publisher._send = send
     await scene.ingest._reporter.publish_gaps()
     await stop(scene.task)
@@ -350,9 +351,10 @@ async def test_health_that_raises_is_trouble_of_a_source_that_runs() -> None:
 
     scene = Scene(Ill())
     await scene.put(batch(("A", START)))
+    await scene.until(lambda: scene.state()["state"] == "running")
     await scene.ingest._reporter.publish_sources()
     await stop(scene.task)
-    assert scene.state()["state"] == "running" and scene.state()["reason"].startswith("its health cannot be read: ZeroDivisionError: ill (at test_driver.py:")
+    assert scene.state()["reason"].startswith("its health cannot be read: ZeroDivisionError: ill (at test_driver.py:")
 
 
 # ---- reports
@@ -367,7 +369,7 @@ async def test_sources_are_reported_and_the_reports_deleted_at_the_end() -> None
     )
     scene = Scene(feed, Feed(failing(SourceError("no licence"))))
     await scene.put(batch(("A", START)))
-    await scene.until(lambda: scene.state("other1")["failures"] == 1)
+    await scene.until(lambda: scene.state()["state"] == "running" and scene.state("other1")["failures"] == 1)
     await scene.ingest._reporter.publish_sources()
     reports = {key: value for _, key, value in scene.wire.sent["stockstream.sources"]}
     await scene.ingest.end()
@@ -389,6 +391,7 @@ async def test_feeds_follow_what_the_source_and_the_watchlist_report_of_them() -
     scene = Scene(Given())
     reporter = scene.ingest._reporter
     await scene.put(batch(("A", START)))
+    await scene.until(lambda: scene.state()["state"] == "running")
     scene.feed.state = Health(feeds={"B": FeedNote(state="unknown_symbol", reason="there is no B")})
     scene.clock.ms += LEAST_PAUSE_MS
     await reporter.publish_feeds()
@@ -424,7 +427,8 @@ async def test_reports_that_fail_do_not_disturb_the_ticks_and_the_fence_ends_the
         with pytest.raises(DeliveryError):
             await scene.ingest._reporter.publish_sources()
         await scene.until(lambda: "feeds and sources of this worker's sources could not be published" in caplog.text)
-    assert scene.state()["state"] == "running" and scene.state()["failures"] == 0
+        await scene.until(lambda: scene.state()["state"] == "running")
+    assert scene.state()["failures"] == 0
     fenced = True
     with pytest.raises(FencedError):
         await asyncio.wait_for(scene.task, 30)
