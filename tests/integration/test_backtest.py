@@ -44,8 +44,9 @@ def published(line: Line) -> dict[str, dict[tuple[Any, ...], Json]]:
     messages = {name: [json.loads(record.value) for record in line.read(topic)]
                 for name, topic in (("alerts", "alerts"), ("predictions", "predictions"), ("rejected", "ticks.rejected"))}  # fmt: skip
     rejected = [{"index": -1, "value": None, "value_base64": None} | item for item in messages["rejected"]]
+    alerts = [item | {"window": {"gap_s": None, "price_before_gap": None} | item["window"]} for item in messages["alerts"]]
     outcomes = [item for record in line.read("outcomes") for item in json.loads(record.value)]
-    found = {"windows": rows, **messages, "outcomes": outcomes, "rejected": rejected}
+    found = {"windows": rows, **messages, "outcomes": outcomes, "rejected": rejected, "alerts": alerts}
     return {name: by_identity(name, items) for name, items in found.items()}
 
 
