@@ -15,6 +15,7 @@ from stockstream import topics
 from stockstream.errors import FencedError
 from stockstream.instance import app
 from stockstream.kafka.compacted_topic import read_compacted
+from stockstream.kafka.request_log import KafkaRequestLog
 from stockstream.skipped import Fault, SkippedRecords
 from stockstream.sources.health import LAST_RETRY_S, reason_of
 from stockstream.sources.ingestion import Ingest
@@ -53,7 +54,8 @@ class Ingestion:
 
     def __init__(self) -> None:
         self.ingest = Ingest(
-            app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest, worker=worker_name,
+            app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest,
+            request_log=lambda: KafkaRequestLog(app.settings), worker=worker_name,
         )  # fmt: skip
         self._topic = app.settings.topic("watchlist")
         status.sources = self.ingest.states

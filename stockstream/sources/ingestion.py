@@ -21,7 +21,7 @@ from stockstream.sources.attempts import end_all, with_retries
 from stockstream.sources.base import Clock, MarketDataSource, SystemClock
 from stockstream.sources.driver import Driver
 from stockstream.sources.gaps import SessionAt
-from stockstream.sources.opening import open_sources
+from stockstream.sources.opening import OpenRequestLog, open_sources
 from stockstream.sources.publishing import Publisher, Send
 from stockstream.sources.reporter import Reporter
 from stockstream.sources.simulated import default_symbols
@@ -68,6 +68,7 @@ class Ingest:
         read_watchlist: called once if a source may have no symbols; without it the watchlist counts as not empty.
         read_newest: reads the newest rows of partitions that are taken over; without it a takeover leaves no gap on record.
         session_at: knows the sessions of exchanges without waiting; without it all are unknown.
+        request_log: opens the log of requests, for sources with a budget; without it they count their own requests only.
         worker: returns the worker's name in what is published, unique in its group.
         chance: returns random numbers from 0 to 1, for the pauses between attempts.
     """
@@ -75,13 +76,14 @@ class Ingest:
     def __init__(
         self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, MarketDataSource] | None = None,
         metrics: Metrics | None = None, read_watchlist: ReadWatchlist | None = None, read_newest: ReadNewest | None = None,
-        session_at: SessionAt | None = None, worker: Callable[[], str] = lambda: "worker", chance: Callable[[], float] = random.random,
+        session_at: SessionAt | None = None, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: "worker",
+        chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self._settings, self._read_watchlist, self._chance = settings, read_watchlist, chance
         self._clock = clock or SystemClock()
         metrics = metrics or Metrics()
         self._publisher = Publisher(settings, send)
-        opened = open_sources(settings, self._clock) if sources is None else sources
+        opened = open_sources(settings, self._clock, request_log=request_log, worker=worker) if sources is None else sources
         self._drivers = {
             kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, session_at) for kind, source in opened.items()
         }

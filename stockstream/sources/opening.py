@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from stockstream.budgets import RequestLog
 from stockstream.settings import Settings
 from stockstream.sources.base import Clock, MarketDataSource
+from stockstream.sources.quota import MemoryRequestLog
 from stockstream.sources.simulated import SimulatedSource
 
+OpenRequestLog = Callable[[], RequestLog]
+"""Returns a new reader and writer of the log of requests, which all workers share."""
 
-def open_sources(settings: Settings, clock: Clock) -> dict[str, MarketDataSource]:
-    """Creates the sources of the settings, by their names in the watchlist."""
+
+def open_sources(
+    settings: Settings, clock: Clock, *, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: ""
+) -> dict[str, MarketDataSource]:  # fmt: skip
+    """Creates the sources of the settings, by their names in the watchlist.
+
+    Args:
+        settings: of the worker.
+        clock: of the worker.
+        request_log: opens the log of requests; one in memory if None, for a worker without a group.
+        worker: returns the worker's name, known once it runs.
+    """
     sources: dict[str, MarketDataSource] = {}
+    request_log = request_log or (lambda: MemoryRequestLog(clock))
     if "simulated" in settings.source:
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
     return sources
