@@ -88,7 +88,7 @@ class Ingest:
             kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, session_at) for kind, source in opened.items()
         }
         self._reporter = Reporter(self._drivers, self._publisher, metrics, self._clock, worker)
-        self._takeovers = Takeovers(read_newest, self._clock.now_ms)
+        self._takeovers = Takeovers(read_newest if opened else None, self._clock.now_ms)
         self._watched: dict[str, tuple[str, int]] = {}
         """By symbol: its source, and its home partition."""
         self._partitions: frozenset[int] = frozenset()

@@ -198,6 +198,22 @@ async def test_a_takeover_holds_the_symbols_back_until_their_newest_rows_are_kno
     assert scene.gaps == [{"symbol": "A", "source": "feed", "from": START - 5_000, "to": START, "reason": "worker_away"}]
 
 
+async def test_without_sources_a_takeover_reads_nothing() -> None:
+    asked: list[Collection[int]] = []
+
+    async def read(partitions: Collection[int]) -> dict[int, dict[str, Newest]]:
+        asked.append(partitions)
+        return {}
+
+    wire = Wire()
+    ingest = Ingest(Settings(), wire.send, clock=FakeClock(START), sources={}, read_newest=read)
+    task = asyncio.create_task(ingest.run())
+    ingest.assign(ALL)
+    await asyncio.sleep(0.05)
+    await stop(task)
+    assert asked == [] and not wire.sent
+
+
 async def test_ticks_that_a_rebalance_drops_are_a_gap() -> None:
     scene = Scene(Given())
     await scene.put(batch(("A", START), ("B", START)))
