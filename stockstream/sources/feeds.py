@@ -12,6 +12,8 @@ from stockstream.sources.gaps import Seen, SessionLike
 
 LEAST_PAUSE_MS = 10_000
 """A symbol's state is published at most this often."""
+FIRST_MS = 3_000
+"""A symbol that waits for its first tick is published after this long, so that its next state need not wait."""
 REFRESH_MS = 60_000
 """A state that does not change is published again after this long."""
 
@@ -47,12 +49,20 @@ def _text(ms: int | None) -> str:
 
 @dataclass(slots=True)
 class _Entry:
+    """The state of one symbol; `written` is when it was last published."""
+
     state: FeedState
     reason: str
     since: int
     last: int | None
     changed: bool = True
     written: int | None = None
+
+
+def _is_due(entry: _Entry, now: int) -> bool:
+    if entry.written is None:
+        return entry.state != "waiting" or now - entry.since >= FIRST_MS
+    return now - entry.written >= (LEAST_PAUSE_MS if entry.changed else REFRESH_MS)
 
 
 class FeedBoard:
@@ -82,7 +92,7 @@ class FeedBoard:
                 last_event_time=entry.last, at=now,
             )
             for symbol, entry in self._entries.items()
-            if entry.written is None or now - entry.written >= (LEAST_PAUSE_MS if entry.changed else REFRESH_MS)
+            if _is_due(entry, now)
         ]  # fmt: skip
 
     def written(self, feeds: Sequence[Feed]) -> None:

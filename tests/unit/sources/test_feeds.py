@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from stockstream.sources.base import FeedNote, FeedState
-from stockstream.sources.feeds import LEAST_PAUSE_MS, REFRESH_MS, FeedBoard, feed_state
+from stockstream.sources.feeds import FIRST_MS, LEAST_PAUSE_MS, REFRESH_MS, FeedBoard, feed_state
 from stockstream.sources.gaps import Seen
 
 NOW = 1_800_000_000_000
@@ -62,7 +62,8 @@ def test_a_change_is_published_after_ten_seconds_and_the_same_state_after_a_minu
 
 def test_what_is_not_confirmed_stays_due() -> None:
     board = FeedBoard("feed")
-    board.set("A", "waiting", "no tick yet", None, NOW)
+    board.set("A", "waiting", "no tick yet", None, NOW - FIRST_MS)
+    assert board.due("w", NOW - 1) == []
     due = board.due("w", NOW)
     board.set("A", "fresh", "", NOW, NOW)                                # between sending and confirmation
     assert [feed.state for feed in board.due("w", NOW)] == ["fresh"]
