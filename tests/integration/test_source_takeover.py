@@ -89,6 +89,12 @@ def test_the_symbols_of_a_killed_worker_go_on_and_their_gap_is_on_record(kafka: 
             first = next(tick for tick in ticks[symbol] if tick["event_time"] == found[symbol]["to"])
             assert (found[symbol]["source"], found[symbol]["from"]) == ("simulated.1", first["gap_from"])
 
+        def flagged(symbol: str) -> bool:
+            row = left.get(f"/api/symbols/{symbol}")
+            return row is not None and "gap" in str(row["last"]["quality"]).split(",")
+
+        wait_until(lambda: all(map(flagged, symbols)), LONGEST_S, "the rows over the gap are marked")
+
         name = next(key.decode() for key, report in newest(settings, "sources", 1).items() if report is not None and str(left.pid) in key.decode())
         assert name.split("@")[0] == "simulated" and f":{left.port}:{left.pid}" in name
 
