@@ -18,7 +18,7 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 	if [ -z "$$python" ]; then echo "stockstream needs Python 3.11 or later, and python3 here is: $$(python3 --version 2>&1 | head -n 1)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick schema lock clean
+.PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick sources schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench: $(STAMP) ## Side-by-side measurements
 
 bench-quick: $(STAMP) ## The same in short
 	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+sources: $(STAMP) ## Yahoo's stream at full size with every fault, 15 minutes; ARGS="--seconds 60 --symbols 100"
+	$(BIN)/python -m benchmarks.sources $(ARGS)
 
 schema: $(STAMP) ## Write docs/asyncapi.json anew from the code
 	$(BIN)/python -m stockstream.schema > docs/asyncapi.tmp && mv docs/asyncapi.tmp docs/asyncapi.json

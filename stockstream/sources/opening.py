@@ -9,6 +9,7 @@ from stockstream.settings import Settings
 from stockstream.sources.base import Clock, MarketDataSource
 from stockstream.sources.quota import MemoryRequestLog
 from stockstream.sources.simulated import SimulatedSource
+from stockstream.sources.yahoo.streaming import YahooStream
 
 OpenRequestLog = Callable[[], RequestLog]
 """Returns a new reader and writer of the log of requests, which all workers share."""
@@ -29,4 +30,6 @@ def open_sources(
     request_log = request_log or (lambda: MemoryRequestLog(clock))
     if "simulated" in settings.source:
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
+    if "yahoo" in settings.source:
+        sources["yahoo"] = YahooStream(settings.yahoo_stream_url, clock=clock)
     return sources
