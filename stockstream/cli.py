@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
     "worker": "Run a worker, and restart it when it fails.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
+    "bridge": "Bring a topic of other people's JSON into ticks.raw.",
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",
     "query": "Query the archive in SQL.",

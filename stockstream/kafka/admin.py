@@ -215,6 +215,30 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
         attempt += 1
 
 
+def compacted_config(settings: Settings) -> dict[str, str]:
+    """The configuration of a compacted topic of ours."""
+    return {
+        "cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1",
+        "min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES),
+    }  # fmt: skip
+
+
+async def create_topic(settings: Settings, spec: TopicSpec, *, timeout_s: float) -> None:
+    """Creates a topic that is not one of `topic_specs`, unless it is there, and waits for its leaders. Raises `BrokerError`."""
+    admin = await connect(settings, timeout_s=timeout_s)
+    try:
+        if spec.name in await admin.list_topics():
+            return
+        if fault := await _create(admin, [spec]):
+            raise BrokerError(f"cannot create the topic {spec.name}: {fault}")
+        if not _embedded(await admin.describe_cluster()):
+            await _await_leaders(settings, admin, [spec])
+    except KafkaError as error:
+        raise BrokerError(f"cannot create the topic {spec.name}: {type(error).__name__}: {error}") from error
+    finally:
+        await admin.close()
+
+
 async def _await_leaders(settings: Settings, admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> None:
     """Waits until all new partitions have a leader and the group has a coordinator. Until then brokers answer with errors."""
     with _silenced():
