@@ -87,7 +87,8 @@ def command(
     except FormatError as error:
         raise click.UsageError(f"--format: {error}") from None
     try:
-        wanted = [canonical(symbol.strip()) for symbol in symbols.split(",") if symbol.strip()]
+        given = {symbol.strip() for symbol in symbols.split(",") if symbol.strip()}
+        wanted = given | set(map(canonical, given))                          # ticks of our own form keep their symbols
     except SourceError as error:
         raise click.UsageError(f"--symbols: {error}") from None
     mapper = Mapper(RawFormat.of(known) if known else None, canonical_by(known.name if known else OWN), symbols=wanted, source=source)
