@@ -17,11 +17,14 @@ from faust.types import TP
 from stockstream import topics
 from stockstream.errors import FrameError
 from stockstream.instance import app
+from stockstream.kafka.topic_reader import TopicReader
 from stockstream.locks import holder_of
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
+from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.stores import open_store
+from stockstream.skipped import Fault, SkippedRecords
 from stockstream.state.frame_reader import frame_of
 from stockstream.status import metrics, status
 from stockstream.transport.messages import Chunk, joined
@@ -33,6 +36,7 @@ REPORT_S = 1.0
 TOGETHER = 250
 """This many raw records of a partition go to the archive at once. Fewer wait up to REPORT_S, because each call costs the same whatever its size."""
 settings = app.settings
+skipped = SkippedRecords(metrics, settings.topic_prefix)
 
 
 class Archiving:
@@ -40,6 +44,7 @@ class Archiving:
 
     def __init__(self) -> None:
         self.archive: Archive | None = None
+        self.repaired: RepairedBars | None = None
         self.owned: set[int] = set()
         self.received: set[int] = set()
         """Partitions that have received a chunk since they were assigned. Only from then on does `Chunk.begin` account for holes since the last chunk."""
@@ -52,7 +57,9 @@ class Archiving:
             return {}
         if self.archive is None:
             warn_of_others(settings.archive)
-            self.archive = Archive(settings, open_store(settings.archive), KafkaRaw(settings), KafkaClean(settings))
+            store = open_store(settings.archive)
+            self.archive = Archive(settings, store, KafkaRaw(settings), KafkaClean(settings))
+            self.repaired = RepairedBars(settings, store, TopicReader(settings, "repairs"), _skip_repair)
             status.archive_positions = self.archive.progress
         await self.hand_over()
         now = set(partitions.get(settings.topic("ticks.raw"), []))
@@ -62,14 +69,17 @@ class Archiving:
         for partition in now - self.owned:
             self.archive.assign(partition)
         self.owned, self.received = now, set()
+        if self.repaired is not None:
+            self.repaired.own(now)
         return {}
 
     async def release(self, timeout_s: float) -> None:
         """At shutdown, writes what is buffered. In a rebalance the buffers stay, because most partitions stay on the worker."""
         if app.should_stop and self.archive is not None:
             await self.hand_over()
-            await self.archive.close()
-            self.archive = None
+            closing = [self.archive.close()] + ([self.repaired.close()] if self.repaired is not None else [])
+            self.archive = self.repaired = None
+            await asyncio.gather(*closing)
 
     async def raw(self, chunk: Chunk) -> None:
         if not self._takes(chunk):
@@ -112,6 +122,10 @@ class Archiving:
                 continue                                                 # `aggregate` reads the same record and sets it aside
 
 
+def _skip_repair(partition: int, offset: int, reason: str) -> None:
+    skipped.skip(settings.topic("repairs"), partition, offset, Fault("no_bar", reason))
+
+
 def warn_of_others(archive: str) -> None:
     """Warns where another demo uses the archive folder: `bars_1m` would mix the rows of both logs."""
     folder = Path(archive.removeprefix("file://")).absolute()
@@ -147,3 +161,13 @@ async def archive_report() -> None:
         if stage.archive is not None:
             for of in stage.archive.progress():
                 metrics.archive_offset(of["partition"], of["offset"])
+
+
+@app.task
+async def archive_repairs() -> None:
+    """Archives the repaired bars of this worker's partitions."""
+    while not app.should_stop:
+        if stage.repaired is None:
+            await asyncio.sleep(REPORT_S)
+        else:
+            await stage.repaired.run()

@@ -34,7 +34,7 @@ _NAME_OF_RAW = r"([A-Za-z0-9._-]+)-\d{5}-\d{20}\.jsonl\.zst$"
 
 VIEWS = {
     "ticks": "accepted ticks, by event time (UTC)",
-    "bars_1m": "one row for each symbol, source and minute with a price, made from the ticks",
+    "bars_1m": "one row for each symbol, source and minute with a price, made from the ticks; where there are none, repaired bars",
     "raw": "records of ticks.raw as received; timestamp is Kafka's, epoch ms",
 }
 EXAMPLE = "SELECT symbol, minute, open, high, low, close, volume, vwap FROM bars_1m WHERE date = current_date ORDER BY volume DESC LIMIT 10"

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import click
 
@@ -16,6 +17,7 @@ from stockstream.sinks.archive.chain import chain_begins, chains
 from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour, parse_name, processed_name
 from stockstream.sinks.archive.processed import Made, read_made
 from stockstream.sinks.archive.raw_objects import Extent, read_extent, read_raw_object
+from stockstream.sinks.archive.repaired import REPAIRS, MadeOfRepairs, read_footer
 from stockstream.sinks.stores import Store, open_store, require_folder
 from stockstream.wording import counted
 
@@ -46,6 +48,8 @@ class Report:
     """The contents of the archive, and all faults, one line each."""
 
     chains: list[Coverage] = field(default_factory=list)
+    repaired: int = 0
+    """Repaired bars."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -66,10 +70,13 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
         else:
             raw[parsed.log, parsed.partition].append((name, parsed))
     processed: dict[tuple[str, int], set[str]] = defaultdict(set)
+    repaired: dict[int, list[str]] = defaultdict(list)
     for name in store.list("processed/"):
         parsed = parse_name(name)
         if parsed is None:
             report.faults.append(f"{name}: this is not the name of an archive object")
+        elif parsed.log.startswith(REPAIRS):
+            repaired[parsed.partition].append(name)
         else:
             processed[parsed.log, parsed.partition].add(name)
     for (log, partition), objects in sorted(raw.items()):
@@ -79,7 +86,31 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
         _check_chain(store, coverage, objects, processed[log, partition], report.faults, step)
     for key in sorted(set(processed) - set(raw)):
         report.faults.append(f"{min(processed[key])}: there is no raw chain of log {key[0]}, partition {key[1]}")
+    for _, of_partition in sorted(repaired.items()):
+        _check_repaired(store, of_partition, report)
     return report
+
+
+def _check_repaired(store: Store, names: list[str], report: Report) -> None:
+    """Counts the repaired bars of one partition. No two objects of one life of the topic may account for the same offset."""
+    found: list[tuple[MadeOfRepairs, str]] = []
+    for name in names:
+        try:
+            made = read_footer(store, name)
+        except ArchiveUnavailable:
+            raise
+        except ArchiveError as error:
+            report.faults.append(str(error))
+            continue
+        parsed = parse_name(name)
+        if parsed is None or (made.log, made.partition, made.first) != (parsed.log, parsed.partition, parsed.first):
+            report.faults.append(f"{name}: its footer names {made.log}, partition {made.partition}, offset {made.first}")
+        report.repaired += made.rows
+        found.append((made, name))
+    found.sort(key=lambda item: (item[0].first, item[0].since))
+    for (before, _), (made, name) in pairwise(found):
+        if made.first <= before.last and made.since <= before.until and before.since <= made.until:
+            report.faults.append(f"{name}: repairs {made.first} to {min(before.last, made.last)} are in the archive twice")
 
 
 def _check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]], processed: set[str], faults: list[str], step: Callable[[], None]) -> None:
@@ -185,6 +216,7 @@ def _conclusion(report: Report) -> str:
     if report.faults:
         return counted(len(report.faults), "fault")
     held = f"{counted(len(report.chains), 'chain')}, {counted(sum(chain.records for chain in report.chains), 'record')}"
+    held += f", {counted(report.repaired, 'repaired bar')}" if report.repaired else ""
     behind = sum(chain.unprocessed for chain in report.chains)
     if not behind:
         return f"all is well: {held}"
@@ -217,7 +249,10 @@ def command(archive: str | None, as_json: bool) -> int:
     if as_json:
         unprocessed = sum(chain.unprocessed for chain in report.chains)
         chains = [asdict(chain) for chain in report.chains]
-        click.echo(json.dumps({"archive": f"file://{where}", "ok": not report.faults, "unprocessed": unprocessed, "chains": chains, "faults": report.faults}))
+        click.echo(json.dumps({
+            "archive": f"file://{where}", "ok": not report.faults, "unprocessed": unprocessed, "repaired": report.repaired, "chains": chains,
+            "faults": report.faults,
+        }))  # fmt: skip
         return 1 if report.faults else 0
     if not report.chains and len(report.faults) == 1:
         click.echo(report.faults[0], err=True)

@@ -59,11 +59,11 @@ def test_bars_are_made_of_all_their_parts(tmp_path: Path) -> None:
     bars = json.loads(_run(tmp_path, "--json", "SELECT * FROM bars_1m ORDER BY symbol, minute").stdout)
     assert bars == [
         {"symbol": "A", "source": "x", "minute": "2025-10-09T08:00:00", "open": 10.0, "high": 12.0, "low": 9.0, "close": 11.25, "volume": 26,
-         "vwap": (50 + 60 + 110 + 45 + 18) / 26, "ticks": 5, "gap": False, "date": "2025-10-09"},
+         "vwap": (50 + 60 + 110 + 45 + 18) / 26, "ticks": 5, "gap": False, "repaired": False, "date": "2025-10-09"},
         {"symbol": "A", "source": "x", "minute": "2025-10-09T08:01:00", "open": 11.5, "high": 11.5, "low": 11.5, "close": 11.5, "volume": 1, "vwap": 11.5,
-         "ticks": 1, "gap": False, "date": "2025-10-09"},
+         "ticks": 1, "gap": False, "repaired": False, "date": "2025-10-09"},
         {"symbol": "B", "source": "x", "minute": "2025-10-09T08:00:00", "open": 7.0, "high": 7.0, "low": 7.0, "close": 7.0, "volume": 1, "vwap": 7.0,
-         "ticks": 1, "gap": False, "date": "2025-10-09"},
+         "ticks": 1, "gap": False, "repaired": False, "date": "2025-10-09"},
     ]  # fmt: skip
 
 

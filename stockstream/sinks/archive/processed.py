@@ -54,21 +54,32 @@ STORED_BARS = pa.schema([
     ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
     ("volume", pa.float64()), ("notional", pa.float64()), ("ticks", pa.int64()),
     ("first_second", pa.int64()), ("first_offset", pa.int64()), ("first_index", pa.int32()),
-    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()), ("gap", pa.bool_()),
+    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()), ("gap", pa.bool_()), ("repaired", pa.bool_()),
     ("partition", pa.int32()), ("log", pa.string()),
 ])  # fmt: skip
-"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute. `BARS_SQL` combines all parts of a minute. A part with `gap` has no ticks:
-a gap of the feed reaches into the minute. The column is missing in objects of earlier releases."""
+"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute, or a bar of `repairs`, which is `repaired` and has neither ticks nor
+notional. `BARS_SQL` combines all parts of a minute. A part with `gap` has no ticks: a gap of the feed reaches into the minute. `gap` and `repaired` are
+missing in objects of earlier releases."""
 BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
        max_by(close, row(last_second, log, last_offset, last_index)) AS close,
        CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
        CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
-       CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, "date"
-FROM bar_parts GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
+       CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, false AS repaired, "date"
+FROM bar_parts WHERE NOT coalesce(repaired, false) GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
+UNION ALL
+SELECT symbol, max_by(source, row(log, first_offset)) AS source, minute,
+       max_by(open, row(log, first_offset)) AS open, max_by(high, row(log, first_offset)) AS high, max_by(low, row(log, first_offset)) AS low,
+       max_by(close, row(log, first_offset)) AS close, max_by(volume, row(log, first_offset)) AS volume, CAST(NULL AS DOUBLE) AS vwap,
+       CAST(0 AS BIGINT) AS ticks, true AS gap, true AS repaired, "date"
+FROM bar_parts AS bar WHERE repaired AND NOT EXISTS (
+    SELECT 1 FROM bar_parts AS other
+    WHERE other.symbol = bar.symbol AND other.minute = bar.minute AND other."date" = bar."date" AND other.ticks > 0
+) GROUP BY symbol, minute, "date"
 """
-"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute."""
+"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute. A minute
+in which the symbol has no tick of any source has the newest repaired bar, if there is one."""
 
 
 def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:
@@ -91,11 +102,13 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
     parts.sort(key=lambda part: part[0] == main)
     objects = {name: table.num_rows for name, table, _ in parts}
     made = Made(extent.log, extent.partition, extent.first, extent.last, 0)
-    return [
-        (name, _parquet(table.cast(schema), msgspec.structs.replace(made, rows=table.num_rows, objects=objects, missing=tuple(missing)) if name == main
-                        else msgspec.structs.replace(made, rows=table.num_rows)))
-        for name, table, schema in parts
-    ]  # fmt: skip
+    done: list[tuple[str, bytes]] = []
+    for name, table, schema in parts:
+        footer = msgspec.structs.replace(made, rows=table.num_rows)
+        if name == main:
+            footer = msgspec.structs.replace(footer, objects=objects, missing=tuple(missing))
+        done.append((name, parquet(table.cast(schema), encode_json(footer))))
+    return done
 
 
 def _by(rows: pa.Table, span: int, column: str = "event_time") -> Iterator[tuple[int, pa.Table]]:
@@ -150,13 +163,15 @@ def _bars(rows: pa.Table) -> pa.Table:
     volume = pa.array(joined(bars.column("whole_sum").to_numpy(), bars.column("part_sum").to_numpy()))
     columns = ["symbol", "source", "minute", "price_first", "price_max", "price_min", "price_last", "volume", "notional_sum", "price_count"]
     bars = bars.append_column("volume", volume).select(columns + [f"{name}_{which}" for name, which in first_and_last])
-    bars = bars.append_column("gap", pa.repeat(pa.scalar(value=False), bars.num_rows))
+    for name in ("gap", "repaired"):
+        bars = bars.append_column(name, pa.repeat(pa.scalar(value=False), bars.num_rows))
     return bars.rename_columns([name for name in STORED_BARS.names if name not in ("partition", "log")])
 
 
-def _parquet(table: pa.Table, made: Made) -> bytes:
+def parquet(table: pa.Table, footer: bytes) -> bytes:
+    """The table as Parquet, with the footer under `stockstream`."""
     sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({b"stockstream": encode_json(made)})
+    table = table.replace_schema_metadata({b"stockstream": footer})
     pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     return bytes(sink.getvalue())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from stockstream.sinks.archive.raw_objects import RawRecord
@@ -27,3 +27,13 @@ class CleanReader(Protocol):
 
     def read(self, partition: int, log: str, first: int, last: int) -> AsyncGenerator[Frame, None]:
         """Yields the whole frames of the log that account for raw offsets `first` to `last`, ascending. Offsets that no frame accounts for are lost."""
+
+
+class RepairReader(Protocol):
+    """Reads the topic `repairs`. `poll` raises `BrokerError` if Kafka does not answer."""
+
+    async def poll(self, cursors: Mapping[int, int | None]) -> Mapping[int, Sequence[RawRecord]]:
+        """Records of these partitions from the given offset on (None: from the beginning), ascending. Waits about a second for the first."""
+
+    async def stop(self) -> None:
+        """Closes its connection. The next call opens it again."""

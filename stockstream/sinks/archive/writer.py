@@ -24,8 +24,8 @@ from stockstream.sinks.archive.processed import processed_objects, unprocessed
 from stockstream.sinks.archive.raw_objects import Extent, Piece, RawRecord, after, encode, lines, read_extent, through
 from stockstream.sinks.archive.readers import CleanReader, RawReader
 from stockstream.sinks.archive.store_failures import StoreFailures
-from stockstream.sinks.archive.threads import T, in_thread
 from stockstream.sinks.stores import Store
+from stockstream.threads import T, in_thread
 from stockstream.transforms.frames import Assembler, Frame
 
 logger = logging.getLogger(__name__)
@@ -493,4 +493,4 @@ class Archive:
 
     async def _call(self, call: Callable[[], T]) -> T:
         async with self._calls:
-            return await in_thread(call)
+            return await in_thread(call, "archive-store")

@@ -1,4 +1,4 @@
-"""Blocking calls in daemon threads, so that a hanging store cannot keep the process from ending."""
+"""Blocking calls in daemon threads, so that a hanging call cannot keep the process from ending."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def in_thread(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
-    """Runs a blocking call in a daemon thread. (The process would wait at its end for the threads of asyncio's own pool.)"""
+def in_thread(call: Callable[[], T], name: str) -> Coroutine[Any, Any, T]:
+    """Runs a blocking call in a daemon thread of this name. (The process would wait at its end for the threads of asyncio's own pool.)"""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -32,7 +32,7 @@ def in_thread(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
         if not loop.is_closed():
             loop.call_soon_threadsafe(resolve, result, fault)
 
-    threading.Thread(target=run, name="archive-store", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
 
     async def wait() -> T:
         return await future

@@ -1,0 +1,103 @@
+"""Reads some partitions of a topic from positions that the caller keeps, without taking part in a group's rebalances."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from stockstream.errors import BrokerError
+from stockstream.kafka.client import client_options
+from stockstream.settings import Settings
+
+TIMEOUT_S = 15.0
+WAIT_MS = 1_000
+MAX_RECORDS = 5_000
+
+
+class TopicReader:
+    """One topic. It keeps a consumer between calls, and opens it again after an error.
+
+    Args:
+        settings: of the worker.
+        name: of the topic, without prefix.
+        group: under which positions are committed; none are without it.
+    """
+
+    def __init__(self, settings: Settings, name: str, group: str | None = None) -> None:
+        self._settings, self._name, self._group = settings, settings.topic(name), group
+        self._consumer: AIOKafkaConsumer | None = None
+        self._starts: dict[TopicPartition, int] = {}
+        self._next: dict[TopicPartition, int] = {}
+        """By assigned partition: the offset after the last record that was returned."""
+
+    async def poll(self, cursors: Mapping[int, int | None]) -> dict[int, Sequence[Any]]:
+        """At most MAX_RECORDS records of these partitions from the given offsets on, ascending. Waits up to WAIT_MS for the first.
+
+        None: from the committed offset on, else from the beginning. Raises `BrokerError`.
+        """
+        wanted = {TopicPartition(self._name, number): cursor for number, cursor in cursors.items()}
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                consumer = await self._opened()
+                await self._place(consumer, wanted)
+                found = await consumer.getmany(timeout_ms=WAIT_MS, max_records=MAX_RECORDS)
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.stop()
+            raise BrokerError(f"{self._name} cannot be read: {type(error).__name__}: {error}") from error
+        except BaseException:
+            await self.stop()                                            # what was fetched is lost: the next call reads it again
+            raise
+        for at, records in found.items():
+            self._next[at] = records[-1].offset + 1
+        return {at.partition: records for at, records in found.items() if records}
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commits the next offset to read of these partitions. Raises `BrokerError`."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await (await self._opened()).commit({TopicPartition(self._name, number): offset for number, offset in offsets.items()})
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.stop()
+            raise BrokerError(f"offsets of {self._name} cannot be committed: {type(error).__name__}: {error}") from error
+
+    async def stop(self) -> None:
+        """Closes the consumer. The next call opens another."""
+        consumer, self._consumer, self._next, self._starts = self._consumer, None, {}, {}
+        if consumer is not None:
+            with suppress(KafkaError, OSError):
+                await consumer.stop()
+
+    async def _opened(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            self._consumer = AIOKafkaConsumer(
+                **client_options(self._settings), group_id=self._group, enable_auto_commit=False, auto_offset_reset="earliest",
+                isolation_level="read_committed", request_timeout_ms=10_000, fetch_max_wait_ms=WAIT_MS,
+            )  # fmt: skip
+            await self._consumer.start()
+        return self._consumer
+
+    async def _place(self, consumer: AIOKafkaConsumer, wanted: Mapping[TopicPartition, int | None]) -> None:
+        if self._next.keys() != wanted.keys():
+            consumer.assign(list(wanted))
+            self._next, self._starts = {}, {}
+        anew = [at for at, cursor in wanted.items() if cursor is None and (at not in self._next or self._next[at] != self._starts.get(at))]
+        self._starts |= await self._first_offsets(consumer, anew)
+        for at, cursor in wanted.items():
+            position = self._starts[at] if cursor is None else cursor
+            if self._next.get(at) != position:
+                consumer.seek(at, position)
+                self._next[at] = position
+
+    async def _first_offsets(self, consumer: AIOKafkaConsumer, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if not places:
+            return {}
+        begins: dict[TopicPartition, int] = await consumer.beginning_offsets(list(places))
+        if self._group is not None:
+            for at in places:
+                begins[at] = max(begins[at], await consumer.committed(at) or 0)
+        return begins
