@@ -14,17 +14,19 @@ from typing import Any
 
 import msgspec
 
+from stockstream.errors import SourceError
 from stockstream.metrics import Metrics
 from stockstream.settings import Settings
 from stockstream.skipped import Fault, shortened
 from stockstream.sources.attempts import end_all, with_retries
 from stockstream.sources.base import Clock, MarketDataSource, SystemClock
 from stockstream.sources.driver import Driver
-from stockstream.sources.gaps import SessionAt
 from stockstream.sources.opening import OpenRequestLog, open_sources
 from stockstream.sources.publishing import Publisher, Send
 from stockstream.sources.reporter import Reporter
+from stockstream.sources.sessions import Sessions
 from stockstream.sources.simulated import default_symbols
+from stockstream.sources.symbols import canonical
 from stockstream.sources.takeover import ReadNewest, Takeovers
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
 
@@ -67,7 +69,7 @@ class Ingest:
         metrics: of the worker.
         read_watchlist: called once if a source may have no symbols; without it the watchlist counts as not empty.
         read_newest: reads the newest rows of partitions that are taken over; without it a takeover leaves no gap on record.
-        session_at: knows the sessions of exchanges without waiting; without it all are unknown.
+        sessions: of the exchanges; new ones if None.
         request_log: opens the log of requests, for sources with a budget; without it they count their own requests only.
         worker: returns the worker's name in what is published, unique in its group.
         chance: returns random numbers from 0 to 1, for the pauses between attempts.
@@ -76,19 +78,21 @@ class Ingest:
     def __init__(
         self, settings: Settings, send: Send, *, clock: Clock | None = None, sources: Mapping[str, MarketDataSource] | None = None,
         metrics: Metrics | None = None, read_watchlist: ReadWatchlist | None = None, read_newest: ReadNewest | None = None,
-        session_at: SessionAt | None = None, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: "worker",
+        sessions: Sessions | None = None, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: "worker",
         chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self._settings, self._read_watchlist, self._chance = settings, read_watchlist, chance
         self._clock = clock or SystemClock()
         metrics = metrics or Metrics()
         self._publisher = Publisher(settings, send)
-        opened = open_sources(settings, self._clock, request_log=request_log, worker=worker) if sources is None else sources
+        sessions = sessions or Sessions()
+        if sources is None:
+            sources = open_sources(settings, self._clock, sessions=sessions, request_log=request_log, worker=worker)
         self._drivers = {
-            kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, session_at) for kind, source in opened.items()
+            kind: Driver(kind, source, self._publisher, self._clock, metrics, chance, sessions.at) for kind, source in sources.items()
         }
         self._reporter = Reporter(self._drivers, self._publisher, metrics, self._clock, worker)
-        self._takeovers = Takeovers(read_newest if opened else None, self._clock.now_ms)
+        self._takeovers = Takeovers(read_newest if sources else None, self._clock.now_ms)
         self._watched: dict[str, tuple[str, int]] = {}
         """By symbol: its source, and its home partition."""
         self._partitions: frozenset[int] = frozenset()
@@ -178,6 +182,7 @@ class Ingest:
     async def announce(self) -> None:
         """Puts the settings' symbols on the watchlist, with the settings' first source, and warns of sources that have no symbols there.
 
+        Symbols of a real market are put there in their canonical form.
         If the settings name none, the first source is the simulated one and the watchlist is empty, it puts made-up symbols there.
         """
         sources = [name for name in self._settings.source if name != "none"]
@@ -206,7 +211,12 @@ class Ingest:
 
     async def _watch_all(self, source: str, symbols: Collection[str]) -> None:
         messages = []
-        for symbol in symbols:
+        for text in symbols:
+            try:
+                symbol = text if source == "simulated" else canonical(text)
+            except SourceError as error:
+                logger.error("STOCKSTREAM_SYMBOLS: %r is left out: %s", text[:40], error)
+                continue
             if (fault := symbol_fault(symbol)) is not None:
                 logger.error("STOCKSTREAM_SYMBOLS: %r is left out: %s", symbol[:40], fault)
             else:

@@ -8,7 +8,9 @@ from stockstream.budgets import RequestLog
 from stockstream.settings import Settings
 from stockstream.sources.base import Clock, MarketDataSource
 from stockstream.sources.quota import MemoryRequestLog
+from stockstream.sources.sessions import Sessions
 from stockstream.sources.simulated import SimulatedSource
+from stockstream.sources.symbols import exchange_of
 from stockstream.sources.yahoo.streaming import YahooStream
 
 OpenRequestLog = Callable[[], RequestLog]
@@ -16,20 +18,22 @@ OpenRequestLog = Callable[[], RequestLog]
 
 
 def open_sources(
-    settings: Settings, clock: Clock, *, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: ""
+    settings: Settings, clock: Clock, *, sessions: Sessions | None = None, request_log: OpenRequestLog | None = None, worker: Callable[[], str] = lambda: ""
 ) -> dict[str, MarketDataSource]:  # fmt: skip
     """Creates the sources of the settings, by their names in the watchlist.
 
     Args:
         settings: of the worker.
         clock: of the worker.
+        sessions: of the exchanges, shared by all that ask for them; new ones if None.
         request_log: opens the log of requests; one in memory if None, for a worker without a group.
         worker: returns the worker's name, known once it runs.
     """
     sources: dict[str, MarketDataSource] = {}
+    sessions = sessions or Sessions()
     request_log = request_log or (lambda: MemoryRequestLog(clock))
     if "simulated" in settings.source:
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
     if "yahoo" in settings.source:
-        sources["yahoo"] = YahooStream(settings.yahoo_stream_url, clock=clock)
+        sources["yahoo"] = YahooStream(settings.yahoo_stream_url, clock=clock, session_at=sessions.at, exchange_of=exchange_of)
     return sources

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,10 +165,10 @@ async def test_the_gap_has_the_source_of_the_tick() -> None:
     assert [gap["source"] for gap in scene.gaps] == ["feed.LSE"]
 
 
-async def test_silence_in_session_is_a_gap_where_the_exchange_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_in_session_is_a_gap_where_the_exchange_is_known() -> None:
     feed = Given()
     feed.exchange = "NMS"
-    scene = Scene(feed, session_at=lambda exchange, ms: Session("regular" if exchange == "NMS" else "unknown", START - 1))
+    scene = Scene(feed, sessions=SimpleNamespace(at=lambda exchange, ms: Session("regular" if exchange == "NMS" else "unknown", START - 1)))
     driver = scene.ingest._drivers["feed"]
     await scene.until(lambda: len(scene.wire.sent["stockstream.symbols"]) == 2)
     assert (found := driver.session_of("A", START)) is not None and found.state == "regular"

@@ -266,6 +266,23 @@ async def test_symbols_of_the_settings_that_are_none_are_left_out_and_reported(t
     assert "symbol must have 1 to 32 characters, has 33" in caplog.text and "has no effect without a source" in caplog.text
 
 
+async def test_symbols_of_a_real_market_are_announced_in_their_canonical_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wire = Wire()
+
+    async def held() -> dict[bytes, bytes]:
+        return dict([watch("B", source="simulated"), watch("C", source="alpha_vantage", active=False), (b"D", b"not json")])
+
+    several = settings(tmp_path, symbols=("brk.b", "0700.hk", "a b c d e")).model_copy(update={"source": ("yahoo", "simulated", "alpha_vantage")})
+    with caplog.at_level(logging.INFO):
+        await Ingest(several, wire.send, sources={}, read_watchlist=held).announce()
+    assert {(key, entry["source"]) for _, key, entry in wire.sent["stockstream.watchlist"]} >= {(b"BRK-B", "yahoo"), (b"0700.HK", "yahoo")}
+    assert "belong to the first source, yahoo; use `stockstream watch add --source` for those of simulated, alpha_vantage" in caplog.text
+    warned = [record.getMessage() for record in caplog.records if "the watchlist has no symbol" in record.getMessage()]
+    assert warned == [
+        "the watchlist has no symbol for source alpha_vantage: add some, for example with `stockstream watch add AAPL MSFT --source alpha_vantage`"
+    ]
+
+
 async def test_the_settings_symbols_are_announced_again_until_the_broker_takes_them(tmp_path: Path) -> None:
     wire = Wire()
     wire.fail = DeliveryError("gone")
