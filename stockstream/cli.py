@@ -18,6 +18,7 @@ COMMANDS = {
     "worker": "Run a worker, and restart it when it fails.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
     "bridge": "Bring a topic of other people's JSON into ticks.raw.",
+    "backfill": "Fetch one-minute bars of the past from Alpha Vantage, for replay.",
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",
     "query": "Query the archive in SQL.",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stockstream.budgets import RequestLog
+from stockstream.budgets import Limits, RequestLog
 from stockstream.settings import Settings
+from stockstream.sources.alpha_vantage.client import Client
+from stockstream.sources.alpha_vantage.source import AlphaVantageSource
 from stockstream.sources.base import Clock, MarketDataSource
-from stockstream.sources.quota import MemoryRequestLog
+from stockstream.sources.quota import MemoryRequestLog, Scheduler
 from stockstream.sources.sessions import Sessions
 from stockstream.sources.simulated import SimulatedSource
 from stockstream.sources.symbols import exchange_of
@@ -36,4 +38,9 @@ def open_sources(
         sources["simulated"] = SimulatedSource(settings.seed, clock=clock, events_file=settings.state_dir / f"simulated.{settings.seed}.events.jsonl")
     if "yahoo" in settings.source:
         sources["yahoo"] = YahooStream(settings.yahoo_stream_url, clock=clock, session_at=sessions.at, exchange_of=exchange_of)
+    if "alpha_vantage" in settings.source:
+        key = settings.alpha_vantage_key.get_secret_value()
+        scheduler = Scheduler("alpha_vantage", Limits.parse(settings.alpha_vantage_budget), request_log(), clock=clock, worker=worker)
+        client = Client(settings.alpha_vantage_url, key)
+        sources["alpha_vantage"] = AlphaVantageSource(client, scheduler, clock=clock, sessions=sessions, has_key=bool(key))
     return sources

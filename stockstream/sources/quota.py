@@ -11,7 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -197,14 +197,17 @@ class Scheduler:
         limits: of the provider's plan.
         log: of all workers. Without a limit per day it is not used, and each worker keeps the other limits by itself.
         clock: the machine's, or a test's.
-        worker: name of this worker, for readers of the log.
+        worker: name of this worker, for readers of the log; or a function that returns it once it is known.
         zone: in which the provider's day begins at midnight.
     """
 
-    def __init__(self, source: str, limits: Limits, log: RequestLog, *, clock: Clock, worker: str = "", zone: str = PROVIDERS_ZONE) -> None:
+    def __init__(
+        self, source: str, limits: Limits, log: RequestLog, *, clock: Clock, worker: str | Callable[[], str] = "", zone: str = PROVIDERS_ZONE,
+    ) -> None:  # fmt: skip
         self.source, self.limits = source, limits
         self._log = log if limits.day is not None else MemoryRequestLog(clock)
-        self._clock, self._worker = clock, worker
+        self._clock = clock
+        self._worker = worker if callable(worker) else lambda: worker
         self._ledger = Ledger(source, zone)
         self._lock = asyncio.Lock()
         self._read_at = 0
@@ -229,7 +232,7 @@ class Scheduler:
         """
         await self._until_allowed()
         record = Reservation(
-            source=self.source, step="request", id=uuid.uuid4().hex, worker=self._worker, budget=str(self.limits), symbols=tuple(symbols),
+            source=self.source, step="request", id=uuid.uuid4().hex, worker=self._worker(), budget=str(self.limits), symbols=tuple(symbols),
             at=self._clock.now_ms(),
         )  # fmt: skip
         reserving = asyncio.ensure_future(self._reserve(record))
@@ -252,7 +255,7 @@ class Scheduler:
     async def give_back(self, grant: Grant) -> None:
         """Returns a request that was not sent. Raises `BrokerError`; then it counts as made."""
         await self._write(Reservation(
-            source=self.source, step="returned", id=grant.id, worker=self._worker, budget=str(self.limits), at=self._clock.now_ms(),
+            source=self.source, step="returned", id=grant.id, worker=self._worker(), budget=str(self.limits), at=self._clock.now_ms(),
         ))  # fmt: skip
 
     async def report(self, refusal: Refusal | None, *, retry_after_s: float = 0.0, reason: str = "") -> None:
@@ -269,7 +272,7 @@ class Scheduler:
             until = now + round(1000 * max(min(first * 2 ** min(count - 1, 30), last), min(retry_after_s, last)))
         if refusal in SHARED:
             await self._write(Reservation(
-                source=self.source, step="pause", id=uuid.uuid4().hex, worker=self._worker, budget=str(self.limits), until=until, reason=refusal, at=now,
+                source=self.source, step="pause", id=uuid.uuid4().hex, worker=self._worker(), budget=str(self.limits), until=until, reason=refusal, at=now,
             ))  # fmt: skip
         elif until > self._paused_until:
             self._paused_until, self._pause_refusal, self._pause_reason = until, refusal, reason or refusal
