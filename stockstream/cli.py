@@ -16,6 +16,8 @@ from stockstream.packages import require_own_packages, require_tried_versions
 COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
     "worker": "Run a worker, and restart it when it fails.",
+    "watch": "Add symbols to the watchlist, remove and list them.",
+    "sources": "Show the market-data sources: state, symbols, budgets, last error.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
     "bridge": "Bring a topic of other people's JSON into ticks.raw.",
     "backfill": "Fetch one-minute bars of the past from Alpha Vantage, for replay.",

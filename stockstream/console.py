@@ -1,9 +1,9 @@
-"""What commands print for a person on stderr: lines, and progress."""
+"""What commands print for a person on stderr: lines, and progress; and tables of text."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
@@ -22,3 +22,11 @@ def progress(length: int, label: str, *, shown: bool) -> Iterator[Callable[[int]
         return
     with click.progressbar(length=length, label=label, file=stderr) as bar:
         yield bar.update
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts with a head, in columns that are as wide as their longest text. A column without any text is left out."""
+    used = [at for at in range(len(names)) if any(row[at] for row in rows)]
+    lines = [[line[at] for at in used] for line in (names, *rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(used))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)

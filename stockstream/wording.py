@@ -19,3 +19,11 @@ def figure(value: float, decimals: int = 2, digits: int = 6) -> str:
     whole, _, fraction = text.partition(".")
     fraction = fraction[:decimals] + fraction[decimals:].rstrip("0")
     return f"{whole}.{fraction}" if fraction else whole
+
+
+def span(seconds: float) -> str:
+    """A span of time in its largest unit: `3 min`. `ago` of `web/static/format.js` gives the same text."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:,.0f} {unit}"
+    return f"{seconds:,.0f} s"

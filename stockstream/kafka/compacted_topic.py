@@ -1,8 +1,10 @@
-"""Reads a compacted topic to its end, as a table of the last value of each key."""
+"""Reads compacted topics to their end, each as a table of the last value of each key."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -21,28 +23,59 @@ async def read_compacted(settings: Settings, name: str) -> dict[bytes, bytes]:
     Raises `BrokerError` if the topic cannot be read within TIMEOUT_S.
     """
     topic = settings.topic(name)
-    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
-    table: dict[bytes, bytes] = {}
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            await consumer.start()
-            places = [TopicPartition(topic, number) for number in range(settings.partitions)]
-            consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends = await consumer.end_offsets(places)
-            left = {place for place in places if ends[place] > 0}
-            while left:
-                batches = await consumer.getmany(timeout_ms=POLL_MS)
-                for records in batches.values():
-                    for record in records:
-                        if record.value is None:
-                            table.pop(record.key, None)
-                        elif record.key is not None:
-                            table[record.key] = record.value
-                if not batches:                                  # the embedded broker's ends are too low, so a partition is read only once nothing more comes
-                    left = {place for place in left if await consumer.position(place) < ends[place]}
+        async with asyncio.timeout(TIMEOUT_S), _consumer(settings) as consumer:
+            return (await _read(consumer, [TopicPartition(topic, number) for number in range(settings.partitions)]))[topic]
     except (TimeoutError, KafkaError, OSError) as error:
         raise BrokerError(f"topic {topic} cannot be read: {str(error) or 'timed out'}") from error
+
+
+async def read_tables(settings: Settings, names: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
+    """The present values by key of topics (without prefix), whatever their partitions. A topic that does not exist is left out.
+
+    Raises `BrokerError` if they cannot be read within TIMEOUT_S.
+    """
+    topics = {settings.topic(name): name for name in names}
+    try:
+        async with asyncio.timeout(TIMEOUT_S), _consumer(settings) as consumer:
+            there = sorted(topics.keys() & await consumer.topics())
+            consumer.assign([TopicPartition(topic, 0) for topic in there])           # makes the consumer request their metadata
+            while not all(consumer.partitions_for_topic(topic) for topic in there):
+                await asyncio.sleep(0.02)
+            tables = await _read(consumer, [TopicPartition(topic, number) for topic in there for number in sorted(consumer.partitions_for_topic(topic))])
+            return {topics[topic]: tables[topic] for topic in there}
+    except (TimeoutError, KafkaError, OSError) as error:
+        raise BrokerError(f"topics {', '.join(sorted(topics))} cannot be read: {str(error) or 'timed out'}") from error
+
+
+@contextlib.asynccontextmanager
+async def _consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+    try:
+        await consumer.start()
+        yield consumer
     finally:
         await consumer.stop()
-    return table
+
+
+async def _read(consumer: AIOKafkaConsumer, places: list[TopicPartition]) -> dict[str, dict[bytes, bytes]]:
+    """The tables of these partitions, by topic."""
+    tables: dict[str, dict[bytes, bytes]] = {place.topic: {} for place in places}
+    if not places:
+        return tables
+    consumer.assign(places)
+    await consumer.seek_to_beginning(*places)
+    ends = await consumer.end_offsets(places)
+    left = {place for place in places if ends[place] > 0}
+    while left:
+        batches = await consumer.getmany(timeout_ms=POLL_MS)
+        for place, records in batches.items():
+            table = tables[place.topic]
+            for record in records:
+                if record.value is None:
+                    table.pop(record.key, None)
+                elif record.key is not None:
+                    table[record.key] = record.value
+        if not batches:                                          # the embedded broker's ends are too low, so a partition is read only once nothing more comes
+            left = {place for place in left if await consumer.position(place) < ends[place]}
+    return tables

@@ -64,12 +64,14 @@ class PredictionSummary(msgspec.Struct, kw_only=True):
 
 class SymbolSummary(msgspec.Struct, kw_only=True):
     """One line of the list of symbols; the market's fields are null until a second of the symbol has closed. `age_s` is how long ago that second ended,
-    by this worker's clock; `stale` where that is more than 60 s."""
+    by this worker's clock; `stale` where that is more than 60 s and the exchange is in its session, or its sessions are not known. `session` is the
+    exchange's state, such as `regular`, `closed` or `holiday`; null if it is not known."""
 
     symbol: str
     name: str | None
     currency: str | None
     exchange: str | None
+    session: str | None
     source: str | None
     second: int | None
     age_s: int | None

@@ -158,7 +158,8 @@ class SourceLateness(msgspec.Struct, kw_only=True):
 class Pipeline(msgspec.Struct, kw_only=True):
     """The state of this worker. Rates are of the last 60 s, totals and rejects since its start. More members may be added.
 
-    `models_note` gives the reason if rows are not predicted by the registry's champion; it is empty if they are.
+    `models_note` gives the reason if rows are not predicted by the registry's champion; it is empty if they are. `sources_note` names the sources of the
+    group that are in trouble and why; it is empty if none is.
 
     `ready` and `status` are those of `/readyz`.
     """
@@ -175,6 +176,7 @@ class Pipeline(msgspec.Struct, kw_only=True):
     lateness: list[SourceLateness] = []
     outcomes: list[OutcomeCount]
     models_note: str = ""
+    sources_note: str = ""
     views: dict[str, Any]
 
 

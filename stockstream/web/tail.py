@@ -1,8 +1,8 @@
 """Reads what the views show from Kafka, on every worker, without a consumer group.
 
-All partitions of `windows` (from five minutes back), `predictions` and `outcomes` (ten seconds), `alerts`, `latest` and `symbols` (from the
-beginning). So any worker answers for any symbol. A message that cannot be read is counted, and logged once for each reason. While the broker
-does not answer, the reader retries; the log and `state` report it.
+All partitions of `windows` (from five minutes back), `predictions` and `outcomes` (ten seconds), and of `alerts`, `latest`, `symbols`, `watchlist`,
+`feeds`, `sources` and `gaps` (from the beginning). So any worker answers for any symbol. A message that cannot be read is counted, and logged once for
+each reason. While the broker does not answer, the reader retries; the log and `state` report it.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Reach:
 
 REACH: dict[str, Reach] = {
     "symbols": Reach(None),
+    "watchlist": Reach(None),
+    "feeds": Reach(None),
+    "sources": Reach(None),
+    "gaps": Reach(None),
     "latest": Reach(None),
     "alerts": Reach(None),
     "windows": Reach(WINDOW_S, 2_000),
@@ -64,6 +68,8 @@ REACH: dict[str, Reach] = {
 }
 """`records`: a few sources' frames of five minutes; ten seconds of 2,000 symbols a partition."""
 
+OF_SOURCES = {"watchlist": "watch", "feeds": "feed", "sources": "report"}
+"""Topics of keyed messages about sources, and the methods of `SourceReports` that take them."""
 
 T = TypeVar("T")
 
@@ -286,6 +292,8 @@ class Tail:
                 if not record.key:
                     raise FrameError("a message without key")
                 self._live.metadata(record.key.decode(), value)
+            elif topic in OF_SOURCES:
+                getattr(self._live.sources, OF_SOURCES[topic])(record.key or b"", value)
             elif value is None:
                 if topic != "latest":
                     raise FrameError("an empty message")
@@ -302,6 +310,8 @@ class Tail:
                     self._metrics.outcomes_forgotten(self._live.outcomes_forgotten - forgotten)
             elif topic == "alerts":
                 self._live.alert(value)
+            elif topic == "gaps":
+                self._live.gaps.put(value)
             else:
                 self._live.latest(value)
         except Exception as error:  # noqa: BLE001  no error of one message may stop the reader

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiohttp import web
 
 from stockstream.metrics import CONTENT_TYPE, Metrics
-from stockstream.records import Alert, Prediction
-from stockstream.transforms.cleaning.limits import MAX_SYMBOL, composed
+from stockstream.records import Alert, Gap, Prediction
+from stockstream.sources.reports import FEED_STATES, FeedEntry, SourceSummary
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_SYMBOL, composed
 from stockstream.transforms.rules.conditions import RULE_NAMES
 from stockstream.transforms.timing import WINDOW_S
 from stockstream.web import events, openapi
@@ -44,6 +47,7 @@ _LIMIT = Parameter("limit", "the most items to return", "integer", default=100, 
 _NEXT = Parameter("next", "the `next` of the page before", maximum=200)
 _SYMBOL = Parameter("symbol", "only of this symbol; it must be known", maximum=MAX_SYMBOL)
 _SYMBOL_PATH = Parameter("symbol", "the symbol, percent-encoded", place="path", maximum=MAX_SYMBOL)
+_SOURCE_PATH = Parameter("source", "the source's name in the settings, percent-encoded", place="path", maximum=MAX_SOURCE)
 _UNKNOWN = {404: "The symbol is unknown."}
 
 OPERATIONS = (
@@ -81,6 +85,19 @@ OPERATIONS = (
     Operation(
         "/api/predictions", "predictions", "The newest prediction of each symbol in alphabetical order.", Page[Prediction],
         parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
+    ),
+    Operation("/api/sources", "sources", "The sources of the group: state, budgets, how their symbols fare, and each worker's report.", Page[SourceSummary]),
+    Operation(
+        "/api/sources/{source}/symbols", "feeds", "The symbols that the watchlist assigns to a source: where each is ingested, how fresh it is, and why not.",
+        Page[FeedEntry], parameters=(_SOURCE_PATH, Parameter("state", "only in this state", choices=FEED_STATES), _LIMIT, _NEXT),
+        errors={404: "No worker runs the source, and the watchlist does not name it."},
+    ),
+    Operation(
+        "/api/gaps", "gaps", "Times in which a source brought nothing of a symbol although it should have; those that began last first.", Page[Gap],
+        parameters=(
+            Parameter("symbol", "only of this symbol", maximum=MAX_SYMBOL), Parameter("source", "only of this `source` of ticks", maximum=MAX_SOURCE),
+            _LIMIT, _NEXT,
+        ),
     ),
     Operation("/api/models", "models", "The models that score, and those that should but do not, with the reason.", Page[Model]),
     Operation("/api/pipeline", "pipeline", "Lag, sources, latency of each hop, rates, rejects and archive position of this worker.", Pipeline),
@@ -129,7 +146,7 @@ def mount(
     """
     views = _Views(live, status, metrics, tail, version)
     for operation in OPERATIONS:
-        path = operation.path.replace("{symbol}", "{symbol:[^/]+}")      # aiohttp's default refuses braces
+        path = re.sub(r"{(\w+)}", r"{\1:[^/]+}", operation.path)          # aiohttp's default refuses braces
         application.router.add_get(path, views.handler(operation), allow_head=operation.name != "events")
     application.router.add_get("/static/{name}", views.asset)
     application.middlewares.append(_errors_as_json)
@@ -227,27 +244,39 @@ class _Views:
 
     def answer_alerts(self, state: Any, symbol: str | None, rule: str | None, limit: int, next: str | None) -> Page[Alert]:
         self._must_be_known(symbol)
-        after: tuple[int, str] | None = None
-        if next is not None:
-            opened_at, colon, key = next.partition(":")
-            if not colon or not opened_at.isascii() or not opened_at.isdigit():
-                raise BadParameter("next is not the `next` of an answer of /api/alerts")
-            after = (int(opened_at), key)
+        after = _after(next, "/api/alerts")
         return self._live.alerts(limit, state, symbol or "", rule or "", after)
 
     def answer_predictions(self, symbol: str | None, limit: int, next: str | None) -> Page[Prediction]:
         self._must_be_known(symbol)
         return self._live.predictions(limit, next or "", symbol or "")
 
+    def answer_sources(self) -> Page[SourceSummary]:
+        return Page(items=self._live.sources.summaries(_now_ms()), next=None)
+
+    def answer_feeds(self, source: str, state: str | None, limit: int, next: str | None) -> Page[FeedEntry]:
+        sources, now_ms = self._live.sources, _now_ms()
+        if source not in (known := sources.known_sources(now_ms)):
+            names = ", ".join(known) or "none (STOCKSTREAM_SOURCE, stockstream watch add)"
+            raise web.HTTPNotFound(text=f"no source {source[:40]!r} is known here; known: {names}")
+        items = list(islice(sources.entries(now_ms, source, state, next or ""), limit + 1))
+        return Page(items=items[:limit], next=items[limit - 1].symbol if len(items) > limit else None)
+
+    def answer_gaps(self, symbol: str | None, source: str | None, limit: int, next: str | None) -> Page[Gap]:
+        return self._live.gaps.page(limit, symbol, source, _after(next, "/api/gaps"))
+
     def answer_models(self) -> dict[str, Any]:
         return {"items": self._status.models(), "next": None}
 
     def answer_pipeline(self) -> dict[str, Any]:
         ready, words = self._ready()
-        views = {**self._live.counts, "newest_second": self._live.newest_second, **({"tail": self._tail.summary()} if self._tail is not None else {})}
+        views = {
+            **self._live.counts, "newest_second": self._live.newest_second, "sessions": self._live.session_states(time.time()),
+            **({"tail": self._tail.summary()} if self._tail is not None else {}),
+        }  # fmt: skip
         return {
             "ready": ready, "status": words, "lag": [], "archive": [], "sources": [], **self._metrics.pipeline(), **self._status.pipeline(),
-            "outcomes": self._live.outcome_counts(), "views": views,
+            "outcomes": self._live.outcome_counts(), "sources_note": self._live.sources.note(_now_ms()), "views": views,
         }  # fmt: skip
 
     def _must_be_known(self, symbol: str | None) -> None:
@@ -273,6 +302,20 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return _error(500, "internal error; the worker's log has the details")
+
+
+def _after(next: str | None, path: str) -> tuple[int, str] | None:
+    """The time and the name in the `next` of an answer. Raises `BadParameter`."""
+    if next is None:
+        return None
+    time_ms, colon, name = next.partition(":")
+    if not colon or not time_ms.isascii() or not time_ms.isdigit():
+        raise BadParameter(f"next is not the `next` of an answer of {path}")
+    return int(time_ms), name
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _unknown(symbol: str) -> web.HTTPNotFound:

@@ -14,7 +14,8 @@ import pytest_asyncio
 from aiohttp import web
 
 from stockstream.metrics import Metrics
-from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Closing, Outcome
+from stockstream.records import SHARES, WINDOWS_SCHEMA, Alert, Closing, Outcome, SourceReport
+from stockstream.sources.sessions import Sessions
 from stockstream.transforms.frames import Frame
 from stockstream.web import views
 from stockstream.web.live import Live
@@ -61,9 +62,16 @@ def outcome(as_of: int, realised: float) -> bytes:
     )])  # fmt: skip
 
 
+def failed(reason: str) -> bytes:
+    now = time.time_ns() // 1_000_000
+    return msgspec.json.encode(SourceReport(
+        source="yahoo", worker="host:1", name="yahoo", state="failed", reason=reason, since=now, next_attempt=None, failures=1, symbols=1, at=now,
+    ))  # fmt: skip
+
+
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[tuple[str, Live]]:
-    live, application = Live(), web.Application()
+    live, application = Live(sessions=Sessions(lambda calendar, year: [(0, 1 << 42, "closed")])), web.Application()
     views.mount(application, live, Status(), Metrics())
     runner = web.AppRunner(application)
     await runner.setup()
@@ -77,8 +85,11 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
     url, live = served
     async with browser(url + "/", tmp_path, dark=dark) as page:
         await page.until("document.getElementById('empty')?.hidden === false")
-        assert "Waiting for the first closed second" in await page.ask("document.getElementById('empty').textContent")
+        empty = await page.ask("document.getElementById('empty').textContent")
+        assert "Waiting for the first closed second" in empty and "stockstream watch add AAPL MSFT --source yahoo" in empty
+        assert await page.ask("document.getElementById('sources-note').hidden") is True
 
+        live.metadata("S00004", b'{"exchange": "NMS"}')
         symbols = [f"S{i:05d}" for i in range(3_000)]
         live.frame(0, frame(symbols, 1, 12.5))
         await page.until("document.getElementById('symbols').textContent === '3,000'")
@@ -107,6 +118,17 @@ async def test_the_page(browser: Any, served: tuple[str, Live], tmp_path: Path, 
         assert "stale, " in await page.ask("document.querySelector('.row:not([hidden])').textContent")
         live.frame(0, frame(["S00003"], 4, 99.75, int(time.time())))
         await page.until("!document.querySelector('.row:not([hidden])').textContent.includes('stale')")
+
+        await page.ask("document.getElementById('filter').value = 's00004'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        await page.until("document.querySelector('.row:not([hidden])').textContent.includes('closed, ')")
+        await page.ask("document.getElementById('filter').value = 's00003'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        await page.until(f"{ROWS} === 1")
+
+        live.sources.report(b"yahoo@host:1", failed("no network: <b>nothing</b> answers"))
+        note = await page.until("!document.getElementById('sources-note').hidden && document.getElementById('sources-note').textContent")
+        assert note == "yahoo has failed: no network: <b>nothing</b> answers"
+        live.sources.report(b"yahoo@host:1", None)
+        await page.until("document.getElementById('sources-note').hidden")
 
         live.alert(alert("opened"))
         await page.until("document.querySelector('#alert-list li')?.textContent.includes('<b>2 % below</b>')")

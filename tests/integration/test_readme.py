@@ -85,3 +85,6 @@ def test_every_step_of_the_readme_prints_something(kafka: Cluster, prefix: str, 
     (sql,) = re.findall(r'^    stockstream query "(.*)"$', STEPS, re.MULTILINE)
     assert "AAPL" in run("query", sql)
     assert "all is well: 1 chain, " in run("verify").splitlines()[-1]
+    watched = re.findall(r"^    stockstream watch (.*)$", STEPS, re.MULTILINE)
+    assert "added to yahoo: MSFT, BRK-B, BTC-USD" in run("watch", *watched[0].split())
+    assert "3 symbols: 3 waiting" in run("watch", *watched[1].split())

@@ -110,17 +110,26 @@ function drawEmpty() {
   } else {
     const sources = pipeline?.sources ?? [];
     const failed = sources.find((source) => source.state === "failed");
+    const unwatched = sources.find((source) => source.state === "idle" && source.symbols === 0);
     strong.textContent = failed ? `Source ${failed.source} has failed` : "Waiting for the first closed second";
     if (failed) {
       words.textContent = `${failed.reason}. The worker retries it.`;
     } else if (sources.length) {
-      words.textContent = `The topics hold no symbol yet. ${sources.map(({ source, state, reason }) => `Source ${source} is ${state}${reason ? `: ${reason}` : ""}.`).join(" ")}`;
+      words.append("The topics hold no symbol yet. ", sources.map(({ source, state, reason }) => `Source ${source} is ${state}${reason ? `: ${reason}` : ""}.`).join(" "));
+      if (unwatched) words.append(" Add symbols: ", code(`stockstream watch add ${unwatched.source === "simulated" ? "ABC" : "AAPL"} --source ${unwatched.source}`));
     } else {
-      words.textContent = "The topics are read and hold no symbol yet, and this worker runs no source. A symbol appears here when its first second has closed: start the worker "
-        + "with STOCKSTREAM_SOURCE=simulated in its environment, run stockstream replay FILE, or write ticks to the topic ticks.raw.";
+      words.append("The topics are read and hold no symbol yet, and this worker runs no source. A symbol appears here when its first second has closed. Start the worker with ",
+        code("STOCKSTREAM_SOURCE=simulated"), " for a simulated market, or with ", code("STOCKSTREAM_SOURCE=yahoo"), " and ", code("stockstream watch add AAPL MSFT --source yahoo"),
+        " for real symbols; run ", code("stockstream replay FILE"), "; or write ticks to the topic ", code("ticks.raw"), ".");
     }
   }
   at("empty").replaceChildren(strong, words);
+}
+
+function code(text) {
+  const element = document.createElement("code");
+  element.textContent = text;
+  return element;
 }
 
 function drawAlerts() {
@@ -183,6 +192,8 @@ function drawPipeline() {
   }
   at("models-note").textContent = note;
   at("models-note").hidden = !note;
+  at("sources-note").textContent = pipeline.sources_note ?? "";
+  at("sources-note").hidden = !pipeline.sources_note;
   const parts = [];
   const hops = Object.entries(pipeline.latency_ms);
   if (hops.length) parts.push(figures("Latency of the last 60 s, ms", ["p50", "p99"], hops.map(([hop, { p50, p99 }]) => [hop, ms(p50), ms(p99)])));
@@ -230,6 +241,7 @@ stream.addEventListener("error", () => showStatus("lost", "no connection to the 
 stream.addEventListener("pipeline", (event) => {
   pipeline = JSON.parse(event.data);
   newest = pipeline.views.newest_second;
+  table.sessions = pipeline.views.sessions ?? {};
   showState();
   drawPipeline();
   drawHeader();

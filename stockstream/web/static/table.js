@@ -5,6 +5,7 @@ import { ago, count, direction, price, share, signed, size, stamp, time } from "
 const ROW = 34;
 const SPARE = 4;
 const STALE_S = 60;
+const CLOSED = ["pre", "post", "closed", "holiday"];
 
 export class SymbolTable {
   constructor({ table, head, room, shown }) {
@@ -14,6 +15,7 @@ export class SymbolTable {
     this.key = "symbol";
     this.down = false;
     this.search = "";
+    this.sessions = {};         // by exchange: its state, as far as it is known
     this.pool = [];
     this.pending = false;
     table.addEventListener("scroll", () => this.draw(), { passive: true });
@@ -28,7 +30,7 @@ export class SymbolTable {
       Object.assign(row, fields);
       return false;
     }
-    this.rows.set(symbol, { symbol, name: null, price: null, return_60s: null, volume_5m: null, second: null, predicted_return: null, p_up: null, horizon_s: null, open_alerts: 0, ...fields });
+    this.rows.set(symbol, { symbol, name: null, exchange: null, price: null, return_60s: null, volume_5m: null, second: null, predicted_return: null, p_up: null, horizon_s: null, open_alerts: 0, ...fields });
     return true;
   }
 
@@ -122,8 +124,10 @@ export class SymbolTable {
     put(4, cells[4], row.predicted_return == null ? "–" : `${signed(row.predicted_return, 3)} in ${row.horizon_s} s`, `number ${direction(row.predicted_return)}`);
     put(5, cells[5], share(row.p_up));
     const age = row.second == null ? 0 : Date.now() / 1000 - row.second - 1;
-    const stale = age > STALE_S;
-    put(6, cells[6], stale ? `stale, ${ago(Math.floor(age))}` : time(row.second), stale ? "number stale" : "number");
+    const session = this.sessions[row.exchange];
+    const closed = CLOSED.includes(session);
+    const state = closed ? { pre: "pre-market", post: "after hours" }[session] ?? session : "stale";
+    put(6, cells[6], age > STALE_S ? `${state}, ${ago(Math.floor(age))}` : time(row.second), age > STALE_S ? `number ${closed ? "quiet" : "stale"}` : "number");
     cells[6].title = stamp(row.second);
   }
 }

@@ -132,12 +132,23 @@ async def test_all_partitions_of_all_topics_are_read(make: Any) -> None:
     log.add("windows", 1, encode(make.frame([make.row("B", partition=1)])))
     log.add("predictions", 1, make.prediction("B"), "B")
     log.add("outcomes", 0, msgspec.json.encode([make.outcome(0.1, 0.1)]))
+    log.add("watchlist", 0, b'{"symbol": "W", "source": "yahoo"}', "W", age_s=1e6)
+    log.add("watchlist", 1, b'{"symbol": "V", "source": "yahoo"}', "V", age_s=1e6)
+    log.add("watchlist", 1, None, "V")
+    log.add("feeds", 0, b"no feed", "W")
+    log.add("gaps", 1, b'{"symbol": "W", "source": "yahoo", "from": 1, "to": 2, "reason": "silent"}', "W", age_s=80_000)
+    log.add("sources", 0, b"null", "yahoo@host:1")
     tail = tail_of(log, live)
     assert not tail.ready()[0]
     await tail.start()
     await until(lambda: tail.caught_up and live.outcome_counts())
     assert [item.symbol for item in live.symbols(10).items] == ["A", "ALERT", "B", "META", "QUIET"]
     assert live.predictions(10).items[0].symbol == "B"
+    assert [(entry.symbol, entry.state) for entry in live.sources.entries(0)] == [("W", "waiting")]
+    assert [gap.symbol for gap in live.gaps.page(9).items] == ["W"]
+    assert {topic: tail.summary()["unreadable"].get(topic) for topic in ("watchlist", "feeds", "sources", "gaps")} == {
+        "watchlist": None, "feeds": 1, "sources": 1, "gaps": None,
+    }  # fmt: skip
     assert tail.ready() == (True, "reading")
     log.add("windows", 1, encode(make.frame([make.row("C", partition=1)])))
     await until(lambda: live.known("C"))
@@ -197,9 +208,9 @@ async def test_what_cannot_be_read_is_counted_and_reported_once(make: Any, caplo
         await tail.start()
         await until(lambda: live.known("GOOD") and live.known("FINE"))
         await until(lambda: tail.caught_up)
-    assert tail.summary()["unreadable"] == {"symbols": 10, "latest": 5, "alerts": 10, "windows": 5, "predictions": 5, "outcomes": 5}
+    assert tail.summary()["unreadable"] == dict.fromkeys(REACH, 5) | {"symbols": 10, "alerts": 10}
     lines = [record.message for record in caplog.records if "cannot read" in record.message]
-    assert len(lines) == 8 and all("offset" in line for line in lines)
+    assert len(lines) == 12 and all("offset" in line for line in lines)
     assert b"stockstream_tail_unreadable_total" in metrics.exposition()
     await tail.stop()
 

@@ -18,6 +18,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from stockstream.metrics import Metrics
+from stockstream.records import Budget, Connection, Feed, SourceReport
+from stockstream.sources.sessions import Sessions, Span
 from stockstream.web import events, openapi, views
 from stockstream.web.live import Live
 from tests.patience import PATIENCE_S
@@ -66,6 +68,18 @@ def filled(make: Any) -> Live:
     live.alert(make.alert(1, symbol="AAA"))
     live.alert(make.alert(2, "closed", symbol="BBB", rule="price_drop"))
     live.outcomes(msgspec.json.encode([make.outcome(0.1, 0.2)]))
+    now = time.time_ns() // 1_000_000
+    report = SourceReport(
+        source="yahoo", worker="host:1", name="yahoo", state="running", reason="", since=now, next_attempt=None, failures=0, symbols=3, at=now,
+        last_tick_at=now, connections=(Connection(name="yahoo-1", state="open", symbols=3, since=now),),
+        budgets=(Budget(per="day", limit=25, left=0, resets_at=now),),
+    )  # fmt: skip
+    live.sources.report(b"yahoo@host:1", msgspec.json.encode(report))
+    for symbol, state in (("AAPL", "fresh"), ("MSFT", "closed"), ("XYZZY", "unknown_symbol")):
+        live.sources.watch(symbol.encode(), msgspec.json.encode({"symbol": symbol, "source": "yahoo"}))
+        feed = Feed(symbol=symbol, source="yahoo", worker="host:1", state=state, reason="", since=now, last_event_time=now - 9_000, at=now)  # type: ignore[arg-type]
+        live.sources.feed(symbol.encode(), msgspec.json.encode(feed))
+        live.gaps.put(msgspec.json.encode({"symbol": symbol, "source": "yahoo", "from": 5, "to": 9, "reason": "silent"}))
     return live
 
 
@@ -102,6 +116,55 @@ async def test_symbols_have_their_age_and_are_stale_after_a_minute(make: Any) ->
         assert none["age_s"] is None and none["stale"] is None
         assert 1 <= new["age_s"] < 30 and new["stale"] is False
         assert 89 <= old["age_s"] < 120 and old["stale"] is True
+
+
+@pytest.mark.parametrize(("state", "stale"), [("regular", True), ("closed", False), ("holiday", False), ("pre", False), ("post", False), ("unknown", True)])
+async def test_a_symbol_is_stale_only_while_its_exchange_is_open(make: Any, state: Any, stale: bool) -> None:
+    def load(calendar: str, year: int) -> list[Span]:
+        return [(0, 1 << 42, state)] if calendar == "XNYS" else []
+
+    live, now = Live(sessions=Sessions(load)), int(time.time())
+    live.metadata("OLD", b'{"exchange": "NMS"}')
+    live.frame(0, make.frame([make.row("OLD", now - 90), make.row("BTC-USD", now - 90), make.row("ELSE", now - 90), make.row("FAR.L", now - 90)]))
+    async with serving(live) as client:
+        await get(client, "/api/symbols")
+        async with asyncio.timeout(PATIENCE_S):
+            while set(sessions := (await get(client, "/api/pipeline"))["views"]["sessions"]) != ({"CCC"} if state == "unknown" else {"CCC", "NMS"}):
+                await asyncio.sleep(0.01)
+        assert sessions["CCC"] == "always"
+        items = {item["symbol"]: (item["exchange"], item["session"], item["stale"]) for item in (await get(client, "/api/symbols"))["items"]}
+        assert items == {
+            "OLD": ("NMS", None if state == "unknown" else state, stale), "BTC-USD": ("CCC", "always", True), "ELSE": (None, None, True),
+            "FAR.L": ("LSE", None, True),
+        }  # fmt: skip
+
+
+async def test_sources_feeds_and_gaps(make: Any) -> None:
+    async with serving(filled(make)) as client:
+        (source,) = (await get(client, "/api/sources"))["items"]
+        assert (source["source"], source["state"], source["watched"]) == ("yahoo", "running", 3)
+        assert source["feeds"] == {"closed": 1, "fresh": 1, "unknown_symbol": 1}
+        assert source["budgets"][0]["left"] == 0 and source["workers"][0]["connections"][0]["name"] == "yahoo-1"
+        page = await get(client, "/api/sources/yahoo/symbols?limit=2")
+        assert [(item["symbol"], item["state"]) for item in page["items"]] == [("AAPL", "fresh"), ("MSFT", "closed")] and page["next"] == "MSFT"
+        assert 9 <= page["items"][0]["age_s"] < 60
+        page = await get(client, f"/api/sources/yahoo/symbols?limit=2&next={page['next']}")
+        assert [item["symbol"] for item in page["items"]] == ["XYZZY"] and page["next"] is None
+        assert [item["symbol"] for item in (await get(client, "/api/sources/yahoo/symbols?state=closed"))["items"]] == ["MSFT"]
+        assert [item["symbol"] for item in (await get(client, "/api/gaps?symbol=MSFT&source=yahoo"))["items"]] == ["MSFT"]
+        page = await get(client, "/api/gaps?limit=2")
+        assert page["items"][0] == {"symbol": "XYZZY", "source": "yahoo", "from": 5, "to": 9, "reason": "silent"}
+        assert [item["symbol"] for item in (await get(client, URL(f"/api/gaps?limit=2&next={quote(page['next'])}", encoded=True)))["items"]] == ["AAPL"]
+        note = (await get(client, "/api/pipeline"))["sources_note"]
+        assert note.startswith("yahoo has used its 25 requests of the day; the next at ") and note.endswith("1 symbol of yahoo: unknown symbol")
+
+
+async def test_of_an_empty_group_there_is_nothing_and_no_error() -> None:
+    async with serving(Live()) as client:
+        assert await get(client, "/api/sources") == {"items": [], "next": None}
+        assert await get(client, "/api/gaps?symbol=AAPL") == {"items": [], "next": None}
+        assert "no source 'yahoo' is known here; known: none" in await get(client, "/api/sources/yahoo/symbols", 404)
+        assert (await get(client, "/api/pipeline"))["sources_note"] == ""
 
 
 @pytest.mark.parametrize("symbol", ["AAA", "B%2FC", "%C3%84%C3%96%25"])
@@ -233,6 +296,9 @@ async def test_health() -> None:
         ("/api/symbols/AAA/bars?next=abc", 400, "whole number"),
         ("/api/alerts?state=new", 400, "open, opened, updated, closed"),
         ("/api/alerts?next=abc", 400, "next"),
+        ("/api/gaps?next=abc", 400, "answer of /api/gaps"),
+        ("/api/sources/nobody/symbols", 404, "'nobody'.*known: yahoo"),
+        ("/api/sources/yahoo/symbols?state=good", 400, "'good': allowed are waiting, fresh"),
     ],
 )
 async def test_errors_say_why(make: Any, path: str, status: int, says: str) -> None:
@@ -297,14 +363,15 @@ async def test_every_view_answers_as_the_document_says(make: Any) -> None:
             if schema is None:
                 continue
             for symbol in ("AAA", "CCC"):
-                jsonschema.Draft202012Validator({**schema, **components}).validate(await get(client, path.replace("{symbol}", symbol)))
+                answer = await get(client, path.replace("{symbol}", symbol).replace("{source}", "yahoo"))
+                jsonschema.Draft202012Validator({**schema, **components}).validate(answer)
             checked.add(path)
             error = operations["get"]["responses"].get("404")
             if error:
                 jsonschema.Draft202012Validator({**error["content"]["application/json"]["schema"], **components}).validate(
-                    {"error": {"status": 404, "message": await get(client, path.replace("{symbol}", "NONE") + ("" if "{" in path else "?symbol=NONE"), 404)}}
+                    {"error": {"status": 404, "message": await get(client, re.sub(r"{\w+}", "NONE", path) + ("" if "{" in path else "?symbol=NONE"), 404)}}
                 )
-        assert len(checked) == 10
+        assert len(checked) == 13
         page = document["paths"]["/api/symbols"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         assert not jsonschema.Draft202012Validator({**page, **components}).is_valid({"items": [{"symbol": 3}], "next": None})
 
@@ -313,13 +380,14 @@ async def test_the_documents_defaults_and_bounds_are_those_of_the_views(make: An
     async with serving(filled(make)) as client:
         document = await get(client, "/openapi.json")
         for path, operations in document["paths"].items():
+            at = path.replace("{symbol}", "AAA").replace("{source}", "yahoo")
             for parameter in operations["get"]["parameters"]:
                 if parameter["in"] == "query":
                     for edge, status in (("minimum", 200), ("maximum", 200)):
                         if edge in parameter["schema"]:
-                            await get(client, f"{path.replace('{symbol}', 'AAA')}?{parameter['name']}={parameter['schema'][edge]}", status)
+                            await get(client, f"{at}?{parameter['name']}={parameter['schema'][edge]}", status)
                     for choice in parameter["schema"].get("enum", []):
-                        await get(client, f"{path.replace('{symbol}', 'AAA')}?{parameter['name']}={choice}")
+                        await get(client, f"{at}?{parameter['name']}={choice}")
 
 
 async def read_events(response: Any, until: Callable[[dict[str, list[Any]]], bool]) -> dict[str, list[Any]]:

@@ -1,0 +1,277 @@
+"""What the topics `watchlist`, `feeds` and `sources` say together: the state of each source of the group, and how each watched symbol fares.
+
+Pure: no I/O and no clock of its own. The views and the commands show the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from stockstream.errors import FrameError
+from stockstream.records import Budget, Feed, FeedState, SourceReport
+from stockstream.skipped import shortened
+from stockstream.sources.ingestion import MAX_WATCHED, Watch
+from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TIME, composed, symbol_fault
+from stockstream.wording import counted
+
+REPORT_MS = 30_000
+"""A report that is older counts as none: its worker has ended or lost its broker. Workers report every 5 s."""
+MAX_REPORTS = 1_000
+MAX_BYTES = 65_536
+"""Of one message; a report with hundreds of connections fits."""
+
+TROUBLE: tuple[FeedState, ...] = ("failed", "feed_dead", "not_permitted", "rate_limited", "unknown_symbol")
+"""States of a feed in which it brings nothing although its market may be open."""
+FEED_STATES: tuple[str, ...] = get_args(FeedState)
+
+SummaryState = Literal["stopped", "failed", "running", "starting", "idle", "missing"]
+_WORST_FIRST: tuple[SummaryState, ...] = ("stopped", "failed", "running", "starting", "idle")
+
+
+class SourceSummary(msgspec.Struct, kw_only=True):
+    """One source of the group. It is `stopped` or `failed` if it is on any worker, and `missing` if the watchlist names it and no worker runs it.
+
+    `watched` counts its symbols on the watchlist, `feeds` these by state. `budgets` are those of the worker that has the least left; `last_error` and
+    `last_tick_at` are the newest of all workers. Times are epoch ms.
+    """
+
+    source: str
+    name: str
+    state: SummaryState
+    reason: str
+    watched: int
+    feeds: dict[str, int]
+    budgets: list[Budget]
+    next_attempt: int | None
+    last_error: str
+    last_tick_at: int | None
+    workers: list[SourceReport]
+
+
+class FeedEntry(msgspec.Struct, kw_only=True):
+    """How one symbol of the watchlist fares. `worker` is empty if no worker ingests it; `age_s` is how long ago its newest tick happened."""
+
+    symbol: str
+    source: str
+    worker: str
+    state: FeedState
+    reason: str
+    since: int | None
+    last_event_time: int | None
+    age_s: float | None
+
+
+class SourceReports:
+    """The newest messages of `watchlist`, `feeds` and `sources`.
+
+    `watch`, `feed` and `report` take the messages; each raises `FrameError`, `msgspec.MsgspecError` or `UnicodeDecodeError` on one that cannot be read, and
+    changes nothing then.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[str, str] = {}
+        """By symbol: its source."""
+        self._feeds: dict[str, Feed] = {}
+        self._reports: dict[str, SourceReport] = {}
+        """By key: `<source>@<worker>`."""
+
+    # ---- messages in
+
+    def watch(self, key: bytes, value: bytes | None) -> None:
+        """One message of `watchlist`."""
+        symbol = composed(key.decode())
+        if value is None:
+            self._watched.pop(symbol, None)
+            return
+        watch = _decode_watch(_within(value))
+        if fault := symbol_fault(symbol) or ("" if len(watch.source) <= MAX_SOURCE else "its source is too long"):
+            raise FrameError(fault)
+        if not watch.active:
+            self._watched.pop(symbol, None)
+        elif symbol in self._watched or len(self._watched) < MAX_WATCHED:
+            self._watched[symbol] = watch.source
+
+    def feed(self, key: bytes, value: bytes | None) -> None:
+        """One message of `feeds`."""
+        symbol = composed(key.decode())
+        if value is None:
+            self._feeds.pop(symbol, None)
+            return
+        feed = _decode_feed(_within(value))
+        if fault := symbol_fault(symbol):
+            raise FrameError(fault)
+        _require_times(feed.since, feed.last_event_time, feed.at)
+        if symbol in self._feeds or len(self._feeds) < MAX_WATCHED:
+            self._feeds[symbol] = feed
+
+    def report(self, key: bytes, value: bytes | None) -> None:
+        """One message of `sources`."""
+        name = key.decode()
+        if value is None:
+            self._reports.pop(name, None)
+            return
+        report = _decode_report(_within(value))
+        _require_times(report.since, report.at, report.next_attempt, report.last_tick_at)
+        msgspec.json.encode(report)                                      # the views encode it later: what cannot be encoded is refused here
+        self._reports[name] = report
+        if len(self._reports) > MAX_REPORTS:
+            del self._reports[min(self._reports, key=lambda held: self._reports[held].at)]
+
+    # ---- answers
+
+    def known_sources(self, now_ms: int) -> list[str]:
+        """The sources that a worker runs or the watchlist names, in alphabetical order."""
+        return sorted({report.source for report in self._fresh(now_ms)} | set(self._watched.values()))
+
+    def watched(self, symbol: str) -> str | None:
+        """The source of a symbol on the watchlist; None if it is not there."""
+        return self._watched.get(symbol)
+
+    @property
+    def watched_count(self) -> int:
+        """How many symbols the watchlist has."""
+        return len(self._watched)
+
+    def is_run(self, source: str, now_ms: int) -> bool:
+        """Whether a worker runs the source."""
+        return any(report.source == source for report in self._fresh(now_ms))
+
+    def summaries(self, now_ms: int) -> list[SourceSummary]:
+        """All sources in alphabetical order."""
+        reports: dict[str, list[SourceReport]] = {}
+        for report in self._fresh(now_ms):
+            reports.setdefault(report.source, []).append(report)
+        workers = {(source, report.worker) for source, of in reports.items() for report in of}
+        feeds: dict[str, Counter[str]] = {}
+        for symbol, source in self._watched.items():
+            feed = _ingested(self._feeds.get(symbol), source, workers)
+            feeds.setdefault(source, Counter())[feed.state if feed else "waiting"] += 1
+        return [_summary(source, reports.get(source, []), feeds.get(source, Counter())) for source in self.known_sources(now_ms)]
+
+    def entries(self, now_ms: int, source: str | None = None, state: str | None = None, after: str = "") -> Iterator[FeedEntry]:
+        """The symbols of the watchlist after `after`, in alphabetical order: of one source, in one state."""
+        workers = {(report.source, report.worker) for report in self._fresh(now_ms)}
+        for symbol in sorted(name for name, of in self._watched.items() if name > after and source in (None, of)):
+            entry = _entry(symbol, self._watched[symbol], self._feeds.get(symbol), workers, now_ms)
+            if state in (None, entry.state):
+                yield entry
+
+    def note(self, now_ms: int) -> str:
+        """The sources that are in trouble and why, in one line; empty if none is."""
+        return "; ".join(filter(None, map(trouble, self.summaries(now_ms))))
+
+    def _fresh(self, now_ms: int) -> list[SourceReport]:
+        return [report for _, report in sorted(self._reports.items()) if now_ms - report.at <= REPORT_MS]
+
+
+def trouble(summary: SourceSummary) -> str:
+    """What is wrong with a source, in one line; empty if nothing is."""
+    parts: list[str] = []
+    source = summary.source
+    if summary.state == "missing":
+        return f"no worker runs {source}, which {counted(summary.watched, 'symbol')} of the watchlist {'waits' if summary.watched == 1 else 'wait'} for"
+    down = summary.state in ("stopped", "failed")
+    if down:
+        how = "has failed" if summary.state == "failed" else "is stopped until its settings change"
+        parts.append(f"{source} {how}{_where(summary)}" + (f": {summary.reason}" if summary.reason else ""))
+    elif summary.reason and summary.state == "running":
+        parts.append(f"{source}: {summary.reason}")
+    if spent := [budget for budget in summary.budgets if budget.left <= 0 and budget.per == "day"]:
+        parts.append(f"{source} has used its {counted(spent[0].limit, 'request')} of the day; the next at {clock_time(spent[0].resets_at)}")
+    lost = [connection for report in summary.workers for connection in report.connections if connection.state in ("silent", "closed")]
+    if lost and not down:
+        why = f" ({lost[0].reason})" if lost[0].reason else ""
+        of = sum(len(report.connections) for report in summary.workers)
+        parts.append(f"{len(lost)} of {counted(of, 'connection')} of {source} {'is' if len(lost) == 1 else 'are'} {lost[0].state}{why}")
+    if not down:
+        parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)}" for state in TROUBLE if summary.feeds.get(state)]
+    return shortened("; ".join(parts))
+
+
+def in_words(state: str) -> str:
+    """A state as text for a person."""
+    return state.replace("_", " ")
+
+
+def clock_time(ms: int) -> str:
+    """A time of day, UTC."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
+
+
+def _where(summary: SourceSummary) -> str:
+    down = [report.worker for report in summary.workers if report.state == summary.state]
+    return f" on {', '.join(down)}" if len(down) < len(summary.workers) else ""
+
+
+def _summary(source: str, reports: list[SourceReport], feeds: Counter[str]) -> SourceSummary:
+    state: SummaryState = next((state for state in _WORST_FIRST if any(report.state == state for report in reports)), "missing")
+    of_state = [report for report in reports if report.state == state]
+    reason = next((report.reason for report in of_state if report.reason), "") if reports else "no worker runs it"
+    if state == "running":
+        reason = next((report.reason for report in reports if report.state == "running" and report.reason), "")
+    budgets: dict[Any, Budget] = {}
+    for budget in (budget for report in reports for budget in report.budgets):
+        if budget.per not in budgets or budget.left < budgets[budget.per].left:
+            budgets[budget.per] = budget
+    newest = max(reports, key=lambda report: (bool(report.last_error), report.at), default=None)
+    return SourceSummary(
+        source=source, name=reports[0].name if reports else "", state=state, reason=reason, watched=feeds.total(), feeds=dict(sorted(feeds.items())),
+        budgets=list(budgets.values()), next_attempt=min((r.next_attempt for r in reports if r.next_attempt is not None), default=None),
+        last_error=newest.last_error if newest else "", last_tick_at=max((r.last_tick_at for r in reports if r.last_tick_at is not None), default=None),
+        workers=reports,
+    )  # fmt: skip
+
+
+def _ingested(feed: Feed | None, source: str, workers: set[tuple[str, str]]) -> Feed | None:
+    """The feed, if it is of this source and of a worker that still reports."""
+    return feed if feed is not None and feed.source == source and (source, feed.worker) in workers else None
+
+
+def _entry(symbol: str, source: str, held: Feed | None, workers: set[tuple[str, str]], now_ms: int) -> FeedEntry:
+    last = held.last_event_time if held is not None and held.source == source else None
+    age_s = None if last is None else max(0, now_ms - last) / 1000
+    feed = _ingested(held, source, workers)
+    if feed is not None:
+        return FeedEntry(
+            symbol=symbol, source=source, worker=feed.worker, state=feed.state, reason=feed.reason, since=feed.since, last_event_time=last, age_s=age_s
+        )
+    if source not in {of for of, _ in workers}:
+        reason = f"no worker runs {source} (STOCKSTREAM_SOURCE)"
+    elif held is None or held.source != source:
+        reason = "no worker has reported it yet"
+    else:
+        reason = f"{held.worker} no longer reports; another worker takes over"
+    return FeedEntry(symbol=symbol, source=source, worker="", state="waiting", reason=reason, since=None, last_event_time=last, age_s=age_s)
+
+
+def _within(value: bytes) -> bytes:
+    if len(value) > MAX_BYTES:
+        raise FrameError(f"it has {len(value)} bytes, at most {MAX_BYTES} are read")
+    return value
+
+
+def _require_times(*times: int | None) -> None:
+    if not all(time is None or 0 <= time < MAX_TIME for time in times):
+        raise FrameError("a time is out of range")
+
+
+_decode_watch = msgspec.json.Decoder(Watch).decode
+_decode_feed = msgspec.json.Decoder(Feed).decode
+_decode_report = msgspec.json.Decoder(SourceReport).decode
+
+
+def read_all(messages: Iterable[tuple[str, bytes, bytes]]) -> SourceReports:
+    """The reports of (topic, key, value); messages that cannot be read are left out."""
+    reports = SourceReports()
+    take = {"watchlist": reports.watch, "feeds": reports.feed, "sources": reports.report}
+    for topic, key, value in messages:
+        try:
+            take[topic](key, value)
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+    return reports
