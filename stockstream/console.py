@@ -14,13 +14,14 @@ def report(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(length: int, label: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal and `shown` is set. The function advances it; all steps together are `length`."""
+def progress(length: int | None, label: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal and `shown` is set. The function advances it; all steps together are `length`, None for no end."""
     stderr = click.get_text_stream("stderr")
     if not shown or not stderr.isatty():
         yield lambda _: None
         return
-    with click.progressbar(length=length, label=label, file=stderr) as bar:
+    endless = (step for step in list[int]())               # click has a bar without an end only for an iterable without a length
+    with click.progressbar(endless, length=length, label=label, show_pos=length is None, file=stderr) as bar:
         yield bar.update
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stockstream.errors import SourceError
 from stockstream.records import QUOTES
-from stockstream.sources.replay import Recording
+from stockstream.sources.recordings.recording import Recording
 from stockstream.transforms.batch import windows_of
 
 SOURCE = "history"
@@ -22,13 +22,14 @@ TICKS = pa.schema([
 
 
 def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[[int], None] = lambda ticks: None) -> pa.Table:
-    """Reads a file of trades or one-second bars (CSV or Parquet, recognised by its columns). Returns its ticks in order of time, with the schema TICKS.
+    """Reads a file of trades or bars of any make. Returns its ticks in order of time, with the schema TICKS.
 
-    A bar becomes a tick at its second's last millisecond. Rows that cannot be ticks are left out. `progress` is called with the number of ticks read since
-    the last call. Raises `SourceError` if the file cannot be read or has no ticks.
+    A bar becomes a tick at its last millisecond; bars of more than a second also have a column `interval_s`. Rows that cannot be ticks are left out.
+    `progress` is called with the number of ticks read since the last call. Raises `SourceError` if the file cannot be read or has no ticks.
     """
     tables = []
-    for chunk in Recording(path, symbols=symbols).chunks():
+    recording = Recording(path, symbols=symbols)
+    for chunk in recording.unsorted_chunks():
         columns = {
             "symbol": chunk.symbols.cast(pa.string()),
             "source": pa.repeat(pa.scalar(SOURCE), len(chunk)),
@@ -44,6 +45,8 @@ def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[
     ticks = pa.concat_tables(tables) if tables else TICKS.empty_table()
     if not ticks.num_rows:
         raise SourceError(f"{path}: no row is a valid tick" + (" of these symbols" if symbols else ""))
+    if recording.interval_s > 1:
+        ticks = ticks.append_column("interval_s", pa.repeat(pa.scalar(recording.interval_s), ticks.num_rows))
     return ticks.take(pa.array(np.argsort(ticks.column("event_time").to_numpy(), kind="stable")))
 
 

@@ -21,7 +21,10 @@ from stockstream.sinks.archive.chain import chain_begins, chains
 from stockstream.sinks.archive.layout import HOUR_MS, parse_name
 from stockstream.sinks.archive.raw_objects import NoTrailer, key_and_value, read_extent, read_raw_object
 from stockstream.sinks.stores import FileStore
-from stockstream.sources.replay import Recording, ReplaySource, Survey
+from stockstream.sources.recordings.options import AS_FOUND, ReadOptions
+from stockstream.sources.recordings.recording import Recording
+from stockstream.sources.recordings.survey import Survey
+from stockstream.sources.replay import ReplaySource
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.cleaning.limits import composed
 from stockstream.transforms.partitioning import home_partition
@@ -250,14 +253,14 @@ class Selection:
     times: Range = ALL_TIMES
     log: str = ""
     partitions: int | None = None
-    bars: bool = False
+    reading: ReadOptions = AS_FOUND
     symbols: tuple[str, ...] = ()
     limit: int | None = None
     source: str = ""
 
     @property
     def of_trades(self) -> bool:
-        return self.bars or bool(self.symbols) or self.limit is not None or bool(self.source)
+        return self.reading != AS_FOUND or bool(self.symbols) or self.limit is not None or bool(self.source)
 
 
 def is_of_raw_records(path: Path) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -21,23 +20,15 @@ from stockstream.commands.replay import warn_of_rows
 from stockstream.console import progress, report
 from stockstream.errors import ModelError, SourceError
 from stockstream.locations import folder
+from stockstream.replaying.options import Time, recording_options
 from stockstream.settings import Settings, load_settings
-from stockstream.sources.event_times import epoch_ms_of
-from stockstream.sources.replay import Recording, source_name
+from stockstream.sources.recordings.options import ReadOptions
+from stockstream.sources.recordings.recording import Recording
+from stockstream.sources.replay import source_name
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.wording import counted
 
 EXAMPLE = "stockstream backtest trades.parquet --out results"
-
-
-class _Time(click.ParamType):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        moment = epoch_ms_of(value)
-        if moment is None:
-            self.fail(f"{value!r} is no time such as 2026-11-27 or 2026-11-27T14:30:00Z", param, ctx)
-        return moment
 
 
 @click.command(epilog=f"Example: {EXAMPLE}")
@@ -46,27 +37,27 @@ class _Time(click.ParamType):
 @click.option("--force", is_flag=True, help="Replace results that are there.")
 @click.option("--close/--no-close", default=True, help="Close the seconds that are open at the end of the input, as a punctuation does.  [default: close]")
 @click.option("--partitions", type=click.IntRange(1, 1024), help="Partitions of the log.  [default: 1; STOCKSTREAM_PARTITIONS where the input names them]")
-@click.option("--from", "first", type=_Time(), help="Only records from this Kafka time on, in UTC where it names no zone.")
-@click.option("--to", "end", type=_Time(), help="Only records before this Kafka time.")
+@click.option("--from", "first", type=Time(), help="Only records from this Kafka time on, in UTC where it names no zone.")
+@click.option("--to", "end", type=Time(), help="Only records before this Kafka time.")
 @click.option("--log", default="", help="Only this log of an archive.  [default: all, one after the other]")
-@click.option("--bars", is_flag=True, help="The file holds one-second bars (found out by its columns otherwise).")
 @click.option("--symbols", default="", help="Of trades or bars: only these symbols, by comma.")
 @click.option("--limit", type=click.IntRange(1), help="Of trades or bars: only the first ticks, so many.")
 @click.option("--source", default="", help="Of trades or bars: the ticks' source.  [default: as replay names it]")
+@recording_options
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 def command(
-    source_path: str, out: Path, force: bool, close: bool, partitions: int | None, first: int | None, end: int | None, log: str, bars: bool, symbols: str,
-    limit: int | None, source: str, as_json: bool,
+    source_path: str, out: Path, force: bool, close: bool, partitions: int | None, first: int | None, end: int | None, log: str, symbols: str,
+    limit: int | None, source: str, reading: ReadOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a recording through the whole pipeline without a broker, and write windows, alerts, predictions, outcomes and rejected as Parquet.
 
     INPUT is a file of raw records (JSON lines: timestamp and value, optionally key, partition and offset; also gzip or zstd), a file of trades or
-    one-second bars as for `replay`, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for the same
+    bars of any make as for `replay`, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for the same
     log with the same settings.
     """
     settings = load_settings()
     chosen = tuple(symbol.strip() for symbol in symbols.split(",") if symbol.strip())
-    selection = Selection(Range(first, end), log, partitions, bars, chosen, limit, source)
+    selection = Selection(Range(first, end), log, partitions, reading, chosen, limit, source)
     found = _open(folder(source_path), selection, settings)
     model, note = champion(settings)
     if note:
@@ -105,15 +96,13 @@ def champion(settings: Settings) -> tuple[ScoringModel | None, str]:
 def _open(path: Path, selection: Selection, settings: Settings) -> Input:
     if is_of_raw_records(path):
         if selection.of_trades:
-            raise click.UsageError("--bars, --symbols, --limit and --source are for files of trades or bars")
+            raise click.UsageError("--symbols, --limit, --source and the options of a file's columns are for files of trades or bars")
         return open_raw(path, selection)
     if selection.log:
         raise click.UsageError("--log is for an archive")
     if len(selection.source) > MAX_SOURCE:
         raise click.UsageError(f"--source must have 1 to {MAX_SOURCE} characters")
-    recording = Recording(path, bars=selection.bars, symbols=selection.symbols, limit=selection.limit)
-    if recording.kind == "bars" and not selection.bars:
-        report(f"{path.name} has the columns of one-second bars: read as such")
+    recording = Recording(path, selection.reading, symbols=selection.symbols, limit=selection.limit)
     survey = recording.survey()
     warn_of_rows(survey, settings)
     if why := survey.bad_values or survey.bad_times:

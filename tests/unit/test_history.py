@@ -11,6 +11,7 @@ import pytest
 from stockstream.errors import SourceError
 from stockstream.history import TICKS, read_ticks, window_rows
 from stockstream.records import WINDOWS_SCHEMA
+from tests.recordings import SAMPLES
 
 START = 1_700_000_000
 
@@ -58,3 +59,8 @@ def test_a_file_of_nothing_is_reported(tmp_path: Path) -> None:
     bars().iloc[:0].to_parquet(tmp_path / "none.parquet")
     with pytest.raises(SourceError, match="no row is a valid tick"):
         read_ticks(tmp_path / "none.parquet")
+
+
+def test_a_minutes_volume_is_not_taken_for_that_of_a_second(tmp_path: Path) -> None:
+    rows = window_rows(read_ticks(SAMPLES["alpha_vantage.csv"].make(tmp_path))).to_pandas()
+    assert len(rows) == 4 and (rows.accrued_5m > 0).all() and rows.quality.str.contains("accrued").all()

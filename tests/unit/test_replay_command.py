@@ -15,14 +15,16 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from stockstream import cli
-from stockstream.commands.replay import HEADERS, Publisher, publish, read_latest
+from stockstream.commands.replay import publish, read_latest
 from stockstream.errors import DeliveryError
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.client import client_options
 from stockstream.kafka.embedded import EmbeddedBroker
+from stockstream.replaying.publisher import HEADERS, Publisher
 from stockstream.settings import Settings
 from stockstream.sources.base import Batch
-from stockstream.sources.replay import Recording, ReplaySource
+from stockstream.sources.recordings.recording import Recording
+from stockstream.sources.replay import ReplaySource
 from stockstream.transforms.partitioning import home_partition
 from tests.patience import PATIENCE_S
 
@@ -87,7 +89,9 @@ async def test_every_tick_goes_to_its_home_in_order_and_the_last_second_is_close
     producer = FakeProducer()
     publisher = Publisher(producer, "raw", 8, frame)
     reported: list[int] = []
-    ticks = await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "replay.day"), publisher, paced=paced, advance=reported.append)
+    source = ReplaySource(Recording(file(tmp_path)), "replay.day")
+    closings = lambda: {(partition, source.name): newest for partition, newest in publisher.newest.items()}  # noqa: E731
+    ticks = await publish(source.stream(), publisher, closings, paced=paced, advance=reported.append)
     assert ticks == sum(reported) == 100 and producer.topics == {"raw"}
     assert set(producer.log) == HOMES
     total = 0
@@ -109,7 +113,7 @@ async def test_every_tick_goes_to_its_home_in_order_and_the_last_second_is_close
 async def test_what_is_not_confirmed_is_an_error(tmp_path: Path) -> None:
     publisher = Publisher(FakeProducer(fails=2), "raw", 8)
     with pytest.raises(DeliveryError, match="did not confirm"):
-        await publish(Settings(), ReplaySource(Recording(file(tmp_path)), "s"), publisher, paced=False, advance=lambda _: None)
+        await publish(ReplaySource(Recording(file(tmp_path)), "s").stream(), publisher, dict, paced=False, advance=lambda _: None)
 
 
 async def test_a_message_too_large_is_an_error() -> None:
@@ -225,3 +229,64 @@ def test_latest_of_an_empty_log_is_empty(settings: Settings) -> None:
         return await read_latest(empty)
 
     assert asyncio.run(main()) == {}
+
+
+@pytest.mark.parametrize(("url", "line"), [
+    ("kafka://127.0.0.1:9", "kafka://127.0.0.1:9 is not kafka://host:port/topic"),
+    ("kafka://127.0.0.1/ticks", "kafka://127.0.0.1/ticks is not kafka://host:port/topic"),
+    ("kafka://127.0.0.1:9/a/b", "kafka://127.0.0.1:9/a/b is not kafka://host:port/topic"),
+])  # fmt: skip
+def test_a_topic_that_is_none_is_one_line(url: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["replay", url]) == 1
+    assert capsys.readouterr().err.splitlines() == [f"stockstream: {line}"]
+
+
+def test_a_topic_is_replayed_into_another_log(settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCKSTREAM_BROKER", settings.broker)
+    first = settings.model_copy(update={"topic_prefix": "first."})
+    ticks: list[dict[str, Any]] = [
+        {"symbol": symbol, "source": source, "event_time": START + 100 * n, "price": 10.0 + n, "size": n, "seq": n, "session": "regular", "other": [1]}
+        for n, (symbol, source) in enumerate([("AIG", "a"), ("BAC", "b"), ("IBM", "a"), ("AIG", "a"), ("SPY", "b")] * 20)
+    ]  # fmt: skip
+
+    async def fill() -> None:
+        await ensure_topics(first)
+        producer = AIOKafkaProducer(**client_options(first))
+        await producer.start()
+        places = [ticks[:50], ticks[50:]]
+        for values in places:
+            for tick in values:
+                home = home_partition(tick["symbol"], first.partitions)
+                await producer.send_and_wait(first.topic("ticks.raw"), json.dumps(tick).encode(), key=tick["symbol"].encode(), partition=home)
+            home = home_partition("AIG", first.partitions)
+            await producer.send_and_wait(first.topic("ticks.raw"), json.dumps({"punctuate": START // 1000, "source": "a"}).encode(), partition=home)
+        await producer.send_and_wait(first.topic("ticks.raw"), b"no json", partition=0)
+        await producer.stop()
+
+    asyncio.run(fill())
+    url = f"{settings.broker}/first.ticks.raw"
+    assert cli.run(["replay", url, "--prefix", "second.", "--json"]) == 0
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
+    assert (summary["ticks"], summary["source"], summary["bad_rows"]) == (100, "replay.a, replay.b", 1)
+    assert "left out: 2 records (punctuations)" in output.err and "partition 0, offset" in output.err and "not JSON" in output.err
+    second = settings.model_copy(update={"topic_prefix": "second."})
+    homes = {(home_partition(tick["symbol"], 8), tick["source"]) for tick in ticks}
+    records = asyncio.run(read(second, "ticks.raw", 100 + len(homes)))
+    found = [msgspec.json.decode(record.value) for record in records]
+    moved = [tick for tick in found if "symbol" in tick]
+    wanted = [tick | {"source": f"replay.{tick['source']}"} for tick in ticks]
+    for symbol in SYMBOLS:
+        assert [tick for tick in moved if tick["symbol"] == symbol] == [tick for tick in wanted if tick["symbol"] == symbol]
+    assert {(record.partition, msgspec.json.decode(record.value)["source"]) for record in records if record.key is None} == {
+        (partition, f"replay.{source}") for partition, source in homes}  # fmt: skip
+
+    assert cli.run(["replay", url, "--prefix", "third.", "--from", "2013-10-07T08:00:01Z", "--symbols", "AIG", "--source", "x", "--limit", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ticks"] == 3
+    third = settings.model_copy(update={"topic_prefix": "third."})
+    found = [msgspec.json.decode(record.value) for record in asyncio.run(read(third, "ticks.raw", 4))]
+    assert [tick["source"] for tick in found] == ["x"] * 4 and [tick["event_time"] - START for tick in found[:3]] == [1000, 1300, 1500]
+    assert cli.run(["replay", f"{settings.broker}/nothing"]) == 1
+    assert "there is no topic nothing at" in capsys.readouterr().err
+    assert cli.run(["replay", url, "--zone", "UTC"]) == 2
+    assert "stockstream bridge" in capsys.readouterr().err

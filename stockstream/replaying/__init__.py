@@ -1,0 +1,1 @@
+"""Publishes recordings: what `stockstream replay` reads besides files, and how it writes."""
