@@ -7,8 +7,10 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import msgspec
 from faust.types import TP
 
 from stockstream import topics
@@ -16,11 +18,17 @@ from stockstream.errors import FencedError
 from stockstream.instance import app
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.request_log import KafkaRequestLog
+from stockstream.kafka.topic_reader import TopicReader
+from stockstream.records import Repair
 from stockstream.skipped import Fault, SkippedRecords
+from stockstream.sources.base import SystemClock
 from stockstream.sources.health import LAST_RETRY_S, reason_of
 from stockstream.sources.ingestion import Ingest
-from stockstream.sources.publishing import Messages
+from stockstream.sources.opening import open_sources, open_yahoo, uses_yahoo
+from stockstream.sources.publishing import Messages, Publisher
+from stockstream.sources.sessions import Sessions
 from stockstream.sources.takeover import Newest
+from stockstream.sources.yahoo.repair import Repairer
 from stockstream.state.newest_rows import read_newest_rows
 from stockstream.status import metrics, status
 from stockstream.transport.messages import Chunk, Message, Outgoing
@@ -49,14 +57,28 @@ async def _read_watchlist() -> Mapping[bytes, bytes]:
     return await read_compacted(app.settings, "watchlist")
 
 
+async def _publish_repairs(repairs: Sequence[Repair]) -> None:
+    await Publisher(app.settings, _send).by_symbol("repairs", [(repair.symbol, msgspec.json.encode(repair)) for repair in repairs])
+
+
+def _skip_gap(partition: int, offset: int, reason: str) -> None:
+    skipped.skip(app.settings.topic("gaps"), partition, offset, Fault("not_repaired", reason))
+
+
 class Ingestion:
     """The agent's part in a rebalance: a worker that gets a partition reads its watchlist from the beginning."""
 
     def __init__(self) -> None:
+        settings, clock, sessions = app.settings, SystemClock(), Sessions()
+        requests = partial(KafkaRequestLog, settings)
+        yahoo = open_yahoo(settings, clock, request_log=requests, worker=worker_name) if uses_yahoo(settings) else None
+        sources = open_sources(settings, clock, sessions=sessions, request_log=requests, worker=worker_name, yahoo=yahoo)
         self.ingest = Ingest(
-            app.settings, _send, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest,
-            request_log=lambda: KafkaRequestLog(app.settings), worker=worker_name,
+            settings, _send, clock=clock, sources=sources, sessions=sessions, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest,
+            worker=worker_name,
         )  # fmt: skip
+        self.gaps = TopicReader(settings, "gaps", f"{settings.group}-repair")
+        self.repairer = Repairer(yahoo, self.gaps, _publish_repairs, _skip_gap, clock) if yahoo is not None else None
         self._topic = app.settings.topic("watchlist")
         status.sources = self.ingest.states
         app.parts.append(self)
@@ -64,6 +86,8 @@ class Ingestion:
     async def assign(self, partitions: Mapping[str, list[int]]) -> Mapping[TP, int | None]:
         numbers = partitions.get(self._topic, [])
         self.ingest.assign(numbers)
+        if self.repairer is not None:
+            self.repairer.own(numbers)
         return {TP(self._topic, number): None for number in numbers}
 
     async def release(self, timeout_s: float) -> None:
@@ -107,3 +131,14 @@ async def feed() -> None:
         except Exception:
             logger.exception("the sources stopped after an unexpected error: starting them again in %.0f s", LAST_RETRY_S)
             await asyncio.sleep(LAST_RETRY_S)
+
+
+@app.task
+async def repair() -> None:
+    """Repairs the gaps of Yahoo's symbols."""
+    if stage.repairer is None:
+        return
+    try:
+        await stage.repairer.run()
+    finally:
+        await stage.gaps.stop()
