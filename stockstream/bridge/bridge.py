@@ -44,7 +44,7 @@ TRANSACTION_MS = 30_000
 BROKER_TIMEOUT_S = 10.0
 TRANSACTIONS_TIMEOUT_S = 30.0
 QUIET_S = 1.0
-"""A partition that has brought nothing for so long is at its end, whatever offsets its transactions take."""
+"""A partition that has brought nothing while it was polled for so long is at its end, whatever offsets its transactions take."""
 PARTITIONS_S = 10.0
 """How often the foreign cluster is asked for the topic's partitions: there may be new ones, and an outage shows."""
 COMMIT_S = 5.0
@@ -211,13 +211,13 @@ class Bridge:
     async def _bring(self, place: Place, known: dict[int, int]) -> bool:
         """Brings messages until the bridge is stopped or, with `until_end`, at the end; false: the topic has new partitions."""
         merge, next_offset = Merge(await self._foreign_partitions()), await self._begin(place, known)
-        heard = dict.fromkeys(next_offset, time.monotonic())
+        silent = dict.fromkeys(next_offset, 0.0)
         self.state.started = self.state.started or time.monotonic()
         self.state.partitions = len(next_offset)
         searched = committed = time.monotonic()
         while not self.stopping.is_set():
-            await self._poll(merge, heard)
-            records = merge.take(BATCH, await self._behind(merge, heard))
+            await self._poll(merge, silent)
+            records = merge.take(BATCH, await self._behind(merge, silent))
             if records:
                 await self._publish(place, records, next_offset)
                 self.state.trouble = ""
@@ -285,27 +285,27 @@ class Bridge:
             await consumer.stop()
         return {place.partition: begin for place, begin in begins.items()}, {place.partition: end for place, end in ends.items()}
 
-    async def _poll(self, merge: Merge, heard: dict[int, float]) -> None:
-        """Reads what has come, of partitions of which not enough waits."""
+    async def _poll(self, merge: Merge, silent: dict[int, float]) -> None:
+        """Reads what has come, of partitions of which not enough waits. `silent` gets how long each was polled in vain, in seconds."""
         wanted = [TopicPartition(self._topic, partition) for partition in merge.partitions if not merge.full(partition)]
         full = [TopicPartition(self._topic, partition) for partition in merge.partitions if merge.full(partition)]
         self._consumer.pause(*full)
         self._consumer.resume(*wanted)
-        found = await self._consumer.getmany(*wanted, timeout_ms=POLL_MS if wanted else 0, max_records=BATCH)
-        now = time.monotonic()
-        for place, records in found.items():
-            if records:
-                heard[place.partition] = now
-                merge.add(place.partition, records)
+        began = time.monotonic()
+        found = await self._consumer.getmany(*wanted, timeout_ms=POLL_MS, max_records=BATCH) if wanted else {}
+        took = time.monotonic() - began
+        for place in wanted:
+            records = found.get(place, [])
+            silent[place.partition] = 0.0 if records else silent[place.partition] + took
+            merge.add(place.partition, records)
 
-    async def _behind(self, merge: Merge, heard: dict[int, float]) -> list[int]:
+    async def _behind(self, merge: Merge, silent: dict[int, float]) -> list[int]:
         """Partitions of which records may still come that are older than those that wait: not read to their end, as far as it is known."""
         behind: list[int] = []
-        now = time.monotonic()
         for partition in merge.partitions:
             place = TopicPartition(self._topic, partition)
             ends = [end for end in (self._consumer.last_stable_offset(place), self._consumer.highwater(place)) if end is not None and end >= 0]
-            if now - heard[partition] < QUIET_S and (not ends or await self._consumer.position(place) < min(ends)):
+            if silent[partition] < QUIET_S and (not ends or await self._consumer.position(place) < min(ends)):
                 behind.append(partition)
         return behind
 

@@ -12,8 +12,8 @@ from heapq import heappop, heappush
 
 from stockstream.bridge.mapping import ForeignRecord
 
-ENOUGH = 5_000
-"""Records of a partition that wait; it is not read further until some are taken."""
+ENOUGH, LEAST = 50_000, 200
+"""Records that wait, of all partitions together, and of one at least; a partition with its share is not read further until some are taken."""
 
 
 class Merge:
@@ -22,6 +22,7 @@ class Merge:
     def __init__(self, partitions: Iterable[int]) -> None:
         self._waiting: dict[int, deque[ForeignRecord]] = {partition: deque() for partition in partitions}
         self._heads: list[tuple[int, int]] = []
+        self._enough = max(LEAST, ENOUGH // max(1, len(self._waiting)))
 
     @property
     def partitions(self) -> list[int]:
@@ -37,7 +38,7 @@ class Merge:
 
     def full(self, partition: int) -> bool:
         """Whether enough of the partition waits."""
-        return len(self._waiting[partition]) >= ENOUGH
+        return len(self._waiting[partition]) >= self._enough
 
     def empty(self, partition: int) -> bool:
         return not self._waiting[partition]

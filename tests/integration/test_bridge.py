@@ -51,12 +51,12 @@ class Foreign:
         finally:
             await admin.close()
 
-    def send(self, values: list[tuple[int, bytes]]) -> None:
+    def send(self, values: list[tuple[int, bytes]], times: list[int] | None = None) -> None:
         async def run() -> None:
             producer = AIOKafkaProducer(bootstrap_servers=self.servers)
             await producer.start()
-            for partition, value in values:
-                await producer.send(self.topic, value, partition=partition)
+            for number, (partition, value) in enumerate(values):
+                await producer.send(self.topic, value, partition=partition, timestamp_ms=times[number] if times else None)
             await producer.stop()
 
         apart(run)
@@ -183,6 +183,26 @@ def test_a_broker_that_is_killed_is_waited_for(tmp_path: Path) -> None:
         assert json.loads(out)["lag"] == 0
         ids = Counter(tick["trade_id"] for _, tick in foreign.raw())
         assert len(ids) == 63_000 and set(ids.values()) == {1}
+
+
+def test_a_backlog_is_merged_by_time(kafka: Cluster, tmp_path: Path) -> None:
+    foreign = Foreign(kafka.bootstrap_servers, kafka.bootstrap_servers, tmp_path, name_of("merge"))
+    now, count = time.time_ns() // 1_000_000 - 10_000_000, 24_000
+    found: list[tuple[int, bytes]] = []
+    times: list[int] = []
+    for partition in range(PARTITIONS):                                      # one after the other, of very different lengths
+        step = 10 * (1 + 3 * partition)
+        for at in range(now + partition, now + count * 10, step * PARTITIONS):
+            event = {"ev": "T", "sym": SYMBOLS[partition + PARTITIONS * (at // step % 9)], "x": 1, "i": str(at), "p": 10.5, "s": 1, "t": at}
+            found.append((partition, json.dumps([event]).encode()))
+            times.append(at)
+    foreign.send(found, times)
+    foreign.run("--until-end")
+    brought = foreign.raw()
+    assert len(brought) == len(found)
+    for partition in range(foreign.settings.partitions):
+        mine = [tick["event_time"] for place, tick in brought if place == partition]
+        assert mine == sorted(mine)
 
 
 def test_errors_are_one_line_each(kafka: Cluster, tmp_path: Path) -> None:
