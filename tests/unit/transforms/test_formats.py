@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stockstream import cli
 from stockstream.errors import SettingsError, StateError
 from stockstream.records import Tick
 from stockstream.settings import load_settings, read_format_file
@@ -444,3 +446,15 @@ def test_a_log_of_an_earlier_release_has_no_format() -> None:
     stored = dict(core.records(0))
     with pytest.raises(StateError, match=r"RAW_FORMAT means polygon=polygon.1 now but this log was begun without one"):
         Cleaner.restore(0, 8, stored, lateness_ms=200, revise_s=30, raw_format=RawFormat.parse("polygon", read_format_file))
+
+
+def test_a_backtest_reads_foreign_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "log.jsonl"
+    lines = [{"timestamp": NOW + at, "value": json.dumps([{"ev": "status"}, trade("BRK.B", NOW + at)])} for at in range(0, 5000, 500)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STOCKSTREAM_RAW_FORMAT", "us=polygon")
+    assert cli.run(["backtest", str(file), "--out", "out", "--json"]) == 0
+    capsys.readouterr()
+    windows = pq.read_table(tmp_path / "out" / "windows.parquet")
+    assert windows.num_rows == 5 and set(windows["source"].to_pylist()) == {"us"} and sum(windows["volume"].to_pylist()) == 1000
