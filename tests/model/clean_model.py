@@ -142,6 +142,8 @@ class CleanModel:
     brought them."""
     ids: list[tuple[str, str, str, int]] = field(default_factory=list)
     """Source, symbol, trade_id and the log's clock of every accepted trade."""
+    late_gaps: dict[str, list[int]] = field(default_factory=dict)
+    """Symbol -> gap_from of the late ticks since its last accepted one: the next has the least of them."""
     seen: dict[str, int] = field(default_factory=dict)
     """How often which rule was used."""
     anew: int = 0
@@ -163,9 +165,17 @@ class CleanModel:
             tick = given | {"symbol": normalize("NFC", given["symbol"])}
             reason = self._fault(ts, tick)
             name, second = tick["source"], tick["event_time"] // 1000
+            held = self._holder(tick["symbol"])
+            missed = self.late_gaps.get(tick["symbol"], []) if held and held[0] == name else []
             if reason:
                 self.rejected.append((offset, index, reason))
+                if reason == "late" and held and held[0] == name and tick.get("gap_from") is not None:
+                    self.late_gaps[tick["symbol"]] = [*missed, tick["gap_from"]]
             else:
+                self.late_gaps.pop(tick["symbol"], None)
+                if missed:
+                    tick["gap_from"] = min([*missed, tick.get("gap_from") or LAST_MS])
+                    self._saw("gap of a late tick")
                 self._accept(tick)
                 flags, gap, before = self._series(tick)
                 size, more, correction = self._shares(tick)

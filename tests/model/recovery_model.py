@@ -35,7 +35,7 @@ def random_log(rng: Any, n: int) -> Any:
                                **(dict(price=round(rng.choice((100, 100, 100, 50)) + rng.random(), 2), size=rng.choice((rng.randrange(9), round(rng.random(), rng.randrange(1, 9))))) if rng.random() < .8 else dict(price=None, size=0)),
                                bid=rng.choice((None, 99.5)), ask=rng.choice((None, 99.5, 99.4, 100.1, 109.4, 109.6, 200_000.0)),
                                **(dict(currency=rng.choice((currency, currency, None))) if currency else {})))
-            if gaps and rng.random() < .05:
+            if gaps and rng.random() < (.3 if delay > 30_000 else .05):
                 record[-1]["gap_from"] = record[-1]["event_time"] - rng.choice((0, 300, 1_500, 5_000, 30_000, 200_000, -2_000))
         if rng.random() < .02:
             record = {"punctuate": now // 1000 - (900 if (source := rng.choice("abc")) == "b" else 0), "source": source}
@@ -55,6 +55,11 @@ class Clean:
     def __init__(self):
         self.clock, self.closed, self.owner = {}, {}, {}
         self.currency, self.trades = {}, {}       # symbol -> the last that was named and its first second; -> second and price of its trades in it
+        self.missed = {}                          # symbol -> the least gap_from of late ticks
+
+    def _miss(self, held, tick):
+        if held and held[0] == tick["source"] and tick.get("gap_from") is not None:
+            self.missed[tick["symbol"]] = min(tick["gap_from"], self.missed.get(tick["symbol"], tick["gap_from"]))
 
     def record(self, offset, record):
         accepted, closings, clock, first = [], [], {}, {}
@@ -68,11 +73,13 @@ class Clean:
                     continue                                             # other_source
                 clock[source] = max(clock.get(source, 0), tick["event_time"])
                 if source in self.closed and second <= self.closed[source] - model.REVISE_S:
+                    self._miss(held, tick)
                     continue                                             # late
                 currency, since = self.currency.get(symbol, (None, 0))
                 other = bool(tick.get("currency") and currency and tick["currency"] != currency)
                 shown = second <= self.closed.get(source, -1)
                 if second < since or (other and (second < held[1] or (second == held[1] and shown))):
+                    self._miss(held, tick)
                     continue                                             # late: of another series than the one that is sent
                 if other:
                     since = second
@@ -85,6 +92,9 @@ class Clean:
                         tick = tick | {"gap_s": second - last, "price_before_gap": before}
                     if second >= last:
                         self.trades[symbol] = second, tick["price"]
+                before = self.missed.pop(symbol, None)
+                if before is not None and held and held[0] == source:
+                    tick = tick | {"gap_from": min(before, tick.get("gap_from") or before)}
                 if tick.get("gap_from") is not None:
                     tick = tick | {"away": min(tick["gap_from"] // 1000 + 1, second)}
                 accepted.append((offset, index, tick))

@@ -22,7 +22,8 @@ came before the change. A trade more than GAP_S and at most MAX_GAP_S after the 
 
 A tick with `gap_from` (epoch ms) comes after a gap of its feed: nothing of the symbol may be known from then until the tick. Its seconds are those after that
 of `gap_from`, up to and including the tick's; at least the tick's. A row whose window has such a second has `gap` in its `quality`, once the tick is in the log
-when the row is sent. What came before a change of currency is of no concern to the rows behind it.
+when the row is sent. What came before a change of currency is of no concern to the rows behind it. Where such a tick is late, the next tick of its symbol
+and source that is not has its `gap_from`, or the least of several.
 """
 import math
 from typing import Any
@@ -67,6 +68,7 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
     trades = defaultdict(list)           # symbol -> (second, price) of its trades in this currency, as they came
     begun = defaultdict(list)            # (symbol, source) -> the seconds with which another currency began
     away = defaultdict(list)             # (symbol, source) -> first and last second of each gap of the feed
+    missed = {}                          # symbol -> the least gap_from of its owner's ticks that were late
     former = {}                          # source that was forgotten -> (last closed second, its ticks)
     fixed = {}                           # source -> its lateness, as the setting had it when the source was first heard
     sent = set()                         # (symbol, source, second) of the rows that were sent
@@ -82,6 +84,10 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
             fixed.pop(source)
         fixed.setdefault(source, lateness(source, offset))
         heard[source] = now
+
+    def note(held, t):
+        if held and held[0] == t["source"] and t.get("gap_from") is not None:
+            missed[t["symbol"]] = min(t["gap_from"], missed.get(t["symbol"], t["gap_from"]))
 
     for offset, record, *time in log:
         now = max([log_clock, *time])
@@ -102,11 +108,13 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                 if source in closed and second <= closed[source] and not forgotten(source):
                     if second <= closed[source] - REVISE_S:
                         rejected.append((offset, index, "late"))
+                        note(held, t)
                         continue
                 other = held and t.get("currency") and t["currency"] != currency.get(symbol, t["currency"])
                 shown = source in closed and second <= closed[source] and not forgotten(source)
                 if (held and second < since.get(symbol, 0)) or (other and (second < held[1] or (second == held[1] and shown))):
                     rejected.append((offset, index, "late"))
+                    note(held, t)
                     continue
                 if shown:
                     revised[source].add((symbol, second))
@@ -128,6 +136,9 @@ def closings(log: Any, lateness: Any = lambda source, offset: LATENESS_MS) -> An
                     if GAP_S < second - last <= MAX_GAP_S:
                         t = t | {"gap_s": second - last, "price_before_gap": [p for s, p in trades[symbol] if s == last][-1]}
                     trades[symbol].append((second, t["price"]))
+                before = missed.pop(symbol, None)
+                if before is not None and held and held[0] == source:
+                    t = t | {"gap_from": min(before, t.get("gap_from") or before)}
                 if t.get("gap_from") is not None:
                     t = t | {"away": min(t["gap_from"] // 1000 + 1, second)}
                     away[symbol, source].append((t["away"], second))

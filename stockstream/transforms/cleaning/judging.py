@@ -19,7 +19,7 @@ from stockstream.transforms.cleaning.limits import MAX_INT, MAX_PRICE, MAX_SIZE,
 from stockstream.transforms.cleaning.memory import Memory, too_many_sources, too_many_symbols
 from stockstream.transforms.cleaning.rejections import Fault, drop_placeholders, extras_fit, normalise, range_fault
 from stockstream.transforms.cleaning.rows import AcceptedTicks
-from stockstream.transforms.cleaning.series import begin_series, changes_currency, series_fault, take_trade
+from stockstream.transforms.cleaning.series import begin_series, changes_currency, keep_gap, series_fault, take_gap, take_trade
 from stockstream.transforms.cleaning.state import DIGESTED, Feed, Held, SourceState, digest
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.shares import rounded
@@ -69,6 +69,7 @@ class Judge:
             or not source.late_before <= event_time <= ts + FUTURE_MS
             or not MIN_TIME <= event_time < MAX_TIME
             or event_time < held.since
+            or held.away
             or tick.day_volume is not None
             or tick.snapshot
         ):
@@ -149,8 +150,11 @@ class Judge:
         if held is not None and held.source != name and second - held.newest <= WINDOW_S:
             return "other_source", f"{symbol} belongs to source {held.source} until {WINDOW_S} s after its newest second, {held.newest}"
         if known is not None and event_time < known.late_before:
-            return "late", f"second {second} closed more than {self.revise_s} s ago: {known.closed} is closed"
-        if held is not None and (fault := series_fault(held, known, tick)):
+            fault = "late", f"second {second} closed more than {self.revise_s} s ago: {known.closed} is closed"
+        elif held is not None:
+            fault = series_fault(held, known, tick)
+        if fault is not None:
+            keep_gap(held, tick)
             return fault
         if known is None and memory.crowded("source", now):
             return too_many_sources(name)
@@ -169,7 +173,7 @@ class Judge:
                 if feed is not None and feed.step is not None:
                     feed.step = msgspec.structs.replace(feed.step, size=0.0)     # its shares are of the series before: nothing can take them back
             if held.source != name:
-                held.source, held.newest = name, second
+                held.source, held.newest, held.away = name, second, 0
             elif second > held.newest:
                 held.newest = second
             held.ts = now
@@ -196,6 +200,7 @@ class Judge:
             tick.size = UNSET
         tick.size = counted.size if tick.size is UNSET else rounded(float(tick.size))
         held.currency = tick.currency or held.currency
+        take_gap(held, tick)
         if tick.price is not None and (gap := take_trade(held, second, tick.price)):
             self._rows.gap_before_next(gap)
         if flags := flags_of(tick) | (NEW_SERIES if begins else 0):

@@ -1,4 +1,4 @@
-"""A symbol's last trade, the silence before the next one, and its currency: what `clean` remembers of a series for those who read its ticks.
+"""A symbol's last trade, the silence before the next one, its currency, and gaps of its feed: what `clean` remembers of a series for those who read its ticks.
 
 A trade whose second is more than GAP_S and at most MAX_GAP_S after that of the newest one before it, in the order of the log, carries the gap and the price
 before it. Another currency begins another series: no gap leads there, and ticks of earlier seconds are late from then on. Neither is an empty currency
@@ -29,6 +29,18 @@ def take_trade(held: Held, second: int, price: float) -> tuple[int, float] | Non
         return None
     before, held.traded, held.price = held.price, second, price
     return (silent, before) if GAP_S < silent <= MAX_GAP_S else None
+
+
+def keep_gap(held: Held | None, tick: Tick) -> None:
+    """A tick is late: if its feed was away before it, the next accepted tick of the symbol comes after that gap."""
+    if held is not None and held.source == tick.source and tick.gap_from is not None:
+        held.away = min(held.away or tick.gap_from, tick.gap_from)
+
+
+def take_gap(held: Held, tick: Tick) -> None:
+    """The tick is accepted: it comes after the gaps before the late ticks before it."""
+    if held.away:
+        tick.gap_from, held.away = min(held.away, tick.gap_from or held.away), 0
 
 
 def changes_currency(held: Held, tick: Tick) -> bool:
@@ -64,7 +76,10 @@ class Trades:
 
 
 def require_series(plain: Columns, held: list[Held]) -> None:
-    """Raises `OddRecord` at a tick that names its symbol's first or another currency, or is older than its symbol's."""
+    """Raises `OddRecord` at a tick that names its symbol's first or another currency, is older than its symbol's, or comes after the gap before a late tick."""
+    away = np.array([holder.away > 0 for holder in held])
+    if away.any():
+        require_none(away[plain.symbol], plain.record)
     since = np.array([holder.since for holder in held])
     if since.any():
         require_none(plain.event_time < since[plain.symbol], plain.record)

@@ -120,6 +120,8 @@ class Held:
     """The last that was named."""
     since: int = 0
     """Epoch ms: another currency began here, and what is older is late."""
+    away: int = 0
+    """The least `gap_from` of ticks that were late: the next accepted tick has it. 0: none."""
 
 
 class State(Stored):
@@ -127,8 +129,8 @@ class State(Stored):
 
     `source_lateness` is empty in snapshots of releases with one lateness for all sources, `lateness_ms`. `held_owners` are places in `owners`,
     `held_currencies` in `currencies`, `feed_sessions` in `sessions`. What few feeds have is by the feed's place: `feed_epochs`, `feed_runs` (`run` and
-    `run_seq`), `feed_steps`. `trade_keys` follow each other, `trade_waits` are the ms from one to the next. With `compressed` all other fields but `v` are
-    in there: a packed State.
+    `run_seq`), `feed_steps`; what few symbols have by the symbol's: `held_away`. `trade_keys` follow each other, `trade_waits` are the ms from one to the
+    next. With `compressed` all other fields but `v` are in there: a packed State.
     """
 
     expect: int = -1
@@ -172,6 +174,7 @@ class State(Stored):
     held_price: list[float] = []
     held_currencies: list[int] = []
     held_since: list[int] = []
+    held_away: dict[int, int] = {}
     currencies: list[str | None] = []
     raw_format: str = ""
     compressed: bytes = b""
@@ -200,6 +203,7 @@ class State(Stored):
         self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
         self.held_traded, self.held_price = [h.traded for h in held.values()], [h.price for h in held.values()]
         self.held_since = [h.since for h in held.values()]
+        self.held_away = {place: h.away for place, h in enumerate(held.values()) if h.away}
         self.currencies, self.held_currencies = _numbered(h.currency for h in held.values())
 
     def require_fitting(self) -> None:
@@ -222,6 +226,8 @@ class State(Stored):
         for some in (self.feed_epochs, self.feed_runs, self.feed_steps):
             if some and not 0 <= min(some) <= max(some) < len(self.feed_symbols):
                 raise ValueError("a place that is no feed's")
+        if self.held_away and not 0 <= min(self.held_away) <= max(self.held_away) < len(self.held_symbols):
+            raise ValueError("a place that is no symbol's")
         if len(self.trade_keys) != DIGEST_BYTES * len(self.trade_waits):
             raise ValueError("columns of different lengths")
 
@@ -260,10 +266,10 @@ class State(Stored):
         traded, price, currency, since = self._series()
         names = self.currencies or [None]
         return {
-            symbol: Held(self.owners[owner], newest, ts, second, last, names[which], begins)
-            for symbol, owner, newest, ts, second, last, which, begins in zip(
+            symbol: Held(self.owners[owner], newest, ts, second, last, names[which], begins, self.held_away.get(place, 0))
+            for place, (symbol, owner, newest, ts, second, last, which, begins) in enumerate(zip(
                 self.held_symbols, self.held_owners, self.held_newest, self.held_ts, traded, price, currency, since, strict=True
-            )
+            ))
             if composed(symbol) == symbol                                # others are of an earlier release: no tick of today is of them
         }
 

@@ -102,6 +102,15 @@ def test_a_change_of_currency_ends_it(chunk: int) -> None:
     assert flagged(ticks, chunk) == [5, 6]
 
 
+@CHUNKS
+def test_the_gap_before_a_tick_that_is_too_late_goes_to_the_next_one(chunk: int) -> None:
+    """A provider that is reached again sends each symbol's last trade, which may be of before."""
+    others = [tick(second, symbol="Y") for second in range(100)]
+    late = [tick(20, gap_from=at(0)), tick(30, gap_from=at(10))]
+    assert flagged([tick(0), *others, *late, tick(100), tick(101)], chunk) == [100, 101]
+    assert flagged([tick(0), *others, *late, tick(100, gap_from=at(50)), tick(90)], chunk) == [90, 100]
+
+
 def test_state_of_a_restart_keeps_it_and_a_release_without_it_has_none() -> None:
     ticks = [tick(0), *(tick(second, gap_from=at(0)) if second == 40 else tick(second) for second in range(40, 60))]
     later = [tick(45), *(tick(second) for second in range(60, 345))]

@@ -111,7 +111,7 @@ def jumpy_log(rng: random.Random, count: int, *, broker: bool = False, odd: bool
                     wrong = rng.choice((-1, 0, 2**31 - 1, 2**32 - 1, 10**9, 10**12, 3, figures[symbol] - 5, figures[symbol] * 3))
                     more["day_volume"] = abs(wrong) if wrong < -1 else figures[symbol] + rng.choice((0, 0, 0.25)) if rng.random() < 0.85 else wrong
                     more |= {"session": rng.choice(("regular", "post"))} if rng.random() < 0.03 else {}
-                if rng.random() < 0.04:
+                if rng.random() < (0.3 if event < now - 30_000 else 0.04):
                     more["gap_from"] = rng.choice((time - 1, time - 20_000, time - 400_000, time, time + 5_000, time // 1000 if odd else time - 2_000))
                 if rng.random() < 0.04:
                     more["interval_s"] = rng.choice((0, 1, 2, 2.001, 60, 86_400, 367 * 86_400 if odd else 3_600))
@@ -193,7 +193,7 @@ def test_the_verdicts_are_the_models_whenever_it_is_restarted_and_however_the_lo
     used = Counter[str]()
     holds()
     assert anew > 500 and {61, 8 * 3600, -4} <= silences
-    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction", "bar")) > 2, used
+    assert min(used[rule] for rule in ("same number", "epoch", "begun again", "accrued", "correction", "bar", "gap of a late tick")) > 2, used
 
 
 @pytest.mark.parametrize("seed", range(40))
