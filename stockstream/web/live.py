@@ -19,7 +19,7 @@ import numpy.typing as npt
 from stockstream.errors import FrameError
 from stockstream.records import SHARES, Alert, Horizon, Outcome, Prediction
 from stockstream.sources.reports import SourceReports
-from stockstream.sources.sessions import UNKNOWN, Session, Sessions
+from stockstream.sources.sessions import Sessions
 from stockstream.sources.symbols import exchange_of
 from stockstream.transforms.cleaning.limits import MAX_TIME, symbol_fault
 from stockstream.transforms.frames import Frame
@@ -47,6 +47,7 @@ from stockstream.web.answers import (
     whole_or_null,
 )
 from stockstream.web.bars import NO_BARS, Array, BarRings, answered
+from stockstream.web.exchanges import Exchanges
 from stockstream.web.gap_index import GapIndex
 from stockstream.web.message_checks import (
     MAX_ALERT_BYTES,
@@ -77,7 +78,6 @@ MAX_JUDGED = 20
 MAX_CLOCKS = 50_000
 """The most pairs of partition and source; each replay is a source."""
 
-MAX_EXCHANGES = 200
 OPEN_SHOWN = 100
 
 _SUMMARY = ("second", "price", "return_60s", "volume_5m")
@@ -132,9 +132,7 @@ class Live:
         self._list = SymbolList()
         self.sources = SourceReports()
         self.gaps = GapIndex()
-        self._sessions = sessions or Sessions()
-        self._exchanges: set[str] = set()
-        """Those of the symbols that the views were asked for."""
+        self.exchanges = Exchanges(sessions or Sessions())
         self.symbols_refused = 0
         self.frames_stale = 0
         self._grow(FIRST_SYMBOLS)
@@ -192,6 +190,7 @@ class Live:
             self.symbols_refused += 1
             return
         self._metadata[symbol] = values
+        self.exchanges.see(values.get("exchange"))
         self._list.show(symbol, str(values.get("name") or ""))
 
     def prediction(self, data: bytes) -> None:
@@ -326,11 +325,6 @@ class Live:
     def open_alerts(self) -> int:
         """How many alerts are open."""
         return self._alerts.open_count()
-
-    def session_states(self, now: float) -> dict[str, str]:
-        """The state of each exchange of the symbols that were asked for, as far as it is known."""
-        states = {exchange: self._sessions.at(exchange, int(now * 1_000)).state for exchange in self._exchanges}
-        return {exchange: state for exchange, state in states.items() if state != "unknown"}
 
     # ---- what changed, for the event stream
 
@@ -470,13 +464,6 @@ class Live:
         first = prediction.horizons[0]
         return PredictionSummary(as_of=prediction.as_of, horizon_s=first.horizon_s, predicted_return=first.predicted_return, p_up=first.p_up)
 
-    def _session(self, exchange: str | None, now: float | None) -> Session:
-        if exchange is None or now is None:
-            return UNKNOWN
-        if len(self._exchanges) < MAX_EXCHANGES:
-            self._exchanges.add(exchange)
-        return self._sessions.at(exchange, int(now * 1_000))
-
     def _summary(self, symbol: str, now: float | None) -> SymbolSummary:
         metadata = self._metadata.get(symbol, {})
         at = self._index.get(symbol, -1)
@@ -492,7 +479,7 @@ class Live:
         second = row("second")
         age_s = None if second is None or now is None else max(0, int(now - second - 1))
         exchange = text("exchange") or exchange_of(symbol)
-        session = self._session(exchange, now)
+        session = self.exchanges.at(exchange, now)
         return SymbolSummary(
             symbol=symbol, name=text("name"), currency=text("currency"), exchange=exchange, session=None if session.state == "unknown" else session.state,
             source=row("source"), second=second, age_s=age_s, stale=None if age_s is None else age_s > STALE_S and session.is_open is not False,

@@ -271,7 +271,7 @@ class _Views:
     def answer_pipeline(self) -> dict[str, Any]:
         ready, words = self._ready()
         views = {
-            **self._live.counts, "newest_second": self._live.newest_second, "sessions": self._live.session_states(time.time()),
+            **self._live.counts, "newest_second": self._live.newest_second, "sessions": self._live.exchanges.states(time.time()),
             **({"tail": self._tail.summary()} if self._tail is not None else {}),
         }  # fmt: skip
         return {

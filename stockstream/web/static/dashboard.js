@@ -46,6 +46,7 @@ async function load() {
     for await (const items of pages("/api/symbols")) {
       for (const { prediction, ...row } of items) {
         known.add(row.symbol);
+        if (row.session) table.sessions[row.exchange] = row.session;
         const held = table.rows.get(row.symbol);
         const older = held?.second != null && row.second != null && held.second > row.second && held.source === row.source;
         const fields = older ? { name: row.name, open_alerts: row.open_alerts } : row;

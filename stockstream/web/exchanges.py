@@ -1,0 +1,34 @@
+"""The sessions of the exchanges whose symbols the views show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stockstream.sources.sessions import UNKNOWN, Session, Sessions
+
+MAX_EXCHANGES = 200
+
+
+class Exchanges:
+    """The exchanges that were seen, at most MAX_EXCHANGES. Times are epoch s."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._seen: set[str] = set()
+
+    def see(self, exchange: Any) -> None:
+        """Adds an exchange, if it is a text."""
+        if isinstance(exchange, str) and len(self._seen) < MAX_EXCHANGES:
+            self._seen.add(exchange)
+
+    def at(self, exchange: str | None, now: float | None) -> Session:
+        """The exchange's state; unknown without an exchange or a time."""
+        if exchange is None or now is None:
+            return UNKNOWN
+        self.see(exchange)
+        return self._sessions.at(exchange, int(now * 1_000))
+
+    def states(self, now: float) -> dict[str, str]:
+        """The state of each exchange that was seen, as far as it is known."""
+        states = {exchange: self.at(exchange, now).state for exchange in sorted(self._seen)}
+        return {exchange: state for exchange, state in states.items() if state != "unknown"}
