@@ -29,6 +29,16 @@ def halt_of_20_min(ran: Ran) -> None:
     assert ran.opened("price_drop") == []
 
 
+def delayed_beside_live(ran: Ran) -> None:
+    """A feed that is 15 minutes behind and a live one: neither's clock touches the other's symbols. A symbol of both changes over 300 s after the live one."""
+    live, delayed, both = ran.of("LIVE"), ran.of("DELAYED"), ran.of("BOTH")
+    assert len(live) == 301 and len(delayed) == 26 and not any("late" in row["quality"].split(",") for row in (*live, *delayed, *both))
+    assert [row["source"] for row in both] == ["yahoo"] * 13 + ["alpha_vantage"] * 4
+    assert both[13]["second"] - both[12]["second"] == 360 and (both[13]["seconds_5m"], both[13]["return_60s"]) == (1, None)
+    rejected = ran.tables["rejected"]
+    assert len(rejected) == 22 and {row["reason"] for row in rejected} == {"other_source"}
+
+
 def feed_gap_of_90_s(ran: Ran) -> None:
     """The feed was away for 90 s. Each row whose window has some of that says so, also one that comes late from inside the gap; and so does the alert."""
     first = ran.rows[0]["second"]
@@ -227,6 +237,7 @@ def fractional_share(ran: Ran) -> None:
 CASES: dict[str, Callable[[Ran], None]] = {
     "bars_of_a_minute": bars_of_a_minute,
     "crossed_and_locked": crossed_and_locked,
+    "delayed_beside_live": delayed_beside_live,
     "feed_gap_of_90_s": feed_gap_of_90_s,
     "fractional_share": fractional_share,
     "halt_of_20_min": halt_of_20_min,

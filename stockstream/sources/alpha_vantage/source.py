@@ -96,7 +96,7 @@ class AlphaVantageSource:
             self._names.pop(symbol, None)
         for symbol in wanted - self._symbols:
             try:
-                self._names[symbol] = to_provider(symbol, NAME)
+                self._names[symbol] = _name_of(symbol)
             except SourceError as error:
                 self._notes[symbol] = FeedNote(state="unknown_symbol", reason=str(error), exchange=exchange_of(symbol) or US)
                 logger.warning("%s is not requested: %s", symbol, error)
@@ -318,3 +318,10 @@ class AlphaVantageSource:
         ]  # fmt: skip
         known = [end for end in ends if end <= begin + DAY_MS]
         return max(known) if known else round(datetime(day.year, day.month, day.day, 16, tzinfo=ZONE).timestamp() * 1000)
+
+
+def _name_of(symbol: str) -> str:
+    """The symbol as Alpha Vantage writes it. Raises `SourceError` for what its quotes do not include, so that no request is spent on it."""
+    if symbol.startswith("^") or "=" in symbol or exchange_of(symbol) == "CCC":
+        raise SourceError("Alpha Vantage has quotes of shares and funds, not of indices, currencies, futures and coins")
+    return to_provider(symbol, NAME)

@@ -153,6 +153,14 @@ async def test_another_exchange_has_a_clock_of_its_own(line: Line) -> None:
     assert [request["symbol"] for request in line.standin.requests] == ["IBM", "VOD.LON"]
 
 
+async def test_no_request_is_spent_on_what_has_no_quotes(line: Line) -> None:
+    source = line.source()
+    assert len(await line.ticks(source, ["^GSPC", "EURUSD=X", "BTC-USD", "GC=F", "BRK-B"], 1)) == 1
+    assert [request["symbol"] for request in line.standin.requests] == ["BRK-B"]
+    feeds = source.health().feeds
+    assert {symbol for symbol, note in feeds.items() if note.state == "unknown_symbol"} == {"^GSPC", "EURUSD=X", "BTC-USD", "GC=F"}
+
+
 async def test_each_symbol_at_once_then_the_rest_of_the_day_is_spread_over_the_session(line: Line) -> None:
     await line.ticks(line.source(), ["A", "B", "C"], 1_000, until_ms=10 * 3_600_000)
     at = [round(request["at"] - MONDAY / 1000) for request in line.standin.requests]
