@@ -21,6 +21,7 @@ from stockstream.limited_log import LimitedLog
 from stockstream.records import FeedState, Gap
 from stockstream.sources.base import Batch, Clock, FeedNote, Health, SourceUnavailable, SymbolInfo, SystemClock
 from stockstream.sources.gaps import LEAST_AWAY_MS, SessionAt
+from stockstream.sources.symbols import exchange_of
 from stockstream.sources.yahoo.connection import Connection, Market, Timing
 from stockstream.sources.yahoo.frames import NAME, REAL_TIME, FrameFault, Parse, load_protobuf, read, source_of, tick_of
 
@@ -37,6 +38,8 @@ MOST_WAITING = 100_000
 """Prices that wait for the reader, 100 s of 1,000 symbols; then the sockets are no longer read, so that the server waits."""
 DELAY_MS = 20 * 60_000
 """How far delayed exchanges lag behind: a market that opened within this time is not expected to be heard yet."""
+SHOWN_MS = 60_000
+"""How long `health` shows that messages could not be read."""
 DEAD_S = 60.0
 """A symbol of an open market that is not heard for so long after a subscription, while others are: its feed is dead."""
 
@@ -80,7 +83,7 @@ class YahooStream:
 
     def __init__(
         self, url: str, *, clock: Clock | None = None, timing: Timing = USUAL, session_at: SessionAt | None = None, describe: Describe | None = None,
-        exchange_of: Callable[[str], str | None] = lambda symbol: None,
+        exchange_of: Callable[[str], str | None] = exchange_of,
         chance: Callable[[], float] = random.random, symbols_a_connection: int = SYMBOLS_A_CONNECTION,
     ) -> None:  # fmt: skip
         self._exchange_by_name = exchange_of
@@ -98,6 +101,8 @@ class YahooStream:
         self._arrived, self._room = asyncio.Event(), asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._unreadable: Counter[str] = Counter()
+        """Messages that were left out, by reason."""
+        self._unreadable_at = 0
         self._log = LimitedLog(lambda: self._clock.now_ms() / 1000)
         self._notes: dict[str, FeedNote] = {}
         """By exchange: the note of a symbol that is heard."""
@@ -159,7 +164,10 @@ class YahooStream:
 
     def health(self) -> Health:
         """The connections, and the exchange of each symbol that was heard; a state for those that are not, with the reason."""
-        return Health(trouble=self._trouble(), connections=tuple(connection.health() for connection in self._connections), feeds=self._feed_notes())
+        trouble = self._trouble()
+        if not trouble and self._unreadable and self._clock.now_ms() - self._unreadable_at < SHOWN_MS:
+            trouble = "messages that cannot be read are left out: " + ", ".join(f"{count:,} {reason}" for reason, count in self._unreadable.items())
+        return Health(trouble=trouble, connections=tuple(connection.health() for connection in self._connections), feeds=self._feed_notes())
 
     # ---- connections
 
@@ -236,6 +244,7 @@ class YahooStream:
             frame = read(message, self._parse)
         except FrameFault as fault:
             self._unreadable[fault.reason] += 1
+            self._unreadable_at = self._clock.now_ms()
             if (end := self._log.due(fault.reason)) is not None:
                 logger.warning("yahoo: a message of the stream is left out, %s%s", fault, end)
             return None

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from stockstream.sources.base import Batch
+from stockstream.sources.sessions import Session, State
 from stockstream.sources.yahoo.connection import Timing
 from stockstream.sources.yahoo.streaming import YahooStream
 from tests.patience import PATIENCE_S
@@ -28,16 +29,10 @@ QUICK = Timing(
 SYMBOLS = ("AAPL", "BTC-USD", "MSFT", "NVDA", "VOD.L")
 
 
-class Session(NamedTuple):
-    state: str
-    since: int | None = None
-    until: int | None = None
-
-
 class Market:
     """Sessions that are all in one state, closed before a time."""
 
-    def __init__(self, state: str, since: int = 0) -> None:
+    def __init__(self, state: State, since: int = 0) -> None:
         self.state, self.since = state, since
 
     def at(self, exchange: str, ms: int) -> Session:
@@ -162,8 +157,11 @@ async def test_messages_that_are_no_price_disturb_nothing(kind: Fault, caplog: p
         ticks = reader.ticks
         for symbol in SYMBOLS:
             assert server.stocks[symbol].sent - sum(tick["symbol"] == symbol for tick in ticks) <= 4      # on their way
+        trouble = reader.source.health().trouble
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("stockstream.sources.yahoo")]
-    assert len(lines) == (0 if kind in ("other_types", "heartbeats", "binary") else 1), lines
+    ignored = kind in ("other_types", "heartbeats", "binary")
+    assert len(lines) == (0 if ignored else 1), lines
+    assert trouble.startswith("messages that cannot be read are left out: ") is not ignored
 
 
 async def test_a_socket_that_is_open_and_dead_is_replaced_though_the_server_is_there() -> None:
@@ -199,7 +197,7 @@ async def test_silence_counts_only_while_a_market_is_open() -> None:
 
 async def test_a_delayed_exchange_is_expected_later_than_it_opens() -> None:
     market = Market("regular", int(time.time() * 1000) - 60_000)
-    source = YahooStream("ws://127.0.0.1:9/", session_at=market.at, exchange_of={"VOD.L": "LSE"}.get)
+    source = YahooStream("ws://127.0.0.1:9/", session_at=market.at)
     assert source._market(["VOD.L"]) == "closed"
     assert source._market(["VOD.L", "AAPL"]) == "open"
     market.since -= 3_600_000
