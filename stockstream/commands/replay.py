@@ -156,7 +156,7 @@ async def replay(
     """Runs the command, without its output. Raises `StockstreamError`."""
     survey = what.survey
     if not force and (why := refusal(survey, clock.now_ms(), rebased=rebase)) is not None:
-        raise SourceError(f"{what.name}: nothing would be accepted: {why}; use --yes to publish anyway")
+        raise SourceError(f"{what.name}: nothing would be accepted: {why} (--yes publishes them anyway)")
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     shift_ms = (clock.now_ms() // 1000 - survey.first // 1000 + 1) * 1000 if rebase else 0
     if not force:

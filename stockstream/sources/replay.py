@@ -188,15 +188,18 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
 
 
 def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None:
-    """Why `clean` would accept none of the ticks, published now (epoch ms) with their own times or `rebased` ones; None where it may accept some."""
+    """Why `clean` would accept none of the ticks, published now (epoch ms) with their own times or `rebased` ones, and which option mends it.
+
+    None where it may accept some.
+    """
     if survey.bad_values:
-        return survey.bad_values
+        return f"{survey.bad_values}; name the columns with --columns price=NAME,size=NAME"
     if rebased:
         return None
     if survey.bad_times:
-        return survey.bad_times
+        return f"{survey.bad_times}; name their unit with --unit, or the column with --columns event_time=NAME"
     if survey.first > now_ms + FUTURE_MS:
-        return f"every event_time is in the future, the first is {_utc(survey.first // 1000)}: all ticks would be rejected as future"
+        return f"every event_time is in the future, the first is {_utc(survey.first // 1000)}: all ticks would be rejected as future; --rebase moves them to now"
     return None
 
 

@@ -143,11 +143,11 @@ def test_no_broker_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("times", "lines"), [
     ((34_200_000, 34_201_000), [
         "{path}: nothing would be accepted: no event_time is one of 1990 to 2109: as epoch milliseconds the first would be 34200000; "
-        "use --yes to publish anyway"]),
+        "name their unit with --unit, or the column with --columns event_time=NAME (--yes publishes them anyway)"]),
     ((4_000_000_000, 4_000_000_001), [
         "event_time is read as seconds",
         "{path}: nothing would be accepted: every event_time is in the future, the first is 2096-10-02 07:06:40 UTC: all ticks would be rejected as future; "
-        "use --yes to publish anyway"]),
+        "--rebase moves them to now (--yes publishes them anyway)"]),
 ])  # fmt: skip
 def test_a_recording_of_which_nothing_would_be_accepted_stops_before_a_broker_is_asked(
     times: tuple[int, int], lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

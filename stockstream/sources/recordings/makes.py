@@ -33,6 +33,10 @@ _BINANCE_NAME = re.compile(r"([A-Z0-9_]+)-(?:\d+(?:s|m|h|d|w|mo)|trades|aggTrade
 _BOOL = r"(?i:true|false)"
 _ALPHA_VANTAGE_NAME = re.compile(r"(?:intraday_\d+min|daily|daily_adjusted|weekly|weekly_adjusted|monthly|monthly_adjusted)_(.+)", re.IGNORECASE)
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(\d\d)-?(\d\d)(?!\d)")
+_OF_YAHOO = frozenset({
+    "date", "datetime", "open", "high", "low", "close", "adj close", "volume", "dividends", "stock splits", "capital gains", "repaired?", "ticker", "symbol",
+    "", "index",
+})  # fmt: skip
 _ISO_DATE = r"\d{4}-\d\d-\d\d"
 
 
@@ -50,6 +54,10 @@ class Make:
 def _yahoo(shape: Shape) -> Layout:
     columns = shape.columns(symbol=("ticker", "symbol"), event_time=("date", "datetime"), price="close", size="volume")
     return Layout(format="yahoo", kind="bars", columns=columns, provider="yahoo")
+
+
+def _yahoo_fits(shape: Shape) -> bool:
+    return set(shape.names) <= _OF_YAHOO
 
 
 def _alpha_vantage(shape: Shape) -> Layout:
@@ -173,8 +181,8 @@ MAKES: tuple[Make, ...] = (
     Make("binance", "Binance trades", ("id", "price", "qty", "time", "is_buyer_maker"), _binance),
     Make("binance", "Binance trades", ("agg_trade_id", "price", "quantity", "transact_time"), _binance),
     Make("alpha_vantage", "Alpha Vantage bars", ("timestamp", "open", "high", "low", "close", "volume"), _alpha_vantage, _alpha_vantage_fits),
-    Make("yahoo", "Yahoo history", ("date", "open", "high", "low", "close", "volume"), _yahoo, lambda shape: not shape.has("time")),
-    Make("yahoo", "Yahoo history", ("datetime", "open", "high", "low", "close", "volume"), _yahoo),
+    Make("yahoo", "Yahoo history", ("date", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
+    Make("yahoo", "Yahoo history", ("datetime", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
 )
 """The first that fits is taken."""
 FORMATS = ("stockstream", *dict.fromkeys(make.name for make in MAKES))
