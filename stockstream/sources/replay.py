@@ -199,7 +199,8 @@ def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None
     if survey.bad_times:
         return f"{survey.bad_times}; name their unit with --unit, or the column with --columns event_time=NAME"
     if survey.first > now_ms + FUTURE_MS:
-        return f"every event_time is in the future, the first is {_utc(survey.first // 1000)}: all ticks would be rejected as future; --rebase moves them to now"
+        first = _utc(survey.first // 1000)
+        return f"every event_time is in the future, the first is {first}: all ticks would be rejected as future; --rebase moves them to now"
     return None
 
 
