@@ -38,6 +38,8 @@ def command(as_json: bool) -> None:
         return
     click.echo(table(("source", "state", "symbols", "fresh", "newest tick", "workers"), [_row(summary, now_ms) for summary in summaries]))
     for summary in summaries:
+        if text := trouble(summary):
+            click.echo(text)
         for line in _details(summary, now_ms):
             click.echo(f"{summary.source}: {line}")
 
@@ -49,9 +51,7 @@ def _row(summary: SourceSummary, now_ms: int) -> Sequence[str]:
 
 
 def _details(summary: SourceSummary, now_ms: int) -> Iterator[str]:
-    if text := trouble(summary):
-        yield text
-    elif summary.reason:
+    if summary.reason and not trouble(summary):
         yield summary.reason
     others = {state: number for state, number in summary.feeds.items() if state != "fresh" and state not in TROUBLE}
     if others:

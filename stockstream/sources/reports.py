@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -66,6 +66,14 @@ class FeedEntry(msgspec.Struct, kw_only=True):
     age_s: float | None
 
 
+class _Kind(NamedTuple):
+    """The source of a watched symbol, and what is reported of it; no worker if nothing is."""
+
+    source: str
+    worker: str
+    state: FeedState
+
+
 class SourceReports:
     """The newest messages of `watchlist`, `feeds` and `sources`.
 
@@ -79,35 +87,37 @@ class SourceReports:
         self._feeds: dict[str, Feed] = {}
         self._reports: dict[str, SourceReport] = {}
         """By key: `<source>@<worker>`."""
+        self._kinds: dict[str, _Kind] = {}
+        self._counts: Counter[_Kind] = Counter()
+        """How many watched symbols are of each kind, so that a summary need not look at all symbols."""
 
     # ---- messages in
 
     def watch(self, key: bytes, value: bytes | None) -> None:
         """One message of `watchlist`."""
         symbol = composed(key.decode())
-        if value is None:
-            self._watched.pop(symbol, None)
-            return
-        watch = _decode_watch(_within(value))
-        if fault := symbol_fault(symbol) or ("" if len(watch.source) <= MAX_SOURCE else "its source is too long"):
+        watch = None if value is None else _decode_watch(_within(value))
+        if fault := symbol_fault(symbol) or ("its source is too long" if watch is not None and len(watch.source) > MAX_SOURCE else ""):
             raise FrameError(fault)
-        if not watch.active:
+        if watch is None or not watch.active:
             self._watched.pop(symbol, None)
         elif symbol in self._watched or len(self._watched) < MAX_WATCHED:
             self._watched[symbol] = watch.source
+        self._count(symbol)
 
     def feed(self, key: bytes, value: bytes | None) -> None:
         """One message of `feeds`."""
         symbol = composed(key.decode())
-        if value is None:
-            self._feeds.pop(symbol, None)
-            return
-        feed = _decode_feed(_within(value))
+        feed = None if value is None else _decode_feed(_within(value))
         if fault := symbol_fault(symbol):
             raise FrameError(fault)
-        _require_times(feed.since, feed.last_event_time, feed.at)
-        if symbol in self._feeds or len(self._feeds) < MAX_WATCHED:
-            self._feeds[symbol] = feed
+        if feed is None:
+            self._feeds.pop(symbol, None)
+        else:
+            _require_times(feed.since, feed.last_event_time, feed.at)
+            if symbol in self._feeds or len(self._feeds) < MAX_WATCHED:
+                self._feeds[symbol] = feed
+        self._count(symbol)
 
     def report(self, key: bytes, value: bytes | None) -> None:
         """One message of `sources`."""
@@ -122,11 +132,25 @@ class SourceReports:
         if len(self._reports) > MAX_REPORTS:
             del self._reports[min(self._reports, key=lambda held: self._reports[held].at)]
 
+    def _count(self, symbol: str) -> None:
+        """Counts the symbol anew."""
+        before = self._kinds.pop(symbol, None)
+        if before is not None:
+            self._counts[before] -= 1
+            if not self._counts[before]:
+                del self._counts[before]
+        source = self._watched.get(symbol)
+        if source is not None:
+            feed = self._feeds.get(symbol)
+            kind = _Kind(source, feed.worker, feed.state) if feed is not None and feed.source == source else _Kind(source, "", "waiting")
+            self._kinds[symbol] = kind
+            self._counts[kind] += 1
+
     # ---- answers
 
     def known_sources(self, now_ms: int) -> list[str]:
         """The sources that a worker runs or the watchlist names, in alphabetical order."""
-        return sorted({report.source for report in self._fresh(now_ms)} | set(self._watched.values()))
+        return sorted({report.source for report in self._fresh(now_ms)} | {kind.source for kind in self._counts})
 
     def watched(self, symbol: str) -> str | None:
         """The source of a symbol on the watchlist; None if it is not there."""
@@ -148,9 +172,8 @@ class SourceReports:
             reports.setdefault(report.source, []).append(report)
         workers = {(source, report.worker) for source, of in reports.items() for report in of}
         feeds: dict[str, Counter[str]] = {}
-        for symbol, source in self._watched.items():
-            feed = _ingested(self._feeds.get(symbol), source, workers)
-            feeds.setdefault(source, Counter())[feed.state if feed else "waiting"] += 1
+        for kind, number in self._counts.items():
+            feeds.setdefault(kind.source, Counter())[kind.state if (kind.source, kind.worker) in workers else "waiting"] += number
         return [_summary(source, reports.get(source, []), feeds.get(source, Counter())) for source in self.known_sources(now_ms)]
 
     def entries(self, now_ms: int, source: str | None = None, state: str | None = None, after: str = "") -> Iterator[FeedEntry]:
@@ -179,17 +202,18 @@ def trouble(summary: SourceSummary) -> str:
     if down:
         how = "has failed" if summary.state == "failed" else "is stopped until its settings change"
         parts.append(f"{source} {how}{_where(summary)}" + (f": {summary.reason}" if summary.reason else ""))
-    elif summary.reason and summary.state == "running":
+    elif summary.reason and summary.state in ("running", "starting"):
         parts.append(f"{source}: {summary.reason}")
     if spent := [budget for budget in summary.budgets if budget.left <= 0 and budget.per == "day"]:
         parts.append(f"{source} has used its {counted(spent[0].limit, 'request')} of the day; the next at {clock_time(spent[0].resets_at)}")
     lost = [connection for report in summary.workers for connection in report.connections if connection.state in ("silent", "closed")]
-    if lost and not down:
+    if lost and not summary.reason:
         why = f" ({lost[0].reason})" if lost[0].reason else ""
         of = sum(len(report.connections) for report in summary.workers)
         parts.append(f"{len(lost)} of {counted(of, 'connection')} of {source} {'is' if len(lost) == 1 else 'are'} {lost[0].state}{why}")
     if not down:
-        parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)}" for state in TROUBLE if summary.feeds.get(state)]
+        single = [state for state in TROUBLE if summary.feeds.get(state) and not (state == "failed" and parts)]
+        parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)}" for state in single]
     return shortened("; ".join(parts))
 
 

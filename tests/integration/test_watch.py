@@ -55,7 +55,7 @@ def test_the_watchlist_from_the_command_line(line: Line) -> None:
     first, second = line.get("/api/sources/simulated/symbols")["items"]
     assert (first["symbol"], first["state"], second["symbol"]) == ("BRK-B", "fresh", "ZIWEC") and first["age_s"] < 60
     shown = run("sources")
-    assert "simulated  running  2" in shown and f"yahoo: {note}" in shown
+    assert "simulated  running  2" in shown and f"\n{note}\n" in shown
     wait_until(lambda: {row["symbol"]: row["session"] for row in line.get("/api/symbols?q=BRK")["items"]} == {"BRK-B": "always"}, LONGEST_S, "its session")
     assert line.get("/api/gaps?symbol=ZIWEC") == {"items": [], "next": None}
 

@@ -178,9 +178,9 @@ def test_what_workers_report(run: Run, settings: Settings) -> None:
     assert [" ".join(line.split()[:4]) for line in lines[1:4]] == ["alpha_vantage running 0 0", "simulated failed 0 0", "yahoo running 3 1"]
     assert lines[4:] == [
         "alpha_vantage: requests left: 1 of 1 this second, 4 of 25 this day until 05:00 UTC",
-        "simulated: simulated has failed: the disk is full",
+        "simulated has failed: the disk is full",
         lines[6],
-        "yahoo: 1 of 2 connections of yahoo is silent (no frame for 20 s)",
+        "1 of 2 connections of yahoo is silent (no frame for 20 s)",
         "yahoo: symbols: 1 closed, 1 waiting",
         "yahoo: 2 connections with 3 symbols: 1 open, 1 silent",
         "yahoo: last error: no network",

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stockstream.errors import FrameError
 from stockstream.records import Budget, Connection, Feed, SourceReport
@@ -107,6 +110,9 @@ def test_an_error_that_is_over_is_still_the_last_one() -> None:
         ([], [], [report(connections=(
             Connection(name="1", state="open", symbols=2, since=NOW), Connection(name="2", state="silent", symbols=2, since=NOW, reason="no frame for 20 s"),
          ))], "1 of 2 connections of yahoo is silent (no frame for 20 s)"),
+        ([watch("A"), watch("B")], [feed("A", state="failed"), feed("B", state="unknown_symbol")], [report(state="starting", reason="no network", connections=(
+            Connection(name="1", state="closed", symbols=2, since=NOW, reason="no network"),
+         ))], "yahoo: no network; 1 symbol of yahoo: unknown symbol"),
         ([], [], [report(state="failed", reason="x"), report("alpha_vantage", state="failed", reason="y")], "alpha_vantage has failed: y; yahoo has failed: x"),
     ],
 )  # fmt: skip
@@ -120,6 +126,26 @@ def test_deleted_messages_are_forgotten() -> None:
     of.feed(b"AAPL", None)
     of.report(b"yahoo@a:1", None)
     assert of.known_sources(NOW) == [] and list(of.entries(NOW)) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from(["watch", "feed", "unwatch", "forget"]), st.sampled_from(["yahoo", "simulated"]),
+                          st.sampled_from(["a:1", "gone:1"]), st.sampled_from(["fresh", "quiet"])), max_size=30))  # fmt: skip
+def test_a_summary_counts_what_the_entries_are(steps: list[tuple[str, str, str, str, str]]) -> None:
+    of = reports(of=[report(), report("simulated")])
+    for symbol, step, source, worker, state in steps:
+        match step:
+            case "watch":
+                of.watch(*watch(symbol, source))
+            case "feed":
+                of.feed(*feed(symbol, worker, source, state=state))
+            case "unwatch":
+                of.watch(symbol.encode(), None)
+            case _:
+                of.feed(symbol.encode(), None)
+    counted: dict[str, Counter[str]] = {}
+    for entry in of.entries(NOW):
+        counted.setdefault(entry.source, Counter())[entry.state] += 1
+    assert {summary.source: summary.feeds for summary in of.summaries(NOW) if summary.feeds} == counted
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"symbol": 1}', b"[" * 100_000, b"x" * 100_000, b"\xff"])
