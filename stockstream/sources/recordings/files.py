@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class DataFile:
         self.header = self._first[:rows]
         self._fill(self._first[rows:])
 
-    def batches(self, columns: Sequence[int], torn: Callable[[int, str], None], advance: Callable[[int], None] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[int], torn: Callable[[int, str], None], advance: Callable[[int], None] | None = None) -> Generator[pa.RecordBatch]:
         """All rows, some thousands at a time, of these columns, whose names are their numbers. CSV is read as texts.
 
         `torn` gets number and text of each row that has not as many columns as the header; `advance` the bytes of the file that were read since the last call.

@@ -18,15 +18,22 @@ _SPACES = str.maketrans("", "", " \u00a0\u202f'_$€£¥")
 
 
 def decimal_sign(samples: Iterable[str], delimiter: str) -> str:
-    """The decimal sign of a file's numbers, `.` or `,`, by some of them. `1,234` alone has thousands, except in a file with another delimiter than a comma."""
-    with_comma = [text.strip().translate(_SPACES) for text in samples if "," in text]
-    if not with_comma:
-        return "."
-    if any("." in text for text in with_comma):
-        return "," if any(text.rfind(",") > text.rfind(".") for text in with_comma if "." in text) else "."
-    if all(_GROUPS.fullmatch(text) for text in with_comma) and delimiter in ",\t|":
-        return "."
-    return ","
+    """The decimal sign of a file's numbers, `.` or `,`, by some of them.
+
+    Where each could have thousands only (`1,234`), a comma is one of thousands, except in a file with another delimiter than a comma.
+    """
+    point = comma = thousands = False
+    for text in (sample.strip().translate(_SPACES) for sample in samples):
+        if "," in text and "." in text:
+            point, comma = point or text.rfind(".") > text.rfind(","), comma or text.rfind(",") > text.rfind(".")
+        elif "," in text:
+            grouped = _GROUPS.fullmatch(text) is not None
+            comma, thousands = comma or not grouped, thousands or grouped
+        elif "." in text:
+            point = point or not _GROUPS.fullmatch(text.translate(_SWAPPED))
+    if comma == point:
+        return "," if (comma or thousands) and delimiter == ";" else "."
+    return "," if comma else "."
 
 
 def numbers(column: pa.Array, decimal: str = ".") -> NDArray[np.float64]:

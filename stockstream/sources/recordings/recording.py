@@ -6,6 +6,7 @@ with a bid or an ask is a quote. Equal rows are separate ticks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -219,7 +220,8 @@ class Recording:
     def _look_ahead(self) -> None:
         """Reads the first rows: whether the newest come first, and how long a bar is."""
         self._times = self._event_times(self._options.unit or self.layout.unit)
-        batch = next(self._file.batches(self._read, lambda row, text: None), None)
+        with contextlib.closing(self._file.batches(self._read, lambda row, text: None)) as batches:
+            batch = next(batches, None)
         if batch is None:
             self._set_interval(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
             return
