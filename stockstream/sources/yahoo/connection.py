@@ -2,9 +2,9 @@
 
 yfinance's own client cannot run unattended: it does not reconnect after a lost socket, and spins after a clean close. Here
 
-- a subscription counts when its symbols are heard: those that are not are subscribed again after PROOF_S, then with every client message;
-- a client message goes out every MESSAGE_S (the server falls silent after 20 to 25 minutes without one): the whole list of symbols;
-- a socket that is open but silent is closed after a patience that knows how often frames usually come, and whether a market is open;
+- a subscription counts when its symbols are heard: those that are not are subscribed again after `proof_s`, then with every client message;
+- a client message goes out every `message_s` (the server falls silent after 20 to 25 minutes without one): the whole list of symbols;
+- a socket that falls silent is subscribed again, and closed after a patience that knows how often frames usually come, and whether a market is open;
 - pauses between attempts grow, with jitter, and start over only after a price has come.
 """
 
@@ -251,7 +251,8 @@ class Connection:
                 if self.unheard:
                     await self._send(socket, "unsubscribe", self.unheard)
                 await self._send(socket, "subscribe", self.symbols)
-            self._watch(now)
+            if self._watch(now):
+                await self._send(socket, "subscribe", self.symbols)
             wake = min(now + timing.check_s, next_message, *proofs[:1])
             try:
                 async with asyncio.timeout(max(wake - time.monotonic(), 0.001)):
@@ -259,20 +260,23 @@ class Connection:
             except TimeoutError:
                 pass
 
-    def _watch(self, now: float) -> None:
+    def _watch(self, now: float) -> bool:
+        """Whether the socket has just fallen silent, so that its subscription may be forgotten. Raises `_Lost` for a silence that is too long."""
         if self._held:
             self._last_message = now                                     # the reader is held back: no silence of the server
         silence = now - (self._last_message or now)
         if silence < self._timing.patience_s / 2 or (market := self._market(self.symbols)) == "closed":
-            return
+            return False
         least = self._timing.patience_s if market == "open" else self._timing.thin_patience_s
         patience = min(least * 2 ** min(self._silences, 10), max(self._timing.most_patience_s, least))
         patience = max(patience, min(max(USUAL_TIMES * self._usual_s, LONGEST_TIMES * self._longest_s), self._timing.most_patience_s))
         if silence > patience:
             self._silences += 1
             raise _Lost(f"silent for {silence:.0f} s while a market is open")
+        fell_silent = silence > patience / 2 and self.state == "open"
         if silence > patience / 2:
             self._change("silent", f"no frame for {silence:.0f} s")
+        return fell_silent
 
     async def _send(self, socket: aiohttp.ClientWebSocketResponse[bool], what: str, symbols: Collection[str]) -> None:
         if what == "subscribe":
