@@ -224,7 +224,7 @@ class YahooStream:
                 logged = trouble
                 logger.warning("yahoo: %s; it is tried again every few seconds", trouble)
             elif not trouble and since is not None:
-                heard = sum(symbol in self._feeds for symbol in self._wanted)
+                heard = sum(len(connection.symbols) - len(connection.unheard) for connection in self._connections)
                 logger.info("yahoo: all connections are back after %.0f s; %d of %d symbols heard", time.monotonic() - since, heard, len(self._wanted))
                 since, logged = None, ""
 

@@ -220,6 +220,14 @@ async def test_symbols_that_are_not_heard_are_subscribed_again_and_shown() -> No
         assert reader.source.health().feeds["NVDA"].state is None
 
 
+async def test_a_symbol_that_is_never_heard_while_others_are_has_a_dead_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stockstream.sources.yahoo.streaming.DEAD_S", 0.5)
+    async with Server(rate=10, unknown=["NVDA"]) as server, reading(server, of=5) as reader:
+        await reader.until(lambda: reader.source.health().feeds["NVDA"].state == "feed_dead", "it is shown")
+        assert reader.source.health().feeds["NVDA"].reason.startswith("not heard in ")
+        assert reader.source.health().feeds["AAPL"].state is None
+
+
 async def test_the_whole_list_goes_out_as_client_message_so_that_the_server_does_not_fall_silent() -> None:
     async with Server(rate=10, idle_s=2.5) as server, reading(server, of=5) as reader:
         begun = time.monotonic()
