@@ -64,8 +64,8 @@ class PredictionSummary(msgspec.Struct, kw_only=True):
 
 class SymbolSummary(msgspec.Struct, kw_only=True):
     """One line of the list of symbols; the market's fields are null until a second of the symbol has closed. `age_s` is how long ago that second ended,
-    by this worker's clock; `stale` where that is more than 60 s and the exchange is in its session, or its sessions are not known. `session` is the
-    exchange's state, such as `regular`, `closed` or `holiday`; null if it is not known."""
+    by this worker's clock; `stale` where that is more than 60 s and `delay_s`, by which its source is delayed, and the exchange is in its session, or its
+    sessions are not known. `session` is the exchange's state, such as `regular`, `closed` or `holiday`; null if it is not known."""
 
     symbol: str
     name: str | None
@@ -75,6 +75,7 @@ class SymbolSummary(msgspec.Struct, kw_only=True):
     source: str | None
     second: int | None
     age_s: int | None
+    delay_s: int
     stale: bool | None
     price: float | None
     return_60s: float | None

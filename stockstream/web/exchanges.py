@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from stockstream.sources.sessions import UNKNOWN, Session, Sessions
+from stockstream.sources.yahoo.frames import NAME
 
 MAX_EXCHANGES = 200
+DELAY_S = 1_200
+"""How late ticks of Yahoo's delayed exchanges come at most: 15 to 20 minutes, by exchange."""
+
+
+def delay_of(source: str) -> int:
+    """How much later than they happen the ticks of a `source` come, in seconds: those of `yahoo.<EXCHANGE>` are delayed."""
+    return DELAY_S if source.startswith(f"{NAME}.") else 0
 
 
 class Exchanges:

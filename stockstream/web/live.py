@@ -47,7 +47,7 @@ from stockstream.web.answers import (
     whole_or_null,
 )
 from stockstream.web.bars import NO_BARS, Array, BarRings, answered
-from stockstream.web.exchanges import Exchanges
+from stockstream.web.exchanges import Exchanges, delay_of
 from stockstream.web.gap_index import GapIndex
 from stockstream.web.message_checks import (
     MAX_ALERT_BYTES,
@@ -479,10 +479,12 @@ class Live:
         second = row("second")
         age_s = None if second is None or now is None else max(0, int(now - second - 1))
         exchange = text("exchange") or exchange_of(symbol)
-        session = self.exchanges.at(exchange, now)
+        delay_s = delay_of(row("source") or "")
+        session, then = self.exchanges.at(exchange, now), self.exchanges.at(exchange, None if now is None else now - delay_s)
         return SymbolSummary(
             symbol=symbol, name=text("name"), currency=text("currency"), exchange=exchange, session=None if session.state == "unknown" else session.state,
-            source=row("source"), second=second, age_s=age_s, stale=None if age_s is None else age_s > STALE_S and session.is_open is not False,
+            source=row("source"), second=second, age_s=age_s, delay_s=delay_s,
+            stale=None if age_s is None else age_s > STALE_S + delay_s and session.is_open is not False and then.is_open is not False,
             price=row("price"), return_60s=row("return_60s"), volume_5m=row("volume_5m"), quality=row("quality"),
             prediction=self._prediction_summary(symbol), open_alerts=self._alerts.open_of(symbol),
         )  # fmt: skip

@@ -127,7 +127,8 @@ export class SymbolTable {
     const session = this.sessions[row.exchange];
     const closed = CLOSED.includes(session);
     const state = closed ? { pre: "pre-market", post: "after hours" }[session] ?? session : "stale";
-    put(6, cells[6], age > STALE_S ? `${state}, ${ago(Math.floor(age))}` : time(row.second), age > STALE_S ? `number ${closed ? "quiet" : "stale"}` : "number");
+    const old = age > STALE_S + (row.delay_s ?? 0);
+    put(6, cells[6], old ? `${state}, ${ago(Math.floor(age))}` : time(row.second), old ? `number ${closed ? "quiet" : "stale"}` : "number");
     cells[6].title = stamp(row.second);
   }
 }

@@ -126,6 +126,7 @@ async def test_a_symbol_is_stale_only_while_its_exchange_is_open(make: Any, stat
     live, now = Live(sessions=Sessions(load)), int(time.time())
     live.metadata("OLD", b'{"exchange": "NMS"}')
     live.frame(0, make.frame([make.row("OLD", now - 90), make.row("BTC-USD", now - 90), make.row("ELSE", now - 90), make.row("FAR.L", now - 90)]))
+    live.frame(1, make.frame([make.row("LATE.L", now - 1_000, source="yahoo.LSE"), make.row("LATER.L", now - 1_300, source="yahoo.LSE", offset=11)]))
     async with serving(live) as client:
         await get(client, "/api/symbols")
         async with asyncio.timeout(PATIENCE_S):
@@ -135,7 +136,7 @@ async def test_a_symbol_is_stale_only_while_its_exchange_is_open(make: Any, stat
         items = {item["symbol"]: (item["exchange"], item["session"], item["stale"]) for item in (await get(client, "/api/symbols"))["items"]}
         assert items == {
             "OLD": ("NMS", None if state == "unknown" else state, stale), "BTC-USD": ("CCC", "always", True), "ELSE": (None, None, True),
-            "FAR.L": ("LSE", None, True),
+            "FAR.L": ("LSE", None, True), "LATE.L": ("LSE", None, False), "LATER.L": ("LSE", None, True),
         }  # fmt: skip
 
 
