@@ -82,7 +82,7 @@ def add(current: Cells, past: Cells, ticks: Ticks) -> None:
     """Adds ticks to their seconds, one after the other in log order; a price of NaN is a quote's. A correction adds to volume and notional alone."""
     at, before = current.at(ticks.symbol, ticks.second), past.at(ticks.symbol, ticks.second)
     if ticks.away_s is not None and ticks.away_s.any():
-        current.gaps = True
+        current.last_gap = max(current.last_gap, int(ticks.second[ticks.away_s > 0].max()))
         np.maximum.at(current.flat("away_s"), at, ticks.away_s)
     price, size, flags = ticks.price, ticks.size, ticks.flags
     priced = ~np.isnan(price)
@@ -146,7 +146,7 @@ def _carry_prices(current: Cells, past: Cells, indexes: slice | Ints, first: int
     change = np.zeros(price.shape)
     change[moved] = np.log(price[moved] / former[moved])
     current.of("last")[here, indexes], current.of("series_start")[here, indexes] = seen, series_start
-    if current.gaps:
+    if first <= current.last_gap + WINDOW_S:
         away = np.where(current.of("away_s")[here, indexes] > 0, second, NOT_YET)
         current.of("last_away")[here, indexes] = _running(np.maximum, current.of("last_away")[before_current, indexes], away)
     past.of("price")[there, indexes], past.of("log_return")[there, indexes] = price, change
@@ -242,7 +242,7 @@ def statistics(current: Cells, past: Cells, indexes: Ints, seconds: Ints) -> dic
         flags["partial"] = length < WINDOW_S
         if current.parts:
             flags["accrued"] = get["accrued"] > 0
-        if current.gaps:
+        if len(second) and second.min() <= current.last_gap + WINDOW_S:
             flags["gap"] = second - current.flat("last_away").take(current.at(indexes, seconds)) < WINDOW_S
         flags["after_gap"], flags["new_series"] = silent, get["new_series"] > 0
         flags["possible_split"] = possible_split(np.where(np.isnan(former), out["price_before_gap"], former), out["open"])

@@ -96,8 +96,9 @@ class Cells:
         """The fields that are not `INTS` are floats: `floats` and `of` show them so."""
         self.parts = False
         """Whether a cell has ever had parts of shares, or accrued volume. Before, they are neither summed nor looked up."""
-        self.gaps = False
-        """Whether a cell has ever had a gap of the feed. Before, `last_away` is neither carried nor looked up."""
+        self.last_gap = NEVER
+        """The newest second with a gap of the feed. More than a window after it, `last_away` is neither carried nor looked up: what its columns still hold is
+        older than that."""
         self.blank = True
         """Whether no second has a column yet."""
         self.last = NEVER

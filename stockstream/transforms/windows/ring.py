@@ -345,7 +345,7 @@ class Ring:
                 self.heard[indexes] = pending
                 self.current.parts |= bool(stored[_PARTS].any())
                 if stored[_AWAY].any():
-                    self.current.gaps = True
+                    self.current.last_gap = max(self.current.last_gap, pending)
                     self.gaps.restored(np.arange(len(self.symbols))[indexes], pending, stored[_AWAY])
                 begun = np.flatnonzero(stored[STORED.index("new_series")])
                 if len(begun):

@@ -63,6 +63,17 @@ def test_a_row_whose_window_reaches_into_the_gap_has_the_flag(chunk: int) -> Non
 
 
 @CHUNKS
+def test_several_gaps_far_apart_and_late(chunk: int) -> None:
+    """No other row is inside them."""
+    ends, late = [30, 1_000, 1_295, 2_000], [(1_315, 1_306), (1_640, 1_635)]
+    ticks = [tick(second, **({"gap_from": at(second - 1)} if second in ends else {})) for second in range(2_400)]
+    for place, second in reversed(late):
+        ticks.insert(place, tick(second, gap_from=at(second - 1)))
+    wanted = [second for second in range(2_400) if any(0 <= second - end < 300 for end in (*ends, *(second for _, second in late)))]
+    assert sorted(flagged(ticks, chunk)) == wanted
+
+
+@CHUNKS
 def test_a_quote_may_be_the_first_tick_after_the_gap(chunk: int) -> None:
     assert flagged([tick(0), tick(20, price=None, size=0, bid=9.9, gap_from=at(0)), tick(25)], chunk) == [20, 25]
 
