@@ -44,9 +44,10 @@ def open_sources(
     if uses_yahoo(settings):
         yahoo = yahoo or open_yahoo(settings, clock, request_log=request_log, worker=worker)
     if "yahoo" in settings.source and yahoo is not None:
+        metadata = YahooMetadata(yahoo)
         sources["yahoo"] = YahooStream(
-            settings.yahoo_stream_url, clock=clock, session_at=sessions.at, exchange_of=exchange_of,
-            describe=partial(YahooMetadata(yahoo).describe, source="yahoo"),
+            settings.yahoo_stream_url, clock=clock, session_at=sessions.at, exchange_of=exchange_of, describe=partial(metadata.describe, source="yahoo"),
+            unknown=metadata.unknown,
         )  # fmt: skip
     if "yahoo_polling" in settings.source and yahoo is not None:
         sources["yahoo_polling"] = YahooPolling(yahoo, clock=clock)

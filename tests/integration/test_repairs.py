@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -18,7 +22,7 @@ from stockstream.commands.verify import check
 from stockstream.kafka.admin import producer_options
 from stockstream.kafka.topic_reader import TopicReader
 from stockstream.records import Repair
-from stockstream.settings import Settings
+from stockstream.settings import Settings, load_settings
 from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.stores import FileStore
 from stockstream.sources.base import SystemClock
@@ -26,6 +30,7 @@ from stockstream.sources.quota import MemoryRequestLog, Scheduler
 from stockstream.sources.yahoo.query import YahooQuery
 from stockstream.sources.yahoo.repair import Repairer
 from stockstream.transforms.partitioning import home_partition
+from tests.faults.workers import Worker, wait_until
 from tests.kafka import Cluster
 from tests.patience import PATIENCE_S
 from tests.standins.yahoo_query import YahooQueryServer, bar_of, listings
@@ -166,3 +171,66 @@ async def test_positions_of_a_topic_reader(kafka: Cluster, prefix: str) -> None:
         assert await reader.poll({0: 3, 1: 3}) == {}
     finally:
         await reader.stop()
+
+
+class Polling:
+    """A worker with the source `yahoo_polling` and an archive, and Yahoo's stand-in in a thread."""
+
+    def __init__(self, where: str, prefix: str, folder: Path, server: YahooQueryServer, symbols: Sequence[str]) -> None:
+        own = {
+            "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": prefix, "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
+            "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_SESSION_TIMEOUT_S": "120",
+            "STOCKSTREAM_SOURCE": "yahoo_polling", "STOCKSTREAM_SYMBOLS": ",".join(symbols), "STOCKSTREAM_PARTITIONS": str(PARTITIONS),
+            "STOCKSTREAM_YAHOO_QUERY_URL": server.url, "STOCKSTREAM_YAHOO_BUDGET": "50/s,100000/d", "STOCKSTREAM_ARCHIVE_FLUSH_S": "1",
+        }  # fmt: skip
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_")} | own
+        self.settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
+        self.worker = Worker("worker", environment, folder)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.worker.port}{path}", timeout=PATIENCE_S) as answer:
+            return json.loads(answer.read())
+
+    def spent_today(self) -> int:
+        """Requests of the day's budget that are spent."""
+        (day,) = [budget for budget in self.get("/api/sources")["items"][0]["budgets"] if budget["per"] == "day"]
+        return int(day["limit"]) - int(day["left"])
+
+    async def until(self, what: str, condition: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(wait_until, partial(_or_none, condition), 30.0, what)
+
+
+def _or_none(condition: Callable[[], Any]) -> Any:
+    try:
+        return condition()
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+async def test_a_worker_polls_describes_and_repairs(kafka: Cluster, prefix: str, tmp_path: Path) -> None:
+    server = YahooQueryServer(listings(["AAPL", "MSFT"]))
+    await server.start()
+    line = Polling(kafka.bootstrap, prefix, tmp_path, server, ["AAPL", "MSFT", "NOPE"])
+    line.worker.start()
+    try:
+        rows = await line.until("prices", lambda: len(found := [row for row in line.get("/api/symbols")["items"] if row["price"]]) == 2 and found)
+        assert [(row["symbol"], row["source"]) for row in rows] == [("AAPL", "yahoo_polling.AAPL"), ("MSFT", "yahoo_polling.MSFT")]
+        described = await line.until("the metadata", lambda: line.get("/api/symbols/AAPL")["metadata"])
+        assert described["name"] == "AAPL Inc." and described["currency"] == "USD" and described["previous_close"] and described["market_cap"]
+        feeds = "/api/sources/yahoo_polling/symbols?state=unknown_symbol"
+        (unknown,) = await line.until("the unknown symbol is shown", lambda: line.get(feeds)["items"])
+        assert unknown["symbol"] == "NOPE" and unknown["reason"] == "Yahoo does not know NOPE"
+        spent = await line.until("the budget", line.spent_today)
+        assert 3 <= spent <= len(server.requests)
+        await put(line.settings, "gaps", [gap_of("AAPL", 3)])
+        archive = FileStore(tmp_path / "archive")
+        await line.until("the gap is repaired", lambda: check(archive).repaired == 3)
+        server.fail("rate_limited")
+        await line.until("the limit is shown", lambda: "429" in line.get("/api/sources")["items"][0]["last_error"])
+        await asyncio.to_thread(line.worker.stop)
+    finally:
+        await asyncio.to_thread(line.worker.close)
+        await server.stop()
+    report = check(FileStore(tmp_path / "archive"))
+    assert report.faults == [] and report.repaired == 3
+    assert "Traceback" not in line.worker.log.read_text()

@@ -64,6 +64,11 @@ class YahooMetadata:
                 self.notes[symbol] = note_of(quote)
         return quotes
 
+    def unknown(self, symbol: str) -> str:
+        """Why Yahoo does not know a symbol; empty if it does, or was not asked."""
+        note = self.notes.get(symbol)
+        return note.reason if note is not None and note.state == "unknown_symbol" else ""
+
     def forget(self, wanted: Collection[str]) -> None:
         """Drops the notes of all other symbols."""
         self.notes = {symbol: note for symbol, note in self.notes.items() if symbol in wanted}

@@ -34,6 +34,7 @@ REQUEST_S = 10.0
 CALL_S = 35.0
 """Time limit of one call: with a new cookie and crumb, and with yfinance's second attempt after a refusal, it makes up to seven requests."""
 MINUTE_MS = 60_000
+ACCOUNT_S = 15.0
 FIRST_REQUESTS = 3
 """HTTP requests of a first call: cookie, crumb, and its own."""
 HOST = "yahoo.com"
@@ -101,14 +102,16 @@ class YahooQuery:
             grants = [await self.quota.acquire(symbols)]
             while self._session is None and len(grants) < FIRST_REQUESTS:
                 grants.append(await self.quota.acquire())
-            before = self._made
+            before, fault = self._made, None
             try:
                 answer = await self._answer(base, path, params)
             except SourceUnavailable as error:
-                await self.quota.report("rate" if isinstance(error, YahooLimited) else "unanswered", reason=str(error))
-                raise
+                fault = error
             finally:
                 await self._account(grants, self._made - before)
+            if fault is not None:                                        # after the account, which a pause would hold up
+                await self.quota.report("rate" if isinstance(fault, YahooLimited) else "unanswered", reason=str(fault))
+                raise fault
             await self.quota.report(None)
             return answer
 
@@ -124,12 +127,13 @@ class YahooQuery:
     async def _account(self, grants: Sequence[Grant], made: int) -> None:
         """Gives back the requests that were not made, and counts those made beyond the grants: yfinance tries again after a refusal."""
         try:
-            for grant in grants[max(made, 0) :]:
-                await self.quota.give_back(grant)
-            for _ in range(made - len(grants)):
-                await self.quota.acquire()
-        except (SourceUnavailable, BrokerError) as error:
-            logger.warning("yahoo: the budget of requests is not exact: %s", error)
+            async with asyncio.timeout(ACCOUNT_S):
+                for grant in grants[made:]:
+                    await self.quota.give_back(grant)
+                for _ in range(made - len(grants)):
+                    await self.quota.acquire()
+        except (SourceUnavailable, BrokerError, TimeoutError) as error:
+            logger.warning("yahoo: the budget of requests is not exact: %s", str(error) or "timed out")
 
     # ---- in a thread
 

@@ -75,6 +75,7 @@ class YahooStream:
         session_at: the session of an exchange, by its code, at a time in epoch ms; must not wait. An exchange whose session is not known counts as open.
         describe: metadata of symbols, which the stream does not give.
         exchange_of: the exchange of a symbol as far as its name shows it.
+        unknown: why Yahoo does not know a symbol, as far as its metadata were requested; empty otherwise.
         chance: random numbers from 0 to 1, for the pauses between attempts.
     """
 
@@ -83,10 +84,10 @@ class YahooStream:
 
     def __init__(
         self, url: str, *, clock: Clock | None = None, timing: Timing = USUAL, session_at: SessionAt | None = None, describe: Describe | None = None,
-        exchange_of: Callable[[str], str | None] = exchange_of,
+        exchange_of: Callable[[str], str | None] = exchange_of, unknown: Callable[[str], str] = lambda symbol: "",
         chance: Callable[[], float] = random.random, symbols_a_connection: int = SYMBOLS_A_CONNECTION,
     ) -> None:  # fmt: skip
-        self._exchange_by_name = exchange_of
+        self._exchange_by_name, self._unknown = exchange_of, unknown
         self._url, self._clock, self._timing, self._session_at, self._describe, self._chance = url, clock or SystemClock(), timing, session_at, describe, chance
         self._most = symbols_a_connection
         self._wanted: frozenset[str] = frozenset()
@@ -302,6 +303,8 @@ class YahooStream:
                 if note is None:
                     note = self._notes[exchange] = FeedNote(exchange=exchange)
                 notes[symbol] = note
+            elif reason := self._unknown(symbol):
+                notes[symbol] = FeedNote(state="unknown_symbol", reason=reason, exchange=exchange)
             elif connection.state not in ("open", "silent"):
                 state: FeedState = "failed" if connection.losses else "waiting"
                 notes[symbol] = FeedNote(state=state, reason=f"connection {connection.name}: {connection.reason}", exchange=exchange)

@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 
 from stockstream.budgets import Limits
-from stockstream.sources.base import Batch, FeedNote, SourceUnavailable, SymbolInfo
+from stockstream.settings import Settings
+from stockstream.sources.base import Batch, FeedNote, SourceUnavailable, SymbolInfo, SystemClock
+from stockstream.sources.opening import open_sources
 from stockstream.sources.quota import MemoryRequestLog, Scheduler
 from stockstream.sources.yahoo.polling import CLOSED_S, POLL_S, YahooPolling
 from stockstream.sources.yahoo.query import YahooLimited, YahooQuery
 from stockstream.sources.yahoo.quotes import info_of, note_of, tick_of
 from tests.contracts.source import FakeClock, SourceContract, gather
+from tests.patience import PATIENCE_S
 from tests.standins.yahoo_query import Listing, YahooQueryServer, listings
+from tests.standins.yahoo_stream import YahooStream as StreamServer
 
 OPEN_MS = 1_764_600_000_000                                              # 2025-12-01 14:40 UTC
 FROM_DOCS: dict[str, Any] = {
@@ -226,3 +230,28 @@ def test_real_quotes_through_yfinance_have_all_metadata(tmp_path: Path) -> None:
     (info,) = asyncio.run(main())
     assert (info.symbol, info.source, info.name, info.currency, info.exchange) == ("VOD.L", "yahoo_polling", "Vodafone Group plc", "GBp", "LSE")
     assert info.previous_close and info.market_cap == 1_000_000_000
+
+
+async def test_the_stream_has_its_metadata_and_its_unknown_symbols_from_the_same_service(tmp_path: Path) -> None:
+    query = YahooQueryServer(listings(["AAPL"]))
+    await query.start()
+    try:
+        async with StreamServer(rate=20, unknown=["NOPE"]) as server:
+            settings = Settings(
+                source="yahoo,yahoo_polling", yahoo_stream_url=server.url, yahoo_query_url=query.url, state_dir=tmp_path, yahoo_budget="50/s,1000/d"
+            )
+            sources = open_sources(settings, SystemClock())
+            assert sorted(sources) == ["yahoo", "yahoo_polling"]
+            stream = sources["yahoo"]
+            stream.subscribe(["AAPL", "NOPE"])
+            await stream.start()
+            try:
+                (info,) = await stream.describe(["AAPL", "NOPE"])
+                assert (info.symbol, info.source, info.name) == ("AAPL", "yahoo", "AAPL Inc.")
+                await asyncio.wait_for(gather(stream, 1), PATIENCE_S)
+                notes = stream.health().feeds
+                assert notes["NOPE"].state == "unknown_symbol" and notes["NOPE"].reason == "Yahoo does not know NOPE" and notes["AAPL"].state is None
+            finally:
+                await stream.stop()
+    finally:
+        await query.stop()

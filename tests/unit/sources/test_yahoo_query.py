@@ -34,6 +34,10 @@ async def yahoo(folder: Path, names: tuple[str, ...] = ("AAPL", "MSFT"), limits:
         await server.stop()
 
 
+def clock_of(asked: YahooQuery) -> FakeClock:
+    return asked.quota._clock                                            # type: ignore[return-value]
+
+
 def run(folder: Path, use: Callable[[YahooQueryServer, YahooQuery], Awaitable[T]], **options: str) -> T:
     async def main() -> T:
         async with yahoo(folder, **options) as (server, asked):          # type: ignore[arg-type]
@@ -99,8 +103,10 @@ def test_each_failure_has_its_own_line_and_ends(
         with pytest.raises(kind, match=text) as failure:
             await asked.quotes(["AAPL"])
         assert "\n" not in str(failure.value) and len(str(failure.value)) < 400
+        began = clock_of(asked).ms
         server.fail("")
         assert list(await asked.quotes(["AAPL"])) == ["AAPL"], "the next call begins anew"
+        assert clock_of(asked).ms - began == (60_000 if kind is YahooLimited else 15_000), "after the pause of its class"
 
     run(tmp_path, use)
 
