@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from heapq import nsmallest
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -22,6 +23,7 @@ from stockstream.wording import counted
 REPORT_MS = 30_000
 """A report that is older counts as none: its worker has ended or lost its broker. Workers report every 5 s."""
 MAX_REPORTS = 1_000
+EXAMPLES = 3
 MAX_BYTES = 65_536
 """Of one message; a report with hundreds of connections fits."""
 
@@ -36,8 +38,8 @@ _WORST_FIRST: tuple[SummaryState, ...] = ("stopped", "failed", "running", "start
 class SourceSummary(msgspec.Struct, kw_only=True):
     """One source of the group. It is `stopped` or `failed` if it is on any worker, and `missing` if the watchlist names it and no worker runs it.
 
-    `watched` counts its symbols on the watchlist, `feeds` these by state. `budgets` are those of the worker that has the least left; `last_error` and
-    `last_tick_at` are the newest of all workers. Times are epoch ms.
+    `watched` counts its symbols on the watchlist, `feeds` these by state; `examples` names the first three in each state of trouble. `budgets` are those of
+    the worker that has the least left; `last_error` and `last_tick_at` are the newest of all workers. Times are epoch ms.
     """
 
     source: str
@@ -46,6 +48,7 @@ class SourceSummary(msgspec.Struct, kw_only=True):
     reason: str
     watched: int
     feeds: dict[str, int]
+    examples: dict[str, list[str]]
     budgets: list[Budget]
     next_attempt: int | None
     last_error: str
@@ -54,7 +57,10 @@ class SourceSummary(msgspec.Struct, kw_only=True):
 
 
 class FeedEntry(msgspec.Struct, kw_only=True):
-    """How one symbol of the watchlist fares. `worker` is empty if no worker ingests it; `age_s` is how long ago its newest tick happened."""
+    """How one symbol of the watchlist fares. `worker` is empty if no worker ingests it.
+
+    `age_s` is how long ago its newest tick happened; of a `fresh` symbol, how long before its worker reported it, which is at most a minute ago.
+    """
 
     symbol: str
     source: str
@@ -88,8 +94,8 @@ class SourceReports:
         self._reports: dict[str, SourceReport] = {}
         """By key: `<source>@<worker>`."""
         self._kinds: dict[str, _Kind] = {}
-        self._counts: Counter[_Kind] = Counter()
-        """How many watched symbols are of each kind, so that a summary need not look at all symbols."""
+        self._of_kind: dict[_Kind, set[str]] = {}
+        """The watched symbols of each kind, so that a summary need not look at all of them."""
 
     # ---- messages in
 
@@ -136,21 +142,21 @@ class SourceReports:
         """Counts the symbol anew."""
         before = self._kinds.pop(symbol, None)
         if before is not None:
-            self._counts[before] -= 1
-            if not self._counts[before]:
-                del self._counts[before]
+            self._of_kind[before].discard(symbol)
+            if not self._of_kind[before]:
+                del self._of_kind[before]
         source = self._watched.get(symbol)
         if source is not None:
             feed = self._feeds.get(symbol)
             kind = _Kind(source, feed.worker, feed.state) if feed is not None and feed.source == source else _Kind(source, "", "waiting")
             self._kinds[symbol] = kind
-            self._counts[kind] += 1
+            self._of_kind.setdefault(kind, set()).add(symbol)
 
     # ---- answers
 
     def known_sources(self, now_ms: int) -> list[str]:
         """The sources that a worker runs or the watchlist names, in alphabetical order."""
-        return sorted({report.source for report in self._fresh(now_ms)} | {kind.source for kind in self._counts})
+        return sorted({report.source for report in self._fresh(now_ms)} | {kind.source for kind in self._of_kind})
 
     def watched(self, symbol: str) -> str | None:
         """The source of a symbol on the watchlist; None if it is not there."""
@@ -172,9 +178,15 @@ class SourceReports:
             reports.setdefault(report.source, []).append(report)
         workers = {(source, report.worker) for source, of in reports.items() for report in of}
         feeds: dict[str, Counter[str]] = {}
-        for kind, number in self._counts.items():
-            feeds.setdefault(kind.source, Counter())[kind.state if (kind.source, kind.worker) in workers else "waiting"] += number
-        return [_summary(source, reports.get(source, []), feeds.get(source, Counter())) for source in self.known_sources(now_ms)]
+        examples: dict[str, dict[str, list[str]]] = {}
+        for kind, symbols in self._of_kind.items():
+            state = kind.state if (kind.source, kind.worker) in workers else "waiting"
+            feeds.setdefault(kind.source, Counter())[state] += len(symbols)
+            if state in TROUBLE:
+                named = examples.setdefault(kind.source, {})
+                named[state] = nsmallest(EXAMPLES, (*named.get(state, ()), *nsmallest(EXAMPLES, symbols)))
+        known = self.known_sources(now_ms)
+        return [_summary(source, reports.get(source, []), feeds.get(source, Counter()), examples.get(source, {})) for source in known]
 
     def entries(self, now_ms: int, source: str | None = None, state: str | None = None, after: str = "") -> Iterator[FeedEntry]:
         """The symbols of the watchlist after `after`, in alphabetical order: of one source, in one state."""
@@ -204,7 +216,7 @@ def trouble(summary: SourceSummary) -> str:
         parts.append(f"{source} {how}{_where(summary)}" + (f": {summary.reason}" if summary.reason else ""))
     elif summary.reason and summary.state in ("running", "starting"):
         parts.append(f"{source}: {summary.reason}")
-    if spent := [budget for budget in summary.budgets if budget.left <= 0 and budget.per == "day"]:
+    if spent := [budget for budget in summary.budgets if budget.left <= 0 and budget.per == "day" and not parts]:
         parts.append(f"{source} has used its {counted(spent[0].limit, 'request')} of the day; the next at {clock_time(spent[0].resets_at)}")
     lost = [connection for report in summary.workers for connection in report.connections if connection.state in ("silent", "closed")]
     if lost and not summary.reason:
@@ -212,8 +224,8 @@ def trouble(summary: SourceSummary) -> str:
         of = sum(len(report.connections) for report in summary.workers)
         parts.append(f"{len(lost)} of {counted(of, 'connection')} of {source} {'is' if len(lost) == 1 else 'are'} {lost[0].state}{why}")
     if not down:
-        single = [state for state in TROUBLE if summary.feeds.get(state) and not (state == "failed" and parts)]
-        parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)}" for state in single]
+        single = [state for state in TROUBLE if summary.feeds.get(state) and not (state in ("failed", "rate_limited") and parts)]
+        parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)} ({_examples(summary, state)})" for state in single]
     return shortened("; ".join(parts))
 
 
@@ -227,12 +239,17 @@ def clock_time(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
 
 
+def _examples(summary: SourceSummary, state: str) -> str:
+    names = summary.examples.get(state, [])
+    return ", ".join(names) + (" ..." if summary.feeds[state] > len(names) else "")
+
+
 def _where(summary: SourceSummary) -> str:
     down = [report.worker for report in summary.workers if report.state == summary.state]
     return f" on {', '.join(down)}" if len(down) < len(summary.workers) else ""
 
 
-def _summary(source: str, reports: list[SourceReport], feeds: Counter[str]) -> SourceSummary:
+def _summary(source: str, reports: list[SourceReport], feeds: Counter[str], examples: dict[str, list[str]]) -> SourceSummary:
     state: SummaryState = next((state for state in _WORST_FIRST if any(report.state == state for report in reports)), "missing")
     of_state = [report for report in reports if report.state == state]
     reason = next((report.reason for report in of_state if report.reason), "") if reports else "no worker runs it"
@@ -245,7 +262,7 @@ def _summary(source: str, reports: list[SourceReport], feeds: Counter[str]) -> S
     newest = max(reports, key=lambda report: (bool(report.last_error), report.at), default=None)
     return SourceSummary(
         source=source, name=reports[0].name if reports else "", state=state, reason=reason, watched=feeds.total(), feeds=dict(sorted(feeds.items())),
-        budgets=list(budgets.values()), next_attempt=min((r.next_attempt for r in reports if r.next_attempt is not None), default=None),
+        examples=examples, budgets=list(budgets.values()), next_attempt=min((r.next_attempt for r in reports if r.next_attempt is not None), default=None),
         last_error=newest.last_error if newest else "", last_tick_at=max((r.last_tick_at for r in reports if r.last_tick_at is not None), default=None),
         workers=reports,
     )  # fmt: skip
@@ -261,6 +278,8 @@ def _entry(symbol: str, source: str, held: Feed | None, workers: set[tuple[str, 
     age_s = None if last is None else max(0, now_ms - last) / 1000
     feed = _ingested(held, source, workers)
     if feed is not None:
+        if feed.state == "fresh" and last is not None:
+            age_s = max(0, feed.at - last) / 1000
         return FeedEntry(
             symbol=symbol, source=source, worker=feed.worker, state=feed.state, reason=feed.reason, since=feed.since, last_event_time=last, age_s=age_s
         )

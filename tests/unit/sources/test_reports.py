@@ -44,8 +44,8 @@ def test_nothing_is_known_of_nothing() -> None:
 def test_a_symbol_has_the_state_that_its_worker_reports() -> None:
     of = reports(watched=[watch("AAPL"), watch("MSFT")], feeds=[feed("AAPL"), feed("MSFT", state="closed", reason="opens at 14:30 UTC")], of=[report()])
     aapl, msft = of.entries(NOW)
-    assert (aapl.worker, aapl.state, aapl.age_s, aapl.since) == ("a:1", "fresh", 2.5, NOW - 9_000)
-    assert (msft.state, msft.reason) == ("closed", "opens at 14:30 UTC")
+    assert (aapl.worker, aapl.state, aapl.age_s, aapl.since) == ("a:1", "fresh", 1.5, NOW - 9_000)
+    assert (msft.age_s, msft.state, msft.reason) == (2.5, "closed", "opens at 14:30 UTC")
     (summary,) = of.summaries(NOW)
     assert (summary.state, summary.watched, summary.feeds, of.note(NOW)) == ("running", 2, {"closed": 1, "fresh": 1}, "")
 
@@ -103,16 +103,19 @@ def test_an_error_that_is_over_is_still_the_last_one() -> None:
          "yahoo is stopped until its settings change on a:1: the key is refused"),
         ([], [], [report(reason="the event log cannot be written")], "yahoo: the event log cannot be written"),
         ([], [], [report(state="idle", reason="the watchlist has no symbol for it")], ""),
-        ([watch("A")], [feed("A", state="unknown_symbol")], [report()], "1 symbol of yahoo: unknown symbol"),
+        ([watch("A")], [feed("A", state="unknown_symbol")], [report()], "1 symbol of yahoo: unknown symbol (A)"),
+        ([watch(name) for name in "DACB"], [feed(name, state="feed_dead") for name in "DACB"], [report()], "4 symbols of yahoo: feed dead (A, B, C ...)"),
         ([watch("A")], [feed("A", state="holiday")], [report()], ""),
         ([], [], [report(budgets=(Budget(per="day", limit=25, left=0, resets_at=1_796_014_800_000), Budget(per="second", limit=1, left=0, resets_at=NOW)))],
          "yahoo has used its 25 requests of the day; the next at 05:00 UTC"),
+        ([watch("A")], [feed("A", state="rate_limited")], [report(reason="spent", budgets=(Budget(per="day", limit=25, left=0, resets_at=NOW),))],
+         "yahoo: spent"),
         ([], [], [report(connections=(
             Connection(name="1", state="open", symbols=2, since=NOW), Connection(name="2", state="silent", symbols=2, since=NOW, reason="no frame for 20 s"),
          ))], "1 of 2 connections of yahoo is silent (no frame for 20 s)"),
         ([watch("A"), watch("B")], [feed("A", state="failed"), feed("B", state="unknown_symbol")], [report(state="starting", reason="no network", connections=(
             Connection(name="1", state="closed", symbols=2, since=NOW, reason="no network"),
-         ))], "yahoo: no network; 1 symbol of yahoo: unknown symbol"),
+         ))], "yahoo: no network; 1 symbol of yahoo: unknown symbol (B)"),
         ([], [], [report(state="failed", reason="x"), report("alpha_vantage", state="failed", reason="y")], "alpha_vantage has failed: y; yahoo has failed: x"),
     ],
 )  # fmt: skip

@@ -157,7 +157,7 @@ async def test_sources_feeds_and_gaps(make: Any) -> None:
         assert page["items"][0] == {"symbol": "XYZZY", "source": "yahoo", "from": 5, "to": 9, "reason": "silent"}
         assert [item["symbol"] for item in (await get(client, URL(f"/api/gaps?limit=2&next={quote(page['next'])}", encoded=True)))["items"]] == ["AAPL"]
         note = (await get(client, "/api/pipeline"))["sources_note"]
-        assert note.startswith("yahoo has used its 25 requests of the day; the next at ") and note.endswith("1 symbol of yahoo: unknown symbol")
+        assert note.startswith("yahoo has used its 25 requests of the day; the next at ") and note.endswith("1 symbol of yahoo: unknown symbol (XYZZY)")
 
 
 async def test_of_an_empty_group_there_is_nothing_and_no_error() -> None:
