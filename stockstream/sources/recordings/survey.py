@@ -79,7 +79,7 @@ def notes(
         yield f"{times.skipped_by_clock:,} times were never shown by the clocks of {layout.zone} (--zone names another)"
     if is_sorted:
         way = "has its newest rows first" if newest_first else "is not in the order of time"
-        yield f"the file {way}: it is replayed in the order of time (--order file leaves it)"
+        yield f"the file {way}: it is read in the order of time (--order file leaves it)"
 
 
 def duration(seconds: int) -> str:

@@ -42,16 +42,16 @@ def test_what_else_a_make_holds_is_carried(tmp_path: Path) -> None:
     ("alpha_vantage.csv", [
         "read as alpha_vantage, bars of 1 minute", "symbol IBM, by the file's name (--symbol names another)",
         "times are those of America/New_York (--zone names another)",
-        "the file has its newest rows first: it is replayed in the order of time (--order file leaves it)"], {}),
+        "the file has its newest rows first: it is read in the order of time (--order file leaves it)"], {}),
     ("binance.klines.us", [
         "read as binance, bars of 1 second", "symbol DOGE-USDT, by the file's name (--symbol names another)", "event_time is read as microseconds"], {}),
     ("databento.tbbo.parquet", ["read as databento, trades"], {"rows of the book that are no trades": 1}),
     ("polygon.trades", [
         "read as polygon, trades", "event_time is read as nanoseconds",
-        "the file is not in the order of time: it is replayed in the order of time (--order file leaves it)"], {"cancelled or corrected trades": 1}),
+        "the file is not in the order of time: it is read in the order of time (--order file leaves it)"], {"cancelled or corrected trades": 1}),
     ("nyse_taq", [
         "read as nyse_taq, trades", "times are those of America/New_York (--zone names another)",
-        "the file is not in the order of time: it is replayed in the order of time (--order file leaves it)"], {"cancelled or corrected trades": 1}),
+        "the file is not in the order of time: it is read in the order of time (--order file leaves it)"], {"cancelled or corrected trades": 1}),
 ])  # fmt: skip
 def test_what_was_found_out_is_reported(make: str, notes: list[str], left_out: dict[str, int], tmp_path: Path) -> None:
     survey = Recording(SAMPLES[make].make(tmp_path)).survey()
