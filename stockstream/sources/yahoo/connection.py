@@ -192,7 +192,7 @@ class Connection:
         except TimeoutError as error:
             raise _Lost(f"no answer within {self._timing.connect_s:g} s") from error
         except aiohttp.WSServerHandshakeError as error:
-            raise _Lost(f"the server refuses the connection with status {error.status}", refused=error.status in REFUSED) from error
+            raise _Lost(f"the server answers with status {error.status} instead of a WebSocket", refused=error.status in REFUSED) from error
         except (aiohttp.ClientError, OSError) as error:
             raise _Lost(f"cannot connect: {error}") from error
 

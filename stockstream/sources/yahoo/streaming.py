@@ -19,7 +19,7 @@ import aiohttp
 
 from stockstream.limited_log import LimitedLog
 from stockstream.records import FeedState, Gap
-from stockstream.sources.base import Batch, Clock, FeedNote, Health, SourceUnavailable, SymbolInfo, SystemClock
+from stockstream.sources.base import Batch, Budget, Clock, FeedNote, Health, SourceUnavailable, SymbolInfo, SystemClock
 from stockstream.sources.gaps import LEAST_AWAY_MS, SessionAt
 from stockstream.sources.symbols import exchange_of
 from stockstream.sources.yahoo.connection import Connection, Market, Timing
@@ -76,6 +76,7 @@ class YahooStream:
         describe: metadata of symbols, which the stream does not give.
         exchange_of: the exchange of a symbol as far as its name shows it.
         unknown: why Yahoo does not know a symbol, as far as its metadata were requested; empty otherwise.
+        budgets: what may still be requested of the service that has the metadata.
         chance: random numbers from 0 to 1, for the pauses between attempts.
     """
 
@@ -85,9 +86,10 @@ class YahooStream:
     def __init__(
         self, url: str, *, clock: Clock | None = None, timing: Timing = USUAL, session_at: SessionAt | None = None, describe: Describe | None = None,
         exchange_of: Callable[[str], str | None] = exchange_of, unknown: Callable[[str], str] = lambda symbol: "",
+        budgets: Callable[[], tuple[Budget, ...]] = tuple,
         chance: Callable[[], float] = random.random, symbols_a_connection: int = SYMBOLS_A_CONNECTION,
     ) -> None:  # fmt: skip
-        self._exchange_by_name, self._unknown = exchange_of, unknown
+        self._exchange_by_name, self._unknown, self._budgets = exchange_of, unknown, budgets
         self._url, self._clock, self._timing, self._session_at, self._describe, self._chance = url, clock or SystemClock(), timing, session_at, describe, chance
         self._most = symbols_a_connection
         self._wanted: frozenset[str] = frozenset()
@@ -168,7 +170,8 @@ class YahooStream:
         trouble = self._trouble()
         if not trouble and self._unreadable and self._clock.now_ms() - self._unreadable_at < SHOWN_MS:
             trouble = "messages that cannot be read are left out: " + ", ".join(f"{count:,} {reason}" for reason, count in self._unreadable.items())
-        return Health(trouble=trouble, connections=tuple(connection.health() for connection in self._connections), feeds=self._feed_notes())
+        connections = tuple(connection.health() for connection in self._connections)
+        return Health(trouble=trouble, connections=connections, budgets=self._budgets(), feeds=self._feed_notes())
 
     # ---- connections
 

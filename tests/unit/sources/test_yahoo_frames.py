@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockstream.sources.yahoo.frames import Frame, FrameFault, Parse, load_protobuf, read, rounded, session_of, source_of, tick_of
+from stockstream.transforms.batch import RawRecord
+from stockstream.transforms.cleaning.cleaner import Cleaner
 
 REAL = {
     "AAPL regular": ("CgRBQVBMFZqZmUMY8PTPovpnKgNOTVMwCDgBRc9iNL9I9PGVBWUAhQvAsAFi2AEE", ("AAPL", 307.2, 1785937395000, 5422202, "regular 2026-08-05")),
@@ -144,3 +146,17 @@ def test_delayed_exchanges_have_a_source_of_their_own() -> None:
     assert [source_of(exchange) for exchange in ("NMS", "NYQ", "CCC", "LSE", "JPX", "", "l s e", "X" * 40)] == [
         "yahoo", "yahoo", "yahoo", "yahoo.LSE", "yahoo.JPX", "yahoo", "yahoo", "yahoo",
     ]  # fmt: skip
+
+
+def test_a_state_that_is_sent_again_is_a_duplicate_and_counts_no_share() -> None:
+    """As a new worker gets it in answer to its subscription, with or without a gap before it."""
+    cleaner = Cleaner(0, 1, lateness_ms=2_500, revise_s=30, log="x")
+    begin = 1_785_937_395_000
+    frames = [frame("NMS", begin + 1_000 * at)._replace(day_volume=5_000 + 10 * at, price=10.0 + at) for at in range(4)]
+    ticks = [tick_of(one, "X", "yahoo", begin + number) for number, one in enumerate([*frames[:3], frames[2], frames[2], frames[3]])]
+    ticks[4] = ticks[4][:-1] + b',"gap_from":%d}' % begin
+    rejections = cleaner.chunk([RawRecord(offset, begin + 5_000, tick) for offset, tick in enumerate(ticks)])
+    assert [(rejection.reason, rejection.offset) for rejection in rejections] == [("duplicate", 3), ("duplicate", 4)]
+    clean = cleaner.make_frame()
+    assert clean is not None
+    assert clean.rows["size"].to_pylist() == [0, 10, 10, 10]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stockstream.sources.base import Batch
+from stockstream.sources.base import Batch, Budget
 from stockstream.sources.sessions import Session, State
 from stockstream.sources.yahoo.connection import Timing
 from stockstream.sources.yahoo.streaming import YahooStream
@@ -218,6 +218,22 @@ async def test_symbols_that_are_not_heard_are_subscribed_again_and_shown() -> No
         server.unknown.clear()
         await reader.until_all_are_heard(("NVDA",))
         assert reader.source.health().feeds["NVDA"].state is None
+
+
+async def test_what_the_metadata_know_is_shown() -> None:
+    async with Server(rate=10, unknown=["NOPE"]) as server:
+        budget = Budget(per="day", limit=5, left=3, resets_at=0)
+        source = YahooStream(server.url, timing=QUICK, unknown={"AAPL": "", "NOPE": "Yahoo does not know NOPE"}.__getitem__, budgets=lambda: (budget,))
+        source.subscribe(("AAPL", "NOPE"))
+        await source.start()
+        reader = Reader(source)
+        await reader.until_all_are_heard(("AAPL",))
+        health = source.health()
+        assert (health.feeds["NOPE"].state, health.feeds["NOPE"].reason) == ("unknown_symbol", "Yahoo does not know NOPE")
+        assert health.feeds["AAPL"].state is None
+        assert health.budgets == (budget,)
+        await reader.stop()
+        await source.stop()
 
 
 async def test_a_symbol_that_is_never_heard_while_others_are_has_a_dead_feed(monkeypatch: pytest.MonkeyPatch) -> None:
