@@ -84,7 +84,7 @@ def test_defaults_of_settings_are_these() -> None:
 def test_the_table_of_fields_is_the_tick() -> None:
     assert {field.name for field in TICK_FIELDS} == set(Tick.__struct_fields__)
     assert len(TICK_FIELDS) == len(Tick.__struct_fields__)
-    optional = {field.name for field in TICK_FIELDS if field.kind in ("quote", "text")}
+    optional = {field.name for field in TICK_FIELDS if field.kind in ("quote", "text")} | {"gap_from", "interval_s"}
     bare = Tick(symbol="A", event_time=1, price=1.0)
     assert not bare.has_extras()
     assert {name for name in Tick.__struct_fields__ if msgspec.structs.replace(bare, **{name: "x"}).has_extras()} == optional

@@ -19,7 +19,7 @@ import msgspec
 from stockstream.records import Tick
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TEXT
 
-UNITS = {"s": Decimal(1000), "ms": Decimal(1), "us": Decimal("0.001"), "ns": Decimal("0.000001")}
+MS_OF_UNIT = {"s": Decimal(1000), "ms": Decimal(1), "us": Decimal("0.001"), "ns": Decimal("0.000001")}
 """Milliseconds in one of each."""
 _DIVISORS = {"ms": 1, "us": 1_000, "ns": 1_000_000}
 NUMBERS = ("price", "size", "bid", "ask", "bid_size", "ask_size", "day_volume")
@@ -186,7 +186,7 @@ def _time(value: Any, unit: str, *, utc: bool, path: str) -> int:
     if type(value) is int:
         return value * 1000 if unit == "s" else value // _DIVISORS[unit]
     if type(value) is float or (isinstance(value, str) and len(value) <= 40):
-        milliseconds = Decimal(str(value)) * UNITS[unit]
+        milliseconds = Decimal(str(value)) * MS_OF_UNIT[unit]
         if milliseconds < _HUGE:
             return int(milliseconds)
     _unusable("invalid_type", "event_time", path, value, "a time")
@@ -363,8 +363,8 @@ def _check(name: str, file: _File) -> None:
     def fail(what: str) -> None:
         raise FormatError(f"format {name}: {what}")
 
-    if file.unit and file.unit not in UNITS:
-        fail(f'unit = "{file.unit}" is none of {", ".join(UNITS)}')
+    if file.unit and file.unit not in MS_OF_UNIT:
+        fail(f'unit = "{file.unit}" is none of {", ".join(MS_OF_UNIT)}')
     if len(file.source) > MAX_SOURCE:
         fail(f"source must have at most {MAX_SOURCE} characters")
     if not file.trade and not file.quote:
