@@ -81,6 +81,8 @@ class Driver:
         self._started = asyncio.Event()
         self._streamed = False
         """Whether a stream was opened before, so that the next one comes after a time without ticks."""
+        self._lost_at: int | None = None
+        """When the last stream failed, epoch ms; None while one is open."""
         self._unconfirmed: Batch | None = None
         """The batch that was sent and not confirmed. The next attempt sends it first, so the log may hold parts of it twice."""
 
@@ -89,7 +91,7 @@ class Driver:
     def assign(self, live: frozenset[str], watched: Collection[str], partitions: int, of: int) -> None:
         """Replaces the symbols that it reads. Those that are watched and not live return later; all others are forgotten."""
         self.tracker.keep(watched)
-        self.tracker.interrupt("worker_away", live - self.live)
+        self.tracker.interrupt("worker_away", live - self.live, self._clock.now_ms())
         self.board.keep(watched)
         self.live = live
         self.health.assigned(len(live), partitions, of)
@@ -123,7 +125,7 @@ class Driver:
     def judge_feeds(self, health: Health, now: int) -> None:
         """Brings the states of the symbols' feeds up to date."""
         self._notes = dict(health.feeds)
-        self.tracker.interrupt("halted", [symbol for symbol, note in self._notes.items() if note.state == "halted"])
+        self.tracker.interrupt("halted", [symbol for symbol, note in self._notes.items() if note.state == "halted"], now)
         state = self.health.state
         failure = state.reason if state.state in ("failed", "stopped") else None
         for symbol in self.live:
@@ -172,6 +174,7 @@ class Driver:
             except Exception as error:
                 if isinstance(error, SourceError) and error.stops:
                     raise
+                self._lost_at = self._lost_at or self._clock.now_ms()
                 await self._clock.sleep(self.health.fail(error))
 
     async def _attempt(self) -> None:
@@ -198,8 +201,8 @@ class Driver:
         if self._unconfirmed is not None:
             await self._deliver(self._unconfirmed)
         if self._streamed:
-            self.tracker.interrupt("source_away")
-        self._streamed = True
+            self.tracker.interrupt("source_away", since=self._lost_at or self._clock.now_ms())
+        self._streamed, self._lost_at = True, None
         stream = self.source.stream()
         try:
             async for batch in stream:
@@ -219,17 +222,23 @@ class Driver:
             if gap.symbol in self.live:
                 ends = (n for n, (symbol, time) in enumerate(zip(symbols, times, strict=True)) if symbol == gap.symbol and time >= gap.to)
                 gaps[next(ends, -1 - len(gaps))] = gap                   # without a tick that ends it, it is published all the same
-        for place, missed in self.tracker.find(symbols, times).items():
+        for place, missed in self.tracker.find(symbols, times, self._clock.now_ms()).items():
             if place not in gaps:
-                gaps[place] = Gap(symbol=symbols[place], source=self._source_of(values[place]), from_=missed.start, to=times[place], reason=missed.reason)
+                end = times[place] if missed.end is None else missed.end
+                gaps[place] = Gap(symbol=symbols[place], source=self._source_of(values[place]), from_=missed.start, to=end, reason=missed.reason)
         for place, gap in gaps.items():
-            if place >= 0:
+            if place >= 0 and not self._is_over(gap, times[place]):
                 values[place] = _with_gap(values[place], gap.from_)
             self._metrics.gap(self.kind, gap.reason)
         if gaps:
             self.gaps.extend(gaps.values())
             self.gap_found.set()
         return Batch(symbols, times, values)
+
+    def _is_over(self, gap: Gap, time: int) -> bool:
+        """Whether the session in which ticks are missing was over before that of the tick: then nothing is missing just before it."""
+        session = self.session_of(gap.symbol, time)
+        return gap.to < time and session is not None and session.since is not None and gap.to <= session.since
 
     def _source_of(self, value: bytes) -> str:
         try:

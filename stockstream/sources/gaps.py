@@ -1,6 +1,7 @@
 """Finds the gaps in a source's ticks. Pure: it knows event times, the reasons that it is given, and the sessions; it has no clock and sends nothing.
 
-A gap begins at a symbol's newest tick before it, or at the beginning of the session if that is later, and ends with the tick after it.
+A gap begins at a symbol's newest tick before it, or at the beginning of the session if nothing is missing before that, and ends with the tick after it. If
+only the end of an earlier session is missing, it ends with that session.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ MOST_AHEAD_MS = 86_400_000
 """A tick further ahead of the worker's clock, or from before 1990, has a wrong time: `clean` rejects it, so it counts as none."""
 LONGEST_INTERVAL_MS = 300_000
 """Longer pauses, such as nights, count as this much in the usual interval."""
+MOST_DELAYED_MS = 20 * 60_000
+"""Feeds of delayed exchanges are at most so far behind the clock."""
+TRADED = ("pre", "regular", "post")
 
 
 class SessionLike(Protocol):
@@ -42,10 +46,11 @@ SessionOf = Callable[[str, int], SessionLike | None]
 
 
 class Missed(NamedTuple):
-    """A time in which ticks may be missing; it ends with the tick for which it was found. `start` is an event time in epoch ms."""
+    """A time in which ticks may be missing, found with the tick after it. Event times in epoch ms; it ends with that tick if `end` is None."""
 
     start: int
     reason: GapReason
+    end: int | None = None
 
 
 @dataclass(slots=True)
@@ -60,6 +65,8 @@ class Seen:
     """The usual time between two ticks; 0 if not known."""
     missing: GapReason | None = None
     """Why ticks after it may be missing."""
+    missing_since: int | None = None
+    """Since when, epoch ms by the worker's clock; None if that is not known."""
 
     @property
     def silent_ms(self) -> float:
@@ -85,8 +92,8 @@ class GapTracker:
         """The newest tick of a symbol, if there is one."""
         return self._seen.get(symbol)
 
-    def find(self, symbols: Sequence[str], times: Sequence[int]) -> Mapping[int, Missed]:
-        """The gaps that end with one of these ticks, by its place among them."""
+    def find(self, symbols: Sequence[str], times: Sequence[int], now: int | None = None) -> Mapping[int, Missed]:
+        """The gaps before these ticks, by the tick's place among them. `now`: epoch ms by the worker's clock, to leave out ticks with a wrong time."""
         found: dict[int, Missed] = {}
         newest: dict[str, int] = {}
         for place, (symbol, time) in enumerate(zip(symbols, times, strict=True)):
@@ -96,7 +103,7 @@ class GapTracker:
             last = newest.get(symbol)
             missing = seen.missing if last is None else None
             before = seen.last if last is None else last
-            if time <= before:
+            if time <= before or not _is_time(time, now):
                 continue
             newest[symbol] = time
             if time - before > LEAST_AWAY_MS and (missed := self._judge(symbol, seen, missing, before, time)) is not None:
@@ -107,12 +114,14 @@ class GapTracker:
         away_ms = max(LEAST_AWAY_MS, AWAY_INTERVALS * seen.usual_ms)
         if time - before <= (away_ms if missing is not None else seen.silent_ms):
             return None
+        if missing is not None:
+            since = before if seen.missing_since is None else seen.missing_since - min(max(seen.arrived - seen.last, 0), MOST_DELAYED_MS)
+            if (found := absence(before, time, away_ms, since, lambda ms: self._session_of(symbol, ms))) is not None:
+                return Missed(found[0], missing, found[1])
         session = self._session_of(symbol, time)
         state = session.state if session is not None else "unknown"
-        since = session.since if session is not None and state in ("pre", "regular", "post") else None
-        start = before if since is None else max(before, since)
-        if missing is not None and time - start > away_ms:
-            return Missed(start, missing)
+        opened = session.since if session is not None and state in TRADED else None
+        start = before if opened is None else max(before, opened)
         if self._continuous and state in ("regular", "always") and time - start > seen.silent_ms:
             return Missed(start, "silent")
         return None
@@ -120,7 +129,7 @@ class GapTracker:
     def confirm(self, symbols: Sequence[str], times: Sequence[int], now: int) -> None:
         """Takes ticks into account that the broker has confirmed. `now`: epoch ms by the worker's clock."""
         for symbol, time in zip(symbols, times, strict=True):
-            if not MIN_TIME <= time <= now + MOST_AHEAD_MS:
+            if not _is_time(time, now):
                 continue
             seen = self._seen.get(symbol)
             if seen is None:
@@ -134,12 +143,15 @@ class GapTracker:
                     seen.usual_ms += NEWEST_SHARE * (pause - seen.usual_ms) if seen.usual_ms else pause
                 seen.last, seen.missing = time, None
 
-    def interrupt(self, reason: GapReason, symbols: Collection[str] | None = None) -> None:
-        """Records that ticks of these symbols may be missing from now on; of all symbols if None. An earlier reason stays until a tick comes."""
+    def interrupt(self, reason: GapReason, symbols: Collection[str] | None = None, since: int | None = None) -> None:
+        """Records that ticks of these symbols may be missing; of all symbols if None. An earlier reason stays until a tick comes.
+
+        `since`: epoch ms by the worker's clock; None if it is not known.
+        """
         for symbol in self._seen.keys() if symbols is None else symbols:
             seen = self._seen.get(symbol)
             if seen is not None and seen.missing is None:
-                seen.missing = reason
+                seen.missing, seen.missing_since = reason, since
 
     def restore(self, symbol: str, last: int, usual_ms: float, now: int) -> None:
         """Takes over a symbol from another worker, whose newest tick was at `last`. Does nothing if a newer one is known."""
@@ -151,3 +163,28 @@ class GapTracker:
         """Forgets all other symbols."""
         for symbol in [symbol for symbol in self._seen if symbol not in symbols]:
             del self._seen[symbol]
+
+
+def absence(before: int, time: int, away_ms: float, since: int, session_at: Callable[[int], SessionLike | None]) -> tuple[int, int | None] | None:
+    """Begin and end of the time in which ticks are missing, if a feed was away between two ticks; None if none are, an end of None is the second tick.
+
+    Args:
+        before, time: event times of the two ticks.
+        away_ms: a shorter pause misses nothing.
+        since: when the feed went away, as an event time.
+        session_at: the session of the symbol's exchange at an event time.
+    """
+    session = session_at(time)
+    opened = session.since if session is not None and session.state in TRADED else None
+    if opened is None or opened <= before:
+        return (before, None) if time - before > away_ms else None
+    earlier = session_at(before)
+    closed = earlier.until if earlier is not None and earlier.state in TRADED else None
+    cut = closed is not None and since < closed <= opened and closed - before > away_ms
+    if time - opened > away_ms:
+        return before if cut else opened, None
+    return (before, closed) if cut else None
+
+
+def _is_time(time: int, now: int | None) -> bool:
+    return time >= MIN_TIME and (now is None or time <= now + MOST_AHEAD_MS)

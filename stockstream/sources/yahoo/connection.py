@@ -14,6 +14,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +56,7 @@ class Timing:
     check_s: float = 0.25
 
 
+LOSSES_KEPT = 1_000
 USUAL_TIMES, LONGEST_TIMES = 20, 3
 """Patience in usual times between frames, and in the longest of about the last minute."""
 REFUSED = (401, 403, 429)
@@ -96,6 +98,8 @@ class Connection:
         self.since = now_ms()
         self.losses = 0
         """How often the socket was lost, or could not be opened."""
+        self._lost_at: deque[int] = deque(maxlen=LOSSES_KEPT)
+        """When, epoch ms; the newest ones."""
         self._changed = asyncio.Event()
         self._held = False
         """Whether `take` holds the reader back."""
@@ -136,6 +140,10 @@ class Connection:
             return True
         return False
 
+    def lost_at(self, losses: int) -> int:
+        """When the socket was lost after so many losses, epoch ms; the oldest time known if that is longer ago. There must be a later loss."""
+        return self._lost_at[max(losses - self.losses, -len(self._lost_at))]
+
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Opens the socket, again and again, until cancelled."""
         pause_s = self._timing.first_pause_s
@@ -153,6 +161,7 @@ class Connection:
             if self._away_since is None:
                 self._away_since = time.monotonic()
             self.losses += 1
+            self._lost_at.append(self._now_ms())
             self._lost_reason = reason
             self._change("closed", reason)
             pause = pause_s * (0.5 + self._chance() / 2)

@@ -20,10 +20,10 @@ import aiohttp
 from stockstream.limited_log import LimitedLog
 from stockstream.records import FeedState, Gap
 from stockstream.sources.base import Batch, Budget, Clock, FeedNote, Health, SourceUnavailable, SymbolInfo, SystemClock
-from stockstream.sources.gaps import LEAST_AWAY_MS, SessionAt
+from stockstream.sources.gaps import LEAST_AWAY_MS, SessionAt, absence
 from stockstream.sources.symbols import exchange_of
 from stockstream.sources.yahoo.connection import Connection, Market, Timing
-from stockstream.sources.yahoo.frames import NAME, REAL_TIME, FrameFault, Parse, load_protobuf, read, source_of, tick_of
+from stockstream.sources.yahoo.frames import NAME, REAL_TIME, Frame, FrameFault, Parse, load_protobuf, read, source_of, tick_of
 
 logger = logging.getLogger(__name__)
 
@@ -265,8 +265,8 @@ class YahooStream:
             frame = frame._replace(exchange=feed.exchange)
         source = source_of(feed.exchange)
         gap = None
-        if connection.losses != feed.losses and feed.key is not None and frame.event_time - feed.key[0] > LEAST_AWAY_MS:
-            gap = Gap(symbol=symbol, source=source, from_=feed.key[0], to=frame.event_time, reason="source_away")
+        if connection.losses != feed.losses and feed.key is not None and frame.event_time > feed.key[0]:
+            gap = self._gap(frame, feed, source, connection.lost_at(feed.losses))
         feed.key, feed.losses = frame.key, connection.losses
         self._waiting.append(_Price(symbol, frame.event_time, tick_of(frame, symbol, source, self._clock.now_ms()), gap))
         self._arrived.set()
@@ -274,6 +274,17 @@ class YahooStream:
             self._room.clear()
             await self._room.wait()
         return symbol
+
+    def _gap(self, frame: Frame, feed: _Feed, source: str, lost_at: int) -> Gap | None:
+        """The gap of a symbol whose connection was lost; None if no session was open meanwhile."""
+        assert feed.key is not None
+        since = lost_at - (0 if feed.exchange in REAL_TIME else DELAY_MS)
+        session_at = self._session_at
+        found = absence(feed.key[0], frame.event_time, LEAST_AWAY_MS, since, lambda ms: session_at(feed.exchange, ms) if session_at is not None else None)
+        if found is None:
+            return None
+        start, end = found
+        return Gap(symbol=frame.symbol, source=source, from_=start, to=frame.event_time if end is None else end, reason="source_away")
 
     def _take_batch(self) -> Batch:
         """The waiting prices up to the second one of a symbol.

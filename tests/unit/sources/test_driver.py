@@ -242,6 +242,26 @@ async def test_a_symbol_that_comes_back_to_the_watchlist_has_no_gap() -> None:
     assert scene.marked() == {} and not scene.gaps
 
 
+@pytest.mark.parametrize("by_source", [False, True])
+async def test_what_is_missing_of_the_day_before_is_on_record_and_does_not_mark_the_new_day(by_source: bool) -> None:
+    closes, opens = START + 60_000, START + 60_000_000
+    source = Given()
+    source.exchange = "X"
+    scene = Scene(source, sessions=SimpleNamespace(
+        at=lambda exchange, ms: Session("regular", START - 1_000, closes) if ms < closes else Session("regular", opens, opens + 60_000_000)
+    ))  # fmt: skip
+    await scene.put(batch(("A", START)))
+    await scene.until(lambda: scene.ingest._drivers["feed"].session_of("A", START) is not None)
+    gap = Gap(symbol="A", source="feed", from_=START, to=closes, reason="source_away")
+    if by_source:
+        await scene.put(batch(("A", opens + 1_000), gaps=[gap]))
+    else:
+        await scene.put(SourceUnavailable("no answer"), batch(("A", opens + 1_000)))
+    await scene.until(lambda: bool(scene.gaps))
+    await stop(scene.task)
+    assert scene.marked() == {} and [(found["from"], found["to"]) for found in scene.gaps] == [(START, closes)]
+
+
 async def test_gaps_that_the_broker_does_not_take_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(Given())
     driver = scene.ingest._drivers["feed"]

@@ -70,6 +70,37 @@ def test_a_night_is_no_gap_and_the_time_since_the_opening_is_one() -> None:
     assert scene.after(60_001) is None and scene.after(60_030) == Missed(opened, "source_away")
 
 
+DAYS = [Session("regular", BASE + day * 86_400_000, BASE + day * 86_400_000 + 23_400_000) for day in range(3)]
+CLOSE, OPENING = DAYS[0].until or 0, DAYS[1].since or 0
+
+
+def session_at(ms: int) -> Session:
+    return next((day for day in DAYS if day.since <= ms < day.until), Session("closed", CLOSE, OPENING))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("last", "since", "time", "found"), [
+    (CLOSE - 300_000, CLOSE - 299_000, OPENING + 1_000, Missed(CLOSE - 300_000, "source_away", CLOSE)),                 # nothing is missing of the new day
+    (CLOSE - 300_000, None, OPENING + 1_000, Missed(CLOSE - 300_000, "source_away", CLOSE)),
+    (CLOSE - 300_000, CLOSE - 299_000, OPENING + 60_000, Missed(CLOSE - 300_000, "source_away")),                       # of both days
+    (CLOSE - 300_000, CLOSE + 3_600_000, OPENING + 1_000, None),                                                        # it went away at night
+    (CLOSE - 300_000, CLOSE + 3_600_000, OPENING + 60_000, Missed(OPENING, "source_away")),
+    (CLOSE - 1_000, CLOSE - 900, OPENING + 1_000, None),
+    (CLOSE - 300_000, CLOSE - 299_000, CLOSE - 200_000, Missed(CLOSE - 300_000, "source_away")),
+])  # fmt: skip
+def test_an_absence_before_the_close_is_on_record_and_the_night_is_not(last: int, since: int | None, time: int, found: Missed | None) -> None:
+    tracker = GapTracker(True, lambda symbol, ms: session_at(ms))
+    tracker.confirm(["A"], [last], last)
+    tracker.interrupt("source_away", since=since)
+    assert tracker.find(["A"], [time], time).get(0) == found
+
+
+def test_a_tick_with_a_wrong_time_ends_no_gap() -> None:
+    tracker = GapTracker(True)
+    tracker.confirm(["A"], [BASE], BASE)
+    tracker.interrupt("source_away")
+    assert tracker.find(["A", "A"], [BASE + 10 * 86_400_000, BASE + 9_000], BASE + 9_000) == {1: Missed(BASE, "source_away")}
+
+
 @pytest.mark.parametrize(("every_s", "pause_s", "found"), [(1, 1, False), (1, 2, False), (1, 2.5, True), (0.1, 2.1, True), (10, 15, False), (10, 21, True)])
 @pytest.mark.parametrize("session", [None, Session("closed", 0), REGULAR])
 def test_after_an_absence_more_than_two_usual_intervals_are_a_gap(session: Session | None, every_s: float, pause_s: float, found: bool) -> None:

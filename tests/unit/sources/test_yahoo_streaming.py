@@ -16,8 +16,9 @@ import pytest
 
 from stockstream.sources.base import Batch, Budget
 from stockstream.sources.sessions import Session, State
-from stockstream.sources.yahoo.connection import Timing
-from stockstream.sources.yahoo.streaming import YahooStream
+from stockstream.sources.yahoo.connection import Connection, Timing
+from stockstream.sources.yahoo.frames import Frame
+from stockstream.sources.yahoo.streaming import YahooStream, _Feed
 from tests.patience import PATIENCE_S
 from tests.standins.yahoo_stream import Fault
 from tests.standins.yahoo_stream import YahooStream as Server
@@ -325,3 +326,28 @@ async def test_it_can_be_stopped_and_started_again() -> None:
             await reader.stop()
             await source.stop()
         assert server.accepted == 2
+
+
+def test_a_connection_that_is_lost_at_night_leaves_no_gap() -> None:
+    closes, opens = 1_750_000_000_000, 1_750_050_000_000
+
+    def session_at(exchange: str, ms: int) -> Session:
+        return Session("regular", 0, closes) if ms < closes else Session("closed", closes, opens) if ms < opens else Session("pre", opens, opens + 10_000_000)
+
+    source, feed = YahooStream("ws://127.0.0.1:1", session_at=session_at), _Feed("NMS", 0)
+    feed.key = closes - 60_000, 1.0, 0
+    frame = Frame("A", opens + 1_000, 1.0, 0, "NMS", "USD", 8, 0, 0.0, 0.0, 0, 0)
+    assert source._gap(frame, feed, "yahoo", closes + 3_600_000) is None
+    found = source._gap(frame, feed, "yahoo", closes - 30_000)
+    assert found is not None and (found.from_, found.to) == (closes - 60_000, closes)
+
+
+def test_the_time_of_a_loss_is_that_of_the_first_one_after_a_price() -> None:
+    now = 0
+    connection = Connection("1", "", None, None, lambda: now, Timing())  # type: ignore[arg-type]
+    for now in (10, 20, 30):
+        connection._lost_at.append(now)
+        connection.losses += 1
+    assert [connection.lost_at(losses) for losses in (0, 1, 2)] == [10, 20, 30]
+    connection.losses += 5
+    assert connection.lost_at(0) == 10
