@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from stockstream.budgets import Limits
-from stockstream.console import progress, report
+from stockstream.console import report
 from stockstream.errors import OutputError, SourceError
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.quiet import quiet_clients
@@ -78,29 +78,26 @@ async def fetch(client: Client, scheduler: Scheduler, symbol: str, month: str) -
 
 
 async def backfill(
-    settings: Settings, symbols: Sequence[str], months: Sequence[str], folder: Path, *, clock: Clock, advance: Callable[[int], None],
-) -> list[Fetched]:  # fmt: skip
-    """Runs the command, without its output. Raises `StockstreamError`; files that were written before stay."""
+    settings: Settings, symbols: Sequence[str], months: Sequence[str], folder: Path, *, clock: Clock, written: Callable[[Fetched], None],
+) -> None:  # fmt: skip
+    """Runs the command; `written` is called with each file. Raises `StockstreamError`; files that were written before stay."""
     await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)
     key = settings.alpha_vantage_key.get_secret_value()
     client = Client(settings.alpha_vantage_url, key)
     scheduler = Scheduler(NAME, Limits.parse(settings.alpha_vantage_budget), KafkaRequestLog(settings), clock=clock, worker="backfill")
-    found = []
     try:
         for symbol in symbols:
             for month in months or ("",):
                 minutes = await fetch(client, scheduler, symbol, month)
-                advance(1)
                 if not minutes:
                     report(f"{symbol}: no bars{f' in {month}' if month else ''}")
                     continue
                 path = file_of(folder, symbol, month)
                 write(path, as_csv(minutes))
-                found.append(Fetched(str(path), symbol, len(minutes), minutes[0].time, minutes[-1].time))
+                written(Fetched(str(path), symbol, len(minutes), minutes[0].time, minutes[-1].time))
     finally:
         await client.stop()
         await scheduler.stop()
-    return found
 
 
 def write(path: Path, text: str) -> None:
@@ -150,12 +147,18 @@ def command(symbols: tuple[str, ...], months: tuple[str, ...], folder: Path, as_
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be created: {error.strerror or error}") from error
-    with quiet_clients(), progress(len(wanted) * max(1, len(months)), "requests", shown=not as_json) as advance:
-        found = asyncio.run(backfill(settings, wanted, months, folder, clock=SystemClock(), advance=advance))
-    if as_json:
-        click.echo(msgspec.json.encode(found).decode())
-        return
-    for one in found:
-        click.echo(f"{one.file}: {counted(one.bars, 'bar')} from {one.first} to {one.last} (US/Eastern)")
+    found: list[Fetched] = []
+
+    def written(one: Fetched) -> None:
+        found.append(one)
+        if not as_json:
+            click.echo(f"{one.file}: {counted(one.bars, 'bar')} from {one.first} to {one.last} (US/Eastern)")
+
+    try:
+        with quiet_clients():
+            asyncio.run(backfill(settings, wanted, months, folder, clock=SystemClock(), written=written))
+    finally:
+        if as_json:
+            click.echo(msgspec.json.encode(found).decode())
     if not found:
         raise SourceError("no bars were found")

@@ -31,6 +31,9 @@ PROVIDERS_ZONE = "America/New_York"
 """In which a day of Alpha Vantage's and Yahoo's budgets begins at midnight. Neither documents it; both follow the US market."""
 LONGEST_WAIT_MS = 60_000
 """A reservation that could be used only later than this is not granted: another symbol may matter more by then."""
+DAILY_PAUSE_MS = 2 * 3_600_000
+"""After the provider reports that the day is spent, though requests are left by our count: its day may begin at another time than ours, or the key may be
+used elsewhere too. So one request is tried again after this long."""
 GIVE_BACK_S = 5.0
 REFRESH_MS = 5_000
 
@@ -265,7 +268,7 @@ class Scheduler:
             return
         now = self._clock.now_ms()
         if refusal == "daily":
-            until = day_end(now, self._ledger.zone)
+            until = min(day_end(now, self._ledger.zone), now + DAILY_PAUSE_MS)
         else:
             first, last = PAUSES_S[refusal]
             count = self._in_a_row[refusal] = self._in_a_row.get(refusal, 0) + 1
@@ -300,7 +303,7 @@ class Scheduler:
         now, ledger = self._clock.now_ms(), self._ledger
         if ledger.paused_until > now:
             if ledger.pause_refusal == "daily":
-                return BudgetSpent(f"{self.source} reports that the day's requests are spent, until {_utc(ledger.paused_until)}", ledger.paused_until)
+                return BudgetSpent(f"{self.source} reports that the day's requests are spent; the next one at {_utc(ledger.paused_until)}", ledger.paused_until)
             reason = f"{self.source} asks for fewer requests ({ledger.pause_reason}): the next one at {_utc(ledger.paused_until)}"
             return BudgetSpent(reason, ledger.paused_until, ledger.pause_refusal)
         if self._paused_until > now:

@@ -148,14 +148,15 @@ def quote_of(answer: Mapping[str, Any], symbol: str) -> Quote:
 
 
 def bulk_quotes_of(answer: Mapping[str, Any], symbols: list[str]) -> tuple[list[Quote], list[str]]:
-    """Of REALTIME_BULK_QUOTES: the quotes, and the symbols that are missing or have no usable quote. Raises `AnswerError`."""
+    """Of REALTIME_BULK_QUOTES: the quotes, and the symbols that are missing. A row without a price or a time is left out. Raises `AnswerError`."""
     data = answer.get("data")
     if not isinstance(data, list):
         raise AnswerError("premium" if "sample" in str(answer.get("message", "")).lower() else "invalid", "no bulk quotes")
-    wanted, found = set(symbols), {}
+    missing, found = set(symbols), {}
     for row in data:
-        if not isinstance(row, dict) or row.get("symbol") not in wanted:
+        if not isinstance(row, dict) or row.get("symbol") not in missing:
             continue
+        missing.discard(row["symbol"])
         try:
             moment = datetime.fromisoformat(str(row.get("timestamp"))).replace(tzinfo=ZONE)
             quote = Quote(
@@ -165,7 +166,7 @@ def bulk_quotes_of(answer: Mapping[str, Any], symbols: list[str]) -> tuple[list[
         except (AnswerError, ValueError):
             continue
         found[quote.symbol] = quote
-    return [found[symbol] for symbol in symbols if symbol in found], [symbol for symbol in symbols if symbol not in found]
+    return [found[symbol] for symbol in symbols if symbol in found], [symbol for symbol in symbols if symbol in missing]
 
 
 def minutes_of(answer: Mapping[str, Any], symbol: str) -> list[Minute]:

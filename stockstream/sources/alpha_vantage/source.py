@@ -144,6 +144,9 @@ class AlphaVantageSource:
             raise AnswerError("key")
         while True:
             self._changed.clear()
+            if not self._names:
+                await self._wait(CHECK_S)
+                continue
             await self._scheduler.refresh()
             await self._ask_market_status()
             await self._load_hours()
@@ -192,7 +195,7 @@ class AlphaVantageSource:
 
     async def _ask_market_status(self) -> None:
         """Without a limit per day: whether the US market is open, which may differ from its calendar."""
-        if self._scheduler.limits.day is not None or not self._names or self._clock.now_ms() - self._status_at < STATUS_MS:
+        if self._scheduler.limits.day is not None or self._clock.now_ms() - self._status_at < STATUS_MS:
             return
         try:
             grant = await self._scheduler.acquire()

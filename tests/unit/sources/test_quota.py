@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockstream.budgets import PERIOD_MS, Limits, LogEntry
-from stockstream.sources.quota import BudgetSpent, Grant, Ledger, MemoryRequestLog, Refusal, Scheduler, day_end, day_of
+from stockstream.sources.quota import DAILY_PAUSE_MS, BudgetSpent, Grant, Ledger, MemoryRequestLog, Refusal, Scheduler, day_end, day_of
 from tests.contracts.source import FakeClock
 
 NOON = round(datetime(2026, 11, 30, 17, tzinfo=UTC).timestamp() * 1000)
@@ -116,6 +116,10 @@ async def test_what_the_provider_reports_of_the_budget_holds_for_all_workers_and
         assert other.left_today == 0
         with pytest.raises(BudgetSpent, match="reports that the day's requests are spent"):
             await other.acquire()
+    clock.ms = NOON + DAILY_PAUSE_MS                                    # its day may begin at another time than ours
+    assert two.left_today == 24 and await two.acquire()
+    clock.ms = day_end(NOON) - 1_000
+    await two.report("daily")
     clock.ms = day_end(NOON)
     assert two.left_today == 25 and await two.acquire()
 

@@ -199,7 +199,7 @@ async def test_a_plan_without_bulk_quotes_is_served_one_by_one(line: Line) -> No
 @pytest.mark.parametrize(
     ("fault", "state", "text"),
     [
-        ("daily", "rate_limited", "reports that the day's requests are spent, until 2026-12-01 05:00:00 UTC"),
+        ("daily", "rate_limited", "reports that the day's requests are spent; the next one at 2026-11-30 19:00:00 UTC"),
         ("burst", "rate_limited", "asks for fewer requests"), ("minute", "rate_limited", "asks for fewer requests"),
         ("429", "rate_limited", "asks for fewer requests"), ("symbol", "unknown_symbol", "no quote of the symbol"),
     ],
