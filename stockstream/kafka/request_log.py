@@ -17,6 +17,7 @@ from stockstream.kafka.client import client_options
 from stockstream.settings import Settings
 
 TIMEOUT_S = 20.0
+STOP_S = 1.0
 POLL_MS = 200
 HEADERS = [(versions.NAME, versions.VALUE)]
 
@@ -36,6 +37,7 @@ class KafkaRequestLog:
         """Offset of the first record that was not read."""
         self._ahead: list[LogEntry] = []
         """What was read and not returned yet."""
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def append(self, value: bytes) -> Sequence[LogEntry]:
         """See `RequestLog`."""
@@ -50,12 +52,14 @@ class KafkaRequestLog:
             return await self._through(consumer, ends[self._place] - 1)
 
     async def stop(self) -> None:
-        """See `RequestLog`."""
+        """See `RequestLog`. Clients whose broker does not answer are closed once it does; nobody waits for that."""
         producer, consumer, self._producer, self._consumer = self._producer, self._consumer, None, None
-        for client in (producer, consumer):
-            if client is not None:
-                with contextlib.suppress(KafkaError, OSError):
-                    await client.stop()
+        closing = {asyncio.create_task(_close(client)) for client in (producer, consumer) if client is not None}
+        if closing:
+            self._closing |= closing
+            for task in closing:
+                task.add_done_callback(self._closing.discard)
+            await asyncio.wait(closing, timeout=STOP_S)
 
     async def _through(self, consumer: AIOKafkaConsumer, last: int) -> list[LogEntry]:
         """What was not returned before, through this offset."""
@@ -93,3 +97,8 @@ class KafkaRequestLog:
             self._consumer.assign([self._place])
             self._consumer.seek(self._place, self._next)
         return self._producer, self._consumer
+
+
+async def _close(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+    with contextlib.suppress(KafkaError, OSError):
+        await client.stop()

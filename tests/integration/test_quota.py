@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from stockstream.budgets import PERIOD_MS, Limits
+from stockstream.errors import BrokerError
+from stockstream.kafka import request_log
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.request_log import KafkaRequestLog
 from stockstream.settings import Settings, load_settings
@@ -66,3 +70,20 @@ async def test_the_rate_is_kept_by_both_workers_together(kafka: Cluster, tmp_pat
     assert len(slots) == 12 and all(later - earlier >= PERIOD_MS["second"] for earlier, later in zip(slots, slots[5:], strict=False))
     for worker in workers:
         await worker.stop()
+
+
+async def test_a_broker_that_was_away_costs_nothing_but_an_error(kafka: Cluster, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "TIMEOUT_S", 4.0)
+    settings = load_settings(broker=kafka.bootstrap, topic_prefix=prefix, archive="none", models=f"file://{tmp_path}", state_dir=tmp_path, partitions=2)
+    await ensure_topics(settings)
+    worker = scheduler(settings, "a")
+    first = await worker.acquire(["IBM"])
+    kafka.freeze(0)
+    try:
+        with pytest.raises(BrokerError, match="cannot be written"):
+            await worker.acquire(["IBM"])
+    finally:
+        kafka.thaw(0)
+    then = await worker.acquire(["IBM"])
+    assert then.id != first.id and worker.left_today in (23, 22)         # an unconfirmed reservation counts, if the broker took it after all
+    await worker.stop()
