@@ -81,7 +81,10 @@ class _Symbol:
 
 class Market:
     """Ticks of `symbols` symbols by a seed: two sources of different delay, quotes, late ticks, duplicates by seq, spikes, drops, cumulative volumes and
-    impossible ones."""
+    impossible ones, gaps of the feed and bars of a minute."""
+
+    about_the_feed = True
+    """Whether ticks have `gap_from` and `interval_s`, which earlier releases do not know."""
 
     def __init__(self, seed: int, symbols: int, partitions: int) -> None:
         self._rng, self._figures = random.Random(seed), random.Random(seed)
@@ -125,6 +128,8 @@ class Market:
         if symbol.numbered:
             symbol.seq += 1
             tick["seq"] = symbol.seq
+        if self.about_the_feed and (draw := self._figures.random()) < 0.002:
+            tick |= {"gap_from": at - self._figures.choice((900, 3_000, 20_000, 90_000))} if draw < 0.0007 else {"interval_s": 60}
         symbol.last = tick
         return tick
 
