@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -34,6 +34,8 @@ LONGEST_WAIT_MS = 60_000
 DAILY_PAUSE_MS = 2 * 3_600_000
 """After the provider reports that the day is spent, though requests are left by our count: its day may begin at another time than ours, or the key may be
 used elsewhere too. So one request is tried again after this long."""
+NEWEST_KEPT = 100
+"""A request is given back at once, if at all."""
 GIVE_BACK_S = 5.0
 REFRESH_MS = 5_000
 
@@ -89,8 +91,13 @@ class Ledger:
     newest: int = 0
     """Slot of the newest granted request, epoch ms."""
     _slots: deque[int] = field(default_factory=deque)
-    _days: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = field(default_factory=dict)
-    """By day and id: slot and symbols of what was granted."""
+    _days: dict[str, set[str]] = field(default_factory=dict)
+    """By day: the ids of what was granted, where the day has a limit."""
+    _asked: dict[str, int] = field(default_factory=dict)
+    _newest: OrderedDict[str, tuple[int, dict[str, int]]] = field(default_factory=OrderedDict)
+    """Of the newest grants, for those that are given back: by id the slot, and when their symbols were requested before, 0 if never."""
+    _kept: str = ""
+    """The first day that is not forgotten."""
 
     def apply(self, entry: LogEntry) -> Grant | None:
         """Applies a record. Returns the grant, if the record is a reservation and is granted."""
@@ -103,8 +110,7 @@ class Ledger:
         if record.source != self.source:
             return None
         if record.step == "returned":
-            for granted in self._days.values():
-                granted.pop(record.id, None)
+            self._take_back(record.id)
             return None
         if record.step == "pause":
             if record.until > self.paused_until:
@@ -133,21 +139,31 @@ class Ledger:
         while len(self._slots) > most:
             self._slots.popleft()
         self.newest = slot
-        self._days.setdefault(day, {})[record.id] = slot, record.symbols
+        if limits.day is not None:
+            self._days.setdefault(day, set()).add(record.id)
+        self._newest[record.id] = slot, {symbol: self._asked.get(symbol, 0) for symbol in record.symbols}
+        if len(self._newest) > NEWEST_KEPT:
+            self._newest.popitem(last=False)
+        self._asked |= dict.fromkeys(record.symbols, slot)
         return Grant(record.id, slot, day, record.symbols)
 
     def used(self, day: str) -> int:
         """Requests that count for a day."""
         return len(self._days.get(day, ()))
 
+    def _take_back(self, name: str) -> None:
+        for granted in self._days.values():
+            granted.discard(name)
+        slot, before = self._newest.pop(name, (0, {}))
+        for symbol, at in before.items():
+            if self._asked.get(symbol) == slot:
+                del self._asked[symbol]
+                if at:
+                    self._asked[symbol] = at
+
     def asked(self) -> dict[str, int]:
         """By symbol: when it was last requested, epoch ms, as far back as the log goes."""
-        last: dict[str, int] = {}
-        for granted in self._days.values():
-            for slot, symbols in granted.values():
-                for symbol in symbols:
-                    last[symbol] = max(slot, last.get(symbol, 0))
-        return last
+        return dict(self._asked)
 
     def budgets(self, limits: Limits, now: int) -> tuple[Budget, ...]:
         """What is left of each limit."""
@@ -164,23 +180,32 @@ class Ledger:
         return tuple(found)
 
     def forget(self, before: int) -> None:
-        """Drops days that ended before this time, epoch ms."""
+        """Drops days that ended before this time, epoch ms, and symbols that were last requested before it."""
         kept = day_of(before, self.zone)
-        self._days = {day: granted for day, granted in self._days.items() if day >= kept}
+        if kept != self._kept:
+            self._kept = kept
+            self._days = {day: granted for day, granted in self._days.items() if day >= kept}
+            self._asked = {symbol: at for symbol, at in self._asked.items() if at >= before}
 
 
 class MemoryRequestLog:
-    """A log in memory, for limits that need no other worker, and for tests. Objects over the same list are workers of one group."""
+    """A log in memory, for limits that need no other worker, and for tests. Objects over the same list are workers of one group; without a list, nothing is
+    kept once it was returned."""
 
     def __init__(self, clock: Clock, entries: list[LogEntry] | None = None) -> None:
-        self._clock, self._entries = clock, [] if entries is None else entries
+        self._clock, self._entries = clock, entries
         self._next = 0
 
     async def append(self, value: bytes) -> Sequence[LogEntry]:
+        if self._entries is None:
+            self._next += 1
+            return [LogEntry(self._next - 1, self._clock.now_ms(), value)]
         self._entries.append(LogEntry(len(self._entries), self._clock.now_ms(), value))
         return await self.read()
 
     async def read(self) -> Sequence[LogEntry]:
+        if self._entries is None:
+            return []
         found = self._entries[self._next :]
         self._next = len(self._entries)
         return found

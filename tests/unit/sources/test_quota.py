@@ -134,6 +134,29 @@ async def test_no_answer_pauses_one_worker_only() -> None:
     assert await two.acquire()
 
 
+async def test_a_week_of_requests_for_many_symbols_keeps_memory_flat() -> None:
+    clock = FakeClock(NOON)
+    one = scheduler("600/min", clock)
+    symbols = [f"S{number}" for number in range(1_000)]
+    for number in range(5_000):
+        await one.acquire(symbols[number % 10 * 100 :][:100])
+        clock.ms += 120_000
+    assert len(one._ledger._newest) + len(one._ledger._asked) + sum(map(len, one._ledger._days.values())) < 1_500
+    assert one.asked().keys() == set(symbols) and one._log._entries is None  # type: ignore[attr-defined]
+
+
+async def test_a_request_that_is_given_back_leaves_its_symbols_as_they_were() -> None:
+    clock = FakeClock(NOON)
+    one = scheduler("25/d", clock)
+    await one.acquire(["IBM"])
+    clock.ms += 1_000
+    grant = await one.acquire(["IBM", "AAPL"])
+    assert one.asked() == {"IBM": NOON + 1_000, "AAPL": NOON + 1_000}
+    await one.give_back(grant)
+    await one.give_back(grant)
+    assert one.asked() == {"IBM": NOON} and one.left_today == 24
+
+
 async def test_without_a_limit_per_day_the_common_log_is_not_used() -> None:
     clock, entries = FakeClock(NOON), list[LogEntry]()
     one = scheduler("75/min", clock, entries)
