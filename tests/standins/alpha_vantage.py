@@ -73,6 +73,8 @@ class StandIn:
     premium: bool = False
     delayed: bool = False
     fault: str = "none"
+    faults: dict[str, str] = field(default_factory=dict)
+    """Of single symbols."""
     slow_s: float = 30.0
     now: Callable[[], float] = time.time
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -93,33 +95,33 @@ class StandIn:
         if self.daily is not None and len(answered) >= self.daily:
             entry["error"] = "daily"
             return web.json_response({"Information": daily(self.key)})
-        if self.fault != "none":
-            entry["error"] = self.fault
-            if (answer := await self._fault(request, function)) is not None:
+        if (fault := self.faults.get(symbol, self.fault)) != "none":
+            entry["error"] = fault
+            if (answer := await self._fault(request, function, fault)) is not None:
                 return answer
         return web.json_response(self._answer(function, symbol, asked.get("month", "")))
 
-    async def _fault(self, request: web.Request, function: str) -> web.StreamResponse | None:
+    async def _fault(self, request: web.Request, function: str, fault: str) -> web.StreamResponse | None:
         texts = {
             "daily": {"Information": daily(self.key)}, "burst": {"Information": BURST}, "minute": {"Note": MINUTE}, "premium": {"Information": PREMIUM},
             "key": {"Error Message": KEY}, "symbol": {"Error Message": invalid_call(function)}, "shape": {"something": "else"},
             "unknown_text": {"Information": f"The service is being moved. Your apikey={self.key} stays valid."},
         }  # fmt: skip
-        if self.fault in texts:
-            return web.json_response(texts[self.fault])
-        if self.fault == "html":
+        if fault in texts:
+            return web.json_response(texts[fault])
+        if fault == "html":
             return web.Response(text="<!DOCTYPE html><html><body>Just a moment...</body></html>", content_type="text/html")
-        if self.fault == "invalid":
+        if fault == "invalid":
             return web.Response(text='{"Global Quote": {', content_type="application/json")
-        if self.fault == "429":
+        if fault == "429":
             return web.Response(status=429, text="Too Many Requests", headers={"Retry-After": "90"})
-        if self.fault == "500":
+        if fault == "500":
             return web.Response(status=500, text="upstream error")
-        if self.fault == "slow":
+        if fault == "slow":
             await asyncio.sleep(self.slow_s)
             return None
         assert request.transport is not None
-        if self.fault == "truncated":
+        if fault == "truncated":
             request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"Global Quote\":")
         request.transport.close()
         return web.Response()

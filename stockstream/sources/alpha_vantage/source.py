@@ -17,7 +17,7 @@ from stockstream.errors import SourceError
 from stockstream.sources.alpha_vantage.answers import ZONE, AnswerError, Quote, bulk_quotes_of, quote_of, us_market_is_open
 from stockstream.sources.alpha_vantage.client import Client
 from stockstream.sources.alpha_vantage.rotation import CLOSING_LOOK_MS, Choice, Hours, choose
-from stockstream.sources.base import Batch, Clock, FeedNote, Health, SourceUnavailable, SymbolInfo
+from stockstream.sources.base import Batch, Clock, FeedNote, FeedState, Health, SourceUnavailable, SymbolInfo
 from stockstream.sources.quota import BudgetSpent, Grant, Refusal, Scheduler
 from stockstream.sources.sessions import Sessions
 from stockstream.sources.symbols import exchange_of, to_provider
@@ -31,6 +31,8 @@ AT_ONCE = 100
 """The most symbols of a request for bulk quotes. The provider ignores further ones."""
 UNKNOWN_MS = 24 * 3_600_000
 """A symbol that the provider does not know is requested again after this long, or if it is put on the watchlist again."""
+OF_THE_ANSWER = frozenset(("html", "status", "invalid", "refused", "timeout", "broken"))
+"""Errors that may be of one symbol."""
 STATUS_MS = 15 * 60_000
 CHECK_S = 30.0
 """The longest wait before the symbols and the log of requests are looked at again."""
@@ -64,9 +66,11 @@ class AlphaVantageSource:
         self._changed = asyncio.Event()
         self._bulk = scheduler.limits.day is None
         self._again: set[str] = set()
-        """Symbols whose last request failed for a reason that is not theirs."""
+        """Symbols whose last request failed for a reason that is not theirs: they are requested at once."""
+        self._failed: set[str] = set()
+        """Symbols whose last answer could not be used. After a second one in a row a symbol waits for its turn, so that it costs the others no more requests."""
         self._unknown: dict[str, int] = {}
-        """When the provider reported that it does not have the symbol, epoch ms."""
+        """When the provider reported that it does not have the symbol, or not in the plan, epoch ms."""
         self._notes: dict[str, FeedNote] = {}
         """Of symbols that cannot be quoted."""
         self._quoted: dict[str, tuple[str, int]] = {}
@@ -93,6 +97,7 @@ class AlphaVantageSource:
             for table in (self._unknown, self._notes, self._quoted, self._sent, self._previous_closes):
                 table.pop(symbol, None)
             self._again.discard(symbol)
+            self._failed.discard(symbol)
             self._names.pop(symbol, None)
         for symbol in wanted - self._symbols:
             try:
@@ -238,6 +243,7 @@ class AlphaVantageSource:
             await self._refused(error, grant)
             return Batch((), (), ())
         await self._scheduler.report(None)
+        self._failed.difference_update(grant.symbols)
         for name in missing:
             self._set_unknown(theirs[name], AnswerError("symbol", name))
         return await self._ticks([(theirs[quote.symbol], quote) for quote in quotes])
@@ -252,25 +258,30 @@ class AlphaVantageSource:
             logger.warning("the plan of the Alpha Vantage key has no bulk quotes: symbols are requested one by one")
             self._again.update(grant.symbols)
             return
-        self._again.update(grant.symbols)
+        if error.kind == "premium" and grant.symbols:
+            for symbol in grant.symbols:
+                self._set_unknown(symbol, error, "not_permitted")
+            await self._scheduler.report(None)
+            return
+        if error.kind in OF_THE_ANSWER:
+            self._again.update(set(grant.symbols) - self._failed)
+            self._failed.update(grant.symbols)
+        else:
+            self._again.update(grant.symbols)
         if error.kind == "unsent":
             await self._scheduler.give_back(grant)
             raise SourceUnavailable(str(error)) from None
         if error.kind == "key":
             raise error
-        refusal: Refusal = error.kind if error.kind in ("daily", "burst", "minute", "rate", "premium") else "unanswered"
+        refusal: Refusal = error.kind if error.kind in ("daily", "burst", "minute", "rate") else "unanswered"
         await self._scheduler.report(refusal, retry_after_s=error.retry_after_s, reason=str(error))
-        if refusal == "premium":
-            for symbol in grant.symbols:
-                self._notes[symbol] = FeedNote(state="not_permitted", reason=str(error), exchange=exchange_of(symbol) or US)
-            raise SourceError(str(error)) from None
         if refusal == "unanswered":
             raise SourceUnavailable(str(error)) from None
         logger.warning("%s", self._scheduler.blocked() or error)
 
-    def _set_unknown(self, symbol: str, error: AnswerError) -> None:
+    def _set_unknown(self, symbol: str, error: AnswerError, state: FeedState = "unknown_symbol") -> None:
         self._unknown[symbol] = self._clock.now_ms()
-        self._notes[symbol] = FeedNote(state="unknown_symbol", reason=str(error), exchange=exchange_of(symbol) or US)
+        self._notes[symbol] = FeedNote(state=state, reason=str(error), exchange=exchange_of(symbol) or US)
         logger.warning("%s is requested again tomorrow, or if it is added to the watchlist again: %s", symbol, error)
 
     # ---- ticks

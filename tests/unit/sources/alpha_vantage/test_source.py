@@ -7,7 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, cast
@@ -230,6 +230,19 @@ async def test_what_is_no_answer_fails_the_attempt_and_pauses_the_requests(line:
     assert len(line.standin.requests) == 1 and source.health().feeds["IBM"].state == "failed"
     line.standin.fault = "none"
     assert len(await line.ticks(source, ["IBM"], 1, until_ms=60_000)) == 1 and line.clock.ms >= MONDAY + 15_000
+
+
+@pytest.mark.parametrize("fault", ["shape", "500", "slow", "premium"])
+async def test_a_symbol_whose_answers_are_never_usable_takes_no_requests_of_the_others(line: Line, fault: str) -> None:
+    line.standin.faults, line.standin.slow_s = {"AAA": fault}, 2.0
+    source, found = line.source(timeout_s=0.3), list[dict[str, Any]]()
+    for _ in range(8):
+        with suppress(SourceUnavailable):
+            found += await line.ticks(source, ["AAA", "IBM", "MSFT"], 1, until_ms=3_600_000)
+    asked = [request["symbol"] for request in line.standin.requests]
+    assert {tick["symbol"] for tick in found} == {"IBM", "MSFT"}
+    assert asked.count("AAA") <= 4 and min(asked.count("IBM"), asked.count("MSFT")) >= 2, "it is tried again once, and then in its turn"
+    assert fault != "premium" or (source.health().feeds["AAA"].state == "not_permitted" and asked.count("AAA") == 1)
 
 
 async def test_no_network_costs_no_request(line: Line) -> None:
