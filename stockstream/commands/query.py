@@ -17,7 +17,8 @@ import duckdb
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.records import SHARES
 from stockstream.settings import load_settings
-from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS
+from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS, TRADED_BARS_SQL
+from stockstream.sinks.archive.repaired import REPAIRS
 from stockstream.sinks.stores import require_folder
 from stockstream.wording import counted
 
@@ -77,7 +78,8 @@ def connect(root: Path) -> tuple[duckdb.DuckDBPyConnection, bool]:
                 source = f"(SELECT * FROM read_parquet('{at}', union_by_name=true, {options}) UNION ALL BY NAME SELECT {missing} WHERE false)"
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")
     connection.execute("CREATE VIEW ticks AS SELECT * FROM stored_ticks")
-    connection.execute(f"CREATE VIEW bars_1m AS {BARS_SQL}")
+    repaired = next((root / "processed/bars_1m").glob(f"*/{REPAIRS}*.parquet"), None) is not None
+    connection.execute(f"CREATE VIEW bars_1m AS {BARS_SQL if repaired else TRADED_BARS_SQL}")
     connection.execute(f"CREATE VIEW raw AS SELECT * EXCLUDE (filename), regexp_extract(filename, '{_NAME_OF_RAW}', 1) AS log FROM stored_raw")
     quoted = str(root).replace("'", "''")
     connection.execute(f"SET allowed_directories=['{quoted}']")
