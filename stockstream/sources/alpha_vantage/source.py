@@ -68,7 +68,7 @@ class AlphaVantageSource:
         self._again: set[str] = set()
         """Symbols whose last request failed for a reason that is not theirs: they are requested at once."""
         self._failed: set[str] = set()
-        """Symbols whose last answer could not be used. After a second one in a row a symbol waits for its turn, so that it costs the others no more requests."""
+        """Symbols whose last answer could not be used. After a second one in a row a symbol waits for its turn: it takes no requests of the others."""
         self._unknown: dict[str, int] = {}
         """When the provider reported that it does not have the symbol, or not in the plan, epoch ms."""
         self._notes: dict[str, FeedNote] = {}
