@@ -29,6 +29,8 @@ RESERVE = 4
 """Repairs leave this part of the day's requests, one in RESERVE, to quotes."""
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 300.0
 POLL_S = 1.0
+REPAIRS_A_STEP = 20
+"""After so many repairs, at the latest, new gaps are read and those that are dealt with are committed."""
 
 _decode = msgspec.json.Decoder(Gap).decode
 
@@ -113,27 +115,35 @@ class Repairer:
             await self._clock.sleep(POLL_S)
 
     async def step(self) -> None:
-        """Reads new gaps, and repairs one that is due; one that fails stays pending unless it can never be repaired. Raises `BrokerError` of `gaps`."""
+        """Reads new gaps, and repairs what is due. A gap whose repair fails stays pending unless it can never be repaired. Raises `BrokerError`."""
         if self._partitions:
             cursors = {partition: self._next.get(partition) for partition in self._partitions}
             for partition, records in (await self._reader.poll(cursors)).items():
                 if partition in self._partitions and self._next.get(partition) == cursors[partition]:
                     self._take(partition, records)
+        for _ in range(REPAIRS_A_STEP):
+            if not await self._repair_next():
+                break
+        await self._commit()
+
+    async def _repair_next(self) -> bool:
+        """Repairs the gap that is due longest. Returns whether there was one and it is dealt with."""
         now = self._clock.now_ms()
         due = min((one for one in self._pending if one.due <= now), key=lambda one: one.due, default=None)
-        if due is not None and now >= self._paused_until and self._allowed():
-            try:
-                await self._repair(due.gap)
-            except FencedError:
-                raise
-            except StockstreamError as error:
-                if not isinstance(error, SourceError) or isinstance(error, SourceUnavailable):
-                    self._pause(error)
-                    return
-                self._skipped(due.partition, due.offset, str(error))
-            self._retry_s = FIRST_RETRY_S
-            self._pending = [one for one in self._pending if one is not due]
-        await self._commit()
+        if due is None or now < self._paused_until or not self._allowed():
+            return False
+        try:
+            await self._repair(due.gap)
+        except FencedError:
+            raise
+        except StockstreamError as error:
+            if not isinstance(error, SourceError) or isinstance(error, SourceUnavailable):
+                self._pause(error)
+                return False
+            self._skipped(due.partition, due.offset, str(error))
+        self._retry_s = FIRST_RETRY_S
+        self._pending = [one for one in self._pending if one is not due]
+        return True
 
     def _take(self, partition: int, records: Sequence[GapRecord]) -> None:
         for record in records:

@@ -249,6 +249,7 @@ async def test_the_stream_has_its_metadata_and_its_unknown_symbols_from_the_same
                 (info,) = await stream.describe(["AAPL", "NOPE"])
                 assert (info.symbol, info.source, info.name) == ("AAPL", "yahoo", "AAPL Inc.")
                 await asyncio.wait_for(gather(stream, 1), PATIENCE_S)
+                assert [(budget.per, budget.limit - budget.left) for budget in stream.health().budgets][1:] == [("day", len(query.requests))]
                 notes = stream.health().feeds
                 assert notes["NOPE"].state == "unknown_symbol" and notes["NOPE"].reason == "Yahoo does not know NOPE" and notes["AAPL"].state is None
             finally:
