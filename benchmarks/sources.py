@@ -221,7 +221,9 @@ async def judge(settings: Settings, state: dict[str, Any], journal: Path) -> Ver
                 verdict.broken += 1
             else:
                 verdict.lost += 1
-    for kind, _, end in faults:
+    for kind, begin, end in faults:
+        if end - begin < AROUND_MS:
+            continue                                                     # it only made way for the next one
         firsts = [next((at for at in times if at >= end), None) for times in arrivals.values()]
         verdict.back_s[kind] = max((at - end) / 1000 if at is not None else float("inf") for at in firsts)
 
