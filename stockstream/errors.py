@@ -10,6 +10,8 @@
     ├── StateError              a state record that does not fit this log or these settings
     ├── SourceError             a market-data source or an input file we cannot use
     │   ├── SourceUnavailable   the source does not answer for now (in `sources.base`)  retriable
+    │   │   └── BudgetSpent     no request may be made before a time (in `sources.quota`)  retriable
+    │   ├── AnswerError         a provider's refusal (in `sources.alpha_vantage.answers`)
     │   └── NoRecords           an input without a record (in `backtest.runner`)
     ├── ArchiveError            the archive's store failed
     │   ├── ArchiveUnavailable  the store is down or slow                        retriable
