@@ -130,7 +130,8 @@ class Driver:
         failure = state.reason if state.state in ("failed", "stopped") else None
         for symbol in self.live:
             seen = self.tracker.seen(symbol)
-            feed, reason = feed_state(now, seen, self.session_of(symbol, now), self._notes.get(symbol), failure)
+            note = self._notes.get(symbol) if state.state != "stopped" else None
+            feed, reason = feed_state(now, seen, self.session_of(symbol, now), note, failure)
             self.board.set(symbol, feed, shortened(reason), seen.last if seen is not None else None, now)
 
     # ---- the work

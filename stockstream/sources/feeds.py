@@ -18,6 +18,10 @@ REFRESH_MS = 60_000
 """A state that does not change is published again after this long."""
 
 
+OF_THE_PROVIDER: frozenset[FeedState] = frozenset(("rate_limited", "not_permitted", "unknown_symbol"))
+"""Notes that explain more than that the source fails."""
+
+
 def feed_state(now: int, seen: Seen | None, session: SessionLike | None, note: FeedNote | None = None, failure: str | None = None) -> tuple[FeedState, str]:
     """The state of a symbol's feed and its reason, empty where there is nothing to explain.
 
@@ -28,13 +32,15 @@ def feed_state(now: int, seen: Seen | None, session: SessionLike | None, note: F
         note: what the source knows about it.
         failure: why the source fails, None if it runs.
     """
-    if failure is not None:
+    if failure is not None and (note is None or note.state not in OF_THE_PROVIDER):
         return "failed", failure
     if note is not None and note.state is not None:
         return note.state, note.reason
-    if seen is not None and seen.missing is None and now - seen.arrived <= seen.silent_ms:
+    closed = session is not None and session.state in ("closed", "holiday")
+    before_close = closed and session is not None and session.since is not None and seen is not None and seen.last < session.since
+    if seen is not None and seen.missing is None and now - seen.arrived <= seen.silent_ms and not before_close:
         return "fresh", ""
-    if session is not None and session.state in ("closed", "holiday"):
+    if session is not None and closed:
         return "holiday" if session.state == "holiday" else "closed", f"the exchange opens at {_text(session.until)}" if session.until else ""
     if seen is None:
         return "waiting", "no tick yet"

@@ -60,7 +60,7 @@ class Seen:
     last: int
     """Its event time, epoch ms."""
     arrived: int
-    """When it was confirmed, epoch ms by the worker's clock."""
+    """When it was confirmed, epoch ms by the worker's clock. Older ticks that come again do not count."""
     usual_ms: float = 0.0
     """The usual time between two ticks; 0 if not known."""
     missing: GapReason | None = None
@@ -135,9 +135,9 @@ class GapTracker:
             if seen is None:
                 self._seen[symbol] = Seen(time, now)
                 continue
-            seen.arrived = now
             pause = time - seen.last
             if pause > 0:
+                seen.arrived = now
                 if seen.missing is None:
                     pause = min(pause, LONGEST_INTERVAL_MS)
                     seen.usual_ms += NEWEST_SHARE * (pause - seen.usual_ms) if seen.usual_ms else pause

@@ -141,6 +141,14 @@ def test_a_symbol_taken_over_has_a_gap_since_its_newest_row() -> None:
     assert tracker.find(["A"], [now + 900]) == {}
 
 
+def test_an_old_tick_that_comes_again_makes_no_feed_fresh() -> None:
+    tracker = GapTracker(True)
+    tracker.confirm(["A"], [BASE], BASE)
+    for again in (BASE, BASE - 5_000):
+        tracker.confirm(["A"], [again], BASE + 3_600_000)
+    assert (seen := tracker.seen("A")) is not None and seen.arrived == BASE
+
+
 def test_what_is_not_kept_is_forgotten() -> None:
     tracker = GapTracker(True)
     tracker.confirm(["A", "B"], [BASE, BASE], BASE)
