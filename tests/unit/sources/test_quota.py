@@ -73,27 +73,6 @@ async def test_a_request_that_was_not_sent_is_given_back() -> None:
     assert [len(await spend(worker)) for worker in (two, one)] == [1, 0]
 
 
-async def test_what_was_given_back_was_not_requested() -> None:
-    clock = FakeClock(NOON)
-    one = scheduler("25/d", clock)
-    await one.acquire(["OLD"])
-    clock.ms += 60_000
-    await one.give_back(await one.acquire(["OLD", "NEW"]))
-    assert one.asked() == {"OLD": NOON} and one.left_today == 24
-    later = await one.acquire(["OLD"])
-    clock.ms += 60_000
-    newest = await one.acquire(["OLD"])
-    await one.give_back(later)
-    assert one.asked() == {"OLD": newest.slot}
-
-
-async def test_requests_without_a_limit_per_day_leave_nothing_behind() -> None:
-    one = scheduler("600/min", FakeClock(NOON))
-    for _ in range(3_000):
-        await one.acquire(["IBM"])
-    assert one.asked().keys() == {"IBM"} and not one._log._entries and not one._ledger._days  # type: ignore[attr-defined]
-
-
 async def test_a_cancelled_wait_gives_the_request_back() -> None:
     clock, entries = FakeClock(NOON), list[LogEntry]()
 
