@@ -65,10 +65,12 @@ class Bars:
         self.quota = Scheduler("yahoo", Limits.parse(limits), MemoryRequestLog(clock), clock=clock)
         self.asked: list[tuple[str, int, int]] = []
         self.fail: Exception | None = None
+        self.fails: set[str] = set()
+        """Symbols of which no answer can be used."""
 
     async def bars(self, symbol: str, first: int, end: int) -> list[tuple[int, float, float, float, float, float]]:
-        if self.fail is not None:
-            raise self.fail
+        if self.fail is not None or symbol in self.fails:
+            raise self.fail or SourceUnavailable("Yahoo reports an error (HTTP 500)")
         await self.quota.acquire([symbol])
         self.asked.append((symbol, first, end))
         return [(minute, 1.0, 2.0, 0.5, 1.5, 100.0) for minute in range(first, end, MINUTE)]
@@ -112,6 +114,16 @@ class Line:
 
 def gap(start: int, end: int) -> Gap:
     return Gap(symbol="A", source="yahoo", from_=start, to=end, reason="silent")
+
+
+def test_a_gap_that_always_fails_keeps_no_other_waiting() -> None:
+    line = Line()
+    line.query.fails = {"B"}
+    for symbol in "BCD":
+        line.gaps.add(0, symbol=symbol)
+    line.repairer.own([0])
+    line.run(60)
+    assert {symbol for symbol, _, _ in line.query.asked} == {"C", "D"} and len(line.repairer._pending) == 1
 
 
 @given(st.integers(0, 10 * MINUTE), st.integers(0, 10 * MINUTE))
