@@ -71,7 +71,7 @@ class Ingestion:
     def __init__(self) -> None:
         settings, clock, sessions = app.settings, SystemClock(), Sessions()
         requests = partial(KafkaRequestLog, settings)
-        yahoo = open_yahoo(settings, clock, request_log=requests, worker=worker_name) if uses_yahoo(settings) else None
+        yahoo = self.yahoo = open_yahoo(settings, clock, request_log=requests, worker=worker_name) if uses_yahoo(settings) else None
         sources = open_sources(settings, clock, sessions=sessions, request_log=requests, worker=worker_name, yahoo=yahoo)
         self.ingest = Ingest(
             settings, _send, clock=clock, sources=sources, sessions=sessions, metrics=metrics, read_watchlist=_read_watchlist, read_newest=_read_newest,
@@ -136,9 +136,9 @@ async def feed() -> None:
 @app.task
 async def repair() -> None:
     """Repairs the gaps of Yahoo's symbols."""
-    if stage.repairer is None:
+    if stage.repairer is None or stage.yahoo is None:
         return
     try:
         await stage.repairer.run()
     finally:
-        await stage.gaps.stop()
+        await asyncio.gather(stage.gaps.stop(), stage.yahoo.stop())
