@@ -139,6 +139,7 @@ class Repairer:
         except StockstreamError as error:
             if not isinstance(error, SourceError) or isinstance(error, SourceUnavailable):
                 self._pause(error)
+                due.due = max(due.due, self._paused_until)               # the others first: what fails may be of this one
                 return False
             self._skipped(due.partition, due.offset, str(error))
         self._retry_s = FIRST_RETRY_S
