@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -160,3 +162,9 @@ def test_a_state_that_is_sent_again_is_a_duplicate_and_counts_no_share() -> None
     clean = cleaner.make_frame()
     assert clean is not None
     assert clean.rows["size"].to_pylist() == [0, 10, 10, 10]
+
+
+def test_yfinance_is_imported_only_when_a_source_runs() -> None:
+    """It costs 0.7 s of CPU and 38 MB."""
+    program = "import sys, stockstream.sources.opening; sys.exit('yfinance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
