@@ -219,9 +219,12 @@ class Driver:
         live = [place for place, symbol in enumerate(batch.symbols) if symbol in self.live]
         symbols, times, values = [batch.symbols[n] for n in live], [batch.event_times[n] for n in live], [batch.values[n] for n in live]
         gaps: dict[int, Gap] = {}
+        places: dict[str, list[int]] = {}
+        for place, symbol in enumerate(symbols if batch.gaps else ()):
+            places.setdefault(symbol, []).append(place)
         for gap in batch.gaps:
             if gap.symbol in self.live:
-                ends = (n for n, (symbol, time) in enumerate(zip(symbols, times, strict=True)) if symbol == gap.symbol and time >= gap.to)
+                ends = (n for n in places.get(gap.symbol, ()) if times[n] >= gap.to)
                 gaps[next(ends, -1 - len(gaps))] = gap                   # without a tick that ends it, it is published all the same
         for place, missed in self.tracker.find(symbols, times, self._clock.now_ms()).items():
             if place not in gaps:

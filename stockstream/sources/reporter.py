@@ -49,6 +49,7 @@ class Reporter:
         self._shown: set[tuple[str, str]] = set()
         """Source and state of each exported series of feeds."""
         self._ended = False
+        self._publishing = asyncio.Lock()
 
     def forget(self, symbol: str) -> None:
         """The symbol is no longer watched: its feed is deleted from `feeds`."""
@@ -89,14 +90,15 @@ class Reporter:
 
     async def publish_gaps(self) -> None:
         """Publishes all gaps that were found. Those that the broker does not confirm stay for the next time."""
-        for driver in self._drivers.values():
-            while driver.gaps:
-                some = list(islice(driver.gaps, GAPS_AT_ONCE))
-                await self._publisher.by_symbol("gaps", ((gap.symbol, _encode(gap)) for gap in some))
-                for gap in some:
-                    if driver.gaps and driver.gaps[0] is gap:            # else it was displaced meanwhile
-                        driver.gaps.popleft()
-            driver.gap_found.clear()
+        async with self._publishing:
+            for driver in self._drivers.values():
+                while driver.gaps:
+                    some = list(islice(driver.gaps, GAPS_AT_ONCE))
+                    await self._publisher.by_symbol("gaps", ((gap.symbol, _encode(gap)) for gap in some))
+                    for gap in some:
+                        if driver.gaps and driver.gaps[0] is gap:        # else it was displaced meanwhile
+                            driver.gaps.popleft()
+                driver.gap_found.clear()
 
     # ---- feeds and sources
 

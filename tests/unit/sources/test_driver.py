@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -260,6 +261,19 @@ async def test_what_is_missing_of_the_day_before_is_on_record_and_does_not_mark_
     await scene.until(lambda: bool(scene.gaps))
     await stop(scene.task)
     assert scene.marked() == {} and [(found["from"], found["to"]) for found in scene.gaps] == [(START, closes)]
+
+
+async def test_a_batch_of_many_symbols_that_all_come_after_a_gap_takes_no_time() -> None:
+    scene = Scene(Given())
+    driver = scene.ingest._drivers["feed"]
+    symbols = [f"S{number}" for number in range(10_000)]
+    driver.live = frozenset(symbols)
+    gaps = [Gap(symbol=symbol, source="feed", from_=START - 9_000, to=START, reason="source_away") for symbol in symbols]
+    began = time.process_time()
+    marked = driver._mark_gaps(batch(*((symbol, START) for symbol in symbols), gaps=gaps))
+    assert time.process_time() - began < 0.5
+    assert all(b'"gap_from":' in value for value in marked.values) and len(driver.gaps) == 10_000
+    await stop(scene.task)
 
 
 async def test_gaps_that_the_broker_does_not_take_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
