@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import msgspec
 
@@ -36,6 +36,8 @@ OF_THE_ANSWER = frozenset(("html", "status", "invalid", "refused", "timeout", "b
 STATUS_MS = 15 * 60_000
 CHECK_S = 30.0
 """The longest wait before the symbols and the log of requests are looked at again."""
+FRESH_MS = 3_600_000
+"""After a quote, its symbol counts as fresh for so long."""
 DAY_MS = 86_400_000
 
 _encode = msgspec.json.Encoder().encode
@@ -73,8 +75,8 @@ class AlphaVantageSource:
         """When the provider reported that it does not have the symbol, or not in the plan, epoch ms."""
         self._notes: dict[str, FeedNote] = {}
         """Of symbols that cannot be quoted."""
-        self._quoted: dict[str, tuple[str, int]] = {}
-        """Of the last quote: its trading day, and the delay that the provider states, ms."""
+        self._quoted: dict[str, tuple[str, int, int]] = {}
+        """Of the last quote: its trading day, the delay that the provider states, ms, and when it came, epoch ms."""
         self._previous_closes: dict[str, float] = {}
         self._sent: dict[str, tuple[int, float, float | None]] = {}
         self._us_closed = False
@@ -138,9 +140,11 @@ class AlphaVantageSource:
             return FeedNote(state="rate_limited" if limited else "failed", reason=str(blocked), exchange=exchange)
         if quoted is None:
             return FeedNote(exchange=exchange)
-        day, delay_ms = quoted
+        day, delay_ms, at = quoted
         if day < today:
             return FeedNote(state="quiet", reason=f"Alpha Vantage's last price is of {day}", exchange=exchange)
+        if self._clock.now_ms() - at > FRESH_MS:
+            return FeedNote(state="quiet", reason=f"last requested at {datetime.fromtimestamp(at / 1000, UTC):%H:%M} UTC", exchange=exchange)
         return FeedNote(state="fresh", reason=f"delayed by {delay_ms // 60_000} min" if delay_ms else "", exchange=exchange)
 
     async def stream(self) -> AsyncIterator[Batch]:
@@ -298,7 +302,7 @@ class AlphaVantageSource:
                 self._previous_closes[symbol] = quote.previous_close
             day = quote.day or self._day_of(moment)
             self._notes.pop(symbol, None)
-            self._quoted[symbol] = day, quote.delay_ms
+            self._quoted[symbol] = day, quote.delay_ms, now
             content = moment, quote.price, quote.volume
             if self._sent.get(symbol) == content or symbol not in self._symbols:
                 continue

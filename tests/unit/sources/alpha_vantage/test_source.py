@@ -140,7 +140,10 @@ async def test_a_feed_has_the_state_of_its_last_quote_and_of_its_market(line: Li
     states = [source.health().feeds["IBM"].state]
     await line.ticks(source, ["IBM"], 1)
     states.append(source.health().feeds["IBM"].state)
-    line.clock.ms += 86_400_000
+    line.clock.ms += 3_600_001
+    note = source.health().feeds["IBM"]
+    assert (note.state, note.reason) == ("quiet", "last requested at 17:00 UTC")
+    line.clock.ms += 86_400_000 - 3_600_001
     states.append(source.health().feeds["IBM"].state)                    # the next day, in the session
     line.clock.ms += 8 * 3_600_000
     states.append(source.health().feeds["IBM"].state)                    # after it: the session explains it
