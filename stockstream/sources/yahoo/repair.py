@@ -13,6 +13,7 @@ from stockstream.errors import FencedError, SourceError, StockstreamError
 from stockstream.limited_log import LimitedLog
 from stockstream.records import Gap, Repair
 from stockstream.sources.base import Clock, SourceUnavailable
+from stockstream.sources.gaps import MOST_AHEAD_MS
 from stockstream.sources.quota import BudgetSpent
 from stockstream.sources.symbols import to_provider
 from stockstream.sources.yahoo.query import MAX_BARS_S, MINUTE_MS, YahooQuery
@@ -154,7 +155,10 @@ class Repairer:
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 self._skipped(partition, record.offset, f"no gap: {error}")
                 continue
-            if of_yahoo(gap.source) and minutes_of(gap, self._clock.now_ms()) is not None:
+            now = self._clock.now_ms()
+            if gap.to > now + MOST_AHEAD_MS:                             # it would keep its offset, and all that follow, from being committed
+                self._skipped(partition, record.offset, f"the gap ends in the future, at {gap.to}")
+            elif of_yahoo(gap.source) and minutes_of(gap, now) is not None:
                 self._pending.append(_Pending(partition, record.offset, gap, gap.to + COMPLETE_MS))
 
     def _allowed(self) -> bool:

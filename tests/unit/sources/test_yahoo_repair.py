@@ -116,6 +116,16 @@ def gap(start: int, end: int) -> Gap:
     return Gap(symbol="A", source="yahoo", from_=start, to=end, reason="silent")
 
 
+def test_a_gap_that_ends_in_the_future_keeps_nothing_from_being_committed() -> None:
+    line = Line()
+    line.gaps.add(0, to=T0 + 400 * 86_400_000)
+    line.gaps.add(0)
+    line.repairer.own([0])
+    line.step(3)
+    assert line.minutes() == [1, 2, 3, 4] and line.gaps.committed == {0: 2}
+    assert line.skipped == [(0, 0, f"the gap ends in the future, at {T0 + 400 * 86_400_000}")]
+
+
 def test_a_gap_that_always_fails_keeps_no_other_waiting() -> None:
     line = Line()
     line.query.fails = {"B"}
