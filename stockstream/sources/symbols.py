@@ -193,6 +193,7 @@ def _us(
     prefix, and what stands between the two currencies. `abroad`: it has the shares of other exchanges too, with Yahoo's suffixes.
     """
     added = {yahoo: dot + exchange for yahoo, exchange in _OF_YAHOO.items()} if series is None else series
+    lower = preferred == "p"
 
     def write(symbol: str) -> str:
         base, kind, exchange = _parts(symbol)
@@ -212,6 +213,8 @@ def _us(
             raise SourceError(f"{symbol} has no form at {name}: {base}.{kind} is a share of the exchange {EXCHANGE_OF_SUFFIX[kind]} there")
         if kind in added:
             return base + added[kind]
+        if lower and kind == "WI":
+            return f"{base}w"
         return f"{base}{preferred}{kind[1]}" if _PREFERRED_OF_YAHOO.fullmatch(kind) else f"{base}{dot}{kind}"
 
     def read(text: str) -> str:
@@ -223,8 +226,12 @@ def _us(
             return canonical(_split(plain[len(currencies[0]) :], currencies[1], text))
         if coins is not None and ((coins[0] and plain.startswith(coins[0])) or (not coins[0] and coins[1] and coins[1] in plain)):
             return _checked(_split(plain[len(coins[0]) :], coins[1], text), text)
-        if match := re.fullmatch(rf"([A-Z0-9]+){re.escape(preferred)}([A-Z])", plain if preferred == "p" else plain.upper()):
+        if match := re.fullmatch(rf"([A-Z0-9]+){re.escape(preferred)}([A-Z])", plain if lower else plain.upper()):
             return f"{match[1]}-P{match[2]}"
+        if lower and plain not in (plain.upper(), plain.lower()):        # GEVw are shares of GEV when issued, GEVW is another symbol
+            if match := re.fullmatch(r"([A-Z][A-Z0-9]*)w", plain):
+                return f"{match[1]}-WI"
+            raise SourceError(f"{text[:40]!r} is no symbol at {name}: its lower-case letters are neither a preferred (BACpL) nor when-issued shares (GEVw)")
         symbol = plain.upper()
         if abroad and symbol.rpartition(".")[2] in EXCHANGE_OF_SUFFIX and "." in symbol:
             return canonical(symbol)

@@ -82,6 +82,7 @@ def test_what_a_provider_sends_is_a_symbol_or_refused(text: str, provider: str) 
         ("alpha_vantage", "BRK-B", "BRK-B"), ("alpha_vantage", "BRK.B", "BRK-B"), ("alpha_vantage", "BAC-P-L", "BAC-PL"),
         ("alpha_vantage", "TSCO.LON", "TSCO.L"),
         ("alpha_vantage", "MBG.DEX", "MBG.DE"), ("polygon", "BRK.B", "BRK-B"), ("polygon", "BACpL", "BAC-PL"), ("polygon", "I:SPX", "^GSPC"),
+        ("polygon", "GEVw", "GEV-WI"), ("polygon", "GEVW", "GEVW"),
         ("polygon", "X:BTCUSD", "BTC-USD"), ("polygon", "C:EURUSD", "EURUSD=X"), ("polygon", "PCG", "PCG"), ("alpaca", "BRK.B", "BRK-B"),
         ("alpaca", "BTC/USD", "BTC-USD"),
         ("finnhub", "BINANCE:BTCUSDT", "BTC-USDT"), ("finnhub", "OANDA:EUR_USD", "EURUSD=X"), ("finnhub", "0700.HK", "0700.HK"), ("finnhub", "BRK.B", "BRK-B"),
@@ -95,6 +96,8 @@ def test_what_providers_write(provider: str, theirs: str, symbol: str) -> None:
 
 
 def test_a_provider_without_a_form_and_an_unknown_one_are_named() -> None:
+    with pytest.raises(SourceError, match="'ABCr' is no symbol at polygon"):
+        from_provider("ABCr", "polygon")                                 # not ABCR, which is another
     with pytest.raises(SourceError, match=r"VOD\.L has no form at polygon"):
         to_provider("VOD.L", "polygon")
     with pytest.raises(SourceError, match="AAPL has no form at binance"):
