@@ -135,6 +135,7 @@ def test_columns_are_those_of_the_messages() -> None:
     assert SCHEMAS["predictions"].field("horizons").type.value_type.field("p_up").type == pa.float64()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_the_files_do_not_depend_on_the_chunks(partitions: int, tmp_path: Path) -> None:
     path = backtests.write(tmp_path / "log.jsonl", [*day_lines(partitions), *lines("no tick", partition=0)])

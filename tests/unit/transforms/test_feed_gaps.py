@@ -62,6 +62,7 @@ def test_a_row_whose_window_reaches_into_the_gap_has_the_flag(chunk: int) -> Non
     assert flagged(ticks, chunk) == list(range(30, 330))
 
 
+@pytest.mark.slow
 @CHUNKS
 def test_several_gaps_far_apart_and_late(chunk: int) -> None:
     """No other row is inside them."""

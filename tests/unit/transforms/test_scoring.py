@@ -176,6 +176,7 @@ def load(name: str, version: str) -> Fake:
     return MODELS[name, version]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=40, deadline=None)
 def test_any_cutting_tells_the_same_in_the_same_order(seed: int) -> None:

@@ -122,6 +122,7 @@ def expected(rng: random.Random, seconds: int) -> dict[tuple[str, int], dict[str
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_windows_sum_shares_exactly_with_corrections_and_accrued_volume(seed: int) -> None:
     last: dict[tuple[str, int], dict[str, Any]] = {}

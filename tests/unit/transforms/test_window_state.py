@@ -93,6 +93,7 @@ def sparse(rng: random.Random, frames: int) -> list[Frame]:
     return out
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1 << 32))
 @settings(max_examples=8, deadline=None)
 def test_sources_at_rest_and_symbols_without_a_row_change_no_bit(seed: int) -> None:
