@@ -18,6 +18,7 @@ from stockstream import topics
 from stockstream.errors import FrameError
 from stockstream.instance import app
 from stockstream.kafka.topic_reader import TopicReader
+from stockstream.locations import S3_URL
 from stockstream.locks import holder_of
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
@@ -57,7 +58,7 @@ class Archiving:
             return {}
         if self.archive is None:
             warn_of_others(settings.archive)
-            store = open_store(settings.archive)
+            store = open_store(settings.archive, settings)
             self.archive = Archive(settings, store, KafkaRaw(settings), KafkaClean(settings))
             self.repaired = RepairedBars(settings, store, TopicReader(settings, "repairs"), _skip_repair)
             status.archive_positions = self.archive.progress
@@ -128,6 +129,8 @@ def _skip_repair(partition: int, offset: int, reason: str) -> None:
 
 def warn_of_others(archive: str) -> None:
     """Warns where another demo uses the archive folder: `bars_1m` would mix the rows of both logs."""
+    if archive.startswith(S3_URL):
+        return
     folder = Path(archive.removeprefix("file://")).absolute()
     holder = holder_of(folder)
     if holder is not None and holder.alive and holder.pid != os.getppid():

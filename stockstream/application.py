@@ -30,6 +30,8 @@ from stockstream.kafka.client import MAX_BATCH_BYTES, tls_context
 from stockstream.locations import in_url, require_readable, require_writable
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
+from stockstream.sinks.stores import require_writable_archive
+from stockstream.threads import in_thread
 from stockstream.transport import patches
 from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
@@ -161,7 +163,7 @@ class App(faust.App):
         """
         read_topics = None
         try:
-            require_folders(self.settings)
+            await in_thread(functools.partial(require_places, self.settings), "places")
             if self.conf.web_enabled:
                 _require_free_port(str(self.conf.web_bind or self.conf.web_host), int(self.conf.web_port))
                 read_topics = self.mount_views(self.web)
@@ -260,14 +262,13 @@ def _require_free_port(host: str, port: int) -> None:
         raise SettingsError(f"the web views cannot listen on {in_url(host)}:{port} (STOCKSTREAM_WEB_HOST, STOCKSTREAM_WEB_PORT): {reason}") from error
 
 
-def require_folders(settings: Settings) -> None:
-    """Raises `SettingsError` if a folder of the settings cannot be used. A condition that may pass, such as a full disk, is only logged."""
-    places = [(settings.state_dir, "STOCKSTREAM_STATE_DIR")]
+def require_places(settings: Settings) -> None:
+    """Raises `SettingsError` if a place of the settings cannot be used. A condition that may pass, such as a full disk, is only logged."""
+    troubles = [require_writable(settings.state_dir, "STOCKSTREAM_STATE_DIR")]
     if settings.archive != "none":
-        places.append((Path(settings.archive), "STOCKSTREAM_ARCHIVE"))
-    for path, name in places:
-        if trouble := require_writable(path, name):
-            logger.warning("%s", trouble)
+        troubles.append(require_writable_archive(settings))
+    for trouble in filter(None, troubles):
+        logger.warning("%s", trouble)
     require_readable(Path(settings.models), "STOCKSTREAM_MODELS")
 
 

@@ -15,6 +15,7 @@
     │   └── NoRecords           an input without a record (in `backtest.runner`)
     ├── ArchiveError            the archive's store failed
     │   ├── ArchiveUnavailable  the store is down or slow                        retriable
+    │   │   └── StoreRefused    credentials or bucket do not allow it (in `sinks.s3`)  retriable
     │   └── NoTrailer           an object that is no raw object (in `sinks.archive.raw_objects`)
     ├── ModelError              a model that cannot be trained, found or loaded
     └── OutputError             files of results that cannot be written

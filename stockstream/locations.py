@@ -1,9 +1,10 @@
-"""Hosts in URLs, and folders in settings and options: `file://path` or a plain path, absolute or relative to the working directory."""
+"""Hosts in URLs, and places in settings and options: a folder, as `file://path` or a plain path, absolute or relative to the working directory; a bucket."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +12,8 @@ from urllib.parse import unquote
 from stockstream.errors import SettingsError
 
 FILE_URL = "file://"
+S3_URL = "s3://"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOT_FOR_NOW = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR}
 """Errors that may pass without a changed setting, such as a full disk or an unreachable network file system."""
 
@@ -28,6 +31,25 @@ def folder(place: str) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:                                        # `~somebody`
         raise SettingsError(f"{place!r}: {error}") from error
+
+
+def place(url: str) -> str:
+    """What `url` names: the absolute path of a folder, or `s3://bucket/prefix`. Raises `SettingsError` if it is neither."""
+    if not url.startswith(S3_URL):
+        return str(folder(url))
+    bucket, prefix = bucket_and_prefix(url)
+    return f"{S3_URL}{bucket}/{prefix}".rstrip("/")
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket/prefix`; the prefix ends with a slash, or is empty. Raises `SettingsError`."""
+    bucket, _, prefix = url.removeprefix(S3_URL).partition("/")
+    prefix = prefix.strip("/")
+    if not url.startswith(S3_URL) or not _BUCKET.fullmatch(bucket):
+        raise SettingsError(f"{url!r} is not s3://bucket or s3://bucket/prefix")
+    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise SettingsError(f"{url!r}: the prefix has an empty part, or one of dots")
+    return bucket, f"{prefix}/" if prefix else ""
 
 
 def in_url(host: str) -> str:

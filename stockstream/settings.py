@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stockstream.budgets import Limits
 from stockstream.errors import SettingsError
-from stockstream.locations import folder
+from stockstream.locations import folder, place
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
 from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.timing import LATENESS, MAX_REVISE_S, REVISE_S, Lateness
@@ -71,13 +71,20 @@ class Settings(BaseSettings):
     plain_transport: bool = Field(False, description="fetch ahead as aiokafka does, and own frames too; results come later; for finding the cause of faults")
     gather_ms: int = Field(160, ge=0, le=1_000, description="how long ticks.raw is gathered into one chunk")
 
-    archive: str = Field("file://./data", validate_default=True, description="where raw and processed data go: a folder (path or file://path), or none")
+    archive: str = Field(
+        "file://./data", validate_default=True, description="where raw and processed data go: a folder (path or file://path), s3://bucket/prefix, or none"
+    )
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
     models: str = Field(
         "file://./data/models", validate_default=True, description="where models are kept, of the demo and of workers: a folder (path or file://path)"
     )
+    s3_endpoint: str = Field("", description="address of the S3 service; AWS's own where empty")
+    aws_region: str = Field("", pattern=r"^[a-z0-9-]{0,40}$", description="AWS region; where empty by AWS_REGION or the profile, else us-east-1")
+    s3_sse: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field("", description="server-side encryption of new objects; the bucket's own where empty")
+    s3_kms_key: str = Field("", description="KMS key of that encryption; the account's default key where empty")
+    s3_requester_pays: bool = Field(False, description="whether we pay for requests to a bucket of another account")
     state_dir: Path = Field(Path("./data/state"), validate_default=True, description="small local files: the simulation's log of events, broker logs")
     model: str = Field("xgboost", description="name of the champion model that score loads")
 
@@ -88,8 +95,6 @@ class Settings(BaseSettings):
     alert_routes: str = Field("", description="where alerts are sent besides the topic; reserved")
     retention_raw_days: int = Field(7, ge=1, description="days that ticks.raw and ticks.clean are kept")
     retention_derived_days: int = Field(1, ge=1, description="days that the other derived topics are kept")
-    s3_endpoint: str = Field("", description="S3 endpoint; reserved")
-    aws_region: str = Field("us-east-1", description="AWS region; reserved")
 
     @field_validator("broker")
     @classmethod
@@ -155,7 +160,15 @@ class Settings(BaseSettings):
         RawFormat.parse(value, read_format_file)
         return value
 
-    @field_validator("archive", "models")
+    @field_validator("archive")
+    @classmethod
+    def _absolute_place(cls, value: str) -> str:
+        try:
+            return value if value == "none" else place(value)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("models")
     @classmethod
     def _absolute_folder(cls, value: str) -> str:
         try:
@@ -169,6 +182,16 @@ class Settings(BaseSettings):
         if value == "none":
             raise ValueError("models need a folder; one that is empty or missing is enough")
         return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _address_without_key(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an address that begins with https:// or http://")
+        if "@" in parts.netloc:
+            raise ValueError("must have no user and password in it, because addresses are logged")
+        return value.rstrip("/")
 
     @field_validator("state_dir", mode="before")
     @classmethod

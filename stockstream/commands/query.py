@@ -19,7 +19,9 @@ from stockstream.records import SHARES
 from stockstream.settings import load_settings
 from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS, TRADED_BARS_SQL
 from stockstream.sinks.archive.repaired import REPAIRS
-from stockstream.sinks.stores import require_folder
+from stockstream.sinks.s3 import S3Store
+from stockstream.sinks.s3_files import S3Files
+from stockstream.sinks.stores import FileStore, open_archive
 from stockstream.wording import counted
 
 TABLE_ROWS = 100
@@ -45,58 +47,87 @@ class SqlError(ArchiveError):
     """The user's SQL fails; the text is DuckDB's message, on one line."""
 
 
-def connect(root: Path) -> tuple[duckdb.DuckDBPyConnection, bool]:
-    """A connection with the views `ticks`, `bars_1m` and `raw` over the archive folder, and whether there is anything in it.
+class _Folder:
+    """An archive in a folder: DuckDB finds the files itself."""
 
-    Nothing else can be read or written through it. A view of nothing has its columns and no rows.
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self.allowed = str(self._root)
+
+    def files(self, folder: str, pattern: str) -> tuple[str, Sequence[tuple[str, float]]]:
+        """What DuckDB reads, in SQL; and the files, in the order of their names, with their ages."""
+        found = sorted((self._root / folder).glob(pattern))
+        return _quoted(str(self._root / folder / pattern)), [(str(path), path.stat().st_mtime) for path in found]
+
+
+class _Bucket:
+    """An archive in a bucket: its objects are listed once."""
+
+    def __init__(self, store: S3Store, connection: duckdb.DuckDBPyConnection) -> None:
+        self._files = S3Files(store)
+        connection.register_filesystem(self._files)
+        self.allowed = f"{store.url}/"
+
+    def files(self, folder: str, pattern: str) -> tuple[str, Sequence[tuple[str, float]]]:
+        found = self._files.find_objects(f"{folder}/", pattern.rpartition("*")[2], pattern.count("/"))
+        return f"[{', '.join(_quoted(url) for url, _ in found)}]", found
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def connect(archive: Path | FileStore | S3Store) -> tuple[duckdb.DuckDBPyConnection, bool]:
+    """A connection with the views `ticks`, `bars_1m` and `raw` over the archive, and whether there is anything in it.
+
+    Nothing else can be read or written through it. A view of nothing has its columns and no rows. Raises `ArchiveUnavailable` if a bucket cannot be listed.
     """
-    root = root.absolute()
     connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
-    found = False
+    place = _Bucket(archive, connection) if isinstance(archive, S3Store) else _Folder(archive.root if isinstance(archive, FileStore) else archive)
+    found = repaired = False
     for name, folder, pattern, columns in (
         ("stored_ticks", "processed/ticks", "*/*/*.parquet", {field.name: _TYPES[str(field.type)] for field in STORED_TICKS}),
         ("bar_parts", "processed/bars_1m", "*/*.parquet", {field.name: _TYPES[str(field.type)] for field in STORED_BARS}),
         ("stored_raw", "raw", "*/*/*.jsonl.zst", RAW_COLUMNS),
     ):
         hive = {"date": "DATE"} | ({} if name == "bar_parts" else {"hour": "BIGINT"})
-        if next((root / folder).glob(pattern), None) is None:
+        at, files = place.files(folder, pattern)
+        if not files:
             wanted = columns | hive | ({"filename": "VARCHAR"} if name == "stored_raw" else {})
             nothing = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in wanted.items())
             connection.execute(f"CREATE VIEW {name} AS SELECT {nothing} WHERE false")
             continue
         found = True
-        at = str(root / folder / pattern).replace("'", "''")
+        repaired = repaired or (name == "bar_parts" and any(file.rpartition("/")[2].startswith(REPAIRS) for file, _ in files))
         types = ", ".join(f"'{column}': {kind}" for column, kind in hive.items())
         options = f"hive_partitioning=true, hive_types={{{types}}}"
         if name == "stored_raw":
             given = ", ".join(f"'{column}': '{kind}'" for column, kind in columns.items())
-            source = f"read_json('{at}', format='newline_delimited', compression='zstd', columns={{{given}}}, filename=true, {options})"
+            source = f"read_json({at}, format='newline_delimited', compression='zstd', columns={{{given}}}, filename=true, {options})"
         else:
-            source = f"read_parquet('{at}', {options})"
-            if _differ(connection, sorted((root / folder).glob(pattern)), columns):
+            source = f"read_parquet({at}, {options})"
+            if _differ(connection, files, columns):
                 missing = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in columns.items())
-                source = f"(SELECT * FROM read_parquet('{at}', union_by_name=true, {options}) UNION ALL BY NAME SELECT {missing} WHERE false)"
+                source = f"(SELECT * FROM read_parquet({at}, union_by_name=true, {options}) UNION ALL BY NAME SELECT {missing} WHERE false)"
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")
     connection.execute("CREATE VIEW ticks AS SELECT * FROM stored_ticks")
-    repaired = next((root / "processed/bars_1m").glob(f"*/{REPAIRS}*.parquet"), None) is not None
     connection.execute(f"CREATE VIEW bars_1m AS {BARS_SQL if repaired else TRADED_BARS_SQL}")
     connection.execute(f"CREATE VIEW raw AS SELECT * EXCLUDE (filename), regexp_extract(filename, '{_NAME_OF_RAW}', 1) AS log FROM stored_raw")
-    quoted = str(root).replace("'", "''")
-    connection.execute(f"SET allowed_directories=['{quoted}']")
+    connection.execute(f"SET allowed_directories=[{_quoted(place.allowed)}]")
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
     return connection, found
 
 
-def _differ(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], columns: Mapping[str, str]) -> bool:
+def _differ(connection: duckdb.DuckDBPyConnection, files: Sequence[tuple[str, float]], columns: Mapping[str, str]) -> bool:
     """Whether objects of an earlier release, which has fewer columns, or whole numbers of shares, are among these files.
 
     DuckDB then must read every file's footer (0.2 ms each). So only four files are looked at: the first and the last by name, the oldest and the newest.
     """
-    by_age = sorted(files, key=lambda path: path.stat().st_mtime_ns)
-    few = {files[0], files[-1], by_age[0], by_age[-1]}
+    by_age = sorted(files, key=lambda file: file[1])
+    few = {file for file, _ in (files[0], files[-1], by_age[0], by_age[-1])}
     stored = {(name, _STORED_AS[kind]) for name, kind in columns.items()}
-    found = [set(connection.execute("SELECT name, type FROM parquet_schema(?)", [str(path)]).fetchall()) for path in few]
+    found = [set(connection.execute("SELECT name, type FROM parquet_schema(?)", [path]).fetchall()) for path in few]
     return any(not stored <= of_file for of_file in found)
 
 
@@ -112,8 +143,15 @@ def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, limit: int) -> tupl
         columns = [column[0] for column in result.description or []]
         rows = result.fetchmany(limit + 1) if limit else result.fetchall()
     except duckdb.Error as error:
-        raise SqlError(str(error).split("\n\n")[0].replace("\n", " ")) from error
+        raise SqlError(_reason(str(error))) from error
     return columns, rows[:limit] if limit else rows, bool(limit) and len(rows) > limit
+
+
+def _reason(text: str) -> str:
+    """DuckDB's message on one line; of a traceback, which it gives where the store fails, the last line without the error's name."""
+    if "Traceback (most recent call last)" in text:
+        return text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
+    return text.split("\n\n")[0].replace("\n", " ")
 
 
 def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -177,7 +215,7 @@ def describe(connection: duckdb.DuckDBPyConnection) -> str:
 
 @click.command(help="Query the archive in SQL. Without SQL, list its views and columns.")
 @click.argument("sql", required=False)
-@click.option("--archive", help="The archive's folder, path or file://path.  [default: STOCKSTREAM_ARCHIVE]")
+@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="table", show_default=True, help="How rows are printed.")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"Maximum number of rows; 0: all.  [default: {TABLE_ROWS} for a table, else all]")
@@ -185,12 +223,12 @@ def command(sql: str | None, archive: str | None, form: str, as_json_: bool, lim
     url = archive or load_settings().archive
     if url == "none":
         raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
-    root = require_folder(url)
+    archive_store = open_archive(url)
     form = "json" if as_json_ else form
-    connection, found = connect(root)
+    connection, found = connect(archive_store)
     with connection:
         if not found:
-            click.echo(f"{root} holds no archive yet: the views are empty", err=True)
+            click.echo(f"{archive_store.url.removeprefix('file://')} holds no archive yet: the views are empty", err=True)
         if sql is None:
             click.echo(describe(connection))
             return

@@ -18,7 +18,7 @@ from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour, pars
 from stockstream.sinks.archive.processed import Made, read_made
 from stockstream.sinks.archive.raw_objects import Extent, read_extent, read_raw_object
 from stockstream.sinks.archive.repaired import REPAIRS, MadeOfRepairs, read_footer
-from stockstream.sinks.stores import Store, open_store, require_folder
+from stockstream.sinks.stores import Store, open_archive
 from stockstream.wording import counted
 
 
@@ -225,14 +225,14 @@ def _conclusion(report: Report) -> str:
 
 
 @click.command(help="Check that the archive holds every raw offset exactly once.")
-@click.option("--archive", help="The archive's folder, path or file://path.  [default: STOCKSTREAM_ARCHIVE]")
+@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(archive: str | None, as_json: bool) -> int:
     url = archive or load_settings().archive
     if url == "none":
         raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
-    store = open_store(url)
-    where = require_folder(url)
+    store = open_archive(url)
+    where = store.url.removeprefix("file://")
     done = 0
 
     def show() -> None:
@@ -250,7 +250,7 @@ def command(archive: str | None, as_json: bool) -> int:
         unprocessed = sum(chain.unprocessed for chain in report.chains)
         chains = [asdict(chain) for chain in report.chains]
         click.echo(json.dumps({
-            "archive": f"file://{where}", "ok": not report.faults, "unprocessed": unprocessed, "repaired": report.repaired, "chains": chains,
+            "archive": store.url, "ok": not report.faults, "unprocessed": unprocessed, "repaired": report.repaired, "chains": chains,
             "faults": report.faults,
         }))  # fmt: skip
         return 1 if report.faults else 0

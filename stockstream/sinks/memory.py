@@ -17,6 +17,8 @@ class MemoryStore:
     lost response. `delay_s`: how long each call takes. `before_create(name)` runs before the object is created, outside the lock.
     """
 
+    url = "memory://"
+
     def __init__(self, seed: int = 0) -> None:
         self.objects: dict[str, bytes] = {}
         self.down = False
@@ -50,6 +52,9 @@ class MemoryStore:
             if name not in self.objects:
                 raise ArchiveError(f"memory: there is no {name}")
             return self.objects[name][-tail:] if tail else self.objects[name]
+
+    def read_range(self, name: str, first: int, end: int) -> bytes:
+        return self.read(name)[first : max(first, end)]
 
     def size(self, name: str) -> int | None:
         self._fail_or_wait(name)

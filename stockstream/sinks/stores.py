@@ -9,26 +9,31 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
-from stockstream.locations import archive_folder
+from stockstream.locations import S3_URL, archive_folder, require_writable
+from stockstream.settings import Settings, load_settings
+from stockstream.sinks.s3 import S3Access, S3Store
 
+SCHEMES = ("file", "s3")
 TEMPORARY = ".tmp"
 STALE_S = 3_600
 """A temporary file older than this has no living writer. (A writer that was suspended for longer finds it gone, and retries.)"""
 
 
 class Store(Protocol):
-    """The contract of a store. Every call may block; a store does not retry.
+    """The contract of a store. Every call may block. A store does not wait for one that is down: whoever calls it tries again.
 
-    All methods raise `ArchiveUnavailable` if a retry may succeed, and `ArchiveError` if it cannot.
+    `url` names the place. All methods raise `ArchiveUnavailable` if a retry may succeed, and `ArchiveError` if it cannot.
     """
+
+    url: str
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates the object `name` with all of `data`, or nothing. Returns False if an object of that name exists already.
 
-        After an error the object may or may not exist.
+        After an error the object may or may not exist. A store that repeats a request whose answer was lost returns True if the object holds `data`.
         """
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
@@ -37,27 +42,52 @@ class Store(Protocol):
     def read(self, name: str, tail: int = 0) -> bytes:
         """The object's bytes, or its last `tail` bytes. Raises `ArchiveError` if there is no such object."""
 
+    def read_range(self, name: str, first: int, end: int) -> bytes:
+        """The bytes `first` to `end` - 1, fewer at the object's end. Raises `ArchiveError` if there is no such object."""
+
     def size(self, name: str) -> int | None:
         """Size in bytes; None if there is no such object."""
 
 
-def open_store(url: str) -> Store:
-    """The store that `url` names by its scheme; a plain path is a folder. Raises `SettingsError`."""
+def open_store(url: str, settings: Settings | None = None) -> Store:
+    """The store that `url` names by its scheme; a plain path is a folder. `settings` (by default those of the environment) have the way to a bucket.
+
+    Raises `SettingsError`.
+    """
     scheme = url.partition("://")[0] if "://" in url else "file"
-    if scheme not in STORES:
-        known = ", ".join(f"{name}://" for name in sorted(STORES))
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
         raise SettingsError(f"archive {url!r} has the scheme {scheme}://, which is not supported; use a plain path or one of: {known}")
-    return STORES[scheme](url)
+    if scheme == "file":
+        return FileStore(archive_folder(url))
+    try:
+        return S3Store(url, S3Access.of(settings or load_settings()))
+    except SettingsError as error:
+        raise SettingsError(f"archive {error}") from error
 
 
-def require_folder(url: str) -> Path:
-    """The absolute folder of an archive's URL, for commands that only read. Raises `ArchiveError` if it does not exist."""
+def open_archive(url: str) -> FileStore | S3Store:
+    """The store of an archive, for commands that only read. Raises `ArchiveError` if it does not exist or cannot be read, `SettingsError` as `open_store`."""
     store = open_store(url)
+    if isinstance(store, S3Store):
+        store.require_readable("archive")
+        return store
     assert isinstance(store, FileStore)
     if not store.root.is_dir():
         what = "is not a folder" if store.root.exists() else "does not exist"
         raise ArchiveError(f"there is no archive: {store.root} {what}; --archive or STOCKSTREAM_ARCHIVE names another place")
-    return store.root
+    return store
+
+
+def require_writable_archive(settings: Settings) -> str:
+    """Tries to write to the archive, whose folder is created if it is missing. `settings.archive` is not none.
+
+    Returns why it cannot be written for now; empty if it can. Raises `SettingsError` if waiting cannot help.
+    """
+    name = "STOCKSTREAM_ARCHIVE"
+    if settings.archive.startswith(S3_URL):
+        return S3Store(settings.archive, S3Access.of(settings)).require_writable(name)
+    return require_writable(Path(settings.archive), name)
 
 
 class FileStore:
@@ -68,6 +98,7 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self.url = f"file://{self.root}"
         self._swept = False
 
     def create(self, name: str, data: bytes) -> bool:
@@ -122,11 +153,24 @@ class FileStore:
                 yield name
 
     def read(self, name: str, tail: int = 0) -> bytes:
+        def whole(file: BinaryIO) -> bytes:
+            if tail:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
+            return file.read()
+
+        return self._read(name, whole)
+
+    def read_range(self, name: str, first: int, end: int) -> bytes:
+        def part(file: BinaryIO) -> bytes:
+            file.seek(first)
+            return file.read(max(0, end - first))
+
+        return self._read(name, part)
+
+    def _read(self, name: str, take: Callable[[BinaryIO], bytes]) -> bytes:
         try:
             with (self.root / name).open("rb") as file:
-                if tail:
-                    file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
-                return file.read()
+                return take(file)
         except FileNotFoundError:
             raise ArchiveError(f"{self.root}: there is no {name}") from None
         except OSError as error:
@@ -146,10 +190,6 @@ class FileStore:
                 if time.time() - path.stat().st_mtime > STALE_S:
                     path.unlink()
         self._swept = True
-
-
-STORES: dict[str, Callable[[str], Store]] = {"file": lambda url: FileStore(archive_folder(url))}
-"""By scheme of an archive's URL: opens the store. Each may raise `SettingsError`."""
 
 
 def _failure(doing: str, error: OSError) -> ArchiveError:

@@ -41,6 +41,13 @@ class StoreContract(ABC):
         store.create("empty", b"")
         assert store.read("empty") == store.read("empty", 3) == b""
 
+    def test_reads_a_range(self, store: Store) -> None:
+        store.create("x", b"0123456789")
+        assert store.read_range("x", 0, 3) == b"012" and store.read_range("x", 4, 10) == b"456789" and store.read_range("x", 8, 99) == b"89"
+        assert store.read_range("x", 3, 3) == store.read_range("x", 10, 12) == b""
+        with pytest.raises(ArchiveError, match="there is no"):
+            store.read_range("y", 0, 1)
+
     def test_an_object_that_does_not_exist(self, store: Store) -> None:
         store.create("there/is", b"")
         assert store.size("there/is") == 0 and store.size("there/is not") is None

@@ -17,7 +17,9 @@ from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.processed import processed_objects
 from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
+from stockstream.sinks.s3 import S3Access, S3Store
 from stockstream.sinks.stores import FileStore
+from tests.standins.s3 import SECRET, s3_server
 
 T0 = 1_760_000_000_000 // 3_600_000 * 3_600_000     # 2025-10-09 08:00
 
@@ -149,7 +151,7 @@ def test_without_sql_it_says_what_can_be_asked(tmp_path: Path) -> None:
 
 def test_other_urls() -> None:
     for command in (query.command, verify.command):
-        result = CliRunner().invoke(command, ["--archive", "s3://x/y"])
+        result = CliRunner().invoke(command, ["--archive", "gs://x/y"])
         assert isinstance(result.exception, SettingsError)
 
 
@@ -244,3 +246,45 @@ def test_objects_of_a_release_with_fewer_columns_are_read_with_nulls(tmp_path: P
     rows = json.loads(_run(tmp_path, "--json", "SELECT symbol, trade_id, date FROM ticks WHERE date = '2025-10-09'").stdout)
     assert len(rows) == 8
     assert {(row["trade_id"], row["date"]) for row in rows} == {(None, "2025-10-09")}
+
+
+SAME = (
+    "SELECT * FROM bars_1m ORDER BY symbol, minute", "SELECT * FROM ticks ORDER BY \"offset\", \"index\"", "SELECT * FROM raw ORDER BY \"offset\"",
+    "SELECT count(*) AS n FROM ticks WHERE date = '2025-10-09' AND hour = 8 AND symbol = 'A'", "SELECT count(*) AS n FROM ticks WHERE date = '2025-10-10'",
+)  # fmt: skip
+
+
+def test_a_bucket_gives_the_same_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _archive(tmp_path)
+    in_folder = FileStore(tmp_path)
+
+    def asked(command: click.Command, url: str, *arguments: str) -> Result:
+        return CliRunner().invoke(command, ["--archive", url, *arguments], standalone_mode=False)
+
+    with s3_server(monkeypatch) as server:
+        url = "s3://bucket/a b/it's"
+        store = S3Store(url, S3Access(server.endpoint))
+        empty = asked(query.command, url, "--json", SAME[0])
+        assert empty.stdout == "[]\n" and empty.stderr == f"{url} holds no archive yet: the views are empty\n"
+        assert f"{url} holds no archive yet" in asked(verify.command, url).stderr
+        for name in in_folder.list(""):
+            assert store.create(name, in_folder.read(name))
+        server.client.put_object(Bucket="bucket", Key="elsewhere/secret.csv", Body=b"a,b")
+        for sql in SAME:
+            assert asked(query.command, url, "--json", sql).stdout == _run(tmp_path, "--json", sql).stdout != "", sql
+        good = asked(verify.command, url, "--json")
+        assert good.return_value == 0 and json.loads(good.stdout)["archive"] == url and json.loads(good.stdout)["chains"][0]["ticks"] == 8
+        outside, write = "SELECT * FROM read_csv('s3://bucket/elsewhere/secret.csv')", "COPY (SELECT 1) TO 's3://bucket/a b/it''s/raw/x.csv'"
+        for sql in (outside, write, "SELECT nothing FROM raw"):
+            failed = asked(query.command, url, sql)
+            assert isinstance(failed.exception, query.SqlError) and "\n" not in str(failed.exception), sql
+        with query.connect(store)[0] as connection:
+            server.client.delete_object(Bucket="bucket", Key=f"a b/it's/{next(iter(store.list('processed/ticks/')))}")
+            with pytest.raises(query.SqlError, match=r"^s3://bucket/a b/it's: there is no processed/ticks/"):
+                query.run_sql(connection, "SELECT sum(price) FROM ticks", 0)
+        assert asked(verify.command, url).return_value == 1
+        server.stop()
+        for command, arguments in ((query.command, ["SELECT 1"]), (verify.command, [])):
+            down = asked(command, url, *arguments)
+            assert isinstance(down.exception, ArchiveError) and str(down.exception).startswith(f"{url}: cannot list its objects: no answer from ")
+            assert SECRET not in str(down.exception)

@@ -31,7 +31,13 @@ WRONG = [
     ({"BROKER": "a:9092,,b:9092"}, "STOCKSTREAM_BROKER"),
     ({"BROKER": "https://a:9092"}, "STOCKSTREAM_BROKER"),
     ({"ARCHIVE": ""}, "STOCKSTREAM_ARCHIVE"),
-    ({"ARCHIVE": "s3://bucket"}, "STOCKSTREAM_ARCHIVE: 's3://bucket' is not file://path"),
+    ({"ARCHIVE": "gs://bucket"}, "STOCKSTREAM_ARCHIVE: 'gs://bucket' is not file://path"),
+    ({"ARCHIVE": "s3://Bucket"}, "STOCKSTREAM_ARCHIVE: 's3://Bucket' is not s3://bucket or s3://bucket/prefix"),
+    ({"ARCHIVE": "s3://bucket/a//b"}, "STOCKSTREAM_ARCHIVE: 's3://bucket/a//b': the prefix has an empty part"),
+    ({"S3_ENDPOINT": "localhost:9000"}, "STOCKSTREAM_S3_ENDPOINT: must be an address that begins with https:// or http://"),
+    ({"S3_ENDPOINT": "http://me:word@localhost:9000"}, "STOCKSTREAM_S3_ENDPOINT: must have no user and password in it"),
+    ({"S3_SSE": "none"}, "STOCKSTREAM_S3_SSE"),
+    ({"AWS_REGION": "EU 1"}, "STOCKSTREAM_AWS_REGION"),
     ({"MODELS": "none"}, "STOCKSTREAM_MODELS"),
     ({"STATE_DIR": ""}, "STOCKSTREAM_STATE_DIR"),
     ({"MODEL": "../x"}, "STOCKSTREAM_MODEL: '../x' is no model name"),
@@ -109,6 +115,11 @@ def test_folders_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 def test_what_is_absolute_stays_and_none_is_none() -> None:
     settings = Settings(archive="none", models="file:///srv/models")
     assert (settings.archive, settings.models) == ("none", "/srv/models")
+
+
+def test_a_bucket_and_its_prefix() -> None:
+    given = {"s3://bucket": "s3://bucket", "s3://bucket/": "s3://bucket", "s3://b.c-d/a/b c/": "s3://b.c-d/a/b c"}
+    assert {url: Settings(archive=url).archive for url in given} == given
 
 
 def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:

@@ -95,5 +95,5 @@ def test_urls(tmp_path: Path) -> None:
     for url in ("file://", ""):
         with pytest.raises(SettingsError, match="not file://path"):
             open_store(url)
-    with pytest.raises(SettingsError, match=r"archive 's3://bucket/x' has the scheme s3://, which is not supported; use a plain path or one of: file://$"):
-        open_store("s3://bucket/x")
+    with pytest.raises(SettingsError, match=r"archive 'gs://bucket/x' has the scheme gs://, which is not supported; use a plain path or one of: file://, s3://$"):
+        open_store("gs://bucket/x")
