@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from models import ScoringModel
@@ -16,6 +17,7 @@ from stockstream.errors import ModelError
 from stockstream.instance import app
 from stockstream.kafka.client import topic_ends
 from stockstream.records import WINDOWS_SCHEMA
+from stockstream.registries import open_registry
 from stockstream.state.frame_reader import FrameReader
 from stockstream.state.frame_stage import FrameStage
 from stockstream.status import metrics, status
@@ -54,7 +56,7 @@ class Scoring(FrameStage[Scorer]):
 
     def __init__(self) -> None:
         super().__init__(app, table, settings.topic("windows"), self._from_records, Scorer.needs, FrameReader("score", WINDOWS_SCHEMA), Scorer.readable)
-        self.champions = Champions(settings.models, settings.model)
+        self.champions = Champions(settings.models, settings.model, partial(open_registry, settings=settings))
         self.end_offset_at_assignment: dict[int, int] = {}
         """By partition: the end of `windows` when the partition was assigned. Another worker may have scored frames before it."""
         self._scored_end: dict[int, int] = {}

@@ -1,6 +1,6 @@
 """Stores models: `<root>/<name>/<version>/` holds a model's files and `metadata.json`; `<root>/<name>/champion` names the version that scores.
 
-A version is `<UTC time>-<hash of the files>`, so versions sort by age. A version appears atomically (written elsewhere, then renamed) and never changes.
+A version is `<UTC time>-<hash of the files>`, so versions sort by age. A version appears atomically and never changes. `models.places` is where `<root>` is.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from models import ScoringModel, features
+from models.places import Folder, Place
 
 METADATA = "metadata.json"
 CHAMPION = "champion"
@@ -45,32 +43,46 @@ LOADERS: dict[str, Callable[[str, str, str, Mapping[str, bytes]], ScoringModel]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored model: its folder and its metadata."""
+    """A stored model: where it is, and its metadata."""
 
     name: str
     version: str
-    path: Path
+    path: str
     metadata: dict[str, Any]
 
 
 class Registry:
-    """Models in a folder: `file://path`, in which `%xx` is decoded, or a plain path, absolute or relative to the working directory.
+    """Models in a folder: `file://path`, in which `%xx` is decoded, or a plain path, absolute or relative to the working directory; or in another `Place`.
 
     Raises `RegistryError` for a URL of another kind.
     """
 
-    def __init__(self, url: str) -> None:
-        path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
+    def __init__(self, at: str | Place) -> None:
+        if not isinstance(at, str):
+            self._place: Place = at
+            return
+        path = unquote(at.removeprefix("file://")) if at.startswith("file://") else at
         if not path or path == "none" or "://" in path:
-            raise RegistryError(f"models are kept in a folder, path or file://path, not {url!r}")
-        self.root = Path(path).absolute()
+            raise RegistryError(f"models are kept in a folder, path or file://path, not {at!r}")
+        self._place = Folder(Path(path))
+
+    @property
+    def where(self) -> str:
+        """The place of all models, for messages."""
+        return self._place.where
+
+    @property
+    def root(self) -> Path:
+        """The folder of all models, where they are in a folder."""
+        assert isinstance(self._place, Folder)
+        return self._place.root
 
     def store(self, name: str, kind: str, files: Mapping[str, bytes], metadata: Mapping[str, Any], *, now: datetime | None = None) -> Entry:
         """Stores a model without promoting it. `kind` is a key of `LOADERS`. Raises `RegistryError`.
 
         `metadata` holds `horizons_s`, `training`, `metrics`. The features, the libraries' versions and the time are added.
         """
-        folder = self._folder(name)
+        folder = _folder(name)
         made = (now or datetime.now(UTC)).astimezone(UTC)
         digest = hashlib.sha256()
         for file in sorted(files):
@@ -82,68 +94,51 @@ class Registry:
             "libraries": _versions(), "files": {file: hashlib.sha256(files[file]).hexdigest() for file in sorted(files)},
         }  # fmt: skip
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-            try:
-                for file, data in {**files, METADATA: json.dumps(full, indent=1).encode()}.items():
-                    _write(beside / file, data)
-                beside.chmod(0o755)
-                beside.rename(folder / version)
-            except OSError:
-                shutil.rmtree(beside, ignore_errors=True)
-                raise
-            _sync(folder)
+            self._place.add(f"{folder}/{version}", {**files, METADATA: json.dumps(full, indent=1).encode()})
         except OSError as error:
-            raise RegistryError(f"cannot store model {name} under {folder}: {error.strerror or error}") from error
-        return Entry(name, version, folder / version, full)
+            raise RegistryError(f"cannot store model {name} under {self.where}/{folder}: {error.strerror or error}") from error
+        return Entry(name, version, f"{self.where}/{folder}/{version}", full)
 
     def prepare(self, name: str) -> None:
-        """Creates the model's folder, so that an error of `store` shows before the training. Raises `RegistryError`."""
-        folder = self._folder(name)
+        """Shows an error of `store` before the training. A folder is created. Raises `RegistryError`."""
+        folder = _folder(name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            Path(tempfile.mkdtemp(prefix=".new-", dir=folder)).rmdir()
+            self._place.prepare(folder)
         except OSError as error:
-            raise RegistryError(f"cannot store models under {folder}: {error.strerror or error}") from error
+            raise RegistryError(f"cannot store models under {self.where}/{folder}: {error.strerror or error}") from error
 
     def promote(self, name: str, version: str) -> None:
         """Makes a stored version the champion. Raises `RegistryError`."""
         self.entry(name, version)
-        folder = self._folder(name)
-        handle, beside = tempfile.mkstemp(prefix=".new-", dir=folder)
-        os.close(handle)
         try:
-            _write(Path(beside), version.encode() + b"\n")
-            Path(beside).replace(folder / CHAMPION)
-            _sync(folder)
+            self._place.replace(f"{_folder(name)}/{CHAMPION}", version.encode() + b"\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                Path(beside).unlink()
             raise RegistryError(f"cannot make {name} {version} the champion: {error.strerror or error}") from error
 
     def champion(self, name: str) -> str | None:
         """The champion's version; None if there is none. Raises `RegistryError` if it cannot be read."""
+        path = f"{_folder(name)}/{CHAMPION}"
         try:
-            version = (self._folder(name) / CHAMPION).read_text().strip()
+            version = self._place.read(path).decode().strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise RegistryError(f"the champion of {name} cannot be read: {error}") from error
         if not _VERSION.fullmatch(version):
-            raise RegistryError(f"{self._folder(name) / CHAMPION} holds no version: {version[:60]!r}")
+            raise RegistryError(f"{self.where}/{path} holds no version: {version[:60]!r}")
         return version
 
     def names(self) -> list[str]:
         """Names with at least one version."""
         try:
-            return sorted(path.name for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name) and self.versions(path.name))
+            return sorted(name for name in self._place.folders("") if _NAME.fullmatch(name) and self.versions(name))
         except FileNotFoundError:
             return []
 
     def versions(self, name: str) -> list[str]:
         """Versions of a model, oldest first; empty if there are none."""
         try:
-            return sorted(path.name for path in self._folder(name).iterdir() if _VERSION.fullmatch(path.name))
+            return sorted(version for version in self._place.folders(_folder(name)) if _VERSION.fullmatch(version))
         except FileNotFoundError:
             return []
 
@@ -155,19 +150,19 @@ class Registry:
         """A stored model's metadata: of `version`, else of the champion, else of the newest version. Raises `RegistryError`."""
         version = version or self.champion(name) or self.latest(name)
         if version is None:
-            raise RegistryError(f"there is no model {name!r} under {self.root}: train one with `stockstream train xgboost`")
-        path = self._folder(name) / version
+            raise RegistryError(f"there is no model {name!r} under {self.where}: train one with `stockstream train xgboost`")
+        path = f"{_folder(name)}/{version}"
         try:
-            metadata = json.loads((path / METADATA).read_bytes()) if _VERSION.fullmatch(version) else None
+            metadata = json.loads(self._place.read(f"{path}/{METADATA}")) if _VERSION.fullmatch(version) else None
         except FileNotFoundError:
             metadata = None
         except (OSError, ValueError) as error:
             raise RegistryError(f"the metadata of model {name} {version} cannot be read: {error}") from error
         if metadata is None:
-            raise RegistryError(f"model {name!r} has no version {version!r} under {self.root}")
+            raise RegistryError(f"model {name!r} has no version {version!r} under {self.where}")
         if not isinstance(metadata, dict):
             raise RegistryError(f"the metadata of model {name} {version} is no JSON object")
-        return Entry(name, version, path, metadata)
+        return Entry(name, version, f"{self.where}/{path}", metadata)
 
     def load(self, name: str, version: str | None = None) -> ScoringModel:
         """Loads `version`, else the champion, else the newest version. Raises `RegistryError`, also if a file differs from the one stored."""
@@ -179,7 +174,7 @@ class Registry:
         if kind not in LOADERS:
             raise RegistryError(f"model {name} {entry.version} has the kind {kind!r}, which this release cannot load; known: {', '.join(sorted(LOADERS))}")
         try:
-            files = {file: (entry.path / file).read_bytes() for file in entry.metadata["files"]}
+            files = {file: self._place.read(f"{_folder(name)}/{entry.version}/{file}") for file in entry.metadata["files"]}
             for file, digest in entry.metadata["files"].items():
                 if hashlib.sha256(files[file]).hexdigest() != digest:
                     raise RegistryError(f"model {name} {entry.version}: {file} is not what was stored")
@@ -189,24 +184,24 @@ class Registry:
 
     def stamp(self, name: str, version: str) -> str:
         """A hash that changes with the version's files, and each time the version is promoted. Raises `RegistryError`."""
-        folder, digest = self._folder(name), hashlib.sha256()
+        folder, digest = _folder(name), hashlib.sha256()
         try:
-            paths = sorted((folder / version).iterdir()) if _VERSION.fullmatch(version) else []
+            marks = self._place.marks(f"{folder}/{version}") if _VERSION.fullmatch(version) else []
             if self.champion(name) == version:
-                paths.append(folder / CHAMPION)
-            for path in paths:
-                found = path.stat()
-                digest.update(f"{path.name}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}\0".encode())
+                marks += self._place.marks(f"{folder}/{CHAMPION}")
+            for mark in marks:
+                digest.update(mark.encode())
         except FileNotFoundError:
-            raise RegistryError(f"model {name!r} has no version {version!r} under {self.root}") from None
+            raise RegistryError(f"model {name!r} has no version {version!r} under {self.where}") from None
         except OSError as error:
             raise RegistryError(f"model {name} {version} cannot be read: {error}") from error
         return digest.hexdigest()[:16]
 
-    def _folder(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise RegistryError(f"{name!r} is no model name: letters, digits, dot, dash and underscore, 64 at most")
-        return self.root / name
+
+def _folder(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise RegistryError(f"{name!r} is no model name: letters, digits, dot, dash and underscore, 64 at most")
+    return name
 
 
 def _versions() -> dict[str, str]:
@@ -215,20 +210,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out[library] = importlib.metadata.version(library)
     return out
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power failure, if the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

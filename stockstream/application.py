@@ -24,12 +24,13 @@ from faust.web.base import BlueprintManager
 
 from stockstream import logs
 from stockstream.endings import exit_now, stop_start
-from stockstream.errors import FencedError, ModelError, SettingsError, StateError, StockstreamError
+from stockstream.errors import ArchiveUnavailable, FencedError, ModelError, SettingsError, StateError, StockstreamError
 from stockstream.kafka.admin import STATE_TABLES, changelog, ensure_topics
 from stockstream.kafka.client import MAX_BATCH_BYTES, tls_context
-from stockstream.locations import in_url, require_readable, require_writable
+from stockstream.locations import S3_URL, in_url, require_readable, require_writable
 from stockstream.set_aside import SetAside
 from stockstream.settings import Settings
+from stockstream.sinks.s3 import S3Access, S3Store
 from stockstream.sinks.stores import require_writable_archive
 from stockstream.threads import in_thread
 from stockstream.transport import patches
@@ -269,7 +270,13 @@ def require_places(settings: Settings) -> None:
         troubles.append(require_writable_archive(settings))
     for trouble in filter(None, troubles):
         logger.warning("%s", trouble)
-    require_readable(Path(settings.models), "STOCKSTREAM_MODELS")
+    if settings.models.startswith(S3_URL):
+        try:
+            S3Store(settings.models, S3Access.of(settings)).require_readable("STOCKSTREAM_MODELS")
+        except ArchiveUnavailable as error:
+            logger.warning("%s (STOCKSTREAM_MODELS)", error)
+    else:
+        require_readable(Path(settings.models), "STOCKSTREAM_MODELS")
 
 
 def _faust_broker(settings: Settings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from models import ScoringModel
@@ -35,12 +35,14 @@ class Champions:
     names now ("" if it names none), and `problem` gives in one line the reason why that version is not `champion`.
 
     Args:
-        url: the registry's folder.
+        url: the registry's place.
         name: of the model.
+        open_registry: opens the registry at a URL.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, open_registry: Callable[[str], Registry] = Registry) -> None:
         self.url, self.name = url, name
+        self._open = open_registry
         self.champion: Loaded | None = None
         self.version = ""
         self.problem = "the model registry has not been read yet"
@@ -52,10 +54,10 @@ class Champions:
         """Reads which version is champion now, and loads it if it is new."""
         version, problem = "", ""
         try:
-            registry = Registry(self.url)
+            registry = self._open(self.url)
             version = registry.champion(self.name) or ""
             if not version:
-                problem = f"there is no model {self.name} in {registry.root}; train one with `stockstream train xgboost`"
+                problem = f"there is no model {self.name} in {registry.where}; train one with `stockstream train xgboost`"
             else:
                 champion = self.champion
                 if champion is None or (*champion.key, champion.stamp) != (self.name, version, registry.stamp(self.name, version)):
@@ -68,7 +70,7 @@ class Champions:
         """Loads a stored version; it reads the files again only if they have changed. Raises `ModelError`."""
         key = name, version
         try:
-            registry = Registry(self.url)
+            registry = self._open(self.url)
             stamp = registry.stamp(name, version)
             loaded = self._loaded.get(key)
             if loaded is not None and loaded.stamp == stamp:

@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
     models: str = Field(
-        "file://./data/models", validate_default=True, description="where models are kept, of the demo and of workers: a folder (path or file://path)"
+        "file://./data/models", validate_default=True, description="where models are kept, of the demo and of workers: a folder (path or file://path), or s3://bucket/prefix"
     )
     s3_endpoint: str = Field("", description="address of the S3 service; AWS's own where empty")
     aws_region: str = Field("", pattern=r"^[a-z0-9-]{0,40}$", description="AWS region; where empty by AWS_REGION or the profile, else us-east-1")
@@ -160,7 +160,7 @@ class Settings(BaseSettings):
         RawFormat.parse(value, read_format_file)
         return value
 
-    @field_validator("archive")
+    @field_validator("archive", "models")
     @classmethod
     def _absolute_place(cls, value: str) -> str:
         try:
@@ -170,17 +170,9 @@ class Settings(BaseSettings):
 
     @field_validator("models")
     @classmethod
-    def _absolute_folder(cls, value: str) -> str:
-        try:
-            return value if value == "none" else str(folder(value))
-        except SettingsError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator("models")
-    @classmethod
     def _some_models(cls, value: str) -> str:
         if value == "none":
-            raise ValueError("models need a folder; one that is empty or missing is enough")
+            raise ValueError("models need a place; a folder that is empty or missing is enough")
         return value
 
     @field_validator("s3_endpoint")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
 import msgspec
 
 from models import ScoringModel
-from models.registry import Registry, RegistryError
+from models.registry import RegistryError
 from stockstream.backtest.inputs import ALL_TIMES, Input, Range, Selection, Trades, is_of_raw_records, open_raw
 from stockstream.backtest.result_files import ResultFiles
 from stockstream.backtest.runner import NoRecords, Summary, backtest
@@ -20,6 +21,7 @@ from stockstream.commands.replay import warn_of_rows
 from stockstream.console import progress, report
 from stockstream.errors import ModelError, SourceError
 from stockstream.locations import folder
+from stockstream.registries import open_registry
 from stockstream.replaying.options import Time, recording_options
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.recordings.options import ReadOptions
@@ -81,12 +83,12 @@ def _in_range(selection: Selection) -> str:
 
 def champion(settings: Settings) -> tuple[ScoringModel | None, str]:
     """The registry's champion, or None and why there is none. Raises `ModelError` where there is one that cannot be loaded."""
-    known = Champions(settings.models, settings.model)
+    known = Champions(settings.models, settings.model, partial(open_registry, settings=settings))
     known.refresh()
     if known.champion is not None:
         return known.champion.model, ""
     try:
-        if Registry(settings.models).champion(settings.model) is None:
+        if open_registry(settings.models, settings).champion(settings.model) is None:
             return None, f"no predictions: {known.problem}"
     except RegistryError as error:
         raise ModelError(str(error)) from error

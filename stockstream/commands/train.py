@@ -18,6 +18,7 @@ from models.registry import Entry, Registry, RegistryError
 from models.xgboost import KIND, ROUNDS
 from stockstream.errors import ModelError
 from stockstream.history import read_ticks, window_rows
+from stockstream.registries import open_registry
 from stockstream.settings import Settings, load_settings
 from stockstream.sources.simulated import SimulatedMarket
 from stockstream.transforms.scoring.asking import RING_S
@@ -150,7 +151,7 @@ def _columns(rows: pa.Table) -> training.Columns:
 
 def _registry(settings: Settings) -> Registry:
     try:
-        registry = Registry(settings.models)
+        registry = open_registry(settings.models, settings)
         registry.prepare(settings.model)
         return registry
     except RegistryError as error:
@@ -180,7 +181,7 @@ def command() -> None:
 @click.option("--from", "files", multiple=True, type=click.Path(path_type=Path), help="Trades or one-second bars, Parquet or CSV; more files may follow.")
 @click.option("--test", "tests", multiple=True, type=click.Path(path_type=Path), help="Later data to measure on; without it the last 15 % of --from is.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--models", default=None, help="The models' folder, path or file://path.  [default: STOCKSTREAM_MODELS]")
+@click.option("--models", default=None, help="Where models are: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_MODELS]")
 @click.option("--name", default=None, help="The model's name.  [default: STOCKSTREAM_MODEL]")
 @click.option("--horizons", default="10,60", show_default=True, callback=_horizons, help="Horizons in seconds, separated by commas.")
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1, 10_000), help="Trees of a horizon's return model.")

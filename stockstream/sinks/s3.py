@@ -53,6 +53,10 @@ class StoreRefused(ArchiveUnavailable):
     """The settings, the credentials or the bucket do not allow the request. It succeeds once they do, without a restart."""
 
 
+class MissingObject(ArchiveError):
+    """There is no such object."""
+
+
 @dataclass(frozen=True)
 class S3Access:
     """How a bucket is reached. What is empty here comes by the usual AWS means: environment, profile, role of the machine, defaults of the bucket."""
@@ -69,11 +73,12 @@ class S3Access:
 
 
 class Object(NamedTuple):
-    """An object as it is listed: its name in the store, its size in bytes, when it was created."""
+    """An object as it is listed: its name in the store, its size in bytes, when it was written, and S3's tag of its content."""
 
     name: str
     size: int
     modified: datetime
+    tag: str
 
 
 @functools.lru_cache(maxsize=8)
@@ -114,6 +119,10 @@ class S3Store:
             return self._holds(name, data)
         return True
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes the object, whether or not it exists. Not for an archive, whose objects never change."""
+        self._call("write", name, lambda s3, at: s3.put_object(**at, Body=data, **self._put))
+
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         for found in self.objects(prefix, start_after):
             yield found.name
@@ -125,7 +134,7 @@ class S3Store:
             page = self._call("list", prefix, functools.partial(self._page, prefix=prefix, more=more))
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):                        # the console's folders
-                    yield Object(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"])
+                    yield Object(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"], item["ETag"])
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -145,7 +154,7 @@ class S3Store:
             got = self._call("look at", name, lambda s3, at: s3.get_object(**at, Range="bytes=0-0", **self._payer))
         except _Empty:
             return 0
-        except _Missing:
+        except MissingObject:
             return None
         return int(str(got.get("ContentRange") or f"/{got['ContentLength']}").rpartition("/")[2])
 
@@ -215,7 +224,7 @@ class S3Store:
         if code in ("InvalidRange", "416"):
             raise _Empty(name) from error
         if code in ("NoSuchKey", "404"):
-            raise _Missing(f"{self.url}: there is no {name}") from error
+            raise MissingObject(f"{self.url}: there is no {name}") from error
         if code in ("ConditionalRequestConflict", "409"):
             raise ArchiveUnavailable(f"{doing}: another write of it is in progress") from error
         if code in _SIGNED_OUT:
@@ -227,10 +236,6 @@ class S3Store:
 
 class _Exists(ArchiveError):
     """412: an object of this name exists."""
-
-
-class _Missing(ArchiveError):
-    """404: there is no such object."""
 
 
 class _Empty(ArchiveError):

@@ -32,6 +32,8 @@ WRONG = [
     ({"BROKER": "https://a:9092"}, "STOCKSTREAM_BROKER"),
     ({"ARCHIVE": ""}, "STOCKSTREAM_ARCHIVE"),
     ({"ARCHIVE": "gs://bucket"}, "STOCKSTREAM_ARCHIVE: 'gs://bucket' is not file://path"),
+    ({"MODELS": "gs://bucket"}, "STOCKSTREAM_MODELS: 'gs://bucket' is not file://path"),
+    ({"MODELS": "s3://Bucket"}, "STOCKSTREAM_MODELS: 's3://Bucket' is not s3://bucket or s3://bucket/prefix"),
     ({"ARCHIVE": "s3://Bucket"}, "STOCKSTREAM_ARCHIVE: 's3://Bucket' is not s3://bucket or s3://bucket/prefix"),
     ({"ARCHIVE": "s3://bucket/a//b"}, "STOCKSTREAM_ARCHIVE: 's3://bucket/a//b': the prefix has an empty part"),
     ({"S3_ENDPOINT": "localhost:9000"}, "STOCKSTREAM_S3_ENDPOINT: must be an address that begins with https:// or http://"),
@@ -119,7 +121,7 @@ def test_what_is_absolute_stays_and_none_is_none() -> None:
 
 def test_a_bucket_and_its_prefix() -> None:
     given = {"s3://bucket": "s3://bucket", "s3://bucket/": "s3://bucket", "s3://b.c-d/a/b c/": "s3://b.c-d/a/b c"}
-    assert {url: Settings(archive=url).archive for url in given} == given
+    assert {url: Settings(archive=url).archive for url in given} == {url: Settings(models=url).models for url in given} == given
 
 
 def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_wrong_use_is_one_line(arguments: tuple[str, ...], line: str) -> None:
     ("arguments", "kind", "line"),
     [
         (("--from", "missing.parquet"), SourceError, "missing.parquet: no such file"),
-        (("--simulated", "--models", "s3://x"), StockstreamError, "is not file://path"),
+        (("--simulated", "--models", "gs://x"), StockstreamError, "is not file://path"),
         (("--simulated", "--models", "file:///dev/null/x"), ModelError, "cannot store models under /dev/null/x/xgboost: Not a directory"),
         (("--simulated", "--models", "file://MODELS", "--name", "../x"), StockstreamError, "is no model name"),
     ],
