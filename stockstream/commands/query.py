@@ -98,7 +98,7 @@ def connect(archive: Path | FileStore | S3Store) -> tuple[duckdb.DuckDBPyConnect
             connection.execute(f"CREATE VIEW {name} AS SELECT {nothing} WHERE false")
             continue
         found = True
-        repaired = repaired or (name == "bar_parts" and any(file.rpartition("/")[2].startswith(REPAIRS) for file, _ in files))
+        repaired = repaired or (name == "bar_parts" and any(Path(file).name.startswith(REPAIRS) for file, _ in files))
         types = ", ".join(f"'{column}': {kind}" for column, kind in hive.items())
         options = f"hive_partitioning=true, hive_types={{{types}}}"
         if name == "stored_raw":
