@@ -20,7 +20,6 @@ from stockstream.settings import load_settings
 from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS, TRADED_BARS_SQL
 from stockstream.sinks.archive.repaired import REPAIRS
 from stockstream.sinks.s3 import S3Store
-from stockstream.sinks.s3_files import S3Files
 from stockstream.sinks.stores import FileStore, open_archive
 from stockstream.wording import counted
 
@@ -64,6 +63,8 @@ class _Bucket:
     """An archive in a bucket: its objects are listed once."""
 
     def __init__(self, store: S3Store, connection: duckdb.DuckDBPyConnection) -> None:
+        from stockstream.sinks.s3_files import S3Files  # fsspec takes 0.1 s, and most archives are folders
+
         self._files = S3Files(store)
         connection.register_filesystem(self._files)
         self.allowed = f"{store.url}/"
