@@ -111,7 +111,7 @@ class Connection:
         self._usual_s = 0.0
         """The usual time between frames, as a moving average."""
         self._longest_s = 0.0
-        self._opened = 0.0
+        self._opened = self._watched = 0.0
         self._silences = 0
         """Connections that ended by silence since one was steady."""
         self._barren = 0
@@ -176,7 +176,7 @@ class Connection:
         socket = await self._open(session)
         try:
             self._change("open", "")
-            self._opened = self._last_message = time.monotonic()
+            self._opened = self._last_message = self._watched = time.monotonic()
             self._held = False
             self._sent, self._asked, self.unheard = frozenset(), set(), {}
             parts = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._keep(socket))]
@@ -271,8 +271,9 @@ class Connection:
 
     def _watch(self, now: float) -> bool:
         """Whether the socket has just fallen silent, so that its subscription may be forgotten. Raises `_Lost` for a silence that is too long."""
-        if self._held:
-            self._last_message = now                                     # the reader is held back: no silence of the server
+        stalled, self._watched = now - self._watched > 2 * self._timing.check_s + 0.1, now
+        if self._held or stalled:
+            self._last_message = now                                     # nobody has read: no silence of the server
         silence = now - (self._last_message or now)
         if silence < self._timing.patience_s / 2 or (market := self._market(self.symbols)) == "closed":
             return False
