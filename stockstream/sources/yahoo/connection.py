@@ -107,6 +107,7 @@ class Connection:
         self._last_message_at: int | None = None
         self._away_since: float | None = None
         """Since when no price has come because the socket was lost; None while prices come."""
+        self._lost_in_session = False
         self._lost_reason = ""
         self._usual_s = 0.0
         """The usual time between frames, as a moving average."""
@@ -126,6 +127,14 @@ class Connection:
         return ConnectionState(
             name=self.name, state=self.state, symbols=len(self.symbols), since=self.since, last_message_at=self._last_message_at, reason=reason,
         )  # fmt: skip
+
+    @property
+    def away(self) -> str:
+        """Why no prices come: the socket is not open, or was opened again in an open session without a price since. Empty if they do."""
+        if self.state not in ("open", "silent"):
+            return self._lost_reason or self.reason
+        back = self._away_since is None or not self._lost_in_session or self._market(self.symbols) != "open"
+        return "" if back else self._lost_reason
 
     def subscribe(self, symbols: Collection[str]) -> None:
         """Replaces the symbols. Takes effect at once if the socket is open."""
@@ -160,6 +169,7 @@ class Connection:
             self._barren += 1
             if self._away_since is None:
                 self._away_since = time.monotonic()
+                self._lost_in_session = self._market(self.symbols) == "open"
             self.losses += 1
             self._lost_at.append(self._now_ms())
             self._lost_reason = reason
@@ -202,6 +212,8 @@ class Connection:
             raise _Lost(f"no answer within {self._timing.connect_s:g} s") from error
         except aiohttp.WSServerHandshakeError as error:
             raise _Lost(f"the server answers with status {error.status} instead of a WebSocket", refused=error.status in REFUSED) from error
+        except aiohttp.ClientConnectorError as error:
+            raise _Lost(f"cannot connect: {error.strerror or error.os_error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise _Lost(f"cannot connect: {error}") from error
 
@@ -282,7 +294,7 @@ class Connection:
         patience = max(patience, min(max(USUAL_TIMES * self._usual_s, LONGEST_TIMES * self._longest_s), self._timing.most_patience_s))
         if silence > patience:
             self._silences += 1
-            raise _Lost(f"silent for {silence:.0f} s while a market is open")
+            raise _Lost("it is silent while a market is open")
         fell_silent = silence > patience / 2 and self.state == "open"
         if silence > patience / 2:
             self._change("silent", f"no frame for {silence:.0f} s")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,7 @@ class YahooQuery:
     # ---- in a thread
 
     def _get(self, base: str, path: str, params: Mapping[str, Any]) -> tuple[int, str]:
+        warnings.filterwarnings("ignore", message="SOCKS support in urllib3")              # of its import of requests, which makes none of our requests
         import yfinance
         from yfinance import const
         from yfinance.data import YfData
@@ -164,7 +166,7 @@ class YahooQuery:
             raise SourceUnavailable(f"yfinance: {error}") from error
         except Exception as error:
             self._forget(data)
-            raise SourceUnavailable(f"Yahoo does not answer: {type(error).__name__}: {error}") from error
+            raise SourceUnavailable(f"Yahoo does not answer: {_of_curl(error)}") from error
         if status == 429 or _LIMITED in text[:200] or (status in (401, 403) and self._limited > limited):
             self._forget(data)
             raise YahooLimited(LIMITED)
@@ -182,6 +184,12 @@ class YahooQuery:
     def _count(self, status: int) -> None:
         self._made += 1
         self._limited += status == 429
+
+
+def _of_curl(error: Exception) -> str:
+    """The text of an error of curl without what surrounds it; of another error with its type."""
+    text = str(error).partition(" See https://curl.se")[0].removeprefix("Failed to perform, ")
+    return text if text.startswith("curl: ") else f"{type(error).__name__}: {text}"
 
 
 def _session(elsewhere: str, count: Callable[[int], None]) -> Any:

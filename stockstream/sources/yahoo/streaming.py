@@ -24,6 +24,7 @@ from stockstream.sources.gaps import LEAST_AWAY_MS, SessionAt, absence
 from stockstream.sources.symbols import exchange_of
 from stockstream.sources.yahoo.connection import Connection, Market, Timing
 from stockstream.sources.yahoo.frames import NAME, REAL_TIME, Frame, FrameFault, Parse, load_protobuf, read, source_of, tick_of
+from stockstream.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -234,10 +235,10 @@ class YahooStream:
 
     def _trouble(self) -> str:
         connections = self._connections
-        away = [connection for connection in connections if connection.state not in ("open", "silent")]
-        if not away or (len(away) == len(connections) and all(connection.reason == "not opened yet" for connection in away)):
+        away = [reason for connection in connections if (reason := connection.away)]
+        if not away or (len(away) == len(connections) and all(reason == "not opened yet" for reason in away)):
             return ""
-        return f"{len(away)} of {len(connections)} connections to {urlsplit(self._url).hostname} are away: {away[0].reason}"
+        return f"{len(away)} of {counted(len(connections), 'connection')} to {urlsplit(self._url).hostname} {'is' if len(away) == 1 else 'are'} away: {away[0]}"
 
     # ---- prices
 

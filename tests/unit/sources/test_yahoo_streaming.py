@@ -287,6 +287,20 @@ async def test_without_a_server_there_is_one_line_and_it_goes_on(caplog: pytest.
             await reader.until(lambda: any("all connections are back" in record.getMessage() for record in caplog.records), "a line at the end")
 
 
+async def test_a_server_that_is_silent_is_one_line_until_prices_come(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with Server(rate=10) as server, reading(server) as reader:
+        await reader.until_all_are_heard()
+        server.fault("silence", 60.0)
+        await reader.until(lambda: reader.source.health().trouble.startswith("3 of 3 connections"), "trouble of all")
+        await asyncio.sleep(2.5)                                         # meanwhile each is opened again, without a price
+        assert reader.source.health().trouble == "3 of 3 connections to 127.0.0.1 are away: it is silent while a market is open"
+        server.end_faults()
+        await reader.until(lambda: any("all connections are back" in record.getMessage() for record in caplog.records), "a line at the end")
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(lines) == 1, lines
+
+
 async def test_bare_frames_and_equal_frames() -> None:
     async with Server(rate=10, equal=0.5, answers=False) as server, reading(server, url=server.url.partition("?")[0]) as reader:
         await reader.until_all_are_heard(times=8)
