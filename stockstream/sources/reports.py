@@ -22,6 +22,8 @@ from stockstream.wording import counted
 
 REPORT_MS = 30_000
 """A report that is older counts as none: its worker has ended or lost its broker. Workers report every 5 s."""
+REPLACED_MS = 10_000
+"""A report that is so much older than one of the same source, host and web port is of a process that was killed and started again."""
 MAX_REPORTS = 1_000
 EXAMPLES = 3
 MAX_BYTES = 65_536
@@ -201,7 +203,16 @@ class SourceReports:
         return "; ".join(filter(None, map(trouble, self.summaries(now_ms))))
 
     def _fresh(self, now_ms: int) -> list[SourceReport]:
-        return [report for _, report in sorted(self._reports.items()) if now_ms - report.at <= REPORT_MS]
+        fresh = [report for _, report in sorted(self._reports.items()) if now_ms - report.at <= REPORT_MS]
+        newest: dict[tuple[str, str], int] = {}
+        for report in fresh:
+            newest[_place(report)] = max(report.at, newest.get(_place(report), 0))
+        return [report for report in fresh if newest[_place(report)] - report.at <= REPLACED_MS]
+
+
+def _place(report: SourceReport) -> tuple[str, str]:
+    """The source, and the worker without its process."""
+    return report.source, report.worker.rpartition(":")[0] or report.worker
 
 
 def trouble(summary: SourceSummary) -> str:

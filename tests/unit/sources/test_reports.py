@@ -88,6 +88,15 @@ def test_a_source_has_failed_if_it_has_on_one_worker() -> None:
     assert of.note(NOW) == "yahoo has failed on b:2: no network"
 
 
+def test_a_worker_that_was_killed_and_started_again_counts_once() -> None:
+    old, new = report(worker="a:6066:1", state="stopped", reason="the key is refused", at=NOW - 12_000), report(worker="a:6066:2", at=NOW - 1_000)
+    other = report(worker="a:6067:3", at=NOW - 12_000)
+    (summary,) = reports(of=[old, new, other]).summaries(NOW)
+    assert (summary.state, [one.worker for one in summary.workers]) == ("running", ["a:6066:2", "a:6067:3"])
+    (summary,) = reports(of=[old, report(worker="a:6066:2", at=NOW - 4_000)]).summaries(NOW)
+    assert summary.state == "stopped"
+
+
 def test_an_error_that_is_over_is_still_the_last_one() -> None:
     (summary,) = reports(of=[report(last_error="Edge: Too Many Requests"), report(worker="b:2")]).summaries(NOW)
     assert (summary.state, summary.last_error) == ("running", "Edge: Too Many Requests")
