@@ -165,7 +165,8 @@ def _check(file: DataFile, found: Layout, options: ReadOptions) -> None:
         if words == ["symbol"]:
             raise SourceError(f"{file.path}: no column and no file name has a symbol: name it with --symbol ({_found(file)})")
         ways = " ".join(f"{word}=NAME" for word in words).replace(" ", ",")
-        raise SourceError(f"{file.path}: column {', '.join(words)} is missing: name it with --columns {ways} ({_found(file)})")
+        many = f"columns {', '.join(words)} are missing: name them" if len(words) > 1 else f"column {words[0]} is missing: name it"
+        raise SourceError(f"{file.path}: {many} with --columns {ways} ({_found(file)})")
     used = {place for places in found.columns.values() for place in places}
     names = [file.columns[place] for place in used]
     if twice := [name for name in names if file.columns.count(name) > 1 and not found.wide and not options.columns]:

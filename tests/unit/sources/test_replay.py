@@ -203,7 +203,7 @@ def test_symbols_and_a_limit_choose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "says"), [
     (lambda folder: folder / "none.parquet", "no such file"),
-    (lambda folder: text(folder, ["not parquet"], "x.parquet"), "column symbol, event_time, price, size is missing: name it with --columns symbol=NAME,event"),
+    (lambda folder: text(folder, ["not parquet"], "x.parquet"), "columns symbol, event_time, price, size are missing: name them with --columns symbol=NAME,"),
     (lambda folder: text(folder, ["PAR1 not parquet"], "x.parquet"), "cannot be read as Parquet"),
     (lambda folder: text(folder, ["symbol,event_time,price"]), "column size is missing"),
     (lambda folder: text(folder, ["symbol,event_time,price,size"]), "no row is a valid tick"),

@@ -92,7 +92,7 @@ def test_a_long_frame_of_several_symbols_is_put_in_the_order_of_time(tmp_path: P
     ("AAPL.csv", "Date,Open,High,Low,Close,Volume\n2024-01-02 10:07,1,1,1,1,1\n", {}, "by its rows it is not clear how long .*: give it with --interval"),
     ("trades.csv", DATABENTO_CSV, {"unit": "ms"}, "the times look like nanoseconds, not like milliseconds: leave out --unit"),
     ("TRADE.gz", TAQ, {}, "it holds times of day only, and its name no day: name the day with --date"),
-    ("x.csv", "1,2,3\n4,5,6\n", {}, r"name it with --columns symbol=NAME,.* \(it has no header, so that its columns are called 1 to 3; .*1,2,3"),
+    ("x.csv", "1,2,3\n4,5,6\n", {}, r"name them with --columns symbol=NAME,.* \(it has no header, so that its columns are called 1 to 3; .*1,2,3"),
     ("IBM.csv", '{"Information": "your key is X"}', {}, "this is JSON, not CSV or Parquet"),
     ("IBM.csv", "<html><body>Too Many Requests</body></html>", {}, "this is HTML or XML, not CSV or Parquet"),
 ])  # fmt: skip
