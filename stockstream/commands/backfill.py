@@ -72,6 +72,8 @@ async def fetch(client: Client, scheduler: Scheduler, symbol: str, month: str) -
         if error.kind in ("daily", "burst", "minute", "rate"):
             refusal: Refusal = error.kind
             await scheduler.report(refusal, retry_after_s=error.retry_after_s)
+        elif error.kind == "key":
+            await scheduler.give_back(grant)
         raise
     await scheduler.report(None)
     return minutes
@@ -88,7 +90,13 @@ async def backfill(
     try:
         for symbol in symbols:
             for month in months or ("",):
-                minutes = await fetch(client, scheduler, symbol, month)
+                try:
+                    minutes = await fetch(client, scheduler, symbol, month)
+                except AnswerError as error:
+                    if error.kind != "symbol":
+                        raise
+                    report(f"{symbol}: {error}")
+                    continue
                 if not minutes:
                     report(f"{symbol}: no bars{f' in {month}' if month else ''}")
                     continue

@@ -187,7 +187,8 @@ class SourceHealth:
         self._metrics.source_up(self.source, state in ("running", "idle"))
         pause = f"; next attempt in {(self._next_attempt - now) / 1000:.1f} s" if state == "failed" and self._next_attempt is not None else ""
         level = logging.ERROR if state in ("failed", "stopped") else logging.INFO
-        logger.log(level, "source %s is %s%s%s", self.source, state, f": {reason}" if reason else "", pause)
+        until = " until the worker starts with other settings" if state == "stopped" else ""
+        logger.log(level, "source %s is %s%s%s%s", self.source, state, until, f": {reason}" if reason else "", pause)
 
 
 def reason_of(error: BaseException) -> str:

@@ -126,10 +126,11 @@ class AlphaVantageSource:
         blocked = self._scheduler.blocked()
         hours = {exchange: self._hours_of(exchange) for exchange in {exchange_of(symbol) or US for symbol in self._symbols}}
         today = self._day_of(self._clock.now_ms())
-        feeds = {symbol: self._note(symbol, hours[exchange_of(symbol) or US], blocked, today) for symbol in self._symbols}
+        asked = self._scheduler.asked()
+        feeds = {symbol: self._note(symbol, hours[exchange_of(symbol) or US], blocked, today, asked.get(symbol)) for symbol in self._symbols}
         return Health(trouble=str(blocked or ""), budgets=self._scheduler.budgets(), feeds=feeds)
 
-    def _note(self, symbol: str, hours: Hours | None, blocked: BudgetSpent | None, today: str) -> FeedNote:
+    def _note(self, symbol: str, hours: Hours | None, blocked: BudgetSpent | None, today: str, asked: int | None) -> FeedNote:
         exchange, quoted = exchange_of(symbol) or US, self._quoted.get(symbol)
         if symbol in self._notes:
             return self._notes[symbol]
@@ -139,12 +140,14 @@ class AlphaVantageSource:
             limited = blocked.refusal in ("daily", "burst", "minute", "rate")
             return FeedNote(state="rate_limited" if limited else "failed", reason=str(blocked), exchange=exchange)
         if quoted is None:
-            return FeedNote(exchange=exchange)
+            if hours is None or asked is None or symbol in self._again:
+                return FeedNote(exchange=exchange)
+            return FeedNote(state="waiting", reason=f"requested before this worker, at {_clock(asked)}; again when its turn comes", exchange=exchange)
         day, delay_ms, at = quoted
         if day < today:
             return FeedNote(state="quiet", reason=f"Alpha Vantage's last price is of {day}", exchange=exchange)
         if self._clock.now_ms() - at > FRESH_MS:
-            return FeedNote(state="quiet", reason=f"last requested at {datetime.fromtimestamp(at / 1000, UTC):%H:%M} UTC", exchange=exchange)
+            return FeedNote(state="quiet", reason=f"last requested at {_clock(at)}", exchange=exchange)
         return FeedNote(state="fresh", reason=f"delayed by {delay_ms // 60_000} min" if delay_ms else "", exchange=exchange)
 
     async def stream(self) -> AsyncIterator[Batch]:
@@ -276,6 +279,7 @@ class AlphaVantageSource:
             await self._scheduler.give_back(grant)
             raise SourceUnavailable(str(error)) from None
         if error.kind == "key":
+            await self._scheduler.give_back(grant)                       # else its symbols would wait for their turn once the key is right
             raise error
         refusal: Refusal = error.kind if error.kind in ("daily", "burst", "minute", "rate") else "unanswered"
         await self._scheduler.report(refusal, retry_after_s=error.retry_after_s, reason=str(error))
@@ -336,6 +340,10 @@ class AlphaVantageSource:
         ]  # fmt: skip
         known = [end for end in ends if end <= begin + DAY_MS]
         return max(known) if known else round(datetime(day.year, day.month, day.day, 16, tzinfo=ZONE).timestamp() * 1000)
+
+
+def _clock(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
 
 
 def _name_of(symbol: str) -> str:

@@ -329,7 +329,7 @@ async def test_an_error_that_only_the_settings_can_mend_ends_that_source_alone(w
     state = scene.state()
     assert (state["reason"], state["next_attempt"], state["failures"]) == ("the key is wrong", None, 1)
     assert scene.state("other1")["state"] == "running"
-    assert caplog.text.count("source feed is stopped: the key is wrong") == 1
+    assert caplog.text.count("source feed is stopped until the worker starts with other settings: the key is wrong") == 1
     assert caplog.text.count("source feed has been stopped for 300 s, until the worker starts with other settings: the key is wrong") == 1
     feeds = {feed["symbol"]: feed for _, _, feed in scene.wire.sent["stockstream.feeds"]}
     assert (feeds["A"]["state"], feeds["A"]["reason"], feeds["A1"]["source"]) == ("failed", "the key is wrong", "other1")

@@ -204,7 +204,7 @@ async def test_a_plan_without_bulk_quotes_is_served_one_by_one(line: Line) -> No
     [
         ("daily", "rate_limited", "reports that the day's requests are spent; the next one at 2026-11-30 19:00:00 UTC"),
         ("burst", "rate_limited", "asks for fewer requests"), ("minute", "rate_limited", "asks for fewer requests"),
-        ("429", "rate_limited", "asks for fewer requests"), ("symbol", "unknown_symbol", "no quote of the symbol"),
+        ("429", "rate_limited", "asks for fewer requests"), ("symbol", "unknown_symbol", "no data of the symbol"),
     ],
 )  # fmt: skip
 async def test_a_refusal_is_a_state_of_the_feed_and_no_error(line: Line, fault: str, state: str, text: str) -> None:
@@ -264,6 +264,19 @@ async def test_a_wrong_key_stops_the_source_and_no_key_does_too_without_a_reques
             await line.ticks(line.source(key=key), ["IBM"], 1)
         assert caught.value.stops and not caught.value.retriable
         assert line.standin.refused_keys == requests and "WRONGKEY" not in str(caught.value)
+    source = line.source()
+    await source._scheduler.refresh()
+    assert source._scheduler.left_today == 25 and not source._scheduler.asked()          # so that IBM is requested at once with the right key
+
+
+async def test_after_a_restart_a_symbol_waits_for_its_turn_and_the_reason_is_given(line: Line) -> None:
+    await line.ticks(line.source(), ["IBM"], 1)
+    source = line.source()
+    source.subscribe(["IBM"])
+    await source._scheduler.refresh()
+    await source._load_hours()
+    note = source.health().feeds["IBM"]
+    assert note.state == "waiting" and note.reason.startswith("requested before this worker, at ") and note.reason.endswith("again when its turn comes")
 
 
 async def test_the_key_is_in_no_log_no_error_no_state_no_record(line: Line, caplog: pytest.LogCaptureFixture) -> None:
