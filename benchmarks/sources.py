@@ -57,7 +57,7 @@ BREAKING = ("silence", "close", "abort", "half_open", "refuse", "partial", "kill
 AROUND_MS = 1_000
 """Frames that were sent so shortly before a breaking fault, or after it, may be lost with the socket."""
 FLOW_S = 5.0
-"""All symbols must flow again within this time of the server's return; not after `refuse`, because pauses grow longer where a server asks for that."""
+"""All symbols must flow again within this time of the server's return."""
 REST_S = 7.0
 """Between two faults."""
 
@@ -102,7 +102,7 @@ class Verdict:
         found = [f"{self.lost} frames lost"] if self.lost else []
         found += [f"{self.twice} frames twice in ticks.clean"] if self.twice else []
         found += [f"{symbol}: sizes {got:g}, day volume {wanted}" for symbol, (got, wanted) in list(self.off.items())[:5]]
-        return found + [f"{kind}: all symbols flow after {seconds:.1f} s" for kind, seconds in self.back_s.items() if seconds > FLOW_S and kind != "refuse"]
+        return found + [f"{kind}: all symbols flow after {seconds:.1f} s" for kind, seconds in self.back_s.items() if seconds > FLOW_S]
 
 
 class Server:

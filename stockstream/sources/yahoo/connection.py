@@ -50,7 +50,9 @@ class Timing:
     last_pause_s: float = 3.0
     """Short, so that all symbols are back within 5 s of the server."""
     refused_pause_s: float = 60.0
-    """The longest pause where the server refuses by status 401, 403 or 429."""
+    """The longest pause once the server has refused `short_refusals` attempts in a row by status 401, 403 or 429."""
+    short_refusals: int = 10
+    """A shorter refusal, of about 20 s, delays the symbols no more than other faults."""
     ping_s: float = 20.0
     """Without data for so long, a ping; without its answer for half as long, the socket is dead. Finds half-open sockets while no market is open."""
     check_s: float = 0.25
@@ -175,7 +177,8 @@ class Connection:
             self._lost_reason = reason
             self._change("closed", reason)
             pause = pause_s * (0.5 + self._chance() / 2)
-            pause_s = min(2 * pause_s, self._timing.refused_pause_s if refused else self._timing.last_pause_s)
+            patient = refused and self._barren > self._timing.short_refusals
+            pause_s = min(2 * pause_s, self._timing.refused_pause_s if patient else self._timing.last_pause_s)
             await asyncio.sleep(max(pause - (time.monotonic() - begun if self._barren > 1 else 0.0), 0.0))
 
     # ---- one attempt
