@@ -243,7 +243,7 @@ class Connection:
             self._silences = 0
         self.unheard.pop(symbol, None)
         if self._away_since is not None:
-            logger.info("yahoo: connection %s is back after %.1f s: %s", self.name, time.monotonic() - self._away_since, self._lost_reason)
+            logger.info("yahoo: connection %s is back after %.1f s, which began with: %s", self.name, time.monotonic() - self._away_since, self._lost_reason)
             self._away_since = None
         self._barren = 0
         if self.state == "silent":

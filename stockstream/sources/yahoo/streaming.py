@@ -311,6 +311,7 @@ class YahooStream:
     def _feed_notes(self) -> Mapping[str, FeedNote]:
         now = time.monotonic()
         notes = {}
+        away = {connection.name: connection.away for connection in self._connections}
         for symbol, connection in self._of.items():
             exchange = self._exchange_of(symbol)
             if connection.state in ("open", "silent") and symbol not in connection.unheard:
@@ -325,6 +326,8 @@ class YahooStream:
                 notes[symbol] = FeedNote(state=state, reason=f"connection {connection.name}: {connection.reason}", exchange=exchange)
             elif self._market((symbol,)) == "closed":
                 notes[symbol] = FeedNote(exchange=exchange)
+            elif reason := away.get(connection.name, ""):
+                notes[symbol] = FeedNote(state="failed", reason=f"connection {connection.name}: {reason}", exchange=exchange)
             else:
                 for_s = now - connection.unheard[symbol]
                 dead = for_s > DEAD_S and len(connection.unheard) < len(connection.symbols)

@@ -295,6 +295,9 @@ async def test_a_server_that_is_silent_is_one_line_until_prices_come(caplog: pyt
         await reader.until(lambda: reader.source.health().trouble.startswith("3 of 3 connections"), "trouble of all")
         await asyncio.sleep(2.5)                                         # meanwhile each is opened again, without a price
         assert reader.source.health().trouble == "3 of 3 connections to 127.0.0.1 are away: it is silent while a market is open"
+        assert {(note.state, note.reason.partition(": ")[2]) for note in reader.source.health().feeds.values()} == {
+            ("failed", "it is silent while a market is open"),
+        }
         server.end_faults()
         await reader.until(lambda: any("all connections are back" in record.getMessage() for record in caplog.records), "a line at the end")
         lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
