@@ -19,7 +19,7 @@ COMMANDS = {
     "watch": "Add symbols to the watchlist, remove and list them.",
     "sources": "Show the market-data sources: state, symbols, budgets, last error.",
     "replay": "Publish recorded trades or bars to ticks.raw.",
-    "bridge": "Bring a topic of other people's JSON into ticks.raw.",
+    "bridge": "Bring a topic of foreign JSON into ticks.raw.",
     "backfill": "Fetch one-minute bars of the past from Alpha Vantage, for replay.",
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",

@@ -72,7 +72,7 @@ def _foreign(settings: Settings, brokers: str) -> Settings:
 def command(
     where: tuple[str, str], format_name: str, symbols: str, source: str, group: str, latest: bool, until_end: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Bring a topic of other people's JSON into ticks.raw, from this or another Kafka.
+    """Bring a topic of foreign JSON into ticks.raw, from this or another Kafka.
 
     Each tick goes to its symbol's partition, with the symbol in its canonical form. Ticks and offsets are written in one transaction: a bridge that is
     killed goes on where it stopped, and no tick is lost or comes twice.

@@ -1,4 +1,4 @@
-"""Other people's JSON: a `Format` is what a format file describes (docs/sources.md).
+"""Foreign JSON: a `Format` is what a format file describes (docs/formats.md).
 
 It names where a message has its events, and has rules that make a trade or a quote of an event, or ignore it. It is pure: the same message gives the same
 ticks.

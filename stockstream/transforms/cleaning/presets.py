@@ -1,4 +1,4 @@
-"""Formats of the feeds that many people have, in the form of a format file (docs/sources.md): the documented messages of their websockets.
+"""Formats of the feeds that many people have, in the form of a format file (docs/formats.md): the documented messages of their websockets.
 
 The number behind a name belongs to its identity in clean's state. Raise it when a change here gives a log other ticks.
 """

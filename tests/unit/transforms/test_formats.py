@@ -1,4 +1,4 @@
-"""Other people's JSON: the documented messages of each vendor, format files, and that `clean` gives the same for a log however it is cut."""
+"""Foreign JSON: the documented messages of each vendor, format files, and that `clean` gives the same for a log however it is cut."""
 
 from __future__ import annotations
 
@@ -220,8 +220,8 @@ def test_a_file_of_ones_own() -> None:
 
 
 def test_the_example_of_the_docs() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
-    section = text[text.index("### A format file") : text.index("- **Places.**")]
+    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text()
+    section = text[text.index("## A format file") : text.index("- **Places.**")]
     blocks = ["\n".join(line[4:] for line in block.splitlines()) for block in re.findall(r"(?:^    .*\n|^\n)+", section, re.MULTILINE)]
     sent, file = (block.strip() for block in blocks if block.strip())
     fill, heartbeat = sent.rsplit("\n", 1)
