@@ -22,7 +22,7 @@ TICKS = pa.schema([
 
 
 def read_ticks(path: Path, *, symbols: Collection[str] = (), progress: Callable[[int], None] = lambda ticks: None) -> pa.Table:
-    """Reads a file of trades or bars of any make. Returns its ticks in order of time, with the schema TICKS.
+    """Reads a file of trades or bars in any format. Returns its ticks in order of time, with the schema TICKS.
 
     A bar becomes a tick at its last millisecond; bars of more than a second also have a column `interval_s`. Rows that cannot be ticks are left out.
     `progress` is called with the number of ticks read since the last call. Raises `SourceError` if the file cannot be read or has no ticks.

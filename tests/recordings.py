@@ -223,4 +223,4 @@ SAMPLES: dict[str, Sample] = {
         ("ETH-BTC", 1498793709153, 0.01633102, 4.70443515), ("ETH-BTC", 1498793709940, 0.016332, 1.5)]),
     "nyse_taq": Sample(write("EQY_US_ALL_TRADE_20161024.gz", TAQ), TAQ_TICKS),
 }  # fmt: skip
-"""By make, and shape of it."""
+"""By format, and shape of it."""

@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from stockstream.errors import SourceError
 from stockstream.records import Punctuation, Tick
+from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.cleaning.decoding import UNREADABLE, decode_tick, salvage
 from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.cleaning.rejections import normalise, range_fault
@@ -25,17 +26,11 @@ _encode = msgspec.json.Encoder().encode
 _FIELDS = tuple(name for name in Tick.__struct_fields__ if name not in ("symbol", "event_time", "price"))
 
 
-class ForeignRecord(Protocol):
+class ForeignRecord(Record, Protocol):
     """A record of the foreign topic."""
 
     @property
     def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
 
 
 class Mapped(NamedTuple):

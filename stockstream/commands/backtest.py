@@ -54,8 +54,8 @@ def command(
     """Run a recording through the whole pipeline without a broker, and write windows, alerts, predictions, outcomes and rejected as Parquet.
 
     INPUT is a file of raw records (JSON lines: timestamp and value, optionally key, partition and offset; also gzip or zstd), a file of trades or
-    bars of any make as for `replay`, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for the same
-    log with the same settings.
+    bars in any format that `replay` reads, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for
+    the same log with the same settings.
     """
     settings = load_settings()
     chosen = tuple(symbol.strip() for symbol in symbols.split(",") if symbol.strip())

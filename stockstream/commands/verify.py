@@ -17,7 +17,7 @@ from stockstream.sinks.archive.chain import chain_begins, chains
 from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour, parse_name, processed_name
 from stockstream.sinks.archive.processed import Made, read_made
 from stockstream.sinks.archive.raw_objects import Extent, read_extent, read_raw_object
-from stockstream.sinks.archive.repaired import REPAIRS, MadeOfRepairs, read_footer
+from stockstream.sinks.archive.repaired import REPAIRS, MadeOfRepairs, read_repaired
 from stockstream.sinks.stores import Store, open_archive
 from stockstream.wording import counted
 
@@ -96,7 +96,7 @@ def _check_repaired(store: Store, names: list[str], report: Report) -> None:
     found: list[tuple[MadeOfRepairs, str]] = []
     for name in names:
         try:
-            made = read_footer(store, name)
+            made = read_repaired(store, name)
         except ArchiveUnavailable:
             raise
         except ArchiveError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stockstream.sources.recordings.event_times import epoch_ms_of
-from stockstream.sources.recordings.makes import FORMATS
+from stockstream.sources.recordings.file_formats import FORMATS
 from stockstream.sources.recordings.options import ReadOptions
 
 MAX_BAR_S = 366 * 86_400

@@ -1,4 +1,4 @@
-"""Recordings of every make, and topics, on real Kafka: one command each, and the worker accepts all that it should."""
+"""Recordings in every format, and topics, on real Kafka: one command each, and the worker accepts all that it should."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -45,6 +46,14 @@ class Made(msgspec.Struct, frozen=True):
 
 
 _decode_made = msgspec.json.Decoder(Made).decode
+
+
+class _CountsRows(Protocol):
+    @property
+    def rows(self) -> int: ...
+
+
+Footer = TypeVar("Footer", bound=_CountsRows)
 STORED_TICKS = pa.schema([
     field.with_type(pa.timestamp("ms")) if field.name == "event_time" else field for field in TICKS_SCHEMA
 ] + [pa.field("partition", pa.int32()), pa.field("log", pa.string())])  # fmt: skip
@@ -180,14 +189,19 @@ def parquet(table: pa.Table, footer: bytes) -> bytes:
 
 def read_made(store: Store, name: str) -> Made:
     """Reads the footer of a processed object. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
+    return read_footer(store, name, _decode_made, "a processed object of stockstream")
+
+
+def read_footer(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str) -> Footer:
+    """Reads the footer of an object, whose `kind` errors name. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(store.read(name)))
-        made = _decode_made((metadata.metadata or {})[b"stockstream"])
+        footer = decode((metadata.metadata or {})[b"stockstream"])
     except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
-        raise ArchiveError(f"{name} is not a processed object of stockstream: {error}") from error
-    if metadata.num_rows != made.rows:
-        raise ArchiveError(f"{name} has {counted(metadata.num_rows, 'row')}, but its footer counts {made.rows}")
-    return made
+        raise ArchiveError(f"{name} is not {kind}: {error}") from error
+    if metadata.num_rows != footer.rows:
+        raise ArchiveError(f"{name} has {counted(metadata.num_rows, 'row')}, but its footer counts {footer.rows}")
+    return footer
 
 
 def unprocessed(chain: Chain) -> list[str]:

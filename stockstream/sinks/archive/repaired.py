@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stockstream.errors import ArchiveError
 from stockstream.records import Repair
 from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, parse_name
-from stockstream.sinks.archive.processed import STORED_BARS, parquet
+from stockstream.sinks.archive.processed import STORED_BARS, parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, symbol_fault
@@ -116,16 +114,9 @@ def repaired_object(partition: int, bars: Sequence[Bar]) -> bytes:
     return parquet(table, encode_json(MadeOfRepairs(log, partition, bars[0].offset, bars[-1].offset, len(rows), min(times), max(times))))
 
 
-def read_footer(store: Store, name: str) -> MadeOfRepairs:
+def read_repaired(store: Store, name: str) -> MadeOfRepairs:
     """Reads the footer. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(store.read(name)))
-        made = _decode_made((metadata.metadata or {})[b"stockstream"])
-    except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
-        raise ArchiveError(f"{name} is not an object of repaired bars: {error}") from error
-    if metadata.num_rows != made.rows:
-        raise ArchiveError(f"{name} has {metadata.num_rows} rows, but its footer counts {made.rows}")
-    return made
+    return read_footer(store, name, _decode_made, "an object of repaired bars")
 
 
 def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:
@@ -134,7 +125,7 @@ def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:
     chosen = next_object(bars)
     if store.size(name) is None and store.create(name, repaired_object(partition, chosen)):
         return chosen[-1].offset
-    return read_footer(store, name).last
+    return read_repaired(store, name).last
 
 
 def written_through(store: Store, partition: int, first: Bar) -> int | None:
@@ -144,7 +135,7 @@ def written_through(store: Store, partition: int, first: Bar) -> int | None:
         parsed = parse_name(name)
         if parsed is None or parsed.first > first.offset:
             continue
-        made = read_footer(store, name)
+        made = read_repaired(store, name)
         if made.last >= first.offset and made.since <= first.timestamp <= made.until:
             return made.last
     return None

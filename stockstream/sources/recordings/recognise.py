@@ -1,4 +1,4 @@
-"""Finds out how a file is read: by the options, by whose it is, else by the names of its columns."""
+"""Finds out how a file is read: by the options, by its vendor's format, else by the names of its columns."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datetime import date
 
 from stockstream.errors import SourceError
 from stockstream.records import QUOTES, TEXTS
+from stockstream.sources.recordings.file_formats import FILE_FORMATS, FORMATS, FileFormat, headless
 from stockstream.sources.recordings.files import DataFile
 from stockstream.sources.recordings.layout import Frame, Layout, Places, Shape, shape_of
-from stockstream.sources.recordings.makes import FORMATS, MAKES, Make, headless
 from stockstream.sources.recordings.options import ReadOptions
 from stockstream.transforms.cleaning.limits import symbol_fault
 
@@ -65,18 +65,18 @@ def _recognised(file: DataFile, options: ReadOptions) -> Layout:
         return _generic(shape, options)
     if file.headless:
         shape = headless(shape)
-    named = [make for make in MAKES if options.format in ("", make.name)]
-    for make in named:
-        if shape.has(*make.needs) and make.fits(shape):
-            return make.read(shape)
+    candidates = [known for known in FILE_FORMATS if options.format in ("", known.name)]
+    for candidate in candidates:
+        if shape.has(*candidate.needs) and candidate.fits(shape):
+            return candidate.read(shape)
     if options.format:
-        raise SourceError(f"{file.path}: this is not {options.format}: {_lacks(shape, named)}; {_found(file)}; leave out --format, or use --columns")
+        raise SourceError(f"{file.path}: this is not {options.format}: {_lacks(shape, candidates)}; {_found(file)}; leave out --format, or use --columns")
     return _generic(shape, options)
 
 
-def _lacks(shape: Shape, makes: list[Make]) -> str:
-    least = min(makes, key=lambda make: sum(name not in shape.names for name in make.needs))
-    missing = [name for name in least.needs if name not in shape.names]
+def _lacks(shape: Shape, candidates: list[FileFormat]) -> str:
+    closest = min(candidates, key=lambda candidate: sum(name not in shape.names for name in candidate.needs))
+    missing = [name for name in closest.needs if name not in shape.names]
     return f"column {', '.join(missing)} is missing" if missing else "its values are of another shape"
 
 

@@ -1,4 +1,4 @@
-"""A file of trades or bars of any make, as ticks.
+"""A file of trades or bars in any format, as ticks.
 
 A bar becomes one tick, at its last millisecond: its close is the price and its volume the size, traded over `interval_s`. A row of trades without a price but
 with a bid or an ask is a quote. Equal rows are separate ticks.

@@ -21,7 +21,7 @@ def ticks(recording: Recording) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-def test_a_file_of_this_make_needs_no_option(sample: Sample, tmp_path: Path) -> None:
+def test_a_file_of_a_known_format_needs_no_option(sample: Sample, tmp_path: Path) -> None:
     recording = Recording(sample.make(tmp_path))
     found = ticks(recording)
     assert [(tick["symbol"], tick["event_time"], tick["price"], tick["size"]) for tick in found] == sample.ticks
@@ -30,7 +30,7 @@ def test_a_file_of_this_make_needs_no_option(sample: Sample, tmp_path: Path) -> 
     assert (survey.bad_count, survey.bad_times, survey.bad_values) == (0, "", "")
 
 
-def test_what_else_a_make_holds_is_carried(tmp_path: Path) -> None:
+def test_what_else_a_format_holds_is_carried(tmp_path: Path) -> None:
     first = ticks(Recording(SAMPLES["databento.tbbo.parquet"].make(tmp_path)))[0]
     assert (first["bid"], first["ask"], first["bid_size"], first["ask_size"]) == (0.2598, 0.26, 100, 100)
     first = ticks(Recording(SAMPLES["polygon.trades"].make(tmp_path)))[0]
@@ -38,7 +38,7 @@ def test_what_else_a_make_holds_is_carried(tmp_path: Path) -> None:
     assert ticks(Recording(SAMPLES["binance.trades"].make(tmp_path)))[0]["trade_id"] == "4362410853"
 
 
-@pytest.mark.parametrize(("make", "notes", "left_out"), [
+@pytest.mark.parametrize(("name", "notes", "left_out"), [
     ("alpha_vantage.csv", [
         "read as alpha_vantage, bars of 1 minute", "symbol IBM, by the file's name (--symbol names another)",
         "times are those of America/New_York (--zone names another)",
@@ -53,8 +53,8 @@ def test_what_else_a_make_holds_is_carried(tmp_path: Path) -> None:
         "read as nyse_taq, trades", "times are those of America/New_York (--zone names another)",
         "the file is not in the order of time: it is read in the order of time (--order file leaves it)"], {"cancelled or corrected trades": 1}),
 ])  # fmt: skip
-def test_what_was_found_out_is_reported(make: str, notes: list[str], left_out: dict[str, int], tmp_path: Path) -> None:
-    survey = Recording(SAMPLES[make].make(tmp_path)).survey()
+def test_what_was_found_out_is_reported(name: str, notes: list[str], left_out: dict[str, int], tmp_path: Path) -> None:
+    survey = Recording(SAMPLES[name].make(tmp_path)).survey()
     assert (survey.notes, survey.left_out) == (notes, left_out)
 
 

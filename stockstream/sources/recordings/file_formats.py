@@ -1,4 +1,4 @@
-"""The makes of recordings that are recognised: by their columns, and where those are not enough by their first rows.
+"""The vendors' file formats that are recognised: by their columns, and where those are not enough by their first rows.
 
 Each vendor's columns are those of its documentation: Yahoo and yfinance 1.x (`history`, `download`), Alpha Vantage (`datatype=csv`), Databento (schemas
 trades, tbbo, mbp-1 and ohlcv as CSV or Parquet), Polygon/Massive flat files, Binance's public data (klines, trades, aggTrades), NYSE Daily TAQ (trades).
@@ -41,8 +41,8 @@ _ISO_DATE = r"\d{4}-\d\d-\d\d"
 
 
 @dataclass(frozen=True, slots=True)
-class Make:
-    """A shape of file: columns that it needs (lower case), what else must hold, and how it is read. Several may have one name."""
+class FileFormat:
+    """A shape of file: columns that it needs (lower case), what else must hold, and how it is read. Several may have one name, which `--format` takes."""
 
     name: str
     title: str
@@ -170,20 +170,20 @@ def headless(shape: Shape) -> Shape:
     return found if moments and marks else shape
 
 
-MAKES: tuple[Make, ...] = (
-    Make("databento", "Databento trades", ("ts_event", "rtype", "instrument_id", "price", "size"), _databento),
-    Make("databento", "Databento bars", ("ts_event", "rtype", "instrument_id", "open", "close", "volume"), _databento_bars),
-    Make("polygon", "Polygon trades", ("ticker", "price", "size", "sip_timestamp"), _polygon),
-    Make("polygon", "Polygon trades", ("ticker", "price", "size", "participant_timestamp"), _polygon),
-    Make("polygon", "Polygon aggregates", ("ticker", "open", "close", "window_start"), _polygon_bars),
-    Make("nyse_taq", "NYSE TAQ trades", ("time", "symbol", "trade volume", "trade price"), _taq),
-    Make("binance", "Binance klines", ("open_time", "close", "volume", "close_time"), _binance_bars, _binance_bars_fit),
-    Make("binance", "Binance trades", ("id", "price", "qty", "time", "is_buyer_maker"), _binance),
-    Make("binance", "Binance trades", ("agg_trade_id", "price", "quantity", "transact_time"), _binance),
-    Make("alpha_vantage", "Alpha Vantage bars", ("timestamp", "open", "high", "low", "close", "volume"), _alpha_vantage, _alpha_vantage_fits),
-    Make("yahoo", "Yahoo history", ("date", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
-    Make("yahoo", "Yahoo history", ("datetime", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    FileFormat("databento", "Databento trades", ("ts_event", "rtype", "instrument_id", "price", "size"), _databento),
+    FileFormat("databento", "Databento bars", ("ts_event", "rtype", "instrument_id", "open", "close", "volume"), _databento_bars),
+    FileFormat("polygon", "Polygon trades", ("ticker", "price", "size", "sip_timestamp"), _polygon),
+    FileFormat("polygon", "Polygon trades", ("ticker", "price", "size", "participant_timestamp"), _polygon),
+    FileFormat("polygon", "Polygon aggregates", ("ticker", "open", "close", "window_start"), _polygon_bars),
+    FileFormat("nyse_taq", "NYSE TAQ trades", ("time", "symbol", "trade volume", "trade price"), _taq),
+    FileFormat("binance", "Binance klines", ("open_time", "close", "volume", "close_time"), _binance_bars, _binance_bars_fit),
+    FileFormat("binance", "Binance trades", ("id", "price", "qty", "time", "is_buyer_maker"), _binance),
+    FileFormat("binance", "Binance trades", ("agg_trade_id", "price", "quantity", "transact_time"), _binance),
+    FileFormat("alpha_vantage", "Alpha Vantage bars", ("timestamp", "open", "high", "low", "close", "volume"), _alpha_vantage, _alpha_vantage_fits),
+    FileFormat("yahoo", "Yahoo history", ("date", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
+    FileFormat("yahoo", "Yahoo history", ("datetime", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
 )
 """The first that fits is taken."""
-FORMATS = ("stockstream", *dict.fromkeys(make.name for make in MAKES))
+FORMATS = ("stockstream", *dict.fromkeys(known.name for known in FILE_FORMATS))
 """What `--format` takes."""
