@@ -221,7 +221,7 @@ def test_a_file_of_ones_own() -> None:
 
 def test_the_example_of_the_docs() -> None:
     text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text()
-    section = text[text.index("## A format file") : text.index("- **Places.**")]
+    section = text[text.index("## A format file") : text.index("- **Paths.**")]
     blocks = ["\n".join(line[4:] for line in block.splitlines()) for block in re.findall(r"(?:^    .*\n|^\n)+", section, re.MULTILINE)]
     sent, file = (block.strip() for block in blocks if block.strip())
     fill, heartbeat = sent.rsplit("\n", 1)
