@@ -250,7 +250,7 @@ class Repair(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Feed(msgspec.Struct, kw_only=True, frozen=True):
-    """How a watched symbol fares: one message of `feeds`. Times are epoch ms."""
+    """The state of a watched symbol: one message of `feeds`. Times are epoch ms."""
 
     symbol: str
     source: str

@@ -256,7 +256,7 @@ def messages() -> dict[str, tuple[str, dict[str, Json]]]:
     return {
         "watchlist": ("Which source brings a symbol; compacted.", {"watch": _message("Watch", "the source of a symbol", _of("Watch"), key="symbol")}),
         "symbols": ("Metadata of a symbol; compacted.", {"symbol": _message("Symbol", "what is known of a symbol", _of("SymbolInfo"), key="symbol")}),
-        "feeds": ("How each watched symbol fares; compacted.", {"feed": _message("Feed", "one symbol", _of("Feed"), key="symbol")}),
+        "feeds": ("The state of each watched symbol; compacted.", {"feed": _message("Feed", "one symbol", _of("Feed"), key="symbol")}),
         "sources": ("Each source on each worker; one partition, compacted.", {
             "report": _message("Source report", "one source on one worker", _of("SourceReport"), key="source@worker"),
         }),

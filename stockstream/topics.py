@@ -23,7 +23,7 @@ watchlist = _input("watchlist")
 symbols = app.settings.topic("symbols")
 """Metadata of a symbol: JSON, compacted, by `ingest`."""
 feeds = app.settings.topic("feeds")
-"""How each watched symbol fares: where it is ingested, how fresh it is and why it is not. JSON, compacted, by `ingest`."""
+"""The state of each watched symbol: where it is ingested, how fresh it is, and why it is not. JSON, compacted, by `ingest`."""
 sources = app.settings.topic("sources")
 """Reports of each source on each worker, in a topic of one partition: JSON, compacted, by `ingest`."""
 requests = app.settings.topic("requests")

@@ -1,6 +1,6 @@
 """Reads a foreign topic and publishes its ticks to `ticks.raw`: each batch of ticks in one transaction with the offsets up to which it was read.
 
-So a bridge that is killed at any moment goes on where its last committed transaction ends: nothing is lost and nothing comes twice. A broker without
+So a bridge that is killed at any moment resumes where its last committed transaction ends: nothing is lost and nothing comes twice. A broker without
 transactions (the demo's) gets the ticks first and the offsets after them: what was between the two comes twice.
 """
 
@@ -80,7 +80,7 @@ class Bridge:
         foreign: the same, with the foreign cluster's brokers.
         topic: the foreign topic.
         mapper: makes ticks of its messages.
-        group: names the bridge: one of the same group goes on where the last one stopped.
+        group: names the bridge: one of the same group resumes where the last one stopped.
         latest: begin at the topic's end where nothing was brought yet.
         until_end: stop at the end that the topic has at the start.
         report: prints a line for a person.
@@ -241,7 +241,7 @@ class Bridge:
         return True
 
     async def _begin(self, place: Place, known: dict[int, int]) -> dict[int, int]:
-        """Assigns all partitions, each from where it goes on, and returns these offsets by partition. Where a partition begins is stored at once."""
+        """Assigns all partitions, each from where it resumes, and returns these offsets by partition. Where a partition begins is stored at once."""
         consumer, topic = self._consumer, self._topic
         places = [TopicPartition(topic, partition) for partition in await self._foreign_partitions()]
         begins, ends = await self._foreign_range(places)

@@ -1,4 +1,4 @@
-"""Where a bridge goes on: for each partition of its foreign topic the next offset, in a compacted topic beside `ticks.raw`, so that both are written in one
+"""Where a bridge resumes: for each partition of its foreign topic the next offset, in a compacted topic beside `ticks.raw`, so that both are written in one
 transaction even if the foreign topic is on another cluster."""
 
 from __future__ import annotations

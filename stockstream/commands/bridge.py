@@ -65,7 +65,7 @@ def _foreign(settings: Settings, brokers: str) -> Settings:
 @click.option("--format", "format_name", required=True, help="polygon, alpaca, finnhub, binance, coinbase, a TOML file, or stockstream for ticks of our own.")
 @click.option("--symbols", default="", help="Bring only these symbols, separated by commas.")
 @click.option("--source", default="", help="The ticks' source.  [default: the format's name]")
-@click.option("--group", default="", help="Names the bridge: one of the same group goes on where the last stopped.  [default: <STOCKSTREAM_APP_ID>-bridge]")
+@click.option("--group", default="", help="Names the bridge: one of the same group resumes where the last one stopped.  [default: <STOCKSTREAM_APP_ID>-bridge]")
 @click.option("--latest", is_flag=True, help="Begin at the topic's end, where this group has brought nothing yet.  [default: at its beginning]")
 @click.option("--until-end", is_flag=True, help="Stop at the end that the topic has now.  [default: at Ctrl-C]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -75,7 +75,7 @@ def command(
     """Bring a topic of foreign JSON into ticks.raw, from this or another Kafka.
 
     Each tick goes to its symbol's partition, with the symbol in its canonical form. Ticks and offsets are written in one transaction: a bridge that is
-    killed goes on where it stopped, and no tick is lost or comes twice.
+    killed resumes where it stopped, and no tick is lost or comes twice.
     """
     if len(source) > MAX_SOURCE:
         raise click.UsageError(f"--source must have at most {MAX_SOURCE} characters")

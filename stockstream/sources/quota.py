@@ -77,7 +77,7 @@ class Grant:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the log of requests says about one source: a pure function of its records in offset order.
+    """What follows from the log of requests for one source: a pure function of its records in offset order.
 
     Records of other sources and records that cannot be read change nothing. Each reservation carries the limits by which it is judged, so that all workers
     agree while a changed setting is being rolled out.

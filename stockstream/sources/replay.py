@@ -188,7 +188,7 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
 
 
 def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None:
-    """Why `clean` would accept none of the ticks, published now (epoch ms) with their own times or `rebased` ones, and which option mends it.
+    """Why `clean` would accept none of the ticks, published now (epoch ms) with their own times or `rebased` ones, and which option corrects it.
 
     None where it may accept some.
     """

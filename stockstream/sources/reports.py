@@ -1,4 +1,4 @@
-"""What the topics `watchlist`, `feeds` and `sources` say together: the state of each source of the group, and how each watched symbol fares.
+"""The topics `watchlist`, `feeds` and `sources` combined: the state of each source of the group, and of each watched symbol.
 
 Pure: no I/O and no clock of its own. The views and the commands show the same.
 """
@@ -59,7 +59,7 @@ class SourceSummary(msgspec.Struct, kw_only=True):
 
 
 class FeedEntry(msgspec.Struct, kw_only=True):
-    """How one symbol of the watchlist fares. `worker` is empty if no worker ingests it.
+    """The state of one symbol of the watchlist. `worker` is empty if no worker ingests it.
 
     `age_s` is how long ago its newest tick happened; of a `fresh` symbol, how long before its worker reported it, which is at most a minute ago.
     """

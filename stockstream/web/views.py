@@ -86,7 +86,7 @@ OPERATIONS = (
         "/api/predictions", "predictions", "The newest prediction of each symbol in alphabetical order.", Page[Prediction],
         parameters=(_SYMBOL, _LIMIT, _NEXT), errors=_UNKNOWN,
     ),
-    Operation("/api/sources", "sources", "The sources of the group: state, budgets, how their symbols fare, and each worker's report.", Page[SourceSummary]),
+    Operation("/api/sources", "sources", "The sources of the group: state, budgets, states of the symbols, and each worker's report.", Page[SourceSummary]),
     Operation(
         "/api/sources/{source}/symbols", "feeds", "The symbols that the watchlist assigns to a source: where each is ingested, how fresh it is, and why not.",
         Page[FeedEntry], parameters=(_SOURCE_PATH, Parameter("state", "only in this state", choices=FEED_STATES), _LIMIT, _NEXT),

@@ -65,7 +65,7 @@ class Quote:
     day: str = ""
     at: int | None = None
     delay_ms: int = 0
-    """How old the provider says that its data is at least."""
+    """The least age of the data by the provider's own statement."""
 
 
 @dataclass(frozen=True, slots=True)

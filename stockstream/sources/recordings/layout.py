@@ -32,7 +32,7 @@ class Keep:
 class Layout:
     """How ticks are made of a file's rows. `columns` has by field of ours its place in the file; a bar's close is `price` and its volume `size`.
 
-    `symbol` is the one of all rows, where no column has it; `symbol_from` says whence it is known. `wide` has for each of several symbols its own columns.
+    `symbol` is the one of all rows, where no column has it; `symbol_from` names where it comes from. `wide` has for each of several symbols its own columns.
     `zone`, `unit` and `day` are as for `EventTimes`. `divisors` are those of whole numbers that stand for decimals. `interval_s` is 0 for bars whose length is
     found by their times. `provider` is whose symbols these are, empty if they are taken as they are. `own`: a file in our own words.
     """
@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a file shows whose it is: its columns in lower case, its first rows, its name."""
+    """What of a file shows its format: its columns in lower case, its first rows, its name."""
 
     file: DataFile
     names: tuple[str, ...]

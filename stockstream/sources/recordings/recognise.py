@@ -31,7 +31,7 @@ _SYMBOL_IN_NAME = re.compile(r"[\^A-Z0-9][A-Z0-9.\-=^]{0,15}")
 
 
 def layout_of(file: DataFile, options: ReadOptions) -> Layout:
-    """How the file is read. Raises `SourceError`, one line that says what was found and which option mends it."""
+    """How the file is read. Raises `SourceError`, one line with what was found and which option corrects it."""
     if options.format and options.format not in FORMATS:
         raise SourceError(f"there is no format {options.format!r}: there are {', '.join(FORMATS)} (--format)")
     frame = Frame(file)

@@ -2,7 +2,7 @@
 
 yfinance's own client cannot run unattended: it does not reconnect after a lost socket, and spins after a clean close. Here
 
-- a subscription counts when its symbols are heard: those that are not are subscribed again after `proof_s`, then with every client message;
+- a subscription counts for a symbol once a price of it comes: the others are subscribed again after `proof_s`, then with every client message;
 - a client message goes out every `message_s` (the server falls silent after 20 to 25 minutes without one): the whole list of symbols;
 - a socket that falls silent is subscribed again, and closed after a patience that knows how often frames usually come, and whether a market is open;
 - pauses between attempts grow, with jitter, and start over only after a price has come.
@@ -39,7 +39,7 @@ class Timing:
     """For an attempt, until the socket is open. What it has taken counts as pause."""
     message_s: float = 15.0
     proof_s: tuple[float, ...] = (2.0, 4.0, 8.0)
-    """After a subscription, when the symbols that were not heard are subscribed again."""
+    """After a subscription, when the symbols without a price are subscribed again."""
     patience_s: float = 3.0
     """The least silence of an open market that ends a connection. It takes a longer one if the usual and the longest times between frames ask for it."""
     thin_patience_s: float = 60.0
@@ -94,7 +94,7 @@ class Connection:
         self.symbols: frozenset[str] = frozenset()
         """As Yahoo names them."""
         self.unheard: dict[str, float] = {}
-        """Symbols that were subscribed on this socket and not heard since, with the time of the first subscription (monotonic)."""
+        """Symbols that were subscribed on this socket and have had no price since, with the time of the first subscription (monotonic)."""
         self.state: Literal["connecting", "open", "silent", "closed"] = "closed"
         self.reason = "not opened yet"
         self.since = now_ms()
@@ -125,7 +125,7 @@ class Connection:
     def health(self) -> ConnectionState:
         reason = self.reason
         if self.state in ("open", "silent") and self.unheard:
-            reason = f"{len(self.unheard)} of {len(self.symbols)} symbols not heard yet"
+            reason = f"{len(self.unheard)} of {len(self.symbols)} symbols without a price yet"
         return ConnectionState(
             name=self.name, state=self.state, symbols=len(self.symbols), since=self.since, last_message_at=self._last_message_at, reason=reason,
         )  # fmt: skip

@@ -43,7 +43,7 @@ _float32 = struct.Struct("<f")
 
 
 class Frame(NamedTuple):
-    """A price as Yahoo sends it. `key` is what it says: a frame with the same key says nothing new."""
+    """A price as Yahoo sends it. A frame with the `key` of the one before brings nothing new."""
 
     symbol: str
     event_time: int

@@ -42,7 +42,7 @@ DELAY_MS = 20 * 60_000
 SHOWN_MS = 60_000
 """How long `health` shows that messages could not be read."""
 DEAD_S = 60.0
-"""A symbol of an open market that is not heard for so long after a subscription, while others are: its feed is dead."""
+"""A symbol of an open market without a price for so long after a subscription, while others have some: its feed is dead."""
 
 Describe = Callable[[Collection[str]], Awaitable[list[SymbolInfo]]]
 
@@ -230,7 +230,7 @@ class YahooStream:
                 logger.warning("yahoo: %s; it is tried again every few seconds", trouble)
             elif not trouble and since is not None:
                 heard = sum(len(connection.symbols) - len(connection.unheard) for connection in self._connections)
-                logger.info("yahoo: all connections are back after %.0f s; %d of %d symbols heard", time.monotonic() - since, heard, len(self._wanted))
+                logger.info("yahoo: all connections are back after %.0f s; %d of %d symbols have a price", time.monotonic() - since, heard, len(self._wanted))
                 since, logged = None, ""
 
     def _trouble(self) -> str:
@@ -331,6 +331,6 @@ class YahooStream:
             else:
                 for_s = now - connection.unheard[symbol]
                 dead = for_s > DEAD_S and len(connection.unheard) < len(connection.symbols)
-                reason = f"not heard in {for_s:.0f} s, though subscribed again and again" if dead else "subscribed and not heard yet"
+                reason = f"no price in {for_s:.0f} s, though subscribed again and again" if dead else "subscribed, no price yet"
                 notes[symbol] = FeedNote(state="feed_dead" if dead else "waiting", reason=reason, exchange=exchange)
         return notes

@@ -27,7 +27,7 @@ from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
 
 logger = logging.getLogger(__name__)
 ABOUT_THE_FEED = ("gap_from", "interval_s")
-"""What a tick says of its feed, and not of the market: two snapshots that differ in nothing else are the same."""
+"""Fields of a tick that are about its feed, and not about the market: two snapshots that differ in nothing else are the same."""
 _encode = msgspec.json.Encoder().encode
 
 

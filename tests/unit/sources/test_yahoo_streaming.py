@@ -213,7 +213,7 @@ async def test_symbols_that_are_not_heard_are_subscribed_again_and_shown() -> No
         await reader.until_all_are_heard(others)
         note = reader.source.health().feeds["NVDA"]
         assert note.state == "waiting"
-        assert reader.source.health().connections[0].reason == "1 of 5 symbols not heard yet"
+        assert reader.source.health().connections[0].reason == "1 of 5 symbols without a price yet"
         await reader.until(lambda: [message for message in server.messages if message.get("subscribe") == ["NVDA"]], "it is subscribed again alone")
         await reader.until(lambda: any(message.get("unsubscribe") == ["NVDA"] for message in server.messages), "it is unsubscribed in between")
         server.unknown.clear()
@@ -241,7 +241,7 @@ async def test_a_symbol_that_is_never_heard_while_others_are_has_a_dead_feed(mon
     monkeypatch.setattr("stockstream.sources.yahoo.streaming.DEAD_S", 0.5)
     async with Server(rate=10, unknown=["NVDA"]) as server, reading(server, of=5) as reader:
         await reader.until(lambda: reader.source.health().feeds["NVDA"].state == "feed_dead", "it is shown")
-        assert reader.source.health().feeds["NVDA"].reason.startswith("not heard in ")
+        assert reader.source.health().feeds["NVDA"].reason.startswith("no price in ")
         assert reader.source.health().feeds["AAPL"].state is None
 
 
