@@ -33,6 +33,14 @@ class Times(NamedTuple):
     known: NDArray[np.bool_]
 
 
+class _Shown(NamedTuple):
+    """Times as they stand in the file: ms, which rows have one, and which of these are local times of the zone."""
+
+    ms: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    local: NDArray[np.bool_]
+
+
 class EventTimes:
     """The event times of one recording, read in pieces, in the order of the file.
 
@@ -59,8 +67,23 @@ class EventTimes:
         self.skipped_by_clock = 0
         """How many times its clocks never showed."""
 
-    def read(self, column: pa.Array) -> Times:
-        """The times of some rows. Raises `SourceError` where the column is of another type."""
+    def read(self, column: pa.Array, symbols: pa.DictionaryArray | None = None) -> Times:
+        """The times of some rows; `symbols` of bars, each of which has a time of its own. Raises `SourceError` where the column is of another type."""
+        times = self._read(column)
+        rows = np.flatnonzero(times.local)
+        if not len(rows):
+            return Times(times.ms, times.known)
+        if self._local is None:
+            self.without_zone = self.without_zone or bool((times.ms[rows] % DAY_MS).any())
+            return Times(times.ms, times.known)
+        self.zone_unused = False
+        utc, exists = self._local.to_utc(times.ms[rows], None if symbols is None else symbols.take(pa.array(rows)))
+        ms, known = times.ms.copy(), times.known.copy()
+        ms[rows], known[rows] = utc, exists
+        self.skipped_by_clock += int((~exists).sum())
+        return Times(ms, known)
+
+    def _read(self, column: pa.Array) -> _Shown:
         if self._day is not None:
             return self._of_clock(column, self._day)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -77,27 +100,12 @@ class EventTimes:
             ticks = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
             ms = np.asarray(ticks * per_ms if column.type.unit == "s" else ticks // per_ms)
             known = column.is_valid().to_numpy(zero_copy_only=False)
-            return self._in_utc(ms, known, known if column.type.tz is None else np.zeros(len(known), dtype=bool))
+            return _Shown(ms, known, known if column.type.tz is None else _none(known))
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             return self._of_numbers(column)
         raise SourceError(f"{self.path}: column event_time is {column.type}: it must be a timestamp, a date or a number")
 
-    def _in_utc(self, ms: NDArray[np.int64], known: NDArray[np.bool_], local: NDArray[np.bool_]) -> Times:
-        """Times of which those that are `local` have no zone."""
-        rows = np.flatnonzero(local)
-        if not len(rows):
-            return Times(ms, known)
-        if self._local is None:
-            self.without_zone = self.without_zone or bool((ms[rows] % DAY_MS).any())
-            return Times(ms, known)
-        self.zone_unused = False
-        utc, exists = self._local.to_utc(ms[rows])
-        ms, known = ms.copy(), known.copy()
-        ms[rows], known[rows] = utc, exists
-        self.skipped_by_clock += int((~exists).sum())
-        return Times(ms, known)
-
-    def _of_numbers(self, column: pa.Array) -> Times:
+    def _of_numbers(self, column: pa.Array) -> _Shown:
         whole = pa.types.is_integer(column.type)
         known = column.is_valid().to_numpy(zero_copy_only=False)
         values = column.cast(pa.int64() if whole else pa.float64()).fill_null(0).to_numpy(zero_copy_only=False)
@@ -110,22 +118,20 @@ class EventTimes:
         elif looks_like and self._given not in ("", looks_like):
             raise SourceError(f"{self.path}: the times look like {looks_like}, not like {self._given}: leave out --unit")
         if self.unit in ("", "milliseconds"):
-            return Times(np.floor(values).astype(np.int64), known)
+            return _Shown(np.floor(values).astype(np.int64), known, _none(known))
         low, high = UNITS[self.unit]
         known = known & (values >= low) & (values < high)
-        times = _in_ms(np.where(known, values, low), self.unit)
-        return self._in_utc(times, known, known) if self.unit == DATE else Times(times, known)
+        return _Shown(_in_ms(np.where(known, values, low), self.unit), known, known if self.unit == DATE else _none(known))
 
-    def _of_texts(self, texts: Sequence[str | None]) -> Times:
+    def _of_texts(self, texts: Sequence[str | None]) -> _Shown:
         """Numbers and ISO 8601 in one column."""
-        times, known = self._of_numbers(pa.array(list(map(_whole, texts)), pa.int64()))
-        times, known, local = times.copy(), known.copy(), np.zeros(len(known), dtype=bool)
+        times, known, local = (part.copy() for part in self._of_numbers(pa.array(list(map(_whole, texts)), pa.int64())))
         for row, text in enumerate(texts):
             if not known[row] and text is not None and (moment := _moment(text.strip())) is not None:
                 times[row], known[row], local[row] = _ms(moment), True, moment.tzinfo is None
-        return self._in_utc(times, known, local)
+        return _Shown(times, known, local)
 
-    def _of_pattern(self, texts: Sequence[str | None]) -> Times:
+    def _of_pattern(self, texts: Sequence[str | None]) -> _Shown:
         times, known, local = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=bool)
         for row, text in enumerate(texts):
             try:
@@ -133,9 +139,9 @@ class EventTimes:
             except ValueError:
                 continue
             times[row], known[row], local[row] = _ms(moment), True, moment.tzinfo is None
-        return self._in_utc(times, known, local)
+        return _Shown(times, known, local)
 
-    def _of_clock(self, column: pa.Array, day: date) -> Times:
+    def _of_clock(self, column: pa.Array, day: date) -> _Shown:
         texts = column.cast(pa.string())
         digits = pc.utf8_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
         try:
@@ -148,7 +154,11 @@ class EventTimes:
         known = (values >= 0) & (digits >= 6) & (hours < 24) & (minutes < 60) & (seconds < 60)
         midnight = (day.toordinal() - _EPOCH.toordinal()) * DAY_MS
         ms = midnight + ((hours * 60 + minutes) * 60 + seconds) * 1000 + rest * 1000 // fraction
-        return self._in_utc(np.where(known, ms, midnight), known, known)
+        return _Shown(np.where(known, ms, midnight), known, known)
+
+
+def _none(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.zeros(len(known), dtype=bool)
 
 
 def _in_ms(values: NDArray[Any], unit: str) -> NDArray[np.int64]:

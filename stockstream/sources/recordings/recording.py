@@ -227,13 +227,13 @@ class Recording:
             return
         with self._file.guarded():
             batch, _ = self._kept(batch, np.arange(batch.num_rows))
-            times, known = self._times.read(self._joined(batch, "event_time"))
-            symbols = np.zeros(len(times), dtype=np.int64)
-            if not self.layout.wide:
-                symbols = self._symbols(batch).indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            of = self._symbols(batch)
+            times, known = self._times.read(self._joined(batch, "event_time"), self._of_bars(of))
+            symbols = of.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         known = known & (times > 0)
         times, symbols = times[known], symbols[known]
-        steps = np.diff(times)[np.diff(symbols) == 0]
+        by_symbol = np.argsort(symbols, kind="stable")
+        steps = np.diff(times[by_symbol])[np.diff(symbols[by_symbol]) == 0]
         self._newest_first = bool((steps < 0).sum() > (steps > 0).sum())
         self._set_interval(times, symbols)
 
@@ -281,6 +281,9 @@ class Recording:
         one = pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch.num_rows, dtype=np.int32)), pa.array([self.layout.symbol], pa.string()))
         return self._named(one)
 
+    def _of_bars(self, symbols: pa.DictionaryArray) -> pa.DictionaryArray | None:
+        return symbols if self.kind == "bars" else None
+
     def _named(self, texts: pa.DictionaryArray) -> pa.DictionaryArray:
         """Symbols in the form of the log."""
         names = texts.dictionary.to_pylist()
@@ -290,14 +293,15 @@ class Recording:
     def _validated(self, batch: pa.RecordBatch, row_numbers: NDArray[np.int64]) -> Chunk:
         with self._file.guarded():
             batch, row_numbers = self._kept(batch, row_numbers)
-            times, timed = self._times.read(self._joined(batch, "event_time"))
+            symbols = self._symbols(batch)
+            times, timed = self._times.read(self._joined(batch, "event_time"), self._of_bars(symbols))
             if self.layout.wide:
                 return self._of_frame(batch, row_numbers, times, timed)
             present = self.layout.columns
             read = {name: self._number(self._joined(batch, name), name) for name in ("price", "size", *QUOTES) if name in present}
             texts = {name: _texts(self._joined(batch, name)) for name in TEXTS if name in present}
             size = read.pop("size", np.zeros(batch.num_rows))    # an index has no volume
-            return self._checked(Chunk(self._symbols(batch), times, read.pop("price"), size, read, texts, []), timed, row_numbers)
+            return self._checked(Chunk(symbols, times, read.pop("price"), size, read, texts, []), timed, row_numbers)
 
     def _of_frame(self, batch: pa.RecordBatch, row_numbers: NDArray[np.int64], times: NDArray[np.int64], timed: NDArray[np.bool_]) -> Chunk:
         """Each row of a frame has a bar of each of its symbols; one without a close is none."""

@@ -1,11 +1,13 @@
-"""Local times of a zone as UTC. An hour that comes twice, when daylight saving ends, is found by the rows around it."""
+"""Local times of a zone as UTC. Which of the two a time is that comes twice, when daylight saving ends, is found by the rows around it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream.errors import SourceError
@@ -35,17 +37,32 @@ class LocalTimes:
         self._descending = descending
         self._reached: int | None = None
         self._offsets: dict[int, tuple[int, int]] = {}
+        self._single: dict[tuple[str | None, int], bool] = {}
+        """By symbol and local time of a bar: whether it was the second of the two hours. The other bar of that time may follow."""
 
-    def to_utc(self, local: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Epoch ms, and whether the clocks showed that time at all. `local` is in ms since 1970 of the local clock."""
+    def to_utc(self, local: NDArray[np.int64], symbols: pa.DictionaryArray | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Epoch ms, and whether the clocks showed that time at all. `local` is in ms since 1970 of the local clock.
+
+        `symbols` are those of bars. A symbol has one bar of each time, so of two with the same local time one is of each hour. Trades have none: many may
+        happen at once.
+        """
         quarters, place = np.unique(np.clip(local, _LEAST, _MOST) // QUARTER_MS, return_inverse=True)
         known = np.array([self._offset(int(quarter)) for quarter in quarters], dtype=np.int64).reshape(-1, 2)
         first, second = local - known[place, 0], local - known[place, 1]
         exists = first <= second
         utc = np.minimum(first, second)
-        for row in np.flatnonzero(first < second).tolist():
+        twice = np.flatnonzero(first < second).tolist()
+        bars = _bars(local, symbols, twice)
+        left = Counter(bars)
+        for number, row in enumerate(twice):
             before = self._reached if row == 0 else int(utc[row - 1])
-            utc[row] = self._chosen(int(first[row]), int(second[row]), before)
+            if bars:
+                bar = bars[number]
+                left[bar] -= 1
+                later = self._is_second(bar, int(first[row]), int(second[row]), before, another=left[bar] > 0)
+            else:
+                later = self._follows_in_second(int(first[row]), int(second[row]), before)
+            utc[row] = second[row] if later else first[row]
         if len(utc):
             self._reached = int(utc[-1])
         return utc, exists
@@ -57,11 +74,26 @@ class LocalTimes:
             found = self._offsets[quarter] = (_ms(moment), _ms(moment.replace(fold=1)))
         return found
 
-    def _chosen(self, first: int, second: int, before: int | None) -> int:
-        """Of the two moments of a time the one that follows the row before."""
+    def _is_second(self, bar: tuple[str | None, int], first: int, second: int, before: int | None, *, another: bool) -> bool:
+        """Whether a bar is of the second hour; `another` one of its time follows in this piece."""
+        if (other := self._single.pop(bar, None)) is not None:
+            return not other
+        later = self._descending if another else self._follows_in_second(first, second, before)
+        self._single[bar] = later
+        return later
+
+    def _follows_in_second(self, first: int, second: int, before: int | None) -> bool:
+        """Whether of the two moments of a time the second one follows the row before."""
         if self._descending:
-            return second if before is None or not first <= before + OUT_OF_ORDER_MS < second else first
-        return first if before is None or not first < before - OUT_OF_ORDER_MS <= second else second
+            return before is None or not first <= before + OUT_OF_ORDER_MS < second
+        return before is not None and first < before - OUT_OF_ORDER_MS <= second
+
+
+def _bars(local: NDArray[np.int64], symbols: pa.DictionaryArray | None, rows: list[int]) -> list[tuple[str | None, int]]:
+    if symbols is None:
+        return []
+    names = symbols.take(pa.array(rows, pa.int64())).to_pylist()
+    return list(zip(names, local[rows].tolist(), strict=True))
 
 
 def _ms(moment: datetime) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,68 @@ def test_minute_bars_through_the_end_of_daylight_saving(tmp_path: Path) -> None:
         recording = Recording(tmp_path / name)
         found = [time for chunk in recording.chunks() for time in chunk.times.tolist()]
         assert found == [second * 1000 + 59_999 for second in utc] and recording.interval_s == 60
+
+
+SYMBOLS = ["AAPL", "IBM", "MSFT"]
+Bars = list[tuple[str, int]]
+
+
+def orders() -> dict[str, Callable[[Bars], Bars]]:
+    """Ways in which a file may be sorted; in the last by what its clocks show, so that the two bars of one time stand next to each other."""
+    return {
+        "by time": lambda bars: sorted(bars, key=lambda bar: (bar[1], bar[0])),
+        "by symbol": lambda bars: sorted(bars),
+        "newest first": lambda bars: sorted(bars, key=lambda bar: (-bar[1], bar[0])),
+        "newest first of each symbol": lambda bars: sorted(bars, key=lambda bar: (bar[0], -bar[1])),
+        "by local time": lambda bars: sorted(bars, key=lambda bar: (int(local([bar[1]], "America/New_York")[0]), bar[0], bar[1])),
+    }
+
+
+@pytest.mark.parametrize("order", list(orders()))
+@pytest.mark.parametrize("minutes", [1, 15, 30, 60])
+@pytest.mark.parametrize("symbols", [1, 2, 3])
+def test_bars_of_both_hours(tmp_path: Path, order: str, minutes: int, symbols: int) -> None:
+    first = int(datetime(2024, 11, 2, 22, tzinfo=UTC).timestamp())
+    bars = orders()[order]([(symbol, first + 60 * minute) for symbol in SYMBOLS[:symbols] for minute in range(0, 16 * 60, minutes)])
+    shown = [f"{datetime.fromtimestamp(second, ZoneInfo('America/New_York')):%Y-%m-%d %H:%M:%S}" for _, second in bars]
+    rows = [f"{time},{symbol},1,1,1,1,{second // 60 % 100_000}" for time, (symbol, second) in zip(shown, bars, strict=True)]
+    path = tmp_path / "bars.csv"
+    path.write_text("timestamp,symbol,open,high,low,close,volume\n" + "\n".join(rows) + "\n")
+    found = {
+        (symbol, time, size)
+        for chunk in Recording(path, ReadOptions(zone="America/New_York")).chunks()
+        for symbol, time, size in zip(chunk.symbols.to_pylist(), chunk.times.tolist(), chunk.size.tolist(), strict=True)
+    }
+    assert found == {(symbol, (second + 60 * minutes) * 1000 - 1, float(second // 60 % 100_000)) for symbol, second in bars}
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3])
+@pytest.mark.parametrize("descending", [False, True])
+def test_both_hours_of_bars_that_come_in_pieces(piece: int, descending: bool) -> None:
+    utc = [int(datetime(2024, 11, 3, 4, tzinfo=UTC).timestamp()) + 3600 * hour for hour in range(4)]
+    bars = [(symbol, second) for second in (reversed(utc) if descending else utc) for symbol in SYMBOLS]
+    clock = LocalTimes("America/New_York", descending=descending)
+    found: list[int] = []
+    for start in range(0, len(bars), piece):
+        some = bars[start : start + piece]
+        symbols = pa.array([symbol for symbol, _ in some]).dictionary_encode()
+        found += clock.to_utc(local([second for _, second in some], "America/New_York"), symbols)[0].tolist()
+    assert found == [second * 1000 for _, second in bars]
+
+
+def test_a_bar_of_the_second_hour_alone_follows_the_rows_before() -> None:
+    utc = [int(datetime(2024, 11, 3, 5, tzinfo=UTC).timestamp()) + 60 * minute for minute in range(90)]
+    bars = [("AAPL", second) for second in utc] + [("IBM", utc[75])]
+    bars.sort(key=lambda bar: bar[1])
+    found, _ = LocalTimes("America/New_York").to_utc(
+        local([second for _, second in bars], "America/New_York"), pa.array([symbol for symbol, _ in bars]).dictionary_encode()
+    )
+    assert found.tolist() == [second * 1000 for _, second in bars]
+
+
+def test_trades_of_one_moment_are_of_one_hour() -> None:
+    utc = [int(datetime(2024, 11, 3, 5, 30, tzinfo=UTC).timestamp())] * 3
+    assert LocalTimes("America/New_York").to_utc(local(utc, "America/New_York"))[0].tolist() == [second * 1000 for second in utc]
 
 
 @pytest.mark.parametrize("name", ["", "Mars/Olympus", "America", "../etc/passwd"])
