@@ -267,7 +267,7 @@ class Feed(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Connection(msgspec.Struct, kw_only=True, frozen=True):
-    """One connection of a source. Times are epoch ms."""
+    """One connection of a source, or several in one state as one entry. Times are epoch ms."""
 
     name: str
     state: Literal["connecting", "open", "silent", "closed"]
@@ -275,6 +275,8 @@ class Connection(msgspec.Struct, kw_only=True, frozen=True):
     since: int
     last_message_at: int | None = None
     reason: str = ""
+    count: int = 1
+    """How many connections these are. `symbols` is of all, `since` the oldest, `last_message_at` the newest, `reason` of one."""
 
 
 class Budget(msgspec.Struct, kw_only=True, frozen=True):

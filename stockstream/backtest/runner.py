@@ -15,6 +15,7 @@ from stockstream.backtest.inputs import Input, Log, check_partition
 from stockstream.backtest.result_files import Part, ResultFiles
 from stockstream.errors import SourceError
 from stockstream.records import CORRECTION, Alert
+from stockstream.skipped import shortened
 from stockstream.transforms.batch import CHUNK, Pipeline, RawRecord, Step
 from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.timing import Lateness
@@ -28,7 +29,8 @@ class NoRecords(SourceError):
 class Summary:
     """What a backtest has read and written. Times are event times of accepted ticks in epoch ms; `seconds` is how many seconds have a row.
 
-    `records` were read, `punctuations` added at the end to close what was open. `ticks` are `accepted` or `rejected`, by reason. `rows` counts the
+    `records` were read, `punctuations` added at the end to close what was open. `ticks` are `accepted` or `rejected`, by reason, of
+    which `first_rejection` is the first with its detail. `rows` counts the
     `revised` and the `late` ones too. `alerts` has by rule how many were opened, updated and closed; `not_predicted` by reason how many rows the model
     did not predict.
     """
@@ -44,6 +46,7 @@ class Summary:
     ticks: int = 0
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    first_rejection: str = ""
     symbols: int = 0
     seconds: int = 0
     rows: int = 0
@@ -73,6 +76,9 @@ class _Counts:
     def add(self, step: Step) -> None:
         summary = self.summary
         self._rejected.update(rejection.reason for rejection in step.rejections)
+        if step.rejections and not summary.first_rejection:
+            first = step.rejections[0]
+            summary.first_rejection = shortened(f"{first.reason}: {first.detail}" if first.detail else first.reason)
         if step.clean is not None and step.clean.rows.num_rows:
             times = pc.min_max(step.clean.rows.column("event_time")).as_py()
             flags = step.clean.rows.column("flags").to_numpy()

@@ -55,7 +55,7 @@ def command(
 
     INPUT is a file of raw records (JSON lines: timestamp and value, optionally key, partition and offset; also gzip or zstd), a file of trades or
     bars in any format that `replay` reads, or an archive: its folder, its raw/ or one object of it. The results are those that a worker publishes for
-    the same log with the same settings.
+    the same log with the same settings. The exit code is 1 if no tick was accepted.
     """
     settings = load_settings()
     chosen = tuple(symbol.strip() for symbol in symbols.split(",") if symbol.strip())
@@ -75,6 +75,9 @@ def command(
     summary.input, summary.out = source_path, str(out)
     summary.model, summary.model_note = f"{model.name} {model.version}" if model is not None else "", note
     click.echo(msgspec.json.encode(asdict(summary)).decode() if as_json else "\n".join(_lines(summary)))
+    if summary.ticks and not summary.accepted:
+        what = "its only tick was rejected" if summary.ticks == 1 else f"all {summary.ticks:,} ticks were rejected, the first"
+        raise SourceError(f"{source_path}: {what} by {summary.first_rejection}")
 
 
 def _in_range(selection: Selection) -> str:

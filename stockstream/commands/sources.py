@@ -14,7 +14,7 @@ from stockstream.console import table
 from stockstream.kafka.quiet import quiet_clients
 from stockstream.records import Budget, Connection
 from stockstream.settings import load_settings
-from stockstream.sources.reports import TROUBLE, SourceSummary, clock_time, in_words, trouble
+from stockstream.sources.reports import TROUBLE, SourceSummary, clock_time, in_words, trouble, with_name, without_name
 from stockstream.wording import counted, span
 
 
@@ -41,7 +41,7 @@ def command(as_json: bool) -> None:
         if text := trouble(summary):
             click.echo(text)
         for line in _details(summary, now_ms):
-            click.echo(f"{summary.source}: {line}")
+            click.echo(with_name(summary.source, line))
 
 
 def _row(summary: SourceSummary, now_ms: int) -> Sequence[str]:
@@ -63,14 +63,14 @@ def _details(summary: SourceSummary, now_ms: int) -> Iterator[str]:
     if summary.next_attempt is not None and summary.next_attempt > now_ms:
         yield f"next attempt in {span((summary.next_attempt - now_ms) / 1000)}"
     if summary.last_error and summary.last_error not in summary.reason:
-        yield f"last error: {summary.last_error}"
+        yield f"last error: {without_name(summary.source, summary.last_error)}"
 
 
 def _connections(connections: Sequence[Connection]) -> str:
-    states = {state: sum(connection.state == state for connection in connections) for state in ("open", "connecting", "silent", "closed")}
+    states = {state: sum(connection.count for connection in connections if connection.state == state) for state in ("open", "connecting", "silent", "closed")}
     symbols = sum(connection.symbols for connection in connections)
     of_states = ", ".join(f"{number} {state}" for state, number in states.items() if number)
-    return f"{counted(len(connections), 'connection')} with {counted(symbols, 'symbol')}: {of_states}"
+    return f"{counted(sum(states.values()), 'connection')} with {counted(symbols, 'symbol')}: {of_states}"
 
 
 def _budget(budget: Budget) -> str:

@@ -47,7 +47,7 @@ def open_sources(
         metadata = YahooMetadata(yahoo)
         sources["yahoo"] = YahooStream(
             settings.yahoo_stream_url, clock=clock, session_at=sessions.at, exchange_of=exchange_of, describe=partial(metadata.describe, source="yahoo"),
-            unknown=metadata.unknown, budgets=yahoo.quota.budgets,
+            unknown=metadata.unknown, budgets=yahoo.quota.budgets, close=yahoo.stop,
         )  # fmt: skip
     if "yahoo_polling" in settings.source and yahoo is not None:
         sources["yahoo_polling"] = YahooPolling(yahoo, clock=clock)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,7 +14,8 @@ from stockstream.clock import now_s
 from stockstream.errors import FencedError
 from stockstream.limited_log import LimitedLog
 from stockstream.metrics import Metrics
-from stockstream.records import SourceReport
+from stockstream.records import Connection, SourceReport
+from stockstream.skipped import shortened
 from stockstream.sources.base import Clock, Health
 from stockstream.sources.driver import Driver
 from stockstream.sources.health import reason_of
@@ -26,7 +27,12 @@ FEEDS_S, SOURCES_S = 2.0, 5.0
 """How often the states of feeds are looked at, and how often each source is reported."""
 STEP_S = 1.0
 GAPS_AT_ONCE = 1_000
-CONNECTION_STATES = ("connecting", "open", "silent", "closed")
+ConnectionState = Literal["connecting", "open", "silent", "closed"]
+CONNECTION_STATES: tuple[ConnectionState, ...] = ("connecting", "open", "silent", "closed")
+MOST_CONNECTIONS = 50
+"""A report lists so many; of the others it has one entry for each state, so that a report always fits into a message of 64 KiB."""
+MOST_NAME, MOST_REASON = 40, 80
+"""Characters of a connection's name and reason, each of which has up to 6 bytes in JSON."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -151,7 +157,7 @@ class Reporter:
         state = driver.health.state
         return SourceReport(
             source=state.source, worker=self._worker(), name=state.name, state=state.state, reason=state.reason, since=state.since,
-            next_attempt=state.next_attempt, failures=state.failures, symbols=state.symbols, connections=health.connections, budgets=health.budgets,
+            next_attempt=state.next_attempt, failures=state.failures, symbols=state.symbols, connections=summarised(health.connections), budgets=health.budgets,
             last_error=driver.health.last_error, last_tick_at=driver.health.last_tick_at, at=self._clock.now_ms(),
         )  # fmt: skip
 
@@ -164,3 +170,22 @@ class Reporter:
 
     def _key(self, kind: str) -> bytes:
         return f"{kind}@{self._worker()}".encode()
+
+
+def summarised(connections: Sequence[Connection]) -> tuple[Connection, ...]:
+    """The connections in bounded size: beyond MOST_CONNECTIONS, those that are not open are listed first, and the others as one entry for each state."""
+    listed, others = list(connections), list[Connection]()
+    if len(listed) > MOST_CONNECTIONS:
+        listed.sort(key=lambda connection: connection.state == "open")
+        listed, others = listed[:MOST_CONNECTIONS], listed[MOST_CONNECTIONS:]
+    for state in CONNECTION_STATES:
+        if of := [connection for connection in others if connection.state == state]:
+            count = sum(connection.count for connection in of)
+            listed.append(Connection(
+                name=f"{count} more", state=state, symbols=sum(one.symbols for one in of), since=min(one.since for one in of),
+                last_message_at=max((one.last_message_at for one in of if one.last_message_at is not None), default=None),
+                reason=next((one.reason for one in of if one.reason), ""), count=count,
+            ))  # fmt: skip
+    return tuple(
+        msgspec.structs.replace(one, name=shortened(one.name, MOST_NAME), reason=shortened(one.reason, MOST_REASON)) for one in listed
+    )  # fmt: skip

@@ -27,7 +27,7 @@ REPLACED_MS = 10_000
 MAX_REPORTS = 1_000
 EXAMPLES = 3
 MAX_BYTES = 65_536
-"""Of one message; a report with hundreds of connections fits."""
+"""Of one message. A report is smaller, however many connections the source has (`MOST_CONNECTIONS` of `reporter.py`)."""
 
 TROUBLE: tuple[FeedState, ...] = ("failed", "feed_dead", "not_permitted", "rate_limited", "unknown_symbol")
 """States of a feed in which it brings nothing although its market may be open."""
@@ -224,20 +224,32 @@ def trouble(summary: SourceSummary) -> str:
     down = summary.state in ("stopped", "failed")
     if down:
         how = "has failed" if summary.state == "failed" else "is stopped until its settings change"
-        parts.append(f"{source} {how}{_where(summary)}" + (f": {summary.reason}" if summary.reason else ""))
+        parts.append(f"{source} {how}{_where(summary)}" + (f": {without_name(source, summary.reason)}" if summary.reason else ""))
     elif summary.reason and summary.state in ("running", "starting"):
-        parts.append(f"{source}: {summary.reason}")
+        parts.append(with_name(source, summary.reason))
     if spent := [budget for budget in summary.budgets if budget.left <= 0 and budget.per == "day" and not parts]:
         parts.append(f"{source} has used its {counted(spent[0].limit, 'request')} of the day; the next at {clock_time(spent[0].resets_at)}")
     lost = [connection for report in summary.workers for connection in report.connections if connection.state in ("silent", "closed")]
+    away = sum(connection.count for connection in lost)
     if lost and not summary.reason:
         why = f" ({lost[0].reason})" if lost[0].reason else ""
-        of = sum(len(report.connections) for report in summary.workers)
-        parts.append(f"{len(lost)} of {counted(of, 'connection')} of {source} {'is' if len(lost) == 1 else 'are'} {lost[0].state}{why}")
+        of = sum(connection.count for report in summary.workers for connection in report.connections)
+        parts.append(f"{away} of {counted(of, 'connection')} of {source} {'is' if away == 1 else 'are'} {lost[0].state}{why}")
     if not down:
         single = [state for state in TROUBLE if summary.feeds.get(state) and not (state in ("failed", "rate_limited") and parts)]
         parts += [f"{counted(summary.feeds[state], 'symbol')} of {source}: {in_words(state)} ({_examples(summary, state)})" for state in single]
     return shortened("; ".join(parts))
+
+
+def without_name(source: str, text: str) -> str:
+    """A reason without the source's name before it."""
+    named, colon, rest = text.partition(": ")
+    return rest if colon and named.lower().replace(" ", "_") == source else text
+
+
+def with_name(source: str, text: str) -> str:
+    """A reason with the source's name before it, once."""
+    return text if text.startswith(f"{source} ") else f"{source}: {without_name(source, text)}"
 
 
 def in_words(state: str) -> str:

@@ -346,6 +346,18 @@ class TestCommand:
         assert (summary["first_event_time"], summary["last_event_time"]) == (AT, AT + 2000)
         assert summary["out"] == str(tmp_path / "out") and "no model" in summary["model_note"]
 
+    def test_nothing_that_is_accepted_is_one_line_and_status_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = backtests.write(tmp_path / "log.jsonl", lines(tick(0, price=-1), tick(1, price=0), {"foreign": 1}))
+        out = tmp_path / "out"
+        assert cli.run(["backtest", str(path), "--out", str(out)]) == 1
+        printed, errors = capsys.readouterr()
+        assert "ticks        3: 0 accepted, 3 rejected" in printed
+        first, *_ = rejected = backtests.read(out)["rejected"]
+        assert errors.splitlines()[-1] == f"stockstream: {path}: all 3 ticks were rejected, the first by {first['reason']}: {first['detail']}"
+        assert first["reason"] == "out_of_range" and len(rejected) == 3
+        assert cli.run(["backtest", str(path), "--out", str(out), "--force", "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["first_rejection"] == f"out_of_range: {first['detail']}"
+
     @pytest.mark.parametrize(
         ("name", "content", "why"),
         [("none.jsonl", None, "no such file or folder"), ("none.csv", None, "no such file"), ("empty.jsonl", "", "there is no record"),

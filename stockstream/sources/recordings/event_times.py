@@ -125,7 +125,8 @@ class EventTimes:
 
     def _of_texts(self, texts: Sequence[str | None]) -> _Shown:
         """Numbers and ISO 8601 in one column."""
-        times, known, local = (part.copy() for part in self._of_numbers(pa.array(list(map(_whole, texts)), pa.int64())))
+        numbers = self._of_numbers(pa.array(list(map(_whole, texts)), pa.int64()))
+        times, known, local = numbers.ms.copy(), numbers.known.copy(), numbers.local.copy()
         for row, text in enumerate(texts):
             if not known[row] and text is not None and (moment := _moment(text.strip())) is not None:
                 times[row], known[row], local[row] = _ms(moment), True, moment.tzinfo is None

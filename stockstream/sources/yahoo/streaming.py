@@ -45,6 +45,7 @@ DEAD_S = 60.0
 """A symbol of an open market without a price for so long after a subscription, while others have some: its feed is dead."""
 
 Describe = Callable[[Collection[str]], Awaitable[list[SymbolInfo]]]
+Close = Callable[[], Awaitable[None]]
 
 
 class _Price(NamedTuple):
@@ -78,6 +79,7 @@ class YahooStream:
         exchange_of: the exchange of a symbol as far as its name shows it.
         unknown: why Yahoo does not know a symbol, as far as its metadata were requested; empty otherwise.
         budgets: what may still be requested of the service that has the metadata.
+        close: closes that service's connections, at the end.
         chance: random numbers from 0 to 1, for the pauses between attempts.
     """
 
@@ -87,10 +89,10 @@ class YahooStream:
     def __init__(
         self, url: str, *, clock: Clock | None = None, timing: Timing = USUAL, session_at: SessionAt | None = None, describe: Describe | None = None,
         exchange_of: Callable[[str], str | None] = exchange_of, unknown: Callable[[str], str] = lambda symbol: "",
-        budgets: Callable[[], tuple[Budget, ...]] = tuple,
+        budgets: Callable[[], tuple[Budget, ...]] = tuple, close: Close | None = None,
         chance: Callable[[], float] = random.random, symbols_a_connection: int = SYMBOLS_A_CONNECTION,
     ) -> None:  # fmt: skip
-        self._exchange_by_name, self._unknown, self._budgets = exchange_of, unknown, budgets
+        self._exchange_by_name, self._unknown, self._budgets, self._close = exchange_of, unknown, budgets, close
         self._url, self._clock, self._timing, self._session_at, self._describe, self._chance = url, clock or SystemClock(), timing, session_at, describe, chance
         self._most = symbols_a_connection
         self._wanted: frozenset[str] = frozenset()
@@ -128,7 +130,7 @@ class YahooStream:
         self._share_out()
 
     async def stop(self) -> None:
-        """Closes all connections. Prices that nobody has read are dropped."""
+        """Closes all connections, those of the metadata too. Prices that nobody has read are dropped."""
         tasks = [*self._tasks.values(), *([self._watching] if self._watching is not None else [])]
         self._tasks, self._of, self._watching = {}, {}, None
         for task in tasks:
@@ -139,6 +141,8 @@ class YahooStream:
             await session.close()
         self._waiting.clear()
         self._arrived.clear()
+        if self._close is not None:
+            await self._close()
 
     def subscribe(self, symbols: Collection[str]) -> None:
         """Replaces the symbols. Those that stay keep their connection."""

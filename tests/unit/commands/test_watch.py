@@ -159,7 +159,7 @@ def test_what_workers_report(run: Run, settings: Settings) -> None:
             "yahoo", last_tick_at=now - 1_000, last_error="no network",
             connections=(Connection(name="1", state="open", symbols=2, since=now), silent),
         ),
-        report("alpha_vantage", budgets=budgets),
+        report("alpha_vantage", budgets=budgets, state="failed", reason="alpha_vantage: refused", last_error="alpha_vantage: no answer"),
         report("simulated", state="failed", reason="the disk is full", next_attempt=now + 100_000, last_error="the disk is full"),
         ("feeds", "AAPL", Feed(symbol="AAPL", state="fresh", reason="", last_event_time=now - 200_000, **feed)),
         ("feeds", "MSFT", Feed(symbol="MSFT", state="closed", reason="opens at 14:30 UTC", last_event_time=None, **feed)),
@@ -175,15 +175,17 @@ def test_what_workers_report(run: Run, settings: Settings) -> None:
     ]
     lines = run("sources")[1].splitlines()
     assert lines[0].split() == ["source", "state", "symbols", "fresh", "newest", "tick", "workers"]
-    assert [" ".join(line.split()[:4]) for line in lines[1:4]] == ["alpha_vantage running 0 0", "simulated failed 0 0", "yahoo running 3 1"]
+    assert [" ".join(line.split()[:4]) for line in lines[1:4]] == ["alpha_vantage failed 0 0", "simulated failed 0 0", "yahoo running 3 1"]
     assert lines[4:] == [
+        "alpha_vantage has failed: refused",
         "alpha_vantage: requests left: 1 of 1 this second, 4 of 25 this day until 05:00 UTC",
+        "alpha_vantage: last error: no answer",
         "simulated has failed: the disk is full",
-        lines[6],
+        lines[8],
         "1 of 2 connections of yahoo is silent (no frame for 20 s)",
         "yahoo: symbols: 1 closed, 1 waiting",
         "yahoo: 2 connections with 3 symbols: 1 open, 1 silent",
         "yahoo: last error: no network",
     ]
-    assert lines[6].startswith("simulated: next attempt in ")
+    assert lines[8].startswith("simulated: next attempt in ")
     assert [item["source"] for item in json.loads(run("sources", "--json")[1])["items"]] == ["alpha_vantage", "simulated", "yahoo"]

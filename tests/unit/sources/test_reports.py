@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from stockstream.errors import FrameError
 from stockstream.records import Budget, Connection, Feed, SourceReport
-from stockstream.sources.reports import FEED_STATES, REPORT_MS, TROUBLE, SourceReports, read_all
+from stockstream.sources.reporter import MOST_CONNECTIONS, ConnectionState, summarised
+from stockstream.sources.reports import FEED_STATES, MAX_BYTES, REPORT_MS, TROUBLE, SourceReports, read_all
 
 NOW = 1_796_000_000_000
 
@@ -125,6 +126,14 @@ def test_an_error_that_is_over_is_still_the_last_one() -> None:
         ([watch("A"), watch("B")], [feed("A", state="failed"), feed("B", state="unknown_symbol")], [report(state="starting", reason="no network", connections=(
             Connection(name="1", state="closed", symbols=2, since=NOW, reason="no network"),
          ))], "yahoo: no network; 1 symbol of yahoo: unknown symbol (B)"),
+        ([], [], [report("alpha_vantage", state="failed", reason="Alpha Vantage: no key")], "alpha_vantage has failed: no key"),
+        ([], [], [report("alpha_vantage", reason="alpha_vantage: other workers have taken the next requests")],
+         "alpha_vantage: other workers have taken the next requests"),
+        ([], [], [report("alpha_vantage", reason="alpha_vantage asks for fewer requests")], "alpha_vantage asks for fewer requests"),
+        ([], [], [report(reason="yahoo_polling: no network")], "yahoo: yahoo_polling: no network"),
+        ([], [], [report(connections=(
+            Connection(name="1", state="silent", symbols=2, since=NOW), Connection(name="30 more", state="closed", symbols=9, since=NOW, count=30),
+         ))], "31 of 31 connections of yahoo are silent"),
         ([], [], [report(state="failed", reason="x"), report("alpha_vantage", state="failed", reason="y")], "alpha_vantage has failed: y; yahoo has failed: x"),
     ],
 )  # fmt: skip
@@ -182,3 +191,34 @@ def test_the_oldest_reports_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_states_in_trouble_are_states() -> None:
     assert set(TROUBLE) < set(FEED_STATES)
+
+
+@pytest.mark.parametrize("count", [0, 1, MOST_CONNECTIONS, MOST_CONNECTIONS + 1, 250, 5_000])
+def test_a_report_fits_however_many_connections_there_are(count: int) -> None:
+    states: tuple[ConnectionState, ...] = ("open", "open", "silent", "connecting", "closed")
+    every = [
+        Connection(name="\x01" * 500, state=states[n % 5], symbols=200, since=NOW - n, last_message_at=NOW + n if n % 2 else None, reason="\x01" * 5_000)
+        for n in range(count)
+    ]  # fmt: skip
+    few = summarised(every)
+    assert len(few) <= MOST_CONNECTIONS + 4 and sum(one.symbols for one in few) == 200 * count
+    for state in states:
+        assert sum(one.count for one in few if one.state == state) == sum(one.state == state for one in every)
+    if count:
+        assert min(one.since for one in few) == min(one.since for one in every)
+    long = "\x01" * 300
+    key, value = report(connections=few, reason=long, last_error=long)
+    assert len(value) < MAX_BYTES
+    (summary,) = reports(of=[(key, value)]).summaries(NOW)
+    assert summary.workers[0].connections == few
+
+
+def test_a_few_connections_are_listed_as_they_are() -> None:
+    every = tuple(Connection(name=str(n), state="closed" if n else "open", symbols=n, since=NOW, reason="reset") for n in range(MOST_CONNECTIONS))
+    assert summarised(every) == every
+
+
+def test_connections_in_trouble_are_listed_first() -> None:
+    every = [Connection(name=str(n), state="silent" if n == 180 else "open", symbols=200, since=NOW) for n in range(200)]
+    few = summarised(every)
+    assert few[0] == every[180] and (few[-1].name, few[-1].state, few[-1].count, few[-1].symbols) == ("150 more", "open", 150, 30_000)

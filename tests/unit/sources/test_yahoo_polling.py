@@ -256,3 +256,20 @@ async def test_the_stream_has_its_metadata_and_its_unknown_symbols_from_the_same
                 await stream.stop()
     finally:
         await query.stop()
+
+
+@pytest.mark.parametrize("name", ["yahoo", "yahoo_polling"])
+async def test_a_source_closes_the_log_of_requests_that_it_uses(name: str, tmp_path: Path) -> None:
+    class Log(MemoryRequestLog):
+        stopped = 0
+
+        async def stop(self) -> None:
+            self.stopped += 1
+
+    log = Log(clock := FakeClock(OPEN_MS))
+    settings = Settings(source=name, state_dir=tmp_path, yahoo_budget="50/s,1000/d", yahoo_stream_url="ws://127.0.0.1:9/")
+    source = open_sources(settings, clock, request_log=lambda: log)[name]
+    await source.start()
+    assert log.stopped == 0
+    await source.stop()
+    assert log.stopped == 1
