@@ -11,6 +11,8 @@ from stockstream.records import SCHEMA_VERSION
 logger = logging.getLogger(__name__)
 
 NAME, VALUE = "schema_version", str(SCHEMA_VERSION).encode()
+HEADERS = [(NAME, VALUE)]
+"""The headers of every message but frames and state records, which have further ones."""
 MAX_DIGITS = 9
 
 

@@ -26,7 +26,6 @@ from aiokafka.errors import (
     UnsupportedVersionError,
 )  # fmt: skip
 
-from stockstream import versions
 from stockstream.bridge.mapping import Counts, ForeignRecord, Mapped, Mapper
 from stockstream.bridge.merging import Merge
 from stockstream.bridge.offsets import Place, Position, create_offsets_topic, offsets_topic, read_offsets
@@ -35,6 +34,7 @@ from stockstream.kafka.admin import connect, ensure_topics, is_embedded, produce
 from stockstream.kafka.client import client_options, end_offsets
 from stockstream.settings import Settings
 from stockstream.transforms.partitioning import home_partition
+from stockstream.versions import HEADERS
 
 BATCH = 5_000
 """Foreign records of one transaction, at most."""
@@ -53,7 +53,6 @@ UNUSABLE = 100
 """Messages of which none could be used, after which the bridge gives up: the format is wrong."""
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 
-HEADERS = [(versions.NAME, versions.VALUE)]
 _encode = msgspec.json.Encoder().encode
 
 

@@ -21,18 +21,17 @@ import aiohttp
 import click
 import msgspec
 import pyarrow.parquet as pq
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from models.registry import Registry, RegistryError
-from stockstream import versions
 from stockstream.children import Child
 from stockstream.commands.train import train_first_model
+from stockstream.commands.watch import write_watchlist
 from stockstream.commands.worker import worker_command
 from stockstream.endings import DO_NOT_RESTART
-from stockstream.errors import BrokerError, DeliveryError, ModelError, StockstreamError
+from stockstream.errors import BrokerError, ModelError, StockstreamError
 from stockstream.invocation import command_line
-from stockstream.kafka.admin import connect, ensure_topics, producer_options
+from stockstream.kafka.admin import connect, ensure_topics
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.kafka.quiet import quiet_clients
@@ -41,7 +40,6 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_store
 from stockstream.sources.ingestion import Watch
 from stockstream.sources.simulated import default_symbols
-from stockstream.transforms.partitioning import home_partition
 from stockstream.wording import counted
 
 EMBEDDED = "embedded"
@@ -198,7 +196,7 @@ class Demo:
 
     async def _drained(self) -> bool:
         """True once the market is stopped and all its ticks are processed; False if the worker ends before. Raises `StockstreamError`, `KafkaError`."""
-        await write_watchlist(self.settings, ())
+        await watch_only(self.settings, ())
         rest_s = self.settings.idle_ms / 1000 + REST_MARGIN_S
         ends_before: Any = None
         since = time.monotonic()
@@ -226,7 +224,7 @@ class Demo:
 
     async def _work(self) -> None:
         await ensure_topics(self.settings)
-        await write_watchlist(self.settings, self.symbols)
+        await watch_only(self.settings, self.symbols)
         self._start()
         self._print_addresses()
         await self._watch()
@@ -347,28 +345,15 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     }  # fmt: skip
 
 
-async def write_watchlist(settings: Settings, symbols: Sequence[str]) -> None:
+async def watch_only(settings: Settings, symbols: Sequence[str]) -> None:
     """Puts exactly these symbols of the simulated market on the watchlist. Entries of other sources stay. Raises `BrokerError`, `DeliveryError`."""
-    wanted = {symbol.encode(): Watch(symbol=symbol, source="simulated") for symbol in symbols}
+    wanted = {symbol: Watch(symbol=symbol, source="simulated") for symbol in symbols}
     for key, value in (await read_compacted(settings, "watchlist")).items():
         with contextlib.suppress(msgspec.MsgspecError):          # an entry that cannot be read is left alone
             watch = msgspec.json.decode(value, type=Watch)
-            if watch.source == "simulated" and watch.active and key not in wanted:
-                wanted[key] = Watch(symbol=watch.symbol, source="simulated", active=False)
-    producer = AIOKafkaProducer(**await producer_options(settings))
-    await producer.start()
-    try:
-        headers = [(versions.NAME, versions.VALUE)]
-        topic = settings.topic("watchlist")
-        deliveries = [
-            await producer.send(topic, encode(watch), key=key, partition=home_partition(key.decode(), settings.partitions), headers=headers)
-            for key, watch in wanted.items()
-        ]
-        await asyncio.gather(*deliveries)
-    except KafkaError as error:
-        raise DeliveryError(f"the watchlist cannot be written: {error}") from error
-    finally:
-        await producer.stop()
+            if watch.source == "simulated" and watch.active and key.decode() not in wanted:
+                wanted[key.decode()] = Watch(symbol=watch.symbol, source="simulated", active=False)
+    await write_watchlist(settings, {symbol: encode(watch) for symbol, watch in wanted.items()})
 
 
 def last_lines(path: Path, count: int) -> list[str]:

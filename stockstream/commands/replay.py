@@ -71,7 +71,6 @@ class Replay(Protocol):
     """What is replayed, surveyed before."""
 
     name: str
-    path: str
     kind: str
     source: str
     survey: Survey
@@ -91,7 +90,7 @@ class FileReplay:
     """A file."""
 
     def __init__(self, recording: Recording, survey: Survey, source: str) -> None:
-        self.name = self.path = str(recording.path)
+        self.name = str(recording.path)
         self.kind: str = recording.kind
         self.source, self.survey, self._recording = source, survey, recording
 
@@ -111,7 +110,7 @@ class TopicReplay:
     kind = "ticks"
 
     def __init__(self, recording: TopicRecording, survey: Survey) -> None:
-        self.name = self.path = recording.name
+        self.name = recording.name
         self.source, self.survey, self._recording = ", ".join(sorted(recording.first_by_source)), survey, recording
 
     def obstacle(self, latest: Mapping[str, Mapping[str, Any]], partitions: int, shift_ms: int) -> str | None:
@@ -178,7 +177,7 @@ async def replay(
     finally:
         await producer.stop()
     return Summary(
-        what.path, what.kind, what.source, settings.topic("ticks.raw"), ticks, survey.unit, survey.bad_count, [asdict(row) for row in survey.bad],
+        what.name, what.kind, what.source, settings.topic("ticks.raw"), ticks, survey.unit, survey.bad_count, [asdict(row) for row in survey.bad],
         survey.unordered, len(publisher.newest), survey.first + shift_ms, max(publisher.newest.values(), default=0),
         round(seconds, 3), round(ticks / max(seconds, 1e-9), 1),
     )  # fmt: skip

@@ -13,7 +13,6 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from stockstream import versions
 from stockstream.console import report, table
 from stockstream.errors import DeliveryError, SettingsError, SourceError
 from stockstream.kafka.admin import ensure_topics, is_embedded, producer_options
@@ -24,6 +23,7 @@ from stockstream.sources.ingestion import MAX_WATCHED, Watch
 from stockstream.sources.reports import FEED_STATES, FeedEntry, SourceReports, in_words, read_all
 from stockstream.sources.symbols import canonical
 from stockstream.transforms.partitioning import home_partition
+from stockstream.versions import HEADERS
 from stockstream.wording import counted, span
 
 BROKER_TIMEOUT_S = 10.0
@@ -33,7 +33,6 @@ LISTED = 20
 """How many symbols a line names."""
 EMPTY = "the watchlist is empty: add symbols with `stockstream watch add AAPL MSFT --source yahoo`"
 
-HEADERS = [(versions.NAME, versions.VALUE)]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -179,7 +178,7 @@ async def _add(settings: Settings, source: str, symbols: list[str]) -> tuple[dic
             moved.setdefault(of, []).append(symbol)
     if reports.watched_count + len(new) > MAX_WATCHED:
         raise SourceError(f"the watchlist would have {counted(reports.watched_count + len(new), 'symbol')}: {MAX_WATCHED:,} are allowed")
-    await _write(settings, {symbol: _encode(Watch(symbol=symbol, source=source)) for symbol, of in before.items() if of != source})
+    await write_watchlist(settings, {symbol: _encode(Watch(symbol=symbol, source=source)) for symbol, of in before.items() if of != source})
     result = {"added": new, "moved": moved, "existing": [symbol for symbol, of in before.items() if of == source]}
     return result, reports.is_run(source, time.time_ns() // 1_000_000)
 
@@ -197,7 +196,7 @@ async def _remove(settings: Settings, written: list[str]) -> tuple[list[str], li
             removed[symbol] = None
     if removed:
         await ensure_topics(settings, timeout_s=BROKER_TIMEOUT_S)        # also checks that STOCKSTREAM_PARTITIONS is the topic's, or the key would be elsewhere
-        await _write(settings, dict.fromkeys(removed))
+        await write_watchlist(settings, dict.fromkeys(removed))
     return list(removed), faults
 
 
@@ -208,8 +207,8 @@ def _canonical_or_none(text: str) -> str | None:
         return None
 
 
-async def _write(settings: Settings, values: Mapping[str, bytes | None]) -> None:
-    """Writes messages of the watchlist to their home partitions. Raises `DeliveryError`."""
+async def write_watchlist(settings: Settings, values: Mapping[str, bytes | None]) -> None:
+    """Writes messages of the watchlist, by symbol, to their home partitions. Raises `BrokerError`, `DeliveryError`."""
     if not values:
         return
     producer = AIOKafkaProducer(**await producer_options(settings, timeout_s=BROKER_TIMEOUT_S))

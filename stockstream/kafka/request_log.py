@@ -9,17 +9,16 @@ from collections.abc import AsyncIterator, Sequence
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stockstream import versions
 from stockstream.budgets import LogEntry
 from stockstream.errors import BrokerError
 from stockstream.kafka.admin import producer_options
 from stockstream.kafka.client import client_options
 from stockstream.settings import Settings
+from stockstream.versions import HEADERS
 
 TIMEOUT_S = 20.0
 STOP_S = 1.0
 POLL_MS = 200
-HEADERS = [(versions.NAME, versions.VALUE)]
 
 
 class KafkaRequestLog:

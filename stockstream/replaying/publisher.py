@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import msgspec
 from aiokafka.errors import KafkaError
 
-from stockstream import versions
 from stockstream.errors import DeliveryError
 from stockstream.records import Punctuation
 from stockstream.sources.base import Batch
 from stockstream.transforms.partitioning import home_partition
+from stockstream.versions import HEADERS
 
-HEADERS = [(versions.NAME, versions.VALUE)]
 OUTSTANDING_BATCHES = 64
 
 encode = msgspec.json.Encoder().encode

@@ -20,12 +20,13 @@ from stockstream.errors import DeliveryError
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.client import client_options
 from stockstream.kafka.embedded import EmbeddedBroker
-from stockstream.replaying.publisher import HEADERS, Publisher
+from stockstream.replaying.publisher import Publisher
 from stockstream.settings import Settings
 from stockstream.sources.base import Batch
 from stockstream.sources.recordings.recording import Recording
 from stockstream.sources.replay import ReplaySource
 from stockstream.transforms.partitioning import home_partition
+from stockstream.versions import HEADERS
 from tests.patience import PATIENCE_S
 
 START = 1_381_132_800_000

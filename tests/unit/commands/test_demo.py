@@ -17,7 +17,7 @@ import pytest
 from models.registry import Registry
 from stockstream import cli
 from stockstream.commands import demo as module
-from stockstream.commands.demo import Demo, Figures, LiveLine, ensure_model, last_lines, require_free_port, worker_environment, write_watchlist
+from stockstream.commands.demo import Demo, Figures, LiveLine, ensure_model, last_lines, require_free_port, watch_only, worker_environment
 from stockstream.errors import BrokerError, StockstreamError
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.compacted_topic import read_compacted
@@ -156,8 +156,8 @@ def test_a_model_is_trained_where_there_is_none_that_can_be_used(tmp_path: Path,
 async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_alone(embedded: EmbeddedBroker, prefix: str) -> None:
     settings = Settings(broker=embedded.bootstrap, topic_prefix=prefix)
     await ensure_topics(settings)
-    await write_watchlist(settings, ["A", "B"])
-    await write_watchlist(settings, ["B", "C"])
+    await watch_only(settings, ["A", "B"])
+    await watch_only(settings, ["B", "C"])
     found = {key: json.loads(value) for key, value in (await read_compacted(settings, "watchlist")).items()}
     assert {key: (entry["source"], entry["active"]) for key, entry in found.items()} == {
         b"A": ("simulated", False), b"B": ("simulated", True), b"C": ("simulated", True)
