@@ -72,6 +72,23 @@ class Foreign:
         assert process.returncode == status, (out[-2000:], err[-2000:])
         return out, err
 
+    def written(self) -> int:
+        """Records of `ticks.raw`, those of open and aborted transactions and their markers included."""
+
+        async def read() -> int:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.bootstrap_servers)
+            await consumer.start()
+            try:
+                topic = self.settings.topic("ticks.raw")
+                if topic not in await consumer.topics():
+                    return 0
+                places = [TopicPartition(topic, number) for number in range(self.settings.partitions)]
+                return sum((await consumer.end_offsets(places)).values())
+            finally:
+                await consumer.stop()
+
+        return apart(read)
+
     def raw(self) -> list[tuple[int, dict[str, Any]]]:
         """Partition and tick of all committed records of `ticks.raw`."""
 
@@ -114,20 +131,25 @@ def name_of(test: str) -> str:
     return f"bridge{test}{os.getpid()}"
 
 
+def killed_at_work(foreign: Foreign, after_s: float) -> bool:
+    """Starts a bridge and kills it some time after it has written. False if it was complete before that."""
+    before = foreign.written()
+    process = foreign.start("--until-end", "--json")
+    wait_until(lambda: process.poll() is not None or foreign.written() > before, LONGEST_S, "the bridge writes")
+    time.sleep(after_s)
+    complete = process.poll() is not None
+    process.kill()
+    process.communicate()
+    return not complete
+
+
 def test_a_bridge_that_is_killed_loses_nothing_and_doubles_nothing(kafka: Cluster, tmp_path: Path) -> None:
     foreign = Foreign(kafka.bootstrap_servers, kafka.bootstrap_servers, tmp_path, name_of("kill"))
-    count, rng = 60_000, random.Random(7)
+    count, rng = 120_000, random.Random(7)
     foreign.send(trades(count))
     kills = 0
-    while kills < 5:
-        process = foreign.start("--until-end", "--json")
-        try:
-            process.communicate(timeout=2.2 + rng.random() * (1 + kills))
-            break                                                            # it was faster than that
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
+    while kills < 5 and killed_at_work(foreign, rng.random() * 0.2):
+        kills += 1
     out, _ = foreign.run("--until-end", "--json")
     summary = json.loads(out)
     assert summary["transactional"] and summary["lag"] == 0 and not summary["rejected"]
