@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from stockstream.errors import FencedError, SourceError
 from stockstream.sources.base import Clock, SourceUnavailable
-from stockstream.sources.health import FIRST_RETRY_S, LAST_RETRY_S, STEADY_MS, reason_of
+from stockstream.sources.health import STEADY_MS, Pauses, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ async def with_retries(what: str, work: Callable[[], Awaitable[None]], clock: Cl
 
     Raises `FencedError`, and a `SourceError` that stops its source.
     """
-    wait, logged = FIRST_RETRY_S, ""
+    pauses, logged = Pauses(chance), ""
     while True:
         started = clock.now_ms()
         try:
@@ -43,10 +43,10 @@ async def with_retries(what: str, work: Callable[[], Awaitable[None]], clock: Cl
         except Exception as error:
             if isinstance(error, SourceError) and error.stops:
                 raise
-            if clock.now_ms() - started >= STEADY_MS:
-                wait, logged = FIRST_RETRY_S, ""
-            pause = wait * (0.5 + chance() / 2)
-            wait = min(2 * wait, LAST_RETRY_S)
+            lasted_ms = clock.now_ms() - started
+            if lasted_ms >= STEADY_MS:
+                logged = ""
+            pause = pauses.next_s(lasted_ms)
             if (reason := reason_of(error)) != logged:
                 logged = reason
                 logger.warning("%s could not be published: %s; next attempt in %.1f s", what, reason, pause)

@@ -32,6 +32,21 @@ REMIND_MS = 300_000
 """A source that failed or has no symbols is logged again after this long."""
 
 
+class Pauses:
+    """The pauses between attempts. `chance` returns a random number from 0 to 1."""
+
+    def __init__(self, chance: Callable[[], float]) -> None:
+        self._chance, self._wait_s = chance, FIRST_RETRY_S
+
+    def next_s(self, lasted_ms: int) -> float:
+        """The pause after a failed attempt that lasted so long, in seconds."""
+        if lasted_ms >= STEADY_MS:
+            self._wait_s = FIRST_RETRY_S
+        pause = self._wait_s * (0.5 + self._chance() / 2)
+        self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
+        return pause
+
+
 class SourceState(msgspec.Struct, kw_only=True, frozen=True):
     """One source of `STOCKSTREAM_SOURCE` as this worker runs it. Times are epoch ms."""
 
@@ -71,7 +86,7 @@ class SourceHealth:
         trouble: Callable[[], str] = lambda: "", chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.source, self.name = source, name
-        self._metrics, self._now_ms, self._trouble, self._chance = metrics, now_ms, trouble, chance
+        self._metrics, self._now_ms, self._trouble, self._pauses = metrics, now_ms, trouble, Pauses(chance)
         self._state: State = "starting"
         self._reason = "waiting for partitions and the watchlist"
         self._since = self._attempt_at = self._active_at = self._logged_at = now_ms()
@@ -79,7 +94,6 @@ class SourceHealth:
         self._reminded = False
         """Whether it was logged that the watchlist has no symbol for the source."""
         self._failures = 0
-        self._wait_s = FIRST_RETRY_S
         self._symbols = 0
         self._partitions = ""
         self.ended = False
@@ -127,10 +141,7 @@ class SourceHealth:
     def fail(self, error: BaseException) -> float:
         """Records a failed attempt. Returns the pause until the next one, in seconds."""
         now = self._now_ms()
-        if now - self._attempt_at >= STEADY_MS:
-            self._wait_s = FIRST_RETRY_S
-        pause = self._wait_s * (0.5 + self._chance() / 2)
-        self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
+        pause = self._pauses.next_s(now - self._attempt_at)
         self._failures += 1
         self._metrics.source_failed(self.source)
         self._next_attempt = now + round(pause * 1000)
@@ -139,7 +150,7 @@ class SourceHealth:
         return pause
 
     def stop(self, error: BaseException) -> None:
-        """Records that the source has ended because of an error that no retry can mend."""
+        """Records that the source has ended because of an error that no retry can fix."""
         self.ended = True
         self._failures += 1
         self._metrics.source_failed(self.source)
