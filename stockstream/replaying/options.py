@@ -47,7 +47,7 @@ _OPTIONS = (
     click.option("--zone", default="", help="Time zone of times without one, such as America/New_York.  [default: the format's, else UTC]"),
     click.option("--symbol", default="", help="The symbol, where no column has it.  [default: from the file's name]"),
     click.option("--date", default="", metavar="DAY", help="The day, where the file has only times of day.  [default: from the file's name]"),
-    click.option("--decimal", type=click.Choice([".", ","]), help="The decimal sign.  [default: seen by the numbers]"),
+    click.option("--decimal", type=click.Choice([".", ","]), help="The decimal sign.  [default: by the numbers]"),
     click.option("--bars", is_flag=True, help="The file holds one-second bars.  [default: recognised by its columns and times]"),
     click.option("--interval", type=click.IntRange(1, MAX_BAR_S), help="Seconds of a bar.  [default: by the times]"),
     click.option("--order", type=click.Choice(["file", "time"]), help="Read the rows as in the file, or by time.  [default: by time if the file is not]"),

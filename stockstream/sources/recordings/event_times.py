@@ -65,7 +65,7 @@ class EventTimes:
         self.zone_unused = bool(zone)
         """Whether a zone was given, and no time has needed it so far."""
         self.skipped_by_clock = 0
-        """How many times its clocks never showed."""
+        """The number of local times that its clocks skipped."""
 
     def read(self, column: pa.Array, symbols: pa.DictionaryArray | None = None) -> Times:
         """The times of some rows; `symbols` of bars, each of which has a time of its own. Raises `SourceError` where the column is of another type."""

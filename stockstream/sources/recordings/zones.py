@@ -18,7 +18,7 @@ OUT_OF_ORDER_MS = 60_000
 """A row that goes back by less than this is out of order; by more, the hour has begun again."""
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001
 _LEAST, _MOST = -2_208_988_800_000, 7_258_118_400_000
-"""1900 and 2200 in epoch ms: beyond, times are no times."""
+"""1900 and 2200 in epoch ms: a time outside is invalid."""
 
 
 class LocalTimes:

@@ -250,7 +250,7 @@ class Connection:
             self._change("open", "")
 
     async def _keep(self, socket: aiohttp.ClientWebSocketResponse[bool]) -> None:
-        """Subscribes, proves, sends the client message, and watches for silence. Raises `_Lost` for a silence that is too long."""
+        """Subscribes, verifies the subscriptions, sends the client message, and watches for silence. Raises `_Lost` for a silence that is too long."""
         timing = self._timing
         proofs: list[float] = []
         next_message = time.monotonic()

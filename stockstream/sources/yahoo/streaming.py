@@ -111,7 +111,7 @@ class YahooStream:
         self._unreadable_at = 0
         self._log = LimitedLog(lambda: self._clock.now_ms() / 1000)
         self._notes: dict[str, FeedNote] = {}
-        """By exchange: the note of a symbol that is heard."""
+        """By exchange: the note of a symbol with a price."""
 
     # ---- the contract of a source
 
@@ -171,7 +171,7 @@ class YahooStream:
             self._arrived.clear()
 
     def health(self) -> Health:
-        """The connections, and the exchange of each symbol that was heard; a state for those that are not, with the reason."""
+        """The connections, and the exchange of each symbol with a price; for the others a state, with the reason."""
         trouble = self._trouble()
         if not trouble and self._unreadable and self._clock.now_ms() - self._unreadable_at < SHOWN_MS:
             trouble = "messages that cannot be read are left out: " + ", ".join(f"{count:,} {reason}" for reason, count in self._unreadable.items())
