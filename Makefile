@@ -18,7 +18,9 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 	if [ -z "$$python" ]; then echo "stockstream needs Python 3.11 or later, and python3 here is: $$(python3 --version 2>&1 | head -n 1)" >&2; exit 1; fi
 
 NO_BROKER := tests/unit tests/test_architecture.py
-IF_SOME = $(if $(ARGS),|| [ $$? -eq 5 ])	# 5: none of these tests is among those that ARGS choose
+WITH_BROKER := tests/browser tests/integration tests/faults
+# pytest's status 5: none of these tests is among those that ARGS choose
+IF_SOME = $(if $(ARGS),|| [ $$? -eq 5 ])
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick sources schema lock clean
@@ -57,8 +59,10 @@ test-quick: $(STAMP) ## The quick tests alone; ARGS="-k windows" for some
 	$(BIN)/python -m pytest -n auto -m "not slow" $(NO_BROKER) $(ARGS)
 
 test: lint ## Lint, then all tests; ARGS="-k windows" for some
-	$(BIN)/python -m pytest -n auto $(NO_BROKER) $(ARGS) $(IF_SOME)
-	$(BIN)/python -m pytest tests/browser tests/integration tests/faults $(ARGS) $(IF_SOME)
+	@failed=0; \
+	$(BIN)/python -m pytest -n auto $(NO_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
+	$(BIN)/python -m pytest $(WITH_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
+	exit $$failed
 
 lint: $(STAMP) ## ruff, mypy strict, and who may import whom
 	$(BIN)/ruff check

@@ -17,7 +17,7 @@ FORMAT = CODE / "web" / "static" / "format.js"
 NODE = shutil.which("node")
 NOUNS = "symbol|object|partition|row|tick|record|chain|fault|prediction|minute|alert"
 PLURAL_OF_ANY = re.compile(r"\{(?!counted)[^{}\"]*\} (?:more |raw |held-out )?(?:" + NOUNS + r")s\b(?!/)")
-ALWAYS_MANY = ("0 to 100,000 can be simulated", "trained on {span['rows']")
+ALWAYS_MANY = ("0 to 100,000 can be simulated", "trained on {span['rows']", "all {summary.ticks:,} ticks were rejected")
 
 
 def test_one_is_singular() -> None:
