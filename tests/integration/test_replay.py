@@ -80,7 +80,7 @@ async def fill(settings: Settings) -> list[dict[str, Any]]:
 
 
 def test_a_topic_of_transactions_is_replayed_into_another_log(line: Line) -> None:
-    first = line.settings.model_copy(update={"topic_prefix": f"first{os.getpid()}."})
+    first = line.settings.model_copy(update={"topic_prefix": f"replayed{os.getpid()}."})
     kept = asyncio.run(fill(first))
     summary = replay(line, f"{first.broker}/{first.topic('ticks.raw')}")
     assert abs(summary["ticks"] - len(kept)) <= 3 and summary["source"] == "replay.feed" and summary["bad_rows"] == 0
