@@ -65,7 +65,7 @@ class Driver:
     ) -> None:  # fmt: skip
         self.kind, self.source = kind, source
         self._publisher, self._clock, self._metrics, self._chance, self._session_at = publisher, clock, metrics, chance, session_at
-        self.health = SourceHealth(kind, source.name, metrics, clock.now_ms, lambda: self.report().trouble, chance)
+        self.health = SourceHealth(kind, source.name, metrics, clock.now_ms, chance)
         self.tracker = GapTracker(source.continuous, self.session_of)
         self.board = FeedBoard(kind)
         self.gaps: deque[Gap] = deque(maxlen=MAX_GAPS)
@@ -126,11 +126,10 @@ class Driver:
         """Brings the states of the symbols' feeds up to date."""
         self._notes = dict(health.feeds)
         self.tracker.interrupt("halted", [symbol for symbol, note in self._notes.items() if note.state == "halted"], now)
-        state = self.health.state
-        failure = state.reason if state.state in ("failed", "stopped") else None
+        failure, stopped = self.health.failure, self.health.is_stopped
         for symbol in self.live:
             seen = self.tracker.seen(symbol)
-            note = self._notes.get(symbol) if state.state != "stopped" else None
+            note = self._notes.get(symbol) if not stopped else None
             feed, reason = feed_state(now, seen, self.session_of(symbol, now), note, failure)
             self.board.set(symbol, feed, shortened(reason), seen.last if seen is not None else None, now)
 

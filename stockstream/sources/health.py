@@ -77,16 +77,14 @@ class SourceHealth:
         name: the `source` of its ticks.
         metrics: holds `source_up` and `source_failures_total`.
         now_ms: returns epoch ms.
-        trouble: returns why a part of the source's work fails while its ticks continue; empty if none does.
         chance: returns a random number from 0 to 1.
     """
 
     def __init__(
-        self, source: str, name: str, metrics: Metrics, now_ms: Callable[[], int],
-        trouble: Callable[[], str] = lambda: "", chance: Callable[[], float] = random.random,
+        self, source: str, name: str, metrics: Metrics, now_ms: Callable[[], int], chance: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self.source, self.name = source, name
-        self._metrics, self._now_ms, self._trouble, self._pauses = metrics, now_ms, trouble, Pauses(chance)
+        self._metrics, self._now_ms, self._pauses = metrics, now_ms, Pauses(chance)
         self._state: State = "starting"
         self._reason = "waiting for partitions and the watchlist"
         self._since = self._attempt_at = self._active_at = self._logged_at = now_ms()
@@ -104,9 +102,18 @@ class SourceHealth:
         metrics.source_up(source, False)
 
     @property
-    def state(self) -> SourceState:
-        """The present state."""
-        reason = self._reason or (shortened(self._trouble()) if self._state not in ("failed", "stopped") else "")
+    def is_stopped(self) -> bool:
+        """Whether an error that no retry can fix has ended the source."""
+        return self._state == "stopped"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the source has failed or is stopped; None if neither is so."""
+        return self._reason if self._state in ("failed", "stopped") else None
+
+    def state(self, trouble: str = "") -> SourceState:
+        """The present state. `trouble`: why a part of the source's work fails while its ticks continue; empty if none does."""
+        reason = self._reason or (shortened(trouble) if self.failure is None else "")
         return SourceState(
             source=self.source, name=self.name, state=self._state, reason=reason, since=self._since, next_attempt=self._next_attempt,
             failures=self._failures, symbols=self._symbols,

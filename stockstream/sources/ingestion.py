@@ -106,7 +106,7 @@ class Ingest:
 
     def states(self) -> list[dict[str, Any]]:
         """Each source as `/api/pipeline` shows it: the fields of `SourceState`."""
-        return [msgspec.to_builtins(driver.health.state) for driver in self._drivers.values()]
+        return [msgspec.to_builtins(driver.health.state(driver.report().trouble)) for driver in self._drivers.values()]
 
     # ---- watchlist and assignment
 

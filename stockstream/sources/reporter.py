@@ -154,7 +154,7 @@ class Reporter:
 
     def report_of(self, driver: Driver, health: Health) -> SourceReport:
         """What the topic `sources` gets of a source."""
-        state = driver.health.state
+        state = driver.health.state(health.trouble)
         return SourceReport(
             source=state.source, worker=self._worker(), name=state.name, state=state.state, reason=state.reason, since=state.since,
             next_attempt=state.next_attempt, failures=state.failures, symbols=state.symbols, connections=summarised(health.connections), budgets=health.budgets,
