@@ -172,7 +172,7 @@ class Bridge:
         try:
             await self._open_producer(place)
             # after the producer has fenced the one before, and so ended its transaction
-            known = await read_offsets(self._settings, place, embedded=self._embedded)
+            known = await read_offsets(self._settings, place)
             self._consumer = AIOKafkaConsumer(
                 **client_options(self._foreign), group_id=self._group, enable_auto_commit=False, auto_offset_reset="none", isolation_level="read_committed",
                 fetch_max_wait_ms=POLL_MS,

@@ -22,10 +22,17 @@ async def read_compacted(settings: Settings, name: str) -> dict[bytes, bytes]:
 
     Raises `BrokerError` if the topic cannot be read within TIMEOUT_S.
     """
-    topic = settings.topic(name)
+    return await read_table(settings, settings.topic(name), settings.partitions)
+
+
+async def read_table(settings: Settings, topic: str, partitions: int, *, committed: bool = False, timeout_s: float = TIMEOUT_S) -> dict[bytes, bytes]:
+    """As `read_compacted`, of a topic by its full name; with `committed` without the messages of open and aborted transactions.
+
+    Raises `BrokerError` if the topic cannot be read within `timeout_s`.
+    """
     try:
-        async with asyncio.timeout(TIMEOUT_S), _consumer(settings) as consumer:
-            return (await _read(consumer, [TopicPartition(topic, number) for number in range(settings.partitions)]))[topic]
+        async with asyncio.timeout(timeout_s), _consumer(settings, committed=committed) as consumer:
+            return (await _read(consumer, [TopicPartition(topic, number) for number in range(partitions)]))[topic]
     except (TimeoutError, KafkaError, OSError) as error:
         raise BrokerError(f"topic {topic} cannot be read: {str(error) or 'timed out'}") from error
 
@@ -49,8 +56,11 @@ async def read_tables(settings: Settings, names: Sequence[str]) -> dict[str, dic
 
 
 @contextlib.asynccontextmanager
-async def _consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+async def _consumer(settings: Settings, *, committed: bool = False) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        **client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
+        isolation_level="read_committed" if committed else "read_uncommitted",
+    )  # fmt: skip
     try:
         await consumer.start()
         yield consumer
