@@ -27,11 +27,11 @@ from aiokafka.errors import (
 )  # fmt: skip
 
 from stockstream.bridge.mapping import Counts, ForeignRecord, Mapped, Mapper
-from stockstream.bridge.merging import Merge
 from stockstream.bridge.offsets import Place, Position, create_offsets_topic, offsets_topic, read_offsets
 from stockstream.errors import BrokerError, DeliveryError, FencedError, SourceError, TopicError
 from stockstream.kafka.admin import connect, ensure_topics, is_embedded, producer_options
 from stockstream.kafka.client import client_options, end_offsets
+from stockstream.kafka.merging import Merge
 from stockstream.settings import Settings
 from stockstream.transforms.partitioning import home_partition
 from stockstream.versions import HEADERS
@@ -209,7 +209,8 @@ class Bridge:
 
     async def _bring(self, place: Place, known: dict[int, int]) -> bool:
         """Brings messages until the bridge is stopped or, with `until_end`, at the end; false: the topic has new partitions."""
-        merge, next_offset = Merge(await self._foreign_partitions()), await self._begin(place, known)
+        merge: Merge[ForeignRecord] = Merge(await self._foreign_partitions())
+        next_offset = await self._begin(place, known)
         silent = dict.fromkeys(next_offset, 0.0)
         self.state.started = self.state.started or time.monotonic()
         self.state.partitions = len(next_offset)
@@ -284,7 +285,7 @@ class Bridge:
             await consumer.stop()
         return {place.partition: begin for place, begin in begins.items()}, {place.partition: end for place, end in ends.items()}
 
-    async def _poll(self, merge: Merge, silent: dict[int, float]) -> None:
+    async def _poll(self, merge: Merge[ForeignRecord], silent: dict[int, float]) -> None:
         """Reads what has come, of partitions of which not enough waits. `silent` gets how long each was polled in vain, in seconds."""
         wanted = [TopicPartition(self._topic, partition) for partition in merge.partitions if not merge.full(partition)]
         full = [TopicPartition(self._topic, partition) for partition in merge.partitions if merge.full(partition)]
@@ -298,7 +299,7 @@ class Bridge:
             silent[place.partition] = 0.0 if records else silent[place.partition] + took
             merge.add(place.partition, records)
 
-    async def _behind(self, merge: Merge, silent: dict[int, float]) -> list[int]:
+    async def _behind(self, merge: Merge[ForeignRecord], silent: dict[int, float]) -> list[int]:
         """Partitions of which records may still come that are older than those that wait: not read to their end, as far as it is known."""
         behind: list[int] = []
         for partition in merge.partitions:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from aiokafka.errors import KafkaError
 from stockstream.errors import BrokerError, SettingsError, SourceError, TopicError
 from stockstream.kafka.admin import connect, is_embedded
 from stockstream.kafka.client import client_options, end_offsets
+from stockstream.kafka.merging import Merge
 from stockstream.settings import Settings
 from stockstream.sources.base import Batch, Clock
 from stockstream.sources.recordings.chunks import BadRow
@@ -221,24 +221,20 @@ class TopicRecording:
         finally:
             await consumer.stop()
 
-    async def _merged(self, consumer: Any, places: Iterable[TopicPartition]) -> AsyncIterator[list[Any]]:
-        waiting: dict[TopicPartition, deque[Any]] = {place: deque() for place in places}
-        open_places = {place for place in waiting if self._ends[place] > 0}
-        out: list[Any] = []
-        while open_places or any(waiting.values()):
-            for place in sorted(place for place in open_places if not waiting[place]):
+    async def _merged(self, consumer: Any, places: Collection[TopicPartition]) -> AsyncIterator[list[Any]]:
+        merge: Merge[Any] = Merge(place.partition for place in places)
+        unread = {place for place in places if self._ends[place] > 0}
+        while True:
+            for place in sorted(place for place in unread if merge.empty(place.partition)):
                 for records in (await consumer.getmany(place, timeout_ms=POLL_MS, max_records=BATCH)).values():
-                    waiting[place].extend(record for record in records if record.offset < self._ends[place])
+                    merge.add(place.partition, (record for record in records if record.offset < self._ends[place]))
                 if await consumer.position(place) >= self._ends[place]:
-                    open_places.discard(place)
-            while all(waiting[place] for place in open_places) and any(waiting.values()):
-                least = min((place for place in waiting if waiting[place]), key=lambda place: (waiting[place][0].timestamp, place.partition))
-                out.append(waiting[least].popleft())
-                if len(out) == BATCH:
-                    yield out
-                    out = []
-        if out:
-            yield out
+                    unread.discard(place)
+            records = merge.take(BATCH, [place.partition for place in unread])
+            if records:
+                yield records
+            elif not unread:
+                return
 
 
 def _fault(item: Any) -> str | None:

@@ -1,17 +1,13 @@
-"""What a bridge makes of foreign messages, and in which order it takes the partitions of its topic."""
+"""What a bridge makes of foreign messages."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stockstream.bridge.mapping import EXAMPLES, Counts, Mapper
-from stockstream.bridge.merging import Merge
 from stockstream.errors import SourceError
 from stockstream.transforms.cleaning.raw_format import RawFormat, preset
 
@@ -92,30 +88,3 @@ def test_examples_are_few_and_short() -> None:
         total.add(counts)
     assert total.rejected == {"invalid_shape": 6} and len(total.examples) == EXAMPLES
     assert all(len(example.value) < 210 for example in total.examples)
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50)), max_size=60), st.integers(1, 7))
-def test_partitions_are_merged_by_time_each_in_its_order(found: list[tuple[int, int]], most: int) -> None:
-    records = [Foreign(partition, offset, time, b"") for offset, (partition, time) in enumerate(found)]
-    merge = Merge(range(3))
-    for partition in range(3):
-        merge.add(partition, [record for record in records if record.partition == partition])
-    taken: list[Any] = []
-    while some := merge.take(most, ()):
-        assert len(some) <= most
-        taken += some
-    assert sorted(taken) == sorted(records)
-    for partition in range(3):
-        assert [one.offset for one in taken if one.partition == partition] == [one.offset for one in records if one.partition == partition]
-    if all(a[1] <= b[1] for a, b in pairwise(found)):
-        assert [one.timestamp for one in taken] == sorted(time for _, time in found)
-
-
-def test_a_partition_that_is_behind_is_waited_for() -> None:
-    merge = Merge([0, 1])
-    merge.add(0, [Foreign(0, number, 100 + number, b"") for number in range(3)])
-    assert merge.take(10, [1]) == []
-    merge.add(1, [Foreign(1, 0, 101, b"")])
-    assert [(one.partition, one.timestamp) for one in merge.take(10, [1])] == [(0, 100), (0, 101), (1, 101)]
-    assert [one.timestamp for one in merge.take(10, [])] == [102]
-    assert merge.empty(0) and merge.empty(1)

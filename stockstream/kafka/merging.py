@@ -1,7 +1,7 @@
-"""Merges the partitions of a foreign topic in the order of their records' times.
+"""Merges the partitions of a topic in the order of their records' times.
 
-A source has one watermark in a partition of `ticks.raw`, to which ticks of several foreign partitions come. If one of these were read far ahead of another
-while a backlog is brought in, the other's ticks would be late.
+A source has one watermark in a partition of `ticks.raw`, to which ticks of several partitions of another topic come. If one of these were read far ahead
+of another, the other's ticks would be late.
 """
 
 from __future__ import annotations
@@ -9,18 +9,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
-
-from stockstream.bridge.mapping import ForeignRecord
+from typing import Generic, Protocol, TypeVar
 
 ENOUGH, LEAST = 50_000, 200
 """Records that wait, of all partitions together, and of one at least; a partition with its share is not read further until some are taken."""
 
 
-class Merge:
+class Timed(Protocol):
+    """A record: `timestamp` is Kafka's, in epoch milliseconds."""
+
+    @property
+    def timestamp(self) -> int: ...
+
+
+R = TypeVar("R", bound=Timed)
+
+
+class Merge(Generic[R]):
     """Holds what was read of each partition and gives it back in the order of time, each partition in its own order."""
 
     def __init__(self, partitions: Iterable[int]) -> None:
-        self._waiting: dict[int, deque[ForeignRecord]] = {partition: deque() for partition in partitions}
+        self._waiting: dict[int, deque[R]] = {partition: deque() for partition in partitions}
         self._heads: list[tuple[int, int]] = []
         self._enough = max(LEAST, ENOUGH // max(1, len(self._waiting)))
 
@@ -28,7 +37,7 @@ class Merge:
     def partitions(self) -> list[int]:
         return list(self._waiting)
 
-    def add(self, partition: int, records: Iterable[ForeignRecord]) -> None:
+    def add(self, partition: int, records: Iterable[R]) -> None:
         """Adds records that follow those of the partition that were added before."""
         waiting = self._waiting[partition]
         empty = not waiting
@@ -43,11 +52,11 @@ class Merge:
     def empty(self, partition: int) -> bool:
         return not self._waiting[partition]
 
-    def take(self, most: int, behind: Iterable[int]) -> list[ForeignRecord]:
+    def take(self, most: int, behind: Iterable[int]) -> list[R]:
         """The next records, at most `most`. `behind` are partitions of which older records may still come while nothing of them waits."""
         missing = {partition for partition in behind if not self._waiting[partition]}
         blocking = set(behind)
-        out: list[ForeignRecord] = []
+        out: list[R] = []
         while self._heads and len(out) < most and not missing:
             _, partition = heappop(self._heads)
             waiting = self._waiting[partition]
