@@ -209,8 +209,8 @@ class Bridge:
 
     async def _bring(self, place: Place, known: dict[int, int]) -> bool:
         """Brings messages until the bridge is stopped or, with `until_end`, at the end; false: the topic has new partitions."""
-        merge: Merge[ForeignRecord] = Merge(await self._foreign_partitions())
         next_offset = await self._begin(place, known)
+        merge: Merge[ForeignRecord] = Merge(next_offset)
         silent = dict.fromkeys(next_offset, 0.0)
         self.state.started = self.state.started or time.monotonic()
         self.state.partitions = len(next_offset)
