@@ -1,6 +1,8 @@
-"""Formats counts, prices and sizes for messages."""
+"""Formats counts, prices, sizes and times for messages."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 
 def counted(count: int, noun: str) -> str:
@@ -27,3 +29,13 @@ def span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length:,.0f} {unit}"
     return f"{seconds:,.0f} s"
+
+
+def utc_time(ms: float) -> str:
+    """A time in epoch ms with its date, to the second: `2026-11-30 14:30:00 UTC`."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def clock_time(ms: float) -> str:
+    """A time in epoch ms without its date: `14:30 UTC`."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"

@@ -14,8 +14,8 @@ from stockstream.console import table
 from stockstream.kafka.quiet import quiet_clients
 from stockstream.records import Budget, Connection
 from stockstream.settings import load_settings
-from stockstream.sources.reports import TROUBLE, SourceSummary, clock_time, in_words, trouble, with_name, without_name
-from stockstream.wording import counted, span
+from stockstream.sources.reports import TROUBLE, SourceSummary, in_words, trouble, with_name, without_name
+from stockstream.wording import clock_time, counted, span
 
 
 @click.command()

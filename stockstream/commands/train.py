@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sources.simulated import SimulatedMarket
 from stockstream.transforms.scoring.asking import RING_S
 from stockstream.transforms.timing import WINDOW_S
-from stockstream.wording import counted
+from stockstream.wording import counted, utc_time
 
 HORIZONS_S = (10, 60)
 WARM_UP_S = WINDOW_S
@@ -230,10 +229,7 @@ def train_xgboost(
         return
     if not simulated:
         span = trained.entry.metadata["training"]
-        click.echo(f"trained on {span['rows']['train']:,} rows from {_utc(span['first_second_s'])}, measured on time from {_utc(span['test_from_s'])}")
+        first, test = utc_time(1000 * span["first_second_s"]), utc_time(1000 * span["test_from_s"])
+        click.echo(f"trained on {span['rows']['train']:,} rows from {first}, measured on time from {test}")
     for sentence in trained.sentences():
         click.echo(sentence)
-
-
-def _utc(second: int) -> str:
-    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d %H:%M:%S} UTC"

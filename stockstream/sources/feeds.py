@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from stockstream.records import Feed, FeedState
 from stockstream.sources.base import FeedNote
 from stockstream.sources.gaps import Seen, SessionLike
+from stockstream.wording import utc_time
 
 LEAST_PAUSE_MS = 10_000
 """A symbol's state is published at most this often."""
@@ -41,16 +41,12 @@ def feed_state(now: int, seen: Seen | None, session: SessionLike | None, note: F
     if seen is not None and seen.missing is None and now - seen.arrived <= seen.silent_ms and not before_close:
         return "fresh", ""
     if session is not None and closed:
-        return "holiday" if session.state == "holiday" else "closed", f"the exchange opens at {_text(session.until)}" if session.until else ""
+        return "holiday" if session.state == "holiday" else "closed", f"the exchange opens at {utc_time(session.until)}" if session.until else ""
     if seen is None:
         return "waiting", "no tick yet"
     if now - seen.arrived <= seen.silent_ms:
-        return "waiting", f"no tick since it resumed; the last one was at {_text(seen.last)}"
-    return "quiet", f"no tick since {_text(seen.last)}"
-
-
-def _text(ms: int | None) -> str:
-    return "an unknown time" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return "waiting", f"no tick since it resumed; the last one was at {utc_time(seen.last)}"
+    return "quiet", f"no tick since {utc_time(seen.last)}"
 
 
 @dataclass(slots=True)

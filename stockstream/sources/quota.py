@@ -24,6 +24,7 @@ from stockstream.budgets import PERIOD_MS, Limits, LogEntry, RequestLog
 from stockstream.errors import StockstreamError
 from stockstream.records import Budget, Reservation
 from stockstream.sources.base import Clock, SourceUnavailable
+from stockstream.wording import utc_time
 
 logger = logging.getLogger(__name__)
 
@@ -328,14 +329,16 @@ class Scheduler:
         now, ledger = self._clock.now_ms(), self._ledger
         if ledger.paused_until > now:
             if ledger.pause_refusal == "daily":
-                return BudgetSpent(f"{self.source} reports that the day's requests are spent; the next one at {_utc(ledger.paused_until)}", ledger.paused_until)
-            reason = f"{self.source} asks for fewer requests ({ledger.pause_reason}): the next one at {_utc(ledger.paused_until)}"
+                reason = f"{self.source} reports that the day's requests are spent; the next one at {utc_time(ledger.paused_until)}"
+                return BudgetSpent(reason, ledger.paused_until)
+            reason = f"{self.source} asks for fewer requests ({ledger.pause_reason}): the next one at {utc_time(ledger.paused_until)}"
             return BudgetSpent(reason, ledger.paused_until, ledger.pause_refusal)
         if self._paused_until > now:
-            return BudgetSpent(f"{self.source}: {self._pause_reason}: the next request at {_utc(self._paused_until)}", self._paused_until, self._pause_refusal)
+            reason = f"{self.source}: {self._pause_reason}: the next request at {utc_time(self._paused_until)}"
+            return BudgetSpent(reason, self._paused_until, self._pause_refusal)
         if self.left_today == 0:
             until = day_end(now, ledger.zone)
-            return BudgetSpent(f"all {self.limits.day} requests of the day to {self.source} are spent, until {_utc(until)}", until)
+            return BudgetSpent(f"all {self.limits.day} requests of the day to {self.source} are spent, until {utc_time(until)}", until)
         return None
 
     # ---- the log
@@ -400,7 +403,3 @@ def day_end(ms: int, zone: str = PROVIDERS_ZONE) -> int:
     """When the day of a time ends, epoch ms: the next midnight of the zone."""
     tomorrow = datetime.fromtimestamp(ms / 1000, _zone(zone)).date() + timedelta(days=1)
     return round(datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=_zone(zone)).timestamp() * 1000)
-
-
-def _utc(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1000, ZoneInfo('UTC')):%Y-%m-%d %H:%M:%S} UTC"

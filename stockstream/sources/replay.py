@@ -7,7 +7,6 @@ import itertools
 import math
 import re
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from stockstream.sources.recordings.survey import Survey
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
 from stockstream.transforms.partitioning import home_partition
 from stockstream.transforms.timing import FUTURE_MS, WINDOW_S
+from stockstream.wording import utc_time
 
 SLICE_MS = 50
 """Paced ticks are sent in slices of this much wall time."""
@@ -174,7 +174,7 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
     firsts = {symbol: (first + shift_ms) // 1000 for symbol, first in survey.first_seen.items()}
     late = [symbol for symbol, first in firsts.items() if first <= held.get(home_partition(symbol, partitions), -1)]
     if late:
-        reached = _utc(max(held.values()))
+        reached = utc_time(max(held.values()) * 1000)
         return f"{source} has been replayed into this log before, up to {reached}: ticks of {_some(late)} would be rejected as late or count twice"
     other = [
         symbol for symbol, first in firsts.items()
@@ -182,7 +182,7 @@ def obstacle(survey: Survey, source: str, latest: Mapping[str, Mapping[str, Any]
     ]  # fmt: skip
     if other:
         row = latest[min(other)]
-        belongs = f"{min(other)} belongs to {row['source']}, whose last row is of {_utc(int(row['second']))}"
+        belongs = f"{min(other)} belongs to {row['source']}, whose last row is of {utc_time(int(row['second']) * 1000)}"
         return f"{belongs}: ticks of {_some(other)} would be rejected as other_source"
     return None
 
@@ -199,7 +199,7 @@ def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None
     if survey.bad_times:
         return f"{survey.bad_times}; name their unit with --unit, or the column with --columns event_time=NAME"
     if survey.first > now_ms + FUTURE_MS:
-        first = _utc(survey.first // 1000)
+        first = utc_time(survey.first)
         return f"every event_time is in the future, the first is {first}: all ticks would be rejected as future; --rebase moves them to now"
     return None
 
@@ -207,10 +207,6 @@ def refusal(survey: Survey, now_ms: int, *, rebased: bool = False) -> str | None
 def _some(symbols: Collection[str]) -> str:
     first = sorted(symbols)[:3]
     return ", ".join(first) + (f" and {len(symbols) - 3} more" if len(symbols) > 3 else "")
-
-
-def _utc(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _json(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from heapq import nsmallest
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,7 +17,7 @@ from stockstream.records import Budget, Feed, FeedState, SourceReport
 from stockstream.skipped import shortened
 from stockstream.sources.ingestion import MAX_WATCHED, Watch
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TIME, composed, symbol_fault
-from stockstream.wording import counted
+from stockstream.wording import clock_time, counted
 
 REPORT_MS = 30_000
 """A report that is older counts as none: its worker has ended or lost its broker. Workers report every 5 s."""
@@ -255,11 +254,6 @@ def with_name(source: str, text: str) -> str:
 def in_words(state: str) -> str:
     """A state as text for a person."""
     return state.replace("_", " ")
-
-
-def clock_time(ms: int) -> str:
-    """A time of day, UTC."""
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
 
 
 def _examples(summary: SourceSummary, state: str) -> str:

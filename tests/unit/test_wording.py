@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stockstream.wording import counted, figure
+from stockstream.wording import clock_time, counted, figure, utc_time
 
 CODE = Path(__file__).parents[2] / "stockstream"
 FORMAT = CODE / "web" / "static" / "format.js"
@@ -22,6 +22,10 @@ ALWAYS_MANY = ("0 to 100,000 can be simulated", "trained on {span['rows']", "all
 
 def test_one_is_singular() -> None:
     assert [counted(count, "raw record") for count in (0, 1, 2, 1_200)] == ["0 raw records", "1 raw record", "2 raw records", "1,200 raw records"]
+
+
+def test_times_are_utc() -> None:
+    assert (utc_time(1_796_049_000_999), clock_time(1_796_049_000_999)) == ("2026-11-30 14:30:00 UTC", "14:30 UTC")
 
 
 def test_no_message_of_a_command_or_view_writes_a_plural_whatever_the_count() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 
 import msgspec
 
@@ -21,6 +21,7 @@ from stockstream.sources.base import Batch, Clock, FeedNote, FeedState, Health, 
 from stockstream.sources.quota import BudgetSpent, Grant, Refusal, Scheduler
 from stockstream.sources.sessions import Sessions
 from stockstream.sources.symbols import exchange_of, to_provider
+from stockstream.wording import clock_time
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +143,12 @@ class AlphaVantageSource:
         if quoted is None:
             if hours is None or asked is None or symbol in self._again:
                 return FeedNote(exchange=exchange)
-            return FeedNote(state="waiting", reason=f"requested before this worker, at {_clock(asked)}; again when its turn comes", exchange=exchange)
+            return FeedNote(state="waiting", reason=f"requested before this worker, at {clock_time(asked)}; again when its turn comes", exchange=exchange)
         day, delay_ms, at = quoted
         if day < today:
             return FeedNote(state="quiet", reason=f"Alpha Vantage's last price is of {day}", exchange=exchange)
         if self._clock.now_ms() - at > FRESH_MS:
-            return FeedNote(state="quiet", reason=f"last requested at {_clock(at)}", exchange=exchange)
+            return FeedNote(state="quiet", reason=f"last requested at {clock_time(at)}", exchange=exchange)
         return FeedNote(state="fresh", reason=f"delayed by {delay_ms // 60_000} min" if delay_ms else "", exchange=exchange)
 
     async def stream(self) -> AsyncIterator[Batch]:
@@ -340,10 +341,6 @@ class AlphaVantageSource:
         ]  # fmt: skip
         known = [end for end in ends if end <= begin + DAY_MS]
         return max(known) if known else round(datetime(day.year, day.month, day.day, 16, tzinfo=ZONE).timestamp() * 1000)
-
-
-def _clock(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
 
 
 def _name_of(symbol: str) -> str:
