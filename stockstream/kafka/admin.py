@@ -33,6 +33,7 @@ ONE_PARTITION = ("sources", "requests", "market")
 REQUESTS_KEPT_DAYS = 3
 """How long the reservations of requests are kept: longer than the longest budget, a day."""
 SEGMENT_BYTES = 16 * 1024 * 1024
+COMPACTED = {"cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1"}
 NEW_TOPICS_S = 15.0
 NEW_TOPICS_PAUSE_S = 0.05
 MESSAGE_BYTES = 1_048_588
@@ -61,18 +62,17 @@ def changelog(settings: Settings, table: str) -> str:
 
 def topic_specs(settings: Settings) -> list[TopicSpec]:
     """Every topic in pipeline order, then the changelogs of the tables."""
-    compacted = {"cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1"}
     kept = {"retention.ms": str(settings.retention_raw_days * DAY_MS)}
     raw = kept | {append_time().name: append_time().value}
     derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
-    state = compacted | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
+    state = COMPACTED | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
     requests = {"retention.ms": str(REQUESTS_KEPT_DAYS * DAY_MS), append_time().name: append_time().value}
     kinds = {
-        "watchlist": compacted, "symbols": compacted, "feeds": compacted, "sources": compacted, "requests": requests, "gaps": kept, "repairs": kept,
-        "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": compacted,
+        "watchlist": COMPACTED, "symbols": COMPACTED, "feeds": COMPACTED, "sources": COMPACTED, "requests": requests, "gaps": kept, "repairs": kept,
+        "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": COMPACTED,
         "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
     }  # fmt: skip
-    shared = {"min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES)}
+    shared = _shared(settings)
     specs = [
         TopicSpec(settings.topic(name), 1 if name in ONE_PARTITION else settings.partitions, settings.replication, config | shared)
         for name, config in kinds.items()
@@ -217,10 +217,12 @@ async def ensure_topics(settings: Settings, *, timeout_s: float | None = 60.0, w
 
 def compacted_config(settings: Settings) -> dict[str, str]:
     """The configuration of a compacted topic of ours."""
-    return {
-        "cleanup.policy": "compact", "segment.bytes": str(SEGMENT_BYTES), "min.cleanable.dirty.ratio": "0.1",
-        "min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES),
-    }  # fmt: skip
+    return COMPACTED | _shared(settings)
+
+
+def _shared(settings: Settings) -> dict[str, str]:
+    """The part of the configuration that all topics have."""
+    return {"min.insync.replicas": str(settings.insync_replicas), "max.message.bytes": str(MESSAGE_BYTES)}
 
 
 async def create_topic(settings: Settings, spec: TopicSpec, *, timeout_s: float) -> None:
