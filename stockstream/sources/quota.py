@@ -311,9 +311,15 @@ class Scheduler:
         return self._ledger.budgets(self.limits, self._clock.now_ms())
 
     @property
+    def today(self) -> Budget | None:
+        """What is left of the day; None without a limit per day."""
+        return next((budget for budget in self.budgets() if budget.per == "day"), None)
+
+    @property
     def left_today(self) -> int | None:
-        """Requests left of the day; None without such a limit."""
-        return next((budget.left for budget in self.budgets() if budget.per == "day"), None)
+        """Requests left of the day; None without a limit per day."""
+        today = self.today
+        return None if today is None else today.left
 
     @property
     def newest(self) -> int:

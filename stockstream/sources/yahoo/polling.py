@@ -160,8 +160,8 @@ class YahooPolling:
 
     def _seconds_per_request(self, now: int) -> float:
         """The time between requests with which what is left of the day lasts to its end."""
-        day = next((budget for budget in self._query.quota.budgets() if budget.per == "day"), None)
-        return max(0, day.resets_at - now) / 1000 / max(1, day.left) if day is not None else 0.0
+        today = self._query.quota.today
+        return max(0, today.resets_at - now) / 1000 / max(1, today.left) if today is not None else 0.0
 
     def _ticks(self, quotes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, bytes]]:
         ticks: list[tuple[str, int, bytes]] = []

@@ -162,8 +162,8 @@ class Repairer:
                 self._pending.append(_Pending(partition, record.offset, gap, gap.to + COMPLETE_MS))
 
     def _allowed(self) -> bool:
-        day = next((budget for budget in self._query.quota.budgets() if budget.per == "day"), None)
-        return day is None or day.left * RESERVE > day.limit
+        today = self._query.quota.today
+        return today is None or today.left * RESERVE > today.limit
 
     async def _repair(self, gap: Gap) -> None:
         minutes = minutes_of(gap, self._clock.now_ms())
