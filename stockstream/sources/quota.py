@@ -267,18 +267,14 @@ class Scheduler:
         reserving = asyncio.ensure_future(self._reserve(record))
         try:
             grant, logged = await asyncio.shield(reserving)
+            if grant is not None and grant.slot > logged:
+                await self._clock.sleep((grant.slot - logged) / 1000)
         except asyncio.CancelledError:
             await self._undo(reserving)
             raise
         if grant is None:
             self._require_allowed(soon=False)
             raise BudgetSpent(f"{self.source}: other workers have taken the next requests", logged + LONGEST_WAIT_MS, "burst")
-        try:
-            if grant.slot > logged:
-                await self._clock.sleep((grant.slot - logged) / 1000)
-        except asyncio.CancelledError:
-            await self._undo(reserving)
-            raise
         return grant
 
     async def give_back(self, grant: Grant) -> None:
