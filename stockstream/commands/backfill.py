@@ -24,7 +24,7 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sources.alpha_vantage.answers import AnswerError, Minute, minutes_of
 from stockstream.sources.alpha_vantage.client import Client
 from stockstream.sources.base import Clock, SourceUnavailable, SystemClock
-from stockstream.sources.quota import Refusal, Scheduler
+from stockstream.sources.quota import Scheduler, shared_refusal
 from stockstream.sources.symbols import canonical, to_provider
 from stockstream.wording import counted
 
@@ -69,8 +69,7 @@ async def fetch(client: Client, scheduler: Scheduler, symbol: str, month: str) -
         if error.kind == "unsent":
             await scheduler.give_back(grant)
             raise SourceUnavailable(str(error)) from None
-        if error.kind in ("daily", "burst", "minute", "rate"):
-            refusal: Refusal = error.kind
+        if (refusal := shared_refusal(error.kind)) is not None:
             await scheduler.report(refusal, retry_after_s=error.retry_after_s)
         elif error.kind == "key":
             await scheduler.give_back(grant)

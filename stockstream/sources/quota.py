@@ -53,6 +53,12 @@ PAUSES_S: dict[Refusal, tuple[float, float]] = {
 SHARED: frozenset[Refusal] = frozenset(("daily", "burst", "minute", "rate"))
 """Refusals that concern all workers, so that their pause goes into the log."""
 
+
+def shared_refusal(name: str) -> Refusal | None:
+    """The refusal of SHARED that has this name; None if none has."""
+    return next((refusal for refusal in SHARED if refusal == name), None)
+
+
 _decode = msgspec.json.Decoder(Reservation).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -116,7 +122,7 @@ class Ledger:
         if record.step == "pause":
             if record.until > self.paused_until:
                 self.paused_until, self.pause_reason = record.until, record.reason
-                self.pause_refusal = next((refusal for refusal in SHARED if refusal == record.reason), "burst")
+                self.pause_refusal = shared_refusal(record.reason) or "burst"
             return None
         if any(record.id in granted for granted in self._days.values()):
             return None                                                  # sent again by a producer without idempotence

@@ -18,7 +18,7 @@ from stockstream.sources.alpha_vantage.answers import ZONE, AnswerError, Quote, 
 from stockstream.sources.alpha_vantage.client import Client
 from stockstream.sources.alpha_vantage.rotation import CLOSING_LOOK_MS, Choice, Hours, choose
 from stockstream.sources.base import Batch, Clock, FeedNote, FeedState, Health, SourceUnavailable, SymbolInfo
-from stockstream.sources.quota import BudgetSpent, Grant, Refusal, Scheduler
+from stockstream.sources.quota import SHARED, BudgetSpent, Grant, Scheduler, shared_refusal
 from stockstream.sources.sessions import Sessions
 from stockstream.sources.symbols import exchange_of, to_provider
 from stockstream.wording import clock_time
@@ -138,8 +138,7 @@ class AlphaVantageSource:
         if quoted is not None and hours is None:
             return FeedNote(exchange=exchange)                           # there is nothing newer to get
         if blocked is not None:
-            limited = blocked.refusal in ("daily", "burst", "minute", "rate")
-            return FeedNote(state="rate_limited" if limited else "failed", reason=str(blocked), exchange=exchange)
+            return FeedNote(state="rate_limited" if blocked.refusal in SHARED else "failed", reason=str(blocked), exchange=exchange)
         if quoted is None:
             if hours is None or asked is None or symbol in self._again:
                 return FeedNote(exchange=exchange)
@@ -282,7 +281,7 @@ class AlphaVantageSource:
         if error.kind == "key":
             await self._scheduler.give_back(grant)                       # else its symbols would wait for their turn once the key is right
             raise error
-        refusal: Refusal = error.kind if error.kind in ("daily", "burst", "minute", "rate") else "unanswered"
+        refusal = shared_refusal(error.kind) or "unanswered"
         await self._scheduler.report(refusal, retry_after_s=error.retry_after_s, reason=str(error))
         if refusal == "unanswered":
             raise SourceUnavailable(str(error)) from None
