@@ -92,7 +92,6 @@ class Bridge:
         self._settings, self._foreign, self._topic, self._mapper = settings, foreign, topic, mapper
         self._group, self._latest, self._until_end, self._report = group, latest, until_end, report
         self._target = settings.topic("ticks.raw")
-        self._homes: dict[str, tuple[int, bytes]] = {}
         self._ends: dict[int, int] = {}
         self._consumer: Any = None
         self._producer: Any = None
@@ -346,12 +345,11 @@ class Bridge:
         await self._producer.commit_transaction()
 
     async def _send_ticks(self, ticks: Sequence[Mapped]) -> None:
-        producer, waiting = self._producer, list[Any]()
-        for symbol, value in ticks:
-            home = self._homes.get(symbol)
-            if home is None:
-                home = self._homes[symbol] = (home_partition(symbol, self._settings.partitions), symbol.encode())
-            waiting.append(await producer.send(self._target, value, key=home[1], partition=home[0], headers=HEADERS))
+        producer, partitions = self._producer, self._settings.partitions
+        waiting = [
+            await producer.send(self._target, value, key=symbol.encode(), partition=home_partition(symbol, partitions), headers=HEADERS)
+            for symbol, value in ticks
+        ]
         await self._confirmed(waiting)
 
     async def _send_offsets(self, place: Place, reached: dict[int, int]) -> None:
