@@ -45,7 +45,6 @@ class FileFormat:
     """A shape of file: columns that it needs (lower case), what else must hold, and how it is read. Several may have one name, which `--format` takes."""
 
     name: str
-    title: str
     needs: tuple[str, ...]
     read: Callable[[Shape], Layout]
     fits: Callable[[Shape], bool] = lambda shape: True
@@ -171,18 +170,18 @@ def headless(shape: Shape) -> Shape:
 
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
-    FileFormat("databento", "Databento trades", ("ts_event", "rtype", "instrument_id", "price", "size"), _databento),
-    FileFormat("databento", "Databento bars", ("ts_event", "rtype", "instrument_id", "open", "close", "volume"), _databento_bars),
-    FileFormat("polygon", "Polygon trades", ("ticker", "price", "size", "sip_timestamp"), _polygon),
-    FileFormat("polygon", "Polygon trades", ("ticker", "price", "size", "participant_timestamp"), _polygon),
-    FileFormat("polygon", "Polygon aggregates", ("ticker", "open", "close", "window_start"), _polygon_bars),
-    FileFormat("nyse_taq", "NYSE TAQ trades", ("time", "symbol", "trade volume", "trade price"), _taq),
-    FileFormat("binance", "Binance klines", ("open_time", "close", "volume", "close_time"), _binance_bars, _binance_bars_fit),
-    FileFormat("binance", "Binance trades", ("id", "price", "qty", "time", "is_buyer_maker"), _binance),
-    FileFormat("binance", "Binance trades", ("agg_trade_id", "price", "quantity", "transact_time"), _binance),
-    FileFormat("alpha_vantage", "Alpha Vantage bars", ("timestamp", "open", "high", "low", "close", "volume"), _alpha_vantage, _alpha_vantage_fits),
-    FileFormat("yahoo", "Yahoo history", ("date", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
-    FileFormat("yahoo", "Yahoo history", ("datetime", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
+    FileFormat("databento", ("ts_event", "rtype", "instrument_id", "price", "size"), _databento),
+    FileFormat("databento", ("ts_event", "rtype", "instrument_id", "open", "close", "volume"), _databento_bars),
+    FileFormat("polygon", ("ticker", "price", "size", "sip_timestamp"), _polygon),
+    FileFormat("polygon", ("ticker", "price", "size", "participant_timestamp"), _polygon),
+    FileFormat("polygon", ("ticker", "open", "close", "window_start"), _polygon_bars),
+    FileFormat("nyse_taq", ("time", "symbol", "trade volume", "trade price"), _taq),
+    FileFormat("binance", ("open_time", "close", "volume", "close_time"), _binance_bars, _binance_bars_fit),
+    FileFormat("binance", ("id", "price", "qty", "time", "is_buyer_maker"), _binance),
+    FileFormat("binance", ("agg_trade_id", "price", "quantity", "transact_time"), _binance),
+    FileFormat("alpha_vantage", ("timestamp", "open", "high", "low", "close", "volume"), _alpha_vantage, _alpha_vantage_fits),
+    FileFormat("yahoo", ("date", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
+    FileFormat("yahoo", ("datetime", "open", "high", "low", "close", "volume"), _yahoo, _yahoo_fits),
 )
 """The first that fits is taken."""
 FORMATS = ("stockstream", *dict.fromkeys(known.name for known in FILE_FORMATS))
