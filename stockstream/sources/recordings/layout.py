@@ -15,6 +15,8 @@ Kind = Literal["trades", "bars"]
 Places = tuple[int, ...]
 """Numbers of the columns of which a value is put together; nearly always one."""
 
+OF_BARS = {"close": "price", "volume": "size"}
+"""What a bar's columns are called, and the fields of ours that hold them."""
 _TUPLE = re.compile(r"\(\s*'.*'\s*\)")
 _FIELDS = frozenset({"open", "high", "low", "close", "adj close", "volume"})
 
@@ -52,6 +54,10 @@ class Layout:
     interval_s: int = 0
     provider: str = ""
     own: bool = False
+
+    def word(self, ours: str) -> str:
+        """What a field of ours is called in a file of this kind."""
+        return next((theirs for theirs, name in OF_BARS.items() if name == ours), ours) if self.kind == "bars" else ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ from stockstream.errors import SourceError
 from stockstream.records import QUOTES, TEXTS
 from stockstream.sources.recordings.file_formats import FILE_FORMATS, FORMATS, FileFormat, headless
 from stockstream.sources.recordings.files import DataFile
-from stockstream.sources.recordings.layout import Frame, Layout, Places, Shape, shape_of
+from stockstream.sources.recordings.layout import OF_BARS, Frame, Layout, Places, Shape, shape_of
 from stockstream.sources.recordings.options import ReadOptions
 from stockstream.transforms.cleaning.limits import symbol_fault
 
 FIELDS = ("symbol", "event_time", "price", "size", *QUOTES, *TEXTS)
-OF_BARS = {"close": "price", "volume": "size"}
 OWN_TRADES, OWN_BARS = ("symbol", "event_time", "price", "size"), ("symbol", "event_time", "close", "volume")
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "symbol": ("symbol", "ticker", "sym", "code", "instrument", "isin"),
@@ -160,8 +159,7 @@ def _check(file: DataFile, found: Layout, options: ReadOptions) -> None:
         if fault := symbol_fault(found.symbol):
             raise SourceError(f"{file.path}: --symbol: {fault}")
     if missing:
-        back = {ours: theirs for theirs, ours in OF_BARS.items()} if found.kind == "bars" else {}
-        words = [back.get(name, name) for name in missing]
+        words = [found.word(name) for name in missing]
         if words == ["symbol"]:
             raise SourceError(f"{file.path}: no column and no file name has a symbol: name it with --symbol ({_found(file)})")
         ways = " ".join(f"{word}=NAME" for word in words).replace(" ", ",")

@@ -56,8 +56,7 @@ def notes(
     """How a file was read, one sentence each; `symbol` is the one of all rows, `columns` are the file's."""
     bars = f"bars of {duration(interval_s)}"
     if not layout.format:
-        back = {"price": "close", "size": "volume"} if layout.kind == "bars" else {}
-        named = (f"{back.get(ours, ours)}={'+'.join(columns[place] for place in places)}" for ours, places in layout.columns.items())
+        named = (f"{layout.word(ours)}={'+'.join(columns[place] for place in places)}" for ours, places in layout.columns.items())
         yield f"read as {bars if layout.kind == 'bars' else 'trades'} by the names of its columns: {', '.join(named)}"
     elif not layout.own:
         yield f"read as {layout.format}, {bars if layout.kind == 'bars' else 'trades'}"
