@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -18,9 +17,10 @@ from aiokafka.errors import KafkaError
 from stockstream.bridge.bridge import Bridge
 from stockstream.bridge.mapping import Counts, Mapper
 from stockstream.console import report
-from stockstream.errors import SettingsError, SourceError
+from stockstream.errors import SourceError
 from stockstream.kafka.quiet import quiet_clients
-from stockstream.settings import Settings, load_settings, read_format_file
+from stockstream.replaying.topic import foreign_settings
+from stockstream.settings import load_settings, read_format_file
 from stockstream.sources.symbols import PROVIDERS, canonical, from_provider
 from stockstream.transforms.cleaning.formats import Format, FormatError
 from stockstream.transforms.cleaning.limits import MAX_SOURCE
@@ -34,34 +34,14 @@ PLAIN_LINE_S = 30.0
 """Between two progress lines where stderr is no terminal."""
 
 
-class _Topic(click.ParamType):
-    name = "kafka://host:port/topic"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        brokers, _, topic = str(value).rpartition("/")
-        try:
-            if not topic or urlsplit(brokers.split(",")[0]).scheme != "kafka" or brokers.rstrip("/") == "kafka:":
-                raise ValueError
-        except ValueError:
-            self.fail(f"{value!r} is not kafka://host:port/topic", param, ctx)
-        return brokers, topic
-
-
 def canonical_by(format_name: str) -> Callable[[str], str]:
     """What makes the log's symbol of one of this format. It raises `SourceError`."""
     provider = "polygon" if format_name == "massive" else format_name
     return partial(from_provider, provider=provider) if provider in PROVIDERS else canonical
 
 
-def _foreign(settings: Settings, brokers: str) -> Settings:
-    try:
-        return load_settings(broker=brokers, topic_prefix=settings.topic_prefix)
-    except SettingsError as error:
-        raise click.UsageError(f"--from: {str(error).removeprefix('STOCKSTREAM_BROKER: ')}") from None
-
-
 @click.command()
-@click.option("--from", "where", type=_Topic(), required=True, help="The foreign topic: kafka://host:port/topic, more brokers after commas.")
+@click.option("--from", "where", metavar="kafka://host:port/topic", required=True, help="The foreign topic; more brokers after commas.")
 @click.option("--format", "format_name", required=True, help="polygon, alpaca, finnhub, binance, coinbase, a TOML file, or stockstream for ticks of our own.")
 @click.option("--symbols", default="", help="Bring only these symbols, separated by commas.")
 @click.option("--source", default="", help="The ticks' source.  [default: the format's name]")
@@ -70,7 +50,7 @@ def _foreign(settings: Settings, brokers: str) -> Settings:
 @click.option("--until-end", is_flag=True, help="Stop at the end that the topic has now.  [default: at Ctrl-C]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    where: tuple[str, str], format_name: str, symbols: str, source: str, group: str, latest: bool, until_end: bool, as_json: bool
+    where: str, format_name: str, symbols: str, source: str, group: str, latest: bool, until_end: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Bring a topic of foreign JSON into ticks.raw, from this or another Kafka.
 
@@ -80,8 +60,10 @@ def command(
     if len(source) > MAX_SOURCE:
         raise click.UsageError(f"--source must have at most {MAX_SOURCE} characters")
     settings = load_settings()
-    brokers, topic = where
-    foreign = _foreign(settings, brokers)
+    try:
+        foreign, topic = foreign_settings(settings, where)
+    except SourceError as error:
+        raise click.UsageError(f"--from: {error}") from None
     try:
         known: Format | None = None if format_name == OWN else open_format(format_name, read_format_file)
     except FormatError as error:

@@ -29,7 +29,7 @@ POLL_MS = 300
 CONNECT_S = 10.0
 NUMBERING = ("seq", "epoch", "trade_id")
 MOMENTS = ("event_time", "gap_from", "received_at")
-_URL = re.compile(r"(kafka://[^/]+)/([A-Za-z0-9._-]{1,249})")
+_URL = re.compile(r"(kafka://.+)/([A-Za-z0-9._-]{1,249})")
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -40,7 +40,7 @@ def is_topic(text: str) -> bool:
 
 
 def foreign_settings(settings: Settings, url: str) -> tuple[Settings, str]:
-    """The settings with the brokers of `kafka://host:port/topic`, and the topic. Raises `SourceError`."""
+    """The settings with the brokers of `kafka://host:port/topic`, more brokers after commas, and the topic. Raises `SourceError`."""
     match = _URL.fullmatch(url)
     if match is None:
         raise SourceError(f"{url} is not kafka://host:port/topic")

@@ -21,6 +21,7 @@ from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.client import client_options
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.replaying.publisher import Publisher
+from stockstream.replaying.topic import foreign_settings
 from stockstream.settings import Settings
 from stockstream.sources.base import Batch
 from stockstream.sources.recordings.recording import Recording
@@ -240,6 +241,17 @@ def test_latest_of_an_empty_log_is_empty(settings: Settings) -> None:
 def test_a_topic_that_is_none_is_one_line(url: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["replay", url]) == 1
     assert capsys.readouterr().err.splitlines() == [f"stockstream: {line}"]
+    assert cli.run(["bridge", "--from", url, "--format", "polygon"]) == 2
+    assert f"--from: {line}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("url", "broker"), [
+    ("kafka://a:1/t", "kafka://a:1"), ("kafka://a:1,b:2/t", "kafka://a:1,kafka://b:2"), ("kafka://a:1,kafka://b:2/t", "kafka://a:1,kafka://b:2"),
+    ("kafka://[::1]:9/t", "kafka://[::1]:9"),
+])  # fmt: skip
+def test_a_topic_may_be_on_several_brokers(url: str, broker: str) -> None:
+    foreign, topic = foreign_settings(Settings(topic_prefix="p."), url)
+    assert (foreign.broker, foreign.topic_prefix, topic) == (broker, "p.", "t")
 
 
 def test_a_topic_is_replayed_into_another_log(settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
