@@ -93,7 +93,7 @@ class Connection:
         self.name, self._url, self._take, self._market, self._now_ms, self._timing, self._chance = name, url, take, market, now_ms, timing, chance
         self.symbols: frozenset[str] = frozenset()
         """As Yahoo names them."""
-        self.unheard: dict[str, float] = {}
+        self.without_price: dict[str, float] = {}
         """Symbols that were subscribed on this socket and have had no price since, with the time of the first subscription (monotonic)."""
         self.state: Literal["connecting", "open", "silent", "closed"] = "closed"
         self.reason = "not opened yet"
@@ -117,15 +117,15 @@ class Connection:
         self._opened = self._watched = 0.0
         self._silences = 0
         """Connections that ended by silence since one was steady."""
-        self._barren = 0
+        self._failures = 0
         """Attempts in a row that brought no price."""
         self._sent: frozenset[str] = frozenset()
         self._asked: set[str] = set()
 
     def health(self) -> ConnectionState:
         reason = self.reason
-        if self.state in ("open", "silent") and self.unheard:
-            reason = f"{len(self.unheard)} of {len(self.symbols)} symbols without a price yet"
+        if self.state in ("open", "silent") and self.without_price:
+            reason = f"{len(self.without_price)} of {len(self.symbols)} symbols without a price yet"
         return ConnectionState(
             name=self.name, state=self.state, symbols=len(self.symbols), since=self.since, last_message_at=self._last_message_at, reason=reason,
         )  # fmt: skip
@@ -141,7 +141,7 @@ class Connection:
     def subscribe(self, symbols: Collection[str]) -> None:
         """Replaces the symbols. Takes effect at once if the socket is open."""
         self.symbols = frozenset(symbols)
-        self.unheard = {symbol: since for symbol, since in self.unheard.items() if symbol in self.symbols}
+        self.without_price = {symbol: since for symbol, since in self.without_price.items() if symbol in self.symbols}
         self._changed.set()
 
     def asked(self, symbol: str) -> bool:
@@ -166,9 +166,9 @@ class Connection:
                 reason, refused = str(lost), lost.refused
             except Exception as error:  # noqa: BLE001  whatever it was, this connection alone tries again
                 reason = f"{type(error).__name__}: {error}"
-            if self._barren == 0:
+            if self._failures == 0:
                 pause_s = self._timing.first_pause_s
-            self._barren += 1
+            self._failures += 1
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 self._lost_in_session = self._market(self.symbols) == "open"
@@ -177,9 +177,9 @@ class Connection:
             self._lost_reason = reason
             self._change("closed", reason)
             pause = pause_s * (0.5 + self._chance() / 2)
-            patient = refused and self._barren > self._timing.short_refusals
+            patient = refused and self._failures > self._timing.short_refusals
             pause_s = min(2 * pause_s, self._timing.refused_pause_s if patient else self._timing.last_pause_s)
-            await asyncio.sleep(max(pause - (time.monotonic() - begun if self._barren > 1 else 0.0), 0.0))
+            await asyncio.sleep(max(pause - (time.monotonic() - begun if self._failures > 1 else 0.0), 0.0))
 
     # ---- one attempt
 
@@ -191,7 +191,7 @@ class Connection:
             self._change("open", "")
             self._opened = self._last_message = self._watched = time.monotonic()
             self._held = False
-            self._sent, self._asked, self.unheard = frozenset(), set(), {}
+            self._sent, self._asked, self.without_price = frozenset(), set(), {}
             parts = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._keep(socket))]
             try:
                 done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -230,22 +230,22 @@ class Connection:
                 symbol = await self._take(self, message.data)
                 self._held = False
                 if symbol is not None:
-                    self._heard(symbol, self._last_message - (before or self._last_message))
+                    self._price_came(symbol, self._last_message - (before or self._last_message))
             elif message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED):
                 raise _Lost(f"closed by the server (code {socket.close_code})" if message.type is aiohttp.WSMsgType.CLOSE else "the connection broke")
             elif message.type is aiohttp.WSMsgType.ERROR:
                 raise _Lost(f"the connection broke: {message.data or socket.exception()}")
 
-    def _heard(self, symbol: str, over_s: float) -> None:
+    def _price_came(self, symbol: str, over_s: float) -> None:
         self._usual_s += (over_s - self._usual_s) / 50
         self._longest_s = max(over_s, self._longest_s * (1 - min(over_s / self._timing.steady_s, 1)))
         if self._silences and time.monotonic() - self._opened > self._timing.steady_s:
             self._silences = 0
-        self.unheard.pop(symbol, None)
+        self.without_price.pop(symbol, None)
         if self._away_since is not None:
             logger.info("yahoo: connection %s is back after %.1f s, which began with: %s", self.name, time.monotonic() - self._away_since, self._lost_reason)
             self._away_since = None
-        self._barren = 0
+        self._failures = 0
         if self.state == "silent":
             self._change("open", "")
 
@@ -262,18 +262,18 @@ class Connection:
                     await self._send(socket, "unsubscribe", gone)
                 if new := self.symbols - self._sent:
                     await self._send(socket, "subscribe", new)
-                    self.unheard |= dict.fromkeys(new, now)
+                    self.without_price |= dict.fromkeys(new, now)
                     proofs = [now + after for after in timing.proof_s]
                     next_message = now + timing.message_s
                 self._sent = self.symbols
             elif proofs and now >= proofs[0]:
                 proofs.pop(0)
-                if self.unheard:
-                    await self._send(socket, "subscribe", self.unheard)
+                if self.without_price:
+                    await self._send(socket, "subscribe", self.without_price)
             elif now >= next_message:
                 next_message = now + timing.message_s
-                if self.unheard:
-                    await self._send(socket, "unsubscribe", self.unheard)
+                if self.without_price:
+                    await self._send(socket, "unsubscribe", self.without_price)
                 await self._send(socket, "subscribe", self.symbols)
             if self._watch(now):
                 await self._send(socket, "subscribe", self.symbols)

@@ -1,7 +1,7 @@
 """Yahoo's stream as a source: connections of at most 200 symbols each, whose prices become batches of ticks.
 
 The connections outlive the attempts of whoever reads the stream: while the broker is away, prices wait here, and then in the sockets. A connection that is
-lost is no failure of the source: it is opened again on its own, `health` shows it, and its symbols have a gap on record when they are heard again.
+lost is no failure of the source: it is opened again on its own, `health` shows it, and its symbols have a gap on record once prices of them come again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SYMBOLS_A_CONNECTION = 200
 """Yahoo publishes no limit of a connection."""
 USUAL = Timing()
 US = "NMS"
-"""The exchange of a symbol that shows none, until it is heard: US exchanges have the same sessions."""
+"""The exchange of a symbol that shows none, until its first price: US exchanges have the same sessions."""
 SLICE_S = 0.1
 """Prices of this time become one batch."""
 MOST_WAITING = 100_000
 """Prices that wait for the reader, 100 s of 1,000 symbols; then the sockets are no longer read, so that the server waits."""
 DELAY_MS = 20 * 60_000
-"""How far delayed exchanges lag behind: a market that opened within this time is not expected to be heard yet."""
+"""How far delayed exchanges lag behind: a market that opened within this time is not expected to send prices yet."""
 SHOWN_MS = 60_000
 """How long `health` shows that messages could not be read."""
 DEAD_S = 60.0
@@ -156,8 +156,8 @@ class YahooStream:
         """Metadata as `describe` has it; without that, the exchange as far as it is known."""
         if self._describe is not None:
             return await self._describe(symbols)
-        heard = ((symbol, feed.exchange if (feed := self._feeds.get(symbol)) is not None else self._exchange_by_name(symbol)) for symbol in sorted(symbols))
-        return [SymbolInfo(symbol=symbol, source=self.name, exchange=exchange or None) for symbol, exchange in heard]
+        known = ((symbol, feed.exchange if (feed := self._feeds.get(symbol)) is not None else self._exchange_by_name(symbol)) for symbol in sorted(symbols))
+        return [SymbolInfo(symbol=symbol, source=self.name, exchange=exchange or None) for symbol, exchange in known]
 
     async def stream(self) -> AsyncIterator[Batch]:
         """Yields the prices of each SLICE_S. Lost connections do not end it: they show in `health`."""
@@ -214,7 +214,7 @@ class YahooStream:
         return "thin" if found & {"pre", "post"} else "closed"
 
     def _state_of(self, exchange: str) -> str:
-        """The state of an exchange's session as far as the stream shows it: a delayed one is heard later than it opens."""
+        """The state of an exchange's session as far as the stream shows it: prices of a delayed one come later than it opens."""
         if self._session_at is None:
             return "unknown"
         now = self._clock.now_ms()
@@ -233,8 +233,8 @@ class YahooStream:
                 logged = trouble
                 logger.warning("yahoo: %s; it is tried again every few seconds", trouble)
             elif not trouble and since is not None:
-                heard = sum(len(connection.symbols) - len(connection.unheard) for connection in self._connections)
-                logger.info("yahoo: all connections are back after %.0f s; %d of %d symbols have a price", time.monotonic() - since, heard, len(self._wanted))
+                priced = sum(len(connection.symbols) - len(connection.without_price) for connection in self._connections)
+                logger.info("yahoo: all connections are back after %.0f s; %d of %d symbols have a price", time.monotonic() - since, priced, len(self._wanted))
                 since, logged = None, ""
 
     def _trouble(self) -> str:
@@ -308,7 +308,7 @@ class YahooStream:
     # ---- what is known of symbols
 
     def _exchange_of(self, symbol: str) -> str:
-        """As it was heard; before, as far as the symbol shows it."""
+        """As the newest price has it; before the first one, as far as the symbol shows it."""
         feed = self._feeds.get(symbol)
         return (feed.exchange if feed is not None else self._exchange_by_name(symbol)) or US
 
@@ -318,7 +318,7 @@ class YahooStream:
         away = {connection.name: connection.away for connection in self._connections}
         for symbol, connection in self._of.items():
             exchange = self._exchange_of(symbol)
-            if connection.state in ("open", "silent") and symbol not in connection.unheard:
+            if connection.state in ("open", "silent") and symbol not in connection.without_price:
                 note = self._notes.get(exchange)
                 if note is None:
                     note = self._notes[exchange] = FeedNote(exchange=exchange)
@@ -333,8 +333,8 @@ class YahooStream:
             elif reason := away.get(connection.name, ""):
                 notes[symbol] = FeedNote(state="failed", reason=f"connection {connection.name}: {reason}", exchange=exchange)
             else:
-                for_s = now - connection.unheard[symbol]
-                dead = for_s > DEAD_S and len(connection.unheard) < len(connection.symbols)
+                for_s = now - connection.without_price[symbol]
+                dead = for_s > DEAD_S and len(connection.without_price) < len(connection.symbols)
                 reason = f"no price in {for_s:.0f} s, though subscribed again and again" if dead else "subscribed, no price yet"
                 notes[symbol] = FeedNote(state="feed_dead" if dead else "waiting", reason=reason, exchange=exchange)
         return notes
