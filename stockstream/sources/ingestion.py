@@ -28,6 +28,7 @@ from stockstream.sources.sessions import Sessions
 from stockstream.sources.simulated import default_symbols
 from stockstream.sources.symbols import canonical
 from stockstream.sources.takeover import ReadNewest, Takeovers
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import composed, symbol_fault
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Ingest:
             return Fault("invalid_symbol", f"key {symbol[:40]!r}: {fault}")
         try:
             watch = _decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             return Fault("invalid_json", f"key {symbol!r}: {shortened(str(error))}")
         if composed(watch.symbol) != symbol:
             return Fault("other_key", f"key {symbol!r} is not the symbol {watch.symbol[:40]!r}")
@@ -255,6 +256,6 @@ class Ingest:
 
 
 def _entry(value: bytes) -> Watch | None:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    with contextlib.suppress(*UNREADABLE):
         return _decode(value)
     return None

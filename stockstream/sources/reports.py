@@ -16,6 +16,7 @@ from stockstream.errors import FrameError
 from stockstream.records import Budget, Feed, FeedState, SourceReport
 from stockstream.skipped import shortened
 from stockstream.sources.ingestion import MAX_WATCHED, Watch
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import MAX_SOURCE, MAX_TIME, composed, symbol_fault
 from stockstream.wording import clock_time, counted
 
@@ -332,6 +333,6 @@ def read_all(messages: Iterable[tuple[str, bytes, bytes]]) -> SourceReports:
     for topic, key, value in messages:
         try:
             take[topic](key, value)
-        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (FrameError, *UNREADABLE):
             continue
     return reports

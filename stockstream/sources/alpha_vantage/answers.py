@@ -17,6 +17,7 @@ import msgspec
 
 from stockstream.errors import SourceError
 from stockstream.skipped import shortened
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import MAX_DAY_VOLUME, MAX_PRICE, MIN_PRICE
 
 ZONE = ZoneInfo("America/New_York")
@@ -99,7 +100,7 @@ def decoded(status: int, body: bytes, key: str, *, retry_after: str = "") -> dic
         raise AnswerError("status", f"HTTP {status}")
     try:
         answer = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         raise AnswerError("invalid", f"{len(body):,} bytes that are no JSON") from None
     if not isinstance(answer, dict):
         raise AnswerError("invalid", "JSON that is no object")

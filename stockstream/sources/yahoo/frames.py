@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.transforms.cleaning.limits import MAX_TEXT, MAX_TIME, MIN_TIME
 
 NAME = "yahoo"
@@ -97,7 +98,7 @@ def read(message: bytes, parse: Parse) -> Frame | None:
     if message[:1] == b"{":
         try:
             envelope = _open(message)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise FrameFault("invalid_json", str(error)) from error
         if envelope.type != "pricing":
             return None
