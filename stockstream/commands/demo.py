@@ -40,6 +40,7 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_store
 from stockstream.sources.ingestion import Watch
 from stockstream.sources.simulated import default_symbols
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.wording import counted
 
 EMBEDDED = "embedded"
@@ -349,7 +350,7 @@ async def watch_only(settings: Settings, symbols: Sequence[str]) -> None:
     """Puts exactly these symbols of the simulated market on the watchlist. Entries of other sources stay. Raises `BrokerError`, `DeliveryError`."""
     wanted = {symbol: Watch(symbol=symbol, source="simulated") for symbol in symbols}
     for key, value in (await read_compacted(settings, "watchlist")).items():
-        with contextlib.suppress(msgspec.MsgspecError):          # an entry that cannot be read is left alone
+        with contextlib.suppress(*UNREADABLE):                   # an entry that cannot be read is left alone
             watch = msgspec.json.decode(value, type=Watch)
             if watch.source == "simulated" and watch.active and key.decode() not in wanted:
                 wanted[key.decode()] = Watch(symbol=watch.symbol, source="simulated", active=False)

@@ -24,6 +24,7 @@ from stockstream.budgets import PERIOD_MS, Limits, LogEntry, RequestLog
 from stockstream.errors import StockstreamError
 from stockstream.records import Budget, Reservation
 from stockstream.sources.base import Clock, SourceUnavailable
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 from stockstream.wording import utc_time
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Ledger:
         try:
             record = _decode(entry.value)
             limits = Limits.parse(record.budget)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             logger.warning("requests[0] offset %d skipped: %s", entry.offset, str(error)[:200])
             return None
         if record.source != self.source:

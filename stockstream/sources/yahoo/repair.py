@@ -17,6 +17,7 @@ from stockstream.sources.gaps import MOST_AHEAD_MS
 from stockstream.sources.quota import BudgetSpent
 from stockstream.sources.symbols import to_provider
 from stockstream.sources.yahoo.query import MAX_BARS_S, MINUTE_MS, YahooQuery
+from stockstream.transforms.cleaning.decoding import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class Repairer:
             self._next[partition] = record.offset + 1
             try:
                 gap = _decode(record.value or b"")
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 self._skipped(partition, record.offset, f"no gap: {error}")
                 continue
             now = self._clock.now_ms()

@@ -18,6 +18,7 @@ from models.registry import Registry
 from stockstream import cli
 from stockstream.commands import demo as module
 from stockstream.commands.demo import Demo, Figures, LiveLine, ensure_model, last_lines, require_free_port, watch_only, worker_environment
+from stockstream.commands.watch import write_watchlist
 from stockstream.errors import BrokerError, StockstreamError
 from stockstream.kafka.admin import ensure_topics
 from stockstream.kafka.compacted_topic import read_compacted
@@ -157,8 +158,11 @@ async def test_the_watchlist_is_exactly_our_symbols_and_other_sources_are_left_a
     settings = Settings(broker=embedded.bootstrap, topic_prefix=prefix)
     await ensure_topics(settings)
     await watch_only(settings, ["A", "B"])
+    await write_watchlist(settings, {"X": b'{"symbol": "\xff"}', "Y": b'{"other": ' + b"[" * 100_000})
     await watch_only(settings, ["B", "C"])
-    found = {key: json.loads(value) for key, value in (await read_compacted(settings, "watchlist")).items()}
+    entries = await read_compacted(settings, "watchlist")
+    assert len(entries.pop(b"X")) < 20 and len(entries.pop(b"Y")) > 100_000
+    found = {key: json.loads(value) for key, value in entries.items()}
     assert {key: (entry["source"], entry["active"]) for key, entry in found.items()} == {
         b"A": ("simulated", False), b"B": ("simulated", True), b"C": ("simulated", True)
     }  # fmt: skip

@@ -173,10 +173,11 @@ async def test_what_was_requested_when_survives_a_restart() -> None:
 
 def test_records_that_are_not_ours_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger("alpha_vantage")
-    for offset, value in enumerate((b"", b"nonsense", b"{}", b"[]", b'{"source":"alpha_vantage","step":"request","id":"x","worker":"","budget":"a","at":1}')):
+    no_budget = b'{"source":"alpha_vantage","step":"request","id":"x","worker":"","budget":"a","at":1}'
+    for offset, value in enumerate((b"", b"nonsense", b"{}", b"[]", b'{"other":' + b"[" * 100_000, no_budget)):
         assert ledger.apply(LogEntry(offset, NOON, value)) is None
     assert ledger.apply(LogEntry(9, NOON, entry("yahoo", "y"))) is None
-    assert ledger.used(day_of(NOON)) == 0 and len(caplog.records) == 5
+    assert ledger.used(day_of(NOON)) == 0 and len(caplog.records) == 6
 
 
 def entry(source: str, name: str, step: str = "request", budget: str = "1/s,5/d", until: int = 0) -> bytes:

@@ -180,12 +180,12 @@ def test_a_gap_is_repaired_once_it_is_complete_and_then_committed() -> None:
 def test_what_cannot_be_used_is_counted_and_passed() -> None:
     line = Line()
     line.repairer.own([0])
-    for value in (b"{", None, b'{"symbol": "A"}', b"\xff"):
+    for value in (b"{", None, b'{"symbol": "A"}', b'{"symbol": "\xff"}', b'{"other": ' + b"[" * 100_000):
         line.gaps.put(0, value)
     line.gaps.add(0, symbol="a b c")
     line.query.fail = SourceError("Yahoo's chart has another shape than expected")
     line.step(2)
-    assert [offset for _, offset, _ in line.skipped] == [0, 1, 2, 3, 4] and line.gaps.committed == {0: 5}
+    assert [offset for _, offset, _ in line.skipped] == [0, 1, 2, 3, 4, 5] and line.gaps.committed == {0: 6}
 
 
 def test_failures_wait_and_are_tried_again(caplog: pytest.LogCaptureFixture) -> None:
