@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-HOUR_MS = 3_600_000
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 MAX_EPOCH_HOUR = 253_402_300_799_999 // HOUR_MS
 """The last hour of the year 9999."""
 _NAME = re.compile(r"(?P<area>raw|processed/ticks|processed/bars_1m)/(?P<folder>date=\d{4}-\d\d-\d\d(?:/hour=\d\d)?)/"
@@ -46,6 +46,11 @@ def folder_of_hour(hour: int) -> str:
     """`date=YYYY-MM-DD/hour=HH` of an epoch hour; an hour outside the years 1970 to 9999 counts as the nearest hour inside."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=min(max(hour, 0), MAX_EPOCH_HOUR))
     return f"date={moment:%Y-%m-%d}/hour={moment:%H}"
+
+
+def folder_of_day(day: int) -> str:
+    """`date=YYYY-MM-DD` of a day, which counts from 1970; a day outside the years 1970 to 9999 counts as the nearest day inside."""
+    return folder_of_hour(day * 24).partition("/")[0]
 
 
 def raw_name(folder: str, log: str, partition: int, first: int) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from stockstream.errors import ArchiveError
 from stockstream.records import AFTER_FEED_GAP, CORRECTION, TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, processed_name
+from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_TIME
@@ -22,7 +22,6 @@ from stockstream.transforms.shares import joined, split
 from stockstream.wording import counted
 
 ROW_GROUP = 120_000
-MINUTE_MS = 60_000
 GAP_EDGE = 5
 """Minutes at each end of a gap of the feed that are marked. Between them no tick can be: a late one is at most MAX_REVISE_S behind, and what a worker read of
 the newest second before it took over is no older than that."""
@@ -105,8 +104,8 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
     for hour, table in _by(rows, HOUR_MS):
         parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _stored_ticks(table, extent), STORED_TICKS))
     bars = _stored_ticks(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), extent)
-    for day, table in _by(bars, 24 * HOUR_MS, "minute"):
-        parts.append((f"processed/bars_1m/{folder_of_hour(day * 24).partition('/')[0]}/{stem}", table, STORED_BARS))
+    for day, table in _by(bars, DAY_MS, "minute"):
+        parts.append((f"processed/bars_1m/{folder_of_day(day)}/{stem}", table, STORED_BARS))
     main = f"processed/ticks/{raw_folder}/{stem}"
     if all(name != main for name, _, _ in parts):
         parts.append((main, _stored_ticks(rows.slice(0, 0), extent), STORED_TICKS))

@@ -7,14 +7,14 @@ record. So from any state there is exactly one next object, whoever writes it, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import pyarrow as pa
 
 from stockstream.records import Repair
-from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, parse_name
+from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
 from stockstream.sinks.archive.processed import STORED_BARS, parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
 from stockstream.sinks.stores import Store
@@ -24,7 +24,6 @@ REPAIRS = "repairs."
 """Begins the place of the log id in the names of these objects; the Kafka time of the first record follows, epoch ms in hexadecimal."""
 MAX_BARS = 20_000
 """The most records of one object."""
-MINUTE_MS, DAY_MS = 60_000, 24 * HOUR_MS
 
 
 class MadeOfRepairs(msgspec.Struct, frozen=True):
@@ -87,13 +86,14 @@ def next_object(bars: Sequence[Bar]) -> Sequence[Bar]:
     return bars[: min(end, MAX_BARS)]
 
 
-def folder_of_day(day: int) -> str:
-    return f"processed/bars_1m/{folder_of_hour(day * 24).partition('/')[0]}/"
+def _prefix(bar: Bar) -> str:
+    """How the names of all objects of the bar's date begin."""
+    return f"processed/bars_1m/{folder_of_day(bar.day)}/{REPAIRS}"
 
 
 def name_of(partition: int, first: Bar) -> str:
     """The name of the object that begins with this bar."""
-    return f"{folder_of_day(first.day)}{REPAIRS}{first.timestamp:x}-{partition:05d}-{first.offset:020d}.parquet"
+    return f"{_prefix(first)}{first.timestamp:x}-{partition:05d}-{first.offset:020d}.parquet"
 
 
 def repaired_object(partition: int, bars: Sequence[Bar]) -> bytes:
@@ -130,19 +130,11 @@ def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:
 
 def written_through(store: Store, partition: int, first: Bar) -> int | None:
     """The last offset of the object that holds this bar though it begins before it: retention may have deleted its beginning. None if there is none."""
-    folder = folder_of_day(first.day)
-    for name in _names(store, partition, folder + REPAIRS):
+    for name in store.list(_prefix(first)):
         parsed = parse_name(name)
-        if parsed is None or parsed.first > first.offset:
+        if parsed is None or parsed.partition != partition or parsed.first > first.offset:
             continue
         made = read_repaired(store, name)
         if made.last >= first.offset and made.since <= first.timestamp <= made.until:
             return made.last
     return None
-
-
-def _names(store: Store, partition: int, prefix: str) -> Iterator[str]:
-    for name in store.list(prefix):
-        parsed = parse_name(name)
-        if parsed is not None and parsed.partition == partition:
-            yield name
