@@ -14,14 +14,13 @@ from stockstream.settings import Settings
 from stockstream.sinks.archive.raw_objects import RawRecord
 from stockstream.sinks.archive.readers import RepairReader
 from stockstream.sinks.archive.repaired import MAX_BARS, Bar, bar_of, write, written_through
+from stockstream.sinks.archive.store_failures import CLOSE_S, FIRST_RETRY_S, LAST_RETRY_S
 from stockstream.sinks.stores import Store
 from stockstream.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 IDLE_S = 1.0
-CLOSE_S = 4.0
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Logs an outage of the store: the first failure, a reminder each minute, and the end."""
+"""What the writers of the archive share about failures: the pauses, and the log of an outage: its first failure, a reminder each minute, and its end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+"""The pause after the first failed attempt, which doubles with each further one, and the longest pause."""
+CLOSE_S = 4.0
+"""How long a worker that stops may still write. Its writers close at the same time."""
 REMIND_S = 60.0
 QUIET_S = 10.0
 """The outage of a store that fails at random is over after this many seconds without a failure."""

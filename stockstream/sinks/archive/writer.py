@@ -23,7 +23,7 @@ from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.processed import processed_objects, unprocessed
 from stockstream.sinks.archive.raw_objects import Extent, Piece, RawRecord, after, encode, lines, read_extent, through
 from stockstream.sinks.archive.readers import CleanReader, RawReader
-from stockstream.sinks.archive.store_failures import StoreFailures
+from stockstream.sinks.archive.store_failures import CLOSE_S, FIRST_RETRY_S, LAST_RETRY_S, StoreFailures
 from stockstream.sinks.stores import Store
 from stockstream.threads import T, in_thread
 from stockstream.transforms.frames import Assembler, Frame
@@ -32,14 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 MAX_RECORDS = 100_000
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 REPAIRS_AT_ONCE = 2
 CALLS_AT_ONCE = 2
 """Threads that compress compete with the event loop for the interpreter. With more of them, seconds close late while objects are written."""
 BETWEEN_CLOSINGS_S = 0.4
 """Objects are written this long after a second is due: its predictions are then made, and the next second is not due yet."""
 ALIGNED_FROM_S = 10.0
-CLOSE_S = 4.0
 NEW_LOG = "ticks.raw was deleted and created again; archiving continues with the new log after its first frame in ticks.clean"
 VERDICTS_S = 10.0
 """A raw object that is due waits this long for its first verdict. Then it is written without one, because raw records matter most."""
