@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from stockstream.errors import StockstreamError
 from stockstream.limited_log import LimitedLog
@@ -102,14 +103,12 @@ class RepairedBars:
     async def _write(self, one: _Partition) -> None:
         while one.bars:
             if not one.placed:
-                bars = one.bars
-                last = await in_thread(lambda bars=bars: written_through(self._store, one.number, bars[0]), "archive-repairs")  # type: ignore[misc]
+                last = await in_thread(partial(written_through, self._store, one.number, one.bars[0]), "archive-repairs")
                 one.placed = True
                 if last is not None:
                     self._pass(one, last)
                     continue
-            bars = one.bars
-            self._pass(one, await in_thread(lambda bars=bars: write(self._store, one.number, bars), "archive-repairs"))  # type: ignore[misc]
+            self._pass(one, await in_thread(partial(write, self._store, one.number, one.bars), "archive-repairs"))
 
     def _pass(self, one: _Partition, last: int) -> None:
         """Forgets the bars through an offset: they are in the archive."""
