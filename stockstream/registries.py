@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from models.registry import METADATA, Registry, RegistryError
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.locations import S3_URL
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.s3 import PROBE, MissingObject, S3Access, S3Store
-
-T = TypeVar("T")
 
 
 def open_registry(url: str, settings: Settings | None = None) -> Registry:
@@ -35,36 +33,44 @@ class Bucket:
         self.where = store.url
 
     def read(self, path: str) -> bytes:
-        return _as_os_error(lambda: self._store.read(path))
+        with _as_os_errors():
+            return self._store.read(path)
 
     def folders(self, below: str) -> list[str]:
         prefix = f"{below}/" if below else ""
-        names = _as_os_error(lambda: list(self._store.list(prefix)))
-        found = {name.removeprefix(prefix).split("/")[0] for name in names if not below or name.endswith(f"/{METADATA}")}
-        return sorted(found)
+        with _as_os_errors():
+            names = list(self._store.list(prefix))
+        return list({name.removeprefix(prefix).split("/")[0] for name in names if not below or name.endswith(f"/{METADATA}")})
 
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
         for file, data in files.items():
             name = f"{folder}/{file}"
-            if not _as_os_error(lambda name=name, data=data: self._store.create(name, data)):  # type: ignore[misc]
+            with _as_os_errors():
+                created = self._store.create(name, data)
+            if not created:
                 raise FileExistsError(f"{self.where}/{name} exists already")
 
     def replace(self, path: str, data: bytes) -> None:
-        _as_os_error(lambda: self._store.replace(path, data))
+        with _as_os_errors():
+            self._store.replace(path, data)
 
     def prepare(self, folder: str) -> None:
-        _as_os_error(lambda: self._store.create(f"{folder}/{PROBE}", b""))
+        with _as_os_errors():
+            self._store.create(f"{folder}/{PROBE}", b"")
 
     def marks(self, path: str) -> list[str]:
-        found = _as_os_error(lambda: [one for one in self._store.objects(path) if one.name == path or one.name.startswith(f"{path}/")])
+        with _as_os_errors():
+            found = [one for one in self._store.objects(path) if one.name == path or one.name.startswith(f"{path}/")]
         if not found:
             raise FileNotFoundError(f"{self.where}/{path}")
         return [f"{one.name}\0{one.size}\0{one.modified.timestamp()}\0{one.tag}\0" for one in found]
 
 
-def _as_os_error(call: Callable[[], T]) -> T:
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Raises the store's errors as those of a `Place`."""
     try:
-        return call()
+        yield
     except MissingObject as error:
         raise FileNotFoundError(str(error)) from error
     except ArchiveError as error:
