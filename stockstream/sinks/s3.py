@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from botocore import exceptions as aws
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
-from stockstream.locations import bucket_and_prefix
+from stockstream.locations import bucket_and_prefix, place
 from stockstream.settings import Settings
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class S3Store:
     def __init__(self, url: str, access: S3Access | None = None) -> None:
         self.bucket, self.prefix = bucket_and_prefix(url)
         self.access = access or S3Access()
-        self.url = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self.url = place(url)
         self._payer = {"RequestPayer": "requester"} if self.access.requester_pays else {}
         sse = {"ServerSideEncryption": self.access.encryption} if self.access.encryption else {}
         self._put = {**self._payer, **sse, **({"SSEKMSKeyId": self.access.kms_key} if self.access.kms_key else {})}
@@ -183,7 +183,7 @@ class S3Store:
         """
         try:
             self.require_readable(name)
-            if self.create(PROBE, b"") and self._created_again():
+            if self.create(PROBE, b"") and self.create(PROBE, b"another"):
                 raise SettingsError(f"{name}: {self.url} creates an object twice: the service does not support conditional writes (If-None-Match)")
         except StoreRefused as error:
             raise SettingsError(f"{name}: {error}") from error
@@ -191,13 +191,10 @@ class S3Store:
             return f"{error} ({name})"
         return ""
 
-    def _created_again(self) -> bool:
-        return self.create(PROBE, b"another")
-
     def require_readable(self, name: str) -> None:
         """Lists the bucket. Raises `SettingsError` if settings, credentials or bucket have to change, `ArchiveUnavailable` if it cannot be read for now."""
         try:
-            next(self.list("", "~"), None)
+            next(self.list("", "~"), None)                               # no name of ours comes after it, so the answer is short
         except StoreRefused as error:
             raise SettingsError(f"{name}: {error}") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from stockstream.locations import S3_URL
 from stockstream.sinks.s3 import Object, S3Store
 
 BLOCK = 4_000_000
@@ -22,7 +23,7 @@ class S3Files(AbstractFileSystem):
     def __init__(self, store: S3Store) -> None:
         super().__init__()
         self._store = store
-        self._base = f"{store.url}/".removeprefix("s3://")
+        self._base = f"{store.url}/".removeprefix(S3_URL)
         self._objects: dict[str, Object] = {}
 
     def find_objects(self, prefix: str, suffix: str, depth: int) -> list[tuple[str, float]]:
@@ -31,7 +32,7 @@ class S3Files(AbstractFileSystem):
         for one in self._store.objects(prefix):
             if one.name.endswith(suffix) and one.name.count("/", len(prefix)) == depth:
                 self._objects[self._base + one.name] = one
-                found.append((f"s3://{self._base}{one.name}", one.modified.timestamp()))
+                found.append((f"{self._store.url}/{one.name}", one.modified.timestamp()))
         return found
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:

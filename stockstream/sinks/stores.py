@@ -49,7 +49,7 @@ class Store(Protocol):
         """Size in bytes; None if there is no such object."""
 
 
-def open_store(url: str, settings: Settings | None = None) -> Store:
+def open_store(url: str, settings: Settings | None = None) -> FileStore | S3Store:
     """The store that `url` names by its scheme; a plain path is a folder. `settings` (by default those of the environment) have the way to a bucket.
 
     Raises `SettingsError`.
@@ -72,7 +72,6 @@ def open_archive(url: str) -> FileStore | S3Store:
     if isinstance(store, S3Store):
         store.require_readable("archive")
         return store
-    assert isinstance(store, FileStore)
     if not store.root.is_dir():
         what = "is not a folder" if store.root.exists() else "does not exist"
         raise ArchiveError(f"there is no archive: {store.root} {what}; --archive or STOCKSTREAM_ARCHIVE names another place")
