@@ -28,6 +28,7 @@ from stockstream.transforms.timing import FORGET_MS, FUTURE_MS, WINDOW_S
 logger = logging.getLogger(__name__)
 ABOUT_THE_FEED = ("gap_from", "interval_s")
 """Fields of a tick that are about its feed, and not about the market: two snapshots that differ in nothing else are the same."""
+_OF_SNAPSHOTS = tuple(name for name in Tick.__struct_fields__ if name not in ABOUT_THE_FEED)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -252,8 +253,7 @@ def ahead_of(time: int, ts: int, now: int) -> str:
 
 
 def digest_of(tick: Tick) -> bytes:
-    fields = {name: value for name in Tick.__struct_fields__ if (value := getattr(tick, name)) is not UNSET and (value is not None or name in DIGESTED)}
+    fields = {name: value for name in _OF_SNAPSHOTS if (value := getattr(tick, name)) is not UNSET and (value is not None or name in DIGESTED)}
     if tick.day_volume is not None and tick.day_volume.is_integer():
         fields["day_volume"] = int(tick.day_volume)                      # as it was digested when it was an integer
-    fields["received_at"] = None
-    return digest(_encode({name: value for name, value in fields.items() if name not in ABOUT_THE_FEED}))
+    return digest(_encode(fields | {"received_at": None}))
