@@ -215,8 +215,8 @@ price) 60 s before, null where the series is younger; `return_Ns` the log return
 
 SHARES = ("size", "volume", "volume_5m", "volume_10s", "volume_60s", "accrued_5m")
 """Columns of numbers of shares: doubles that are never null. They were int64 in frames and objects up to version 2."""
-
-
+TRADE_GAPS = ("gap_s", "price_before_gap")
+"""Columns that describe a gap in trading, null where there is none."""
 
 GapReason = Literal["source_away", "worker_away", "silent", "halted"]
 FeedState = Literal[

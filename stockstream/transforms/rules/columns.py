@@ -41,8 +41,10 @@ def _values(rows: pa.RecordBatch, found: NDArray[np.int64]) -> list[tuple[Any, .
             out.append([known[number] for number in texts.indices.to_numpy().tolist()])
         else:
             numbers_of = numbers(rows, name)[found]
-            values = for_json(numbers_of) if name in SHARES or name == "gap_s" else numbers_of.tolist()
-            if numbers_of.dtype.kind == "f":
+            whole = name in SHARES or pa.types.is_integer(column.type)  # an integer column with nulls comes as floats
+            is_float = numbers_of.dtype.kind == "f"
+            values = for_json(numbers_of) if is_float and whole else numbers_of.tolist()
+            if is_float:
                 for place in np.flatnonzero(np.isnan(numbers_of)).tolist():
                     values[place] = None
             out.append(values)

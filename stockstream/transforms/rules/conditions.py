@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stockstream.records import Alert
+from stockstream.records import TRADE_GAPS, Alert
 from stockstream.transforms.frames import numbers
 from stockstream.transforms.rules.state import WINDOW_COLUMNS, OpenAlert, Severity
 from stockstream.wording import figure
@@ -155,4 +155,4 @@ def alert_of(alert: OpenAlert, state: Literal["opened", "updated", "closed"], se
 
 def _named(window: Window) -> dict[str, Any]:
     """The window by column. Figures of a gap are left out where there is none, as in alerts of earlier releases: one change of an alert has one content."""
-    return {name: value for name, value in zip(WINDOW_COLUMNS, window, strict=True) if value is not None or name not in ("gap_s", "price_before_gap")}
+    return {name: value for name, value in zip(WINDOW_COLUMNS, window, strict=True) if value is not None or name not in TRADE_GAPS}

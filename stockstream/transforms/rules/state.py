@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from stockstream.errors import StateError
+from stockstream.records import TRADE_GAPS
 from stockstream.transforms.changelog_index import Range
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
 from stockstream.transforms.versioned import Stored, by_slot, joined, pack, pieces_in_slot, require_known, unpack, version_of
@@ -36,7 +37,7 @@ _FIRST_COLUMNS = (
     "return_std_5m", "ticks_5m", "seconds_5m", "quality", "partition", "offset",
 )  # fmt: skip
 """Those of buckets that name none."""
-WINDOW_COLUMNS = (*_FIRST_COLUMNS, "accrued_5m", "gap_s", "price_before_gap")
+WINDOW_COLUMNS = (*_FIRST_COLUMNS, "accrued_5m", *TRADE_GAPS)
 """What of the row an alert carries as its `window`. The source is stored once for a bucket, and first here."""
 
 Severity = Literal["warning", "critical"]

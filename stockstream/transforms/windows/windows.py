@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stockstream.errors import FrameError, StateError
-from stockstream.records import QUOTES, Closing
+from stockstream.records import QUOTES, TRADE_GAPS, Closing
 from stockstream.transforms.changelog_index import ChangelogIndex, Range
 from stockstream.transforms.frames import Frame, coded, numbers
 from stockstream.transforms.timing import FORGET_MS
@@ -40,7 +40,6 @@ SPAN_S = 480
 REST_MS = 5 * 60_000
 REST_FRAMES = 2_000
 """Of the log's time, or frames where that is not known, in which a source was in no frame: then its arrays are packed."""
-GAPS = ("gap_s", "price_before_gap")
 LONG_SYMBOLS = 3_000
 """Symbols of one source. Allocating arrays for more takes so long (0.4 to 1 s for 20,000) that other partitions should not wait for it."""
 
@@ -173,7 +172,7 @@ class Windows:
             return {}
         sources, which = coded(rows.column("source"))
         price = numbers(rows, "price")
-        quotes = {name: numbers(rows, name) for name in (*QUOTES, *GAPS) if rows.column(name).null_count < rows.num_rows}
+        quotes = {name: numbers(rows, name) for name in (*QUOTES, *TRADE_GAPS) if rows.column(name).null_count < rows.num_rows}
         seconds = rows.column("event_time").to_numpy() // 1000
         sizes = rows.column("size").to_numpy()
         flags = flags_of(rows)
