@@ -9,7 +9,7 @@ import re
 import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -78,7 +78,8 @@ class Settings(BaseSettings):
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
     models: str = Field(
-        "file://./data/models", validate_default=True, description="where models are kept, of the demo and of workers: a folder (path or file://path), or s3://bucket/prefix"
+        "file://./data/models", validate_default=True,
+        description="where models are kept, of the demo and of workers: a folder (path or file://path), or s3://bucket/prefix",
     )
     s3_endpoint: str = Field("", description="address of the S3 service; AWS's own where empty")
     aws_region: str = Field("", pattern=r"^[a-z0-9-]{0,40}$", description="AWS region; where empty by AWS_REGION or the profile, else us-east-1")
@@ -127,18 +128,15 @@ class Settings(BaseSettings):
     @field_validator("alpha_vantage_url")
     @classmethod
     def _without_key(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an address that begins with https:// or http://")
+        parts = _http_address(value)
         if "apikey" in parts.query.lower() or "@" in parts.netloc:
             raise ValueError("must have no key in it, because addresses are logged: use STOCKSTREAM_ALPHA_VANTAGE_KEY")
         return value
 
     @field_validator("alpha_vantage_key", mode="before")
     @classmethod
-    def _key_in_one_word(cls, value: Any) -> Any:
-        text = (value.get_secret_value() if isinstance(value, SecretStr) else str(value)).strip()
-        return SecretStr(text)
+    def _stripped_key(cls, value: Any) -> SecretStr:
+        return SecretStr((value.get_secret_value() if isinstance(value, SecretStr) else str(value)).strip())
 
     @field_validator("symbols")
     @classmethod
@@ -178,10 +176,7 @@ class Settings(BaseSettings):
     @field_validator("s3_endpoint")
     @classmethod
     def _address_without_key(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("must be an address that begins with https:// or http://")
-        if "@" in parts.netloc:
+        if value and "@" in _http_address(value).netloc:
             raise ValueError("must have no user and password in it, because addresses are logged")
         return value.rstrip("/")
 
@@ -271,6 +266,14 @@ class Settings(BaseSettings):
 def read_format_file(path: str) -> str:
     """The text of a format file. Raises `OSError`."""
     return Path(path).expanduser().read_text(encoding="utf-8")
+
+
+def _http_address(value: str) -> SplitResult:
+    """The parts of an address. Raises `ValueError` if it is none of HTTP."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address that begins with https:// or http://")
+    return parts
 
 
 def _is_host(host: str) -> bool:
