@@ -161,7 +161,7 @@ class Recording:
         return self._in_file_order()
 
     def _in_file_order(self, advance: Advance = lambda done: None) -> Iterator[Chunk]:
-        self._times = self._event_times(self._options.unit or self.layout.unit)
+        self._times = self._event_times()
         torn: list[int] = []
         row = 1
         left = math.inf if self.limit is None else self.limit
@@ -191,8 +191,8 @@ class Recording:
         places = [*layout.columns.values(), *(columns for of in layout.wide.values() for columns in of.values()), *((keep.column,) for keep in layout.keep)]
         return sorted({place for some in places for place in some})
 
-    def _event_times(self, unit: str) -> EventTimes:
-        return EventTimes(self.path, unit=unit, zone=self.layout.zone, day=self.layout.day, descending=self._newest_first)
+    def _event_times(self) -> EventTimes:
+        return EventTimes(self.path, unit=self.layout.unit, zone=self.layout.zone, day=self.layout.day, descending=self._newest_first)
 
     def _decimal_sign(self) -> str:
         if self._file.is_parquet:
@@ -208,7 +208,7 @@ class Recording:
             is_text = ours == "symbol" or ours in TEXTS
             try:
                 if ours == "event_time":
-                    self._event_times(self._options.unit or self.layout.unit).read(nothing)
+                    self._event_times().read(nothing)
                 elif is_text:
                     _texts(nothing)
                 else:
@@ -219,7 +219,7 @@ class Recording:
 
     def _look_ahead(self) -> None:
         """Reads the first rows: whether the newest come first, and how long a bar is."""
-        self._times = self._event_times(self._options.unit or self.layout.unit)
+        self._times = self._event_times()
         with contextlib.closing(self._file.batches(self._read, lambda row, text: None)) as batches:
             batch = next(batches, None)
         if batch is None:
