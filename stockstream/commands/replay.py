@@ -258,19 +258,18 @@ async def _run(
             ticks = TopicRecording(foreign, topic, symbols=symbols, limit=limit, span=span, source=source)
             with progress(await ticks.records(), "reading", shown=shown) as advance:
                 survey = await ticks.survey(advance)
-            what = TopicReplay(ticks, survey)
+            what, wanted, where = TopicReplay(ticks, survey), ticks.symbols, "the topic"
         else:
             recording = Recording(Path(path), reading, symbols=symbols, limit=limit, span=span)
             with progress(recording.size, "reading", shown=shown) as advance:
                 survey = recording.survey(advance)
-            what = FileReplay(recording, survey, source or source_name(recording, rebased=rebase))
+            what, wanted, where = FileReplay(recording, survey, source or source_name(recording, rebased=rebase)), recording.symbols, "the file"
         warn_of_rows(survey, settings)
         now_ms = SystemClock().now_ms()
         if not rebase and survey.first <= now_ms + FUTURE_MS < survey.last:
             report("the last times are in the future: such ticks will be rejected")
-        wanted = ticks.symbols if is_topic(path) else recording.symbols
         if absent := sorted(wanted - set(survey.first_seen)):
-            report(f"not in {'the topic' if is_topic(path) else 'the file'}: {', '.join(absent)}")
+            report(f"not in {where}: {', '.join(absent)}")
         with progress(None if loop else survey.ticks, "ticks", shown=shown) as advance:
             return await replay(
                 settings, what, speed=speed, rebase=rebase, loop=loop, frame=frame, force=force, advance=advance, clock=SystemClock()
