@@ -157,3 +157,15 @@ def measure(process: Process, progress: Callable[[], float], *, ends_itself: boo
         process.stop()
         warm = (complete[0] - half[0], 1.0 - half[1]) if half is not None and half[1] < 1.0 else (0.0, 0.0)
         return Cost(process.cpu_s, complete[1], warm[0], warm[1], peak)
+
+
+def wait(condition: Callable[[], object], timeout_s: float, what: str, *processes: Process) -> None:
+    """Polls. Raises `BenchmarkError` after the time, or when a process has ended."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        for process in processes:
+            if process.ended():
+                raise BenchmarkError(f"{process.log.name} ended: {process.tail()}")
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"after {timeout_s:.0f} s still not: {what}")
+        time.sleep(0.1)

@@ -33,7 +33,7 @@ from benchmarks.__main__ import write
 from benchmarks.brokers import Broker, broker
 from benchmarks.contenders import FAUST, SESSION_S
 from benchmarks.environments import BenchmarkError
-from benchmarks.processes import Process, cpu_of, peak_mb
+from benchmarks.processes import Process, cpu_of, peak_mb, wait
 from benchmarks.run import say
 from stockstream.errors import StockstreamError
 from stockstream.kafka.admin import ensure_topics
@@ -145,18 +145,6 @@ def settings_of(on: Broker, folder: Path, prefix: str, server: Server, symbols: 
         "STOCKSTREAM_SESSION_TIMEOUT_S": SESSION_S, "STOCKSTREAM_SOURCE": "yahoo", "STOCKSTREAM_YAHOO_STREAM_URL": server.url,
         "STOCKSTREAM_YAHOO_QUERY_URL": f"http://127.0.0.1:{server.port}", "STOCKSTREAM_SYMBOLS": ",".join(symbols),
     }  # fmt: skip
-
-
-def wait(condition: Any, timeout_s: float, what: str, *processes: Process) -> None:
-    """Polls. Raises `BenchmarkError` after the time, or when a process has ended."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        for process in processes:
-            if process.ended():
-                raise BenchmarkError(f"{process.log.name} ended: {process.tail()}")
-        if time.monotonic() > deadline:
-            raise BenchmarkError(f"after {timeout_s:.0f} s still not: {what}")
-        time.sleep(0.2)
 
 
 def end_to_end(on: Broker, folder: Path, prefix: str, *, symbols: int, calm_s: float, fault_s: float, kinds: tuple[str, ...] = FAULTS) -> tuple[Verdict, str]:

@@ -23,7 +23,7 @@ from benchmarks.contenders import CONTENDERS, FAUST, Contender, Place, line_envi
 from benchmarks.environments import ROOT, BenchmarkError, cache, confluent, site_of
 from benchmarks.load import Log, text_of
 from benchmarks.outputs import Reader
-from benchmarks.processes import Host, Process, cpu_of, measure, peak_mb
+from benchmarks.processes import Host, Process, cpu_of, measure, peak_mb, wait
 from benchmarks.run import PREFIX, clear, loaded, once, say, spread
 from stockstream.transforms.partitioning import home_partition
 
@@ -40,14 +40,6 @@ SLOWEST = 10_000
 
 def _folder(what: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"stockstream-bench-{what}-"))
-
-
-def _wait(condition: Any, timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BenchmarkError(f"after {timeout_s:.0f} s still not: {what}")
-        time.sleep(0.1)
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
@@ -119,7 +111,7 @@ def latency(options: argparse.Namespace) -> Result:
         read: list[tuple[float, bytes]] = []
         with Process(CONTENDERS["line"].command(place), line_environment(place), folder / "line.log") as worker:
             reader = Reader(on)
-            _wait(lambda: worker.ended() or PREFIX + "predictions" in on.topics(), 60, "the worker has made its topics")
+            wait(lambda: worker.ended() or PREFIX + "predictions" in on.topics(), 60, "the worker has made its topics")
             time.sleep(6)                                               # joins and recovers
             consumer.assign([confluent().TopicPartition(PREFIX + "predictions", p, 0) for p in range(8)])
             begin_ms = (int(time.time()) + 2) * 1000
@@ -244,7 +236,7 @@ def recovery(options: argparse.Namespace) -> Result:
         say("state is there; starting again")
         command = [part if part != "warn" else "info" for part in contender.command(place)]
         with Process(command, contender.environment(place), folder / "again.log") as worker:
-            _wait(lambda: worker.ended() or "] ready: " in worker.log.read_text(errors="replace"), 120, "the second worker is ready")
+            wait(lambda: worker.ended() or "] ready: " in worker.log.read_text(errors="replace"), 120, "the second worker is ready")
             ready_s, cpu = time.monotonic() - worker.begun, cpu_of(worker.pid)
             worker.stop()
         size = 0
@@ -272,7 +264,7 @@ def day(options: argparse.Namespace) -> Result:
         run = "import sys; from stockstream.cli import main; sys.argv[0] = 'stockstream'; sys.exit(main())"
         order = [sys.executable, "-c", run, "replay", str(options.trades), "--yes"]
         with Process(order, line_environment(place), folder / "replay.log") as publisher:
-            _wait(publisher.ended, 300, "the day is published")
+            wait(publisher.ended, 300, "the day is published")
             if publisher.status:
                 raise BenchmarkError(f"replay: {publisher.tail()}")
         reader = Reader(on)
@@ -318,7 +310,7 @@ def workers(options: argparse.Namespace) -> Result:
             environment = contender.environment(place)
             command = [*FAUST, "--without-web"]
             with Process(command, environment, folder / "1.log") as first, Process(command, environment, folder / "2.log") as second:
-                _wait(lambda: first.ended() or second.ended() or contender.progress(place, reader) >= 1.0, 600, "two workers are done")  # noqa: B023
+                wait(lambda: first.ended() or second.ended() or contender.progress(place, reader) >= 1.0, 600, "two workers are done")  # noqa: B023
                 for process in (first, second):
                     if process.ended():
                         raise BenchmarkError(f"a worker ended: {process.tail()}")

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.brokers import Broker
 from benchmarks.contenders import FAUST
-from benchmarks.processes import Process
-from benchmarks.sources import FLOW_S, Server, cost_of_ingest, end_to_end, judge, own_settings, settings_of, symbols_of, wait
+from benchmarks.processes import Process, wait
+from benchmarks.sources import FLOW_S, Server, cost_of_ingest, end_to_end, judge, own_settings, settings_of, symbols_of
 from tests.kafka import Cluster
 
 pytestmark = pytest.mark.slow

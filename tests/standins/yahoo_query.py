@@ -264,12 +264,12 @@ async def _serve(options: argparse.Namespace) -> None:
     server.slow_s = options.slow_s
     await server.start(options.port)
     print(f"{server.url} answers for {options.symbols}: set STOCKSTREAM_YAHOO_QUERY_URL={server.url}", flush=True)
-    told = 0
+    printed = 0
     while True:
         await asyncio.sleep(1)
-        for path, query in server.requests[told:]:
+        for path, query in server.requests[printed:]:
             print(path, {name: value for name, value in query.items() if name in ("symbols", "period1", "period2")}, flush=True)
-        told = len(server.requests)
+        printed = len(server.requests)
 
 
 def main() -> None:
