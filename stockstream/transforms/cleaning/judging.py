@@ -70,7 +70,7 @@ class Judge:
             or not source.late_before <= event_time <= ts + FUTURE_MS
             or not MIN_TIME <= event_time < MAX_TIME
             or event_time < held.since
-            or held.away
+            or held.gap_from
             or tick.day_volume is not None
             or tick.snapshot
         ):
@@ -174,7 +174,7 @@ class Judge:
                 if feed is not None and feed.step is not None:
                     feed.step = msgspec.structs.replace(feed.step, size=0.0)     # its shares are of the series before: nothing can take them back
             if held.source != name:
-                held.source, held.newest, held.away = name, second, 0
+                held.source, held.newest, held.gap_from = name, second, 0
             elif second > held.newest:
                 held.newest = second
             held.ts = now

@@ -34,13 +34,13 @@ def take_trade(held: Held, second: int, price: float) -> tuple[int, float] | Non
 def keep_gap(held: Held | None, tick: Tick) -> None:
     """A tick is late: if its feed was away before it, the next accepted tick of the symbol comes after that gap."""
     if held is not None and held.source == tick.source and tick.gap_from is not None:
-        held.away = min(held.away or tick.gap_from, tick.gap_from)
+        held.gap_from = min(held.gap_from or tick.gap_from, tick.gap_from)
 
 
 def take_gap(held: Held, tick: Tick) -> None:
     """The tick is accepted: it comes after the gaps before the late ticks before it."""
-    if held.away:
-        tick.gap_from, held.away = min(held.away, tick.gap_from or held.away), 0
+    if held.gap_from:
+        tick.gap_from, held.gap_from = min(held.gap_from, tick.gap_from or held.gap_from), 0
 
 
 def changes_currency(held: Held, tick: Tick) -> bool:
@@ -77,9 +77,9 @@ class Trades:
 
 def require_series(plain: Columns, held: list[Held]) -> None:
     """Raises `OddRecord` at a tick that names its symbol's first or another currency, is older than its symbol's, or comes after the gap before a late tick."""
-    away = np.array([holder.away > 0 for holder in held])
-    if away.any():
-        require_none(away[plain.symbol], plain.record)
+    after_gap = np.array([holder.gap_from > 0 for holder in held])
+    if after_gap.any():
+        require_none(after_gap[plain.symbol], plain.record)
     since = np.array([holder.since for holder in held])
     if since.any():
         require_none(plain.event_time < since[plain.symbol], plain.record)

@@ -120,7 +120,7 @@ class Held:
     """The last that was named."""
     since: int = 0
     """Epoch ms: another currency began here, and what is older is late."""
-    away: int = 0
+    gap_from: int = 0
     """The least `gap_from` of ticks that were late: the next accepted tick has it. 0: none."""
 
 
@@ -203,7 +203,7 @@ class State(Stored):
         self.held_symbols, self.held_newest, self.held_ts = list(held), [h.newest for h in held.values()], [h.ts for h in held.values()]
         self.held_traded, self.held_price = [h.traded for h in held.values()], [h.price for h in held.values()]
         self.held_since = [h.since for h in held.values()]
-        self.held_away = {place: h.away for place, h in enumerate(held.values()) if h.away}
+        self.held_away = {place: h.gap_from for place, h in enumerate(held.values()) if h.gap_from}
         self.currencies, self.held_currencies = _numbered(h.currency for h in held.values())
 
     def require_fitting(self) -> None:
