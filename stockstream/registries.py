@@ -60,7 +60,7 @@ class Bucket:
 
     def marks(self, path: str) -> list[str]:
         with _as_os_errors():
-            found = [one for one in self._store.objects(path) if one.name == path or one.name.startswith(f"{path}/")]
+            found = [one for one in self._store.entries(path) if one.name == path or one.name.startswith(f"{path}/")]
         if not found:
             raise FileNotFoundError(f"{self.where}/{path}")
         return [f"{one.name}\0{one.size}\0{one.modified.timestamp()}\0{one.tag}\0" for one in found]

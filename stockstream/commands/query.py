@@ -17,8 +17,9 @@ import duckdb
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.records import SHARES
 from stockstream.settings import load_settings
-from stockstream.sinks.archive.processed import BARS_SQL, STORED_BARS, STORED_TICKS, TRADED_BARS_SQL
+from stockstream.sinks.archive.processed import BARS_SQL, TRADED_BARS_SQL
 from stockstream.sinks.archive.repaired import REPAIRS
+from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
 from stockstream.sinks.s3 import S3Store
 from stockstream.sinks.stores import FileStore, open_archive
 from stockstream.wording import counted
@@ -111,7 +112,7 @@ def connect(archive: Path | FileStore | S3Store) -> tuple[duckdb.DuckDBPyConnect
                 missing = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in columns.items())
                 source = f"(SELECT * FROM read_parquet({at}, union_by_name=true, {options}) UNION ALL BY NAME SELECT {missing} WHERE false)"
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")
-    connection.execute("CREATE VIEW ticks AS SELECT * FROM stored_ticks")
+    connection.execute("CREATE VIEW ticks AS SELECT * EXCLUDE (compaction) FROM stored_ticks")
     connection.execute(f"CREATE VIEW bars_1m AS {BARS_SQL if repaired else TRADED_BARS_SQL}")
     connection.execute(f"CREATE VIEW raw AS SELECT * EXCLUDE (filename), regexp_extract(filename, '{_NAME_OF_RAW}', 1) AS log FROM stored_raw")
     connection.execute(f"SET allowed_directories=[{_quoted(place.allowed)}]")

@@ -6,8 +6,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
+from stockstream.sinks.entries import Entry
 
 
 class MemoryStore:
@@ -21,6 +23,8 @@ class MemoryStore:
 
     def __init__(self, seed: int = 0) -> None:
         self.objects: dict[str, bytes] = {}
+        self.written: dict[str, datetime] = {}
+        """When each was created; a test may change it."""
         self.down = False
         self.failing = 0.0
         self.delay_s = 0.0
@@ -36,6 +40,8 @@ class MemoryStore:
         with self._lock:
             new = name not in self.objects
             self.objects.setdefault(name, bytes(data))
+            if new:
+                self.written[name] = datetime.now(UTC)
         if lost:
             raise ArchiveUnavailable(f"memory: no answer for {name}")
         return new
@@ -45,6 +51,17 @@ class MemoryStore:
         with self._lock:
             names = sorted(name for name in self.objects if name.startswith(prefix) and name > start_after)
         yield from names
+
+    def entries(self, prefix: str, start_after: str = "") -> Iterator[Entry]:
+        names = list(self.list(prefix, start_after))
+        with self._lock:
+            found = [Entry(name, len(self.objects[name]), self.written[name]) for name in names if name in self.objects]
+        yield from found
+
+    def delete(self, name: str) -> None:
+        self._fail_or_wait(name)
+        with self._lock:
+            self.objects.pop(name, None)
 
     def read(self, name: str, tail: int = 0) -> bytes:
         self._fail_or_wait(name)

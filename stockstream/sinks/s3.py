@@ -8,14 +8,14 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from botocore import exceptions as aws
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.locations import bucket_and_prefix, place
 from stockstream.settings import Settings
+from stockstream.sinks.entries import Entry
 
 T = TypeVar("T")
 PROBE = ".writable"
@@ -72,15 +72,6 @@ class S3Access:
         return cls(settings.s3_endpoint, settings.aws_region, settings.s3_sse, settings.s3_kms_key, settings.s3_requester_pays)
 
 
-class Object(NamedTuple):
-    """An object as it is listed: its name in the store, its size in bytes, when it was written, and S3's tag of its content."""
-
-    name: str
-    size: int
-    modified: datetime
-    tag: str
-
-
 @functools.lru_cache(maxsize=8)
 def _client(endpoint: str, region: str) -> Any:
     """The client of an endpoint. It may be used by several threads. Raises `botocore`'s errors."""
@@ -124,17 +115,16 @@ class S3Store:
         self._call("write", name, lambda s3, at: s3.put_object(**at, Body=data, **self._put))
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-        for found in self.objects(prefix, start_after):
+        for found in self.entries(prefix, start_after):
             yield found.name
 
-    def objects(self, prefix: str, start_after: str = "") -> Iterator[Object]:
-        """Like `list`, with each object's size and time."""
+    def entries(self, prefix: str, start_after: str = "") -> Iterator[Entry]:
         more: dict[str, str] = {"StartAfter": self.prefix + start_after} if start_after else {}
         while True:
             page = self._call("list", prefix, functools.partial(self._page, prefix=prefix, more=more))
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):                        # the console's folders
-                    yield Object(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"], item["ETag"])
+                    yield Entry(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"], item["ETag"])
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -157,6 +147,9 @@ class S3Store:
         except MissingObject:
             return None
         return int(str(got.get("ContentRange") or f"/{got['ContentLength']}").rpartition("/")[2])
+
+    def delete(self, name: str) -> None:
+        self._call("delete", name, lambda s3, at: s3.delete_object(**at, **self._payer))
 
     def _get(self, name: str, span: str) -> bytes:
         def get(s3: Any, at: dict[str, str]) -> bytes:

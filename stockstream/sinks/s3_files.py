@@ -8,7 +8,8 @@ from typing import Any
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from stockstream.locations import S3_URL
-from stockstream.sinks.s3 import Object, S3Store
+from stockstream.sinks.entries import Entry
+from stockstream.sinks.s3 import S3Store
 
 BLOCK = 4_000_000
 """A request reads at least this much, if the object has it: most objects are smaller, and a request costs more than the bytes."""
@@ -24,12 +25,12 @@ class S3Files(AbstractFileSystem):
         super().__init__()
         self._store = store
         self._base = f"{store.url}/".removeprefix(S3_URL)
-        self._objects: dict[str, Object] = {}
+        self._objects: dict[str, Entry] = {}
 
     def find_objects(self, prefix: str, suffix: str, depth: int) -> list[tuple[str, float]]:
         """Lists the objects `depth` folders below `prefix`. Returns URL and time of each, by name."""
         found = []
-        for one in self._store.objects(prefix):
+        for one in self._store.entries(prefix):
             if one.name.endswith(suffix) and one.name.count("/", len(prefix)) == depth:
                 self._objects[self._base + one.name] = one
                 found.append((f"{self._store.url}/{one.name}", one.modified.timestamp()))
@@ -56,7 +57,7 @@ class S3Files(AbstractFileSystem):
         """The bytes `first` to `end` - 1. Raises `ArchiveError`."""
         return self._store.read_range(self._known(path).name, first, end)
 
-    def _known(self, path: str) -> Object:
+    def _known(self, path: str) -> Entry:
         one = self._objects.get(str(self._strip_protocol(path)))
         if one is None:
             raise FileNotFoundError(path)

@@ -8,12 +8,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.locations import S3_URL, archive_folder, require_writable
 from stockstream.settings import Settings, load_settings
+from stockstream.sinks.entries import Entry
 from stockstream.sinks.s3 import S3Access, S3Store
 
 SCHEMES = ("file", "s3")
@@ -38,6 +40,12 @@ class Store(Protocol):
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """Names that begin with `prefix` and sort after `start_after`, in ascending order of their bytes."""
+
+    def entries(self, prefix: str, start_after: str = "") -> Iterator[Entry]:
+        """Like `list`, with each object's size and time. An object that is deleted meanwhile may be missing."""
+
+    def delete(self, name: str) -> None:
+        """Deletes the object, if it exists. Only for what compaction has replaced and what retention ends: an object's bytes never change otherwise."""
 
     def read(self, name: str, tail: int = 0) -> bytes:
         """The object's bytes, or its last `tail` bytes. Raises `ArchiveError` if there is no such object."""
@@ -150,6 +158,22 @@ class FileStore:
                     yield from self._walk(name, prefix, start_after)
             elif name > start_after:
                 yield name
+
+    def entries(self, prefix: str, start_after: str = "") -> Iterator[Entry]:
+        for name in self.list(prefix, start_after):
+            try:
+                found = (self.root / name).stat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _failure(f"{self.root}: cannot look at {name}", error) from error
+            yield Entry(name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def delete(self, name: str) -> None:
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _failure(f"{self.root}: cannot delete {name}", error) from error
 
     def read(self, name: str, tail: int = 0) -> bytes:
         def whole(file: BinaryIO) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ class StoreContract(ABC):
             for start in [*names, "a/b", "zzz"]:
                 assert list(store.list(prefix, start)) == [name for name in found if name > start]
 
+    def test_lists_size_and_time(self, store: Store) -> None:
+        begin = datetime.now(UTC) - timedelta(seconds=2)                 # S3 rounds to seconds
+        store.create("a/1", b"one")
+        store.create("a/2", b"")
+        assert [(entry.name, entry.size) for entry in store.entries("a/")] == [("a/1", 3), ("a/2", 0)]
+        assert [entry.name for entry in store.entries("a/", "a/1")] == ["a/2"]
+        assert all(begin < entry.modified < datetime.now(UTC) + timedelta(seconds=2) for entry in store.entries(""))
+
+    def test_a_deleted_object_is_gone_and_its_name_is_free(self, store: Store) -> None:
+        store.create("a/1", b"one")
+        store.create("a/2", b"two")
+        store.delete("a/1")
+        store.delete("a/1")
+        assert store.size("a/1") is None and list(store.list("a/")) == ["a/2"]
+        assert store.create("a/1", b"again") and store.read("a/1") == b"again"
+
     def test_one_of_many_wins(self, store: Store) -> None:
         won: list[int] = []
 
@@ -84,7 +101,8 @@ class StoreContract(ABC):
 
     @pytest.mark.parametrize("call", [
         lambda store: store.create("a/b", b"x"), lambda store: store.read("a/b"), lambda store: store.size("a/b"), lambda store: list(store.list("a/")),
-    ], ids=["create", "read", "size", "list"])  # fmt: skip
+        lambda store: list(store.entries("a/")), lambda store: store.delete("a/b"),
+    ], ids=["create", "read", "size", "list", "entries", "delete"])  # fmt: skip
     def test_every_call_to_a_store_that_cannot_be_reached_can_be_retried(self, unavailable: Store, call: Callable[[Store], object]) -> None:
         with pytest.raises(ArchiveUnavailable) as raised:
             call(unavailable)

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stockstream.errors import ArchiveError
-from stockstream.records import AFTER_FEED_GAP, CORRECTION, TICKS_SCHEMA
+from stockstream.records import AFTER_FEED_GAP, CORRECTION
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
+from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.shares import joined, split
@@ -53,21 +54,6 @@ class _CountsRows(Protocol):
 
 
 Footer = TypeVar("Footer", bound=_CountsRows)
-STORED_TICKS = pa.schema([
-    field.with_type(pa.timestamp("ms")) if field.name == "event_time" else field for field in TICKS_SCHEMA
-] + [pa.field("partition", pa.int32()), pa.field("log", pa.string())])  # fmt: skip
-"""Columns of `processed/ticks`: those of `ticks.clean`, `event_time` as a timestamp in UTC, and where the tick is in the raw log."""
-STORED_BARS = pa.schema([
-    ("symbol", pa.string()), ("source", pa.string()), ("minute", pa.timestamp("ms")),
-    ("open", pa.float64()), ("high", pa.float64()), ("low", pa.float64()), ("close", pa.float64()),
-    ("volume", pa.float64()), ("notional", pa.float64()), ("ticks", pa.int64()),
-    ("first_second", pa.int64()), ("first_offset", pa.int64()), ("first_index", pa.int32()),
-    ("last_second", pa.int64()), ("last_offset", pa.int64()), ("last_index", pa.int32()), ("gap", pa.bool_()), ("repaired", pa.bool_()),
-    ("partition", pa.int32()), ("log", pa.string()),
-])  # fmt: skip
-"""Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute, or a bar of `repairs`, which is `repaired` and has neither ticks nor
-notional. `BARS_SQL` combines all parts of a minute. A part with `gap` has no ticks: a gap of the feed reaches into the minute. `gap` and `repaired` are
-missing in objects of earlier releases."""
 TRADED_BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
@@ -102,13 +88,14 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
     rows = rows.sort_by([(name, "ascending") for name in ("symbol", "event_time", "offset", "index")])
     parts: list[tuple[str, pa.Table, pa.Schema]] = []
     for hour, table in _by(rows, HOUR_MS):
-        parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _stored_ticks(table, extent), STORED_TICKS))
-    bars = _stored_ticks(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), extent)
+        parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _placed(table, extent), STORED_TICKS))
+    bars = _placed(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), extent)
+    bars = bars.append_column("record_offset", pa.repeat(pa.scalar(extent.first, pa.int64()), bars.num_rows))
     for day, table in _by(bars, DAY_MS, "minute"):
         parts.append((f"processed/bars_1m/{folder_of_day(day)}/{stem}", table, STORED_BARS))
     main = f"processed/ticks/{raw_folder}/{stem}"
     if all(name != main for name, _, _ in parts):
-        parts.append((main, _stored_ticks(rows.slice(0, 0), extent), STORED_TICKS))
+        parts.append((main, _placed(rows.slice(0, 0), extent), STORED_TICKS))
     parts.sort(key=lambda part: part[0] == main)
     objects = {name: table.num_rows for name, table, _ in parts}
     made = Made(extent.log, extent.partition, extent.first, extent.last, 0)
@@ -117,7 +104,7 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
         footer = msgspec.structs.replace(made, rows=table.num_rows)
         if name == main:
             footer = msgspec.structs.replace(footer, objects=objects, missing=tuple(missing))
-        done.append((name, parquet(table.cast(schema), encode_json(footer))))
+        done.append((name, parquet(of_schema(table, schema), encode_json(footer))))
     return done
 
 
@@ -129,10 +116,10 @@ def _by(rows: pa.Table, span: int, column: str = "event_time") -> Iterator[tuple
         yield int(value), rows.filter(pa.array(of == value))
 
 
-def _stored_ticks(rows: pa.Table, extent: Extent) -> pa.Table:
-    return rows.append_column("partition", pa.repeat(pa.scalar(extent.partition, pa.int32()), rows.num_rows)).append_column(
-        "log", pa.repeat(pa.scalar(extent.log, pa.string()), rows.num_rows)
-    )
+def _placed(rows: pa.Table, extent: Extent) -> pa.Table:
+    for name, value in (("partition", pa.scalar(extent.partition, pa.int32())), ("log", pa.scalar(extent.log, pa.string()))):
+        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+    return rows
 
 
 def _gap_parts(rows: pa.Table) -> pa.Table:
@@ -175,7 +162,15 @@ def _bars(rows: pa.Table) -> pa.Table:
     bars = bars.append_column("volume", volume).select(columns + [f"{name}_{which}" for name, which in first_and_last])
     for name in ("gap", "repaired"):
         bars = bars.append_column(name, pa.repeat(pa.scalar(value=False), bars.num_rows))
-    return bars.rename_columns([name for name in STORED_BARS.names if name not in ("partition", "log")])
+    return bars.rename_columns(STORED_BARS.names[: bars.num_columns])
+
+
+def of_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema`, in its order; those that it lacks are null."""
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type) for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def parquet(table: pa.Table, footer: bytes) -> bytes:

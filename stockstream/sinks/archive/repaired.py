@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from stockstream.records import Repair
 from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
-from stockstream.sinks.archive.processed import STORED_BARS, parquet, read_footer
+from stockstream.sinks.archive.processed import parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
+from stockstream.sinks.archive.schemas import STORED_BARS
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, symbol_fault
 
@@ -105,7 +106,7 @@ def repaired_object(partition: int, bars: Sequence[Bar]) -> bytes:
             "open": repair.open, "high": repair.high, "low": repair.low, "close": repair.close, "volume": float(repair.volume), "ticks": 0,
             "first_second": repair.minute // 1000, "first_offset": bar.offset, "first_index": 0,
             "last_second": repair.minute // 1000, "last_offset": bar.offset, "last_index": 0,
-            "partition": partition, "log": log, "gap": True, "repaired": True,
+            "partition": partition, "log": log, "record_offset": bar.offset, "gap": True, "repaired": True,
         }
         for bar in bars for repair in (bar.repair,)
     ]  # fmt: skip
