@@ -19,11 +19,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from models import ScoringModel
-from stockstream.commands.verify import check
 from stockstream.kafka.admin import STATE_TABLES, changelog
 from stockstream.kafka.client import client_options
 from stockstream.records import CORRECTION, TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode

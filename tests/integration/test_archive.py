@@ -12,12 +12,12 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from stockstream.commands.verify import check
 from stockstream.errors import BrokerError
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.stores import FileStore
 from stockstream.transforms.frames import Frame, encode

@@ -16,12 +16,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stockstream.commands.query import connect, run_sql
-from stockstream.commands.verify import check
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.raw_objects import read_raw_object
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
 from tests.patience import PATIENCE_S
 

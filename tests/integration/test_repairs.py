@@ -18,12 +18,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stockstream.budgets import Limits
 from stockstream.commands.query import connect, run_sql
-from stockstream.commands.verify import check
 from stockstream.kafka.admin import producer_options
 from stockstream.kafka.topic_reader import TopicReader
 from stockstream.records import Repair
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.archive.repaired_writer import RepairedBars
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
 from stockstream.sources.base import SystemClock
 from stockstream.sources.quota import MemoryRequestLog, Scheduler

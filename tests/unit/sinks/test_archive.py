@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockstream.commands.verify import check
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour, parse_name, processed_name, raw_name
 from stockstream.sinks.archive.processed import processed_objects, read_made, unprocessed
 from stockstream.sinks.archive.raw_objects import Piece, after, encode, key_and_value, lines, read_extent, read_raw_object
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, Store
 

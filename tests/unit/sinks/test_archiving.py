@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stockstream.commands.verify import check
 from stockstream.errors import BrokerError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.raw_objects import RawRecord, key_and_value, read_raw_object
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.memory import MemoryStore
 from stockstream.transforms.frames import Frame

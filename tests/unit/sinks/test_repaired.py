@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from stockstream.commands.query import connect, run_sql
-from stockstream.commands.verify import check
 from stockstream.errors import BrokerError, StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
@@ -25,6 +24,7 @@ from stockstream.sinks.archive.processed import processed_objects
 from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.archive.repaired import REPAIRS, Bar, bar_of, next_object, write, written_through
 from stockstream.sinks.archive.repaired_writer import RepairedBars
+from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, Store
 

@@ -1,0 +1,1 @@
+"""Verification of an archive: what `stockstream verify` reads, compares and reports. One module for each kind of object."""

@@ -1,0 +1,36 @@
+"""What a verification has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Coverage:
+    """One partition of one log: `objects` account for the offsets `first` to `last`, of which `holes` have no record and `records` are archived.
+
+    `processed`: the last offset whose ticks are stored, -1 if there is none; `unprocessed`: number of records after it; `ticks`: number of stored ticks;
+    `missing`: number of offsets whose result of `clean` was lost.
+    """
+
+    log: str
+    partition: int
+    first: int = 0
+    last: int = -1
+    objects: int = 0
+    records: int = 0
+    holes: int = 0
+    processed: int = -1
+    unprocessed: int = 0
+    ticks: int = 0
+    missing: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """The contents of the archive, and all faults, one line each."""
+
+    chains: list[Coverage] = field(default_factory=list)
+    repaired: int = 0
+    """Repaired bars."""
+    faults: list[str] = field(default_factory=list)
