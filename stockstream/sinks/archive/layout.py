@@ -11,7 +11,7 @@ import msgspec
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 MAX_EPOCH_HOUR = 253_402_300_799_999 // HOUR_MS
 """The last hour of the year 9999."""
-_NAME = re.compile(r"(?P<area>raw|processed/ticks|processed/bars_1m)/(?P<folder>date=\d{4}-\d\d-\d\d(?:/hour=\d\d)?)/"
+_NAME = re.compile(r"(?P<area>raw|processed/[a-z0-9_]+)/(?P<folder>date=\d{4}-\d\d-\d\d(?:/hour=\d\d)?)/"
                    r"(?P<log>[A-Za-z0-9._-]+)-(?P<partition>\d{5})-(?P<first>\d{20})\.(?:jsonl\.zst|parquet)")  # fmt: skip
 CHAIN_FOLDER = re.compile(r"[A-Za-z0-9._-]+-\d{5}")
 LOG_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
