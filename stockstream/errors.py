@@ -16,6 +16,7 @@
     ├── ArchiveError            the archive's store failed
     │   ├── ArchiveUnavailable  the store is down or slow                        retriable
     │   │   └── StoreRefused    credentials or bucket do not allow it (in `sinks.s3`)  retriable
+    │   ├── SqlError            the user's SQL fails (in `sql.errors`)
     │   └── NoTrailer           an object that is no raw object (in `sinks.archive.raw_objects`)
     ├── ModelError              a model that cannot be trained, found or loaded
     └── OutputError             files of results that cannot be written

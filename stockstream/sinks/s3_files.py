@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ BLOCK = 4_000_000
 
 
 class S3Files(AbstractFileSystem):
-    """The objects that `find_objects` has listed, as `s3://bucket/prefix/name`."""
+    """The objects that `add` made known, as `s3://bucket/prefix/name`."""
 
     protocol = "s3"
     cachable = False
@@ -27,14 +28,13 @@ class S3Files(AbstractFileSystem):
         self._base = f"{store.url}/".removeprefix(S3_URL)
         self._objects: dict[str, Entry] = {}
 
-    def find_objects(self, prefix: str, suffix: str, depth: int) -> list[tuple[str, float]]:
-        """Lists the objects `depth` folders below `prefix`. Returns URL and time of each, by name."""
-        found = []
-        for one in self._store.entries(prefix):
-            if one.name.endswith(suffix) and one.name.count("/", len(prefix)) == depth:
-                self._objects[self._base + one.name] = one
-                found.append((f"{self._store.url}/{one.name}", one.modified.timestamp()))
-        return found
+    def add(self, entries: Iterable[Entry]) -> list[str]:
+        """Makes these objects known. Returns the URL of each."""
+        urls = []
+        for one in entries:
+            self._objects[self._base + one.name] = one
+            urls.append(f"{self._store.url}/{one.name}")
+        return urls
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         one = self._known(path)

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stockstream.commands.query import connect, run_sql
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
@@ -23,6 +22,7 @@ from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.raw_objects import read_raw_object
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
+from stockstream.sql.duckdb_engine import connect
 from tests.patience import PATIENCE_S
 
 
@@ -85,13 +85,12 @@ def test_all_that_a_demo_archives_is_processed(tmp_path: Path) -> None:
     assert report.faults == [] and [chain for chain in report.chains if chain.unprocessed or chain.processed != chain.last] == []
     records = [line for name in store.list("raw/") for line in read_raw_object(store, name)[1]]
     accepted = [line for line in records if line.value is not None and "punctuate" not in json.loads(str(line.value))]
-    connection, found = connect(data)
-    with connection:
-        _, [(ticks, first_ms, last_ms, bars)], _ = run_sql(
-            connection, "SELECT (SELECT count(*) FROM ticks), (SELECT epoch_ms(min(event_time)) FROM ticks), (SELECT epoch_ms(max(event_time)) FROM ticks), "
-            "(SELECT sum(ticks) FROM bars_1m)", 0,
-        )  # fmt: skip
-    assert found and len(chains(store)) == len(report.chains) > 0
+    with connect(data) as engine:
+        [(ticks, first_ms, last_ms, bars)] = engine.run(
+            "SELECT (SELECT count(*) FROM ticks), (SELECT epoch_ms(min(event_time)) FROM ticks), (SELECT epoch_ms(max(event_time)) FROM ticks), "
+            "(SELECT sum(ticks) FROM bars_1m)"
+        ).rows()
+    assert len(chains(store)) == len(report.chains) > 0
     assert ticks == bars == len(accepted) > 0
     times = [json.loads(str(line.value))["event_time"] for line in accepted]
     assert (first_ms, last_ms) == (min(times), max(times))
@@ -122,8 +121,7 @@ def test_all_that_demos_publish_is_archived_and_in_the_bars(
         store = FileStore(data)
         assert sorted(published) == sorted(str(line.value) for name in store.list("raw/") for line in read_raw_object(store, name)[1])
         published_ticks = sum("punctuate" not in json.loads(value) for value in published)
-        connection, _ = connect(data)
-        with connection:
-            _, [counts], _ = run_sql(connection, "SELECT (SELECT count(*) FROM ticks), (SELECT sum(ticks) FROM bars_1m)", 0)
+        with connect(data) as engine:
+            [counts] = engine.run("SELECT (SELECT count(*) FROM ticks), (SELECT sum(ticks) FROM bars_1m)").rows()
         assert tuple(counts) == (published_ticks, published_ticks) and published_ticks > before, output.read_text()
         before = published_ticks

@@ -17,7 +17,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stockstream.budgets import Limits
-from stockstream.commands.query import connect, run_sql
 from stockstream.kafka.admin import producer_options
 from stockstream.kafka.topic_reader import TopicReader
 from stockstream.records import Repair
@@ -29,6 +28,7 @@ from stockstream.sources.base import SystemClock
 from stockstream.sources.quota import MemoryRequestLog, Scheduler
 from stockstream.sources.yahoo.query import YahooQuery
 from stockstream.sources.yahoo.repair import Repairer
+from stockstream.sql.duckdb_engine import connect
 from stockstream.transforms.partitioning import home_partition
 from tests.faults.workers import Worker, wait_until
 from tests.kafka import Cluster
@@ -129,10 +129,9 @@ async def test_a_gap_becomes_bars_in_the_archive_once(kafka: Cluster, prefix: st
         await server.stop()
     report = check(FileStore(tmp_path / "archive"))
     assert report.faults == [] and report.repaired == 17
-    connection, _ = connect(tmp_path / "archive")
-    with connection:
+    with connect(tmp_path / "archive") as engine:
         sql = "SELECT symbol, epoch(minute) AS at, open, high, low, close, volume, ticks FROM bars_1m WHERE repaired ORDER BY 1, 2"
-        _, rows, _ = run_sql(connection, sql, 0)
+        rows = list(engine.run(sql).rows())
     expected = []
     for gap in gaps:
         first = int(str(gap["from"])) // MINUTE * 60 + 60

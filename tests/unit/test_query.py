@@ -19,6 +19,10 @@ from stockstream.sinks.archive.processed import processed_objects
 from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.s3 import S3Access, S3Store
 from stockstream.sinks.stores import FileStore
+from stockstream.sql.duckdb_engine import connect
+from stockstream.sql.errors import SqlError
+from stockstream.sql.outputs import TABLE_ROWS
+from stockstream.sql.views import EXAMPLE, VIEWS
 from tests.standins.s3 import SECRET, s3_server
 
 T0 = 1_760_000_000_000 // 3_600_000 * 3_600_000     # 2025-10-09 08:00
@@ -111,9 +115,12 @@ def test_ticks_and_raw(tmp_path: Path) -> None:
 
 def test_an_empty_archive_has_the_same_columns(tmp_path: Path) -> None:
     _archive(tmp_path / "full")
-    for view in query.VIEWS:
-        columns = [[column[:2] for column in query.connect(tmp_path / root)[0].execute(f"DESCRIBE {view}").fetchall()] for root in ("full", "empty")]
-        assert sorted(columns[0]) == sorted(columns[1])
+    for view in VIEWS:
+        schemas = []
+        for root in ("full", "empty"):
+            with connect(tmp_path / root) as engine:
+                schemas.append(engine.run(f"SELECT * FROM {view}").schema)
+        assert schemas[0].equals(schemas[1])
     (tmp_path / "empty").mkdir()
     result = _run(tmp_path / "empty", "SELECT * FROM bars_1m")
     assert result.exit_code == 0 and "holds no archive yet" in result.stderr and result.stdout.startswith("symbol")
@@ -121,7 +128,7 @@ def test_an_empty_archive_has_the_same_columns(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     many = "SELECT * FROM range(250)"
-    assert len(_run(tmp_path, many).stdout.splitlines()) == query.TABLE_ROWS + 2
+    assert len(_run(tmp_path, many).stdout.splitlines()) == TABLE_ROWS + 2
     assert "use --limit" in _run(tmp_path, many).stderr
     assert len(json.loads(_run(tmp_path, "--json", many).stdout)) == 250
     assert len(_run(tmp_path, "--limit", "0", many).stdout.splitlines()) == 252
@@ -135,7 +142,7 @@ def test_limits(tmp_path: Path) -> None:
      "SELECT * FROM read_text('/etc/passwd')", "SET enable_external_access=true", "CREATE TABLE t (a INT)", "SELECT 'a'::INT"],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_one_line(tmp_path: Path, sql: str) -> None:
-    with pytest.raises(query.SqlError) as raised:
+    with pytest.raises(SqlError) as raised:
         _run(tmp_path, sql.format(tmp=tmp_path))
     assert "\n" not in str(raised.value) and str(raised.value)
     assert not (tmp_path / "out.csv").exists()
@@ -144,9 +151,9 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path, sql: str) -> None:
 def test_without_sql_it_says_what_can_be_asked(tmp_path: Path) -> None:
     _archive(tmp_path)
     reported = _run(tmp_path).stdout
-    for view in query.VIEWS:
+    for view in VIEWS:
         assert f"{view}: " in reported
-    assert _run(tmp_path, query.EXAMPLE).exit_code == 0
+    assert _run(tmp_path, EXAMPLE).exit_code == 0
 
 
 def test_other_urls() -> None:
@@ -277,11 +284,12 @@ def test_a_bucket_gives_the_same_as_a_folder(tmp_path: Path, monkeypatch: pytest
         outside, write = "SELECT * FROM read_csv('s3://bucket/elsewhere/secret.csv')", "COPY (SELECT 1) TO 's3://bucket/a b/it''s/raw/x.csv'"
         for sql in (outside, write, "SELECT nothing FROM raw"):
             failed = asked(query.command, url, sql)
-            assert isinstance(failed.exception, query.SqlError) and "\n" not in str(failed.exception), sql
-        with query.connect(store)[0] as connection:
+            assert isinstance(failed.exception, SqlError) and "\n" not in str(failed.exception), sql
+        with connect(store) as engine:
+            assert engine.run("SELECT count(*) FROM ticks").fetch() == ([(8,)], False)
             server.client.delete_object(Bucket="bucket", Key=f"a b/it's/{next(iter(store.list('processed/ticks/')))}")
-            with pytest.raises(query.SqlError, match=r"^s3://bucket/a b/it's: there is no processed/ticks/"):
-                query.run_sql(connection, "SELECT sum(price) FROM ticks", 0)
+            with pytest.raises(SqlError, match=r"^s3://bucket/a b/it's: there is no processed/ticks/"):
+                engine.run("SELECT sum(price) FROM ticks").fetch()
         assert asked(verify.command, url).return_value == 1
         server.stop()
         for command, arguments in ((query.command, ["SELECT 1"]), (verify.command, [])):

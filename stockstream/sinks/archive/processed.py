@@ -54,28 +54,6 @@ class _CountsRows(Protocol):
 
 
 Footer = TypeVar("Footer", bound=_CountsRows)
-TRADED_BARS_SQL = """
-SELECT symbol, source, minute,
-       min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
-       max_by(close, row(last_second, log, last_offset, last_index)) AS close,
-       CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
-       CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
-       CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, false AS repaired, "date"
-FROM bar_parts WHERE NOT coalesce(repaired, false) GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
-"""
-"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute."""
-BARS_SQL = f"""{TRADED_BARS_SQL}UNION ALL
-SELECT symbol, max_by(source, row(log, first_offset)) AS source, minute,
-       max_by(open, row(log, first_offset)) AS open, max_by(high, row(log, first_offset)) AS high, max_by(low, row(log, first_offset)) AS low,
-       max_by(close, row(log, first_offset)) AS close, max_by(volume, row(log, first_offset)) AS volume, CAST(NULL AS DOUBLE) AS vwap,
-       CAST(0 AS BIGINT) AS ticks, true AS gap, true AS repaired, "date"
-FROM bar_parts AS bar WHERE repaired AND NOT EXISTS (
-    SELECT 1 FROM bar_parts AS other
-    WHERE other.symbol = bar.symbol AND other.minute = bar.minute AND other."date" = bar."date" AND other.ticks > 0
-) GROUP BY symbol, minute, "date"
-"""
-"""These rows, and the newest repaired bar of each minute in which the symbol has no tick of any source. It reads the parts twice, so without repaired bars
-use TRADED_BARS_SQL, which then gives the same."""
 
 
 def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:

@@ -34,7 +34,7 @@ STORED_BARS = pa.schema([
     *_PLACE,
 ])  # fmt: skip
 """Columns of `processed/bars_1m`: what the ticks of one raw object add to a minute, or a bar of `repairs`, which is `repaired` and has neither ticks nor
-notional. `BARS_SQL` combines all parts of a minute. A part with `gap` has no ticks: a gap of the feed reaches into the minute."""
+notional. `BARS_SQL` (`sql/views.py`) combines all parts of a minute. A part with `gap` has no ticks: a gap of the feed reaches into the minute."""
 
 STORED_WINDOWS = pa.schema([
     *(field for field in WINDOWS_SCHEMA if field.name != "partition"), ("time", _TIME), *_PLACE,

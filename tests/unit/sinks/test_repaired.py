@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stockstream.commands.query import connect, run_sql
 from stockstream.errors import BrokerError, StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
@@ -27,6 +26,7 @@ from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, Store
+from stockstream.sql.duckdb_engine import connect
 
 MINUTE, DAY = 60_000, 86_400_000
 T0 = 1_760_054_400_000                                                   # 2025-10-10 00:00 UTC
@@ -258,18 +258,15 @@ def test_the_view_shows_a_repaired_bar_only_for_a_minute_without_ticks(tmp_path:
     while bars:
         last = write(store, 2, bars)
         bars = [bar for bar in bars if bar.offset > last]
-    connection, _ = connect(tmp_path)
-    with connection:
+    with connect(tmp_path) as engine:
         sql = "SELECT symbol, source, strftime(minute, '%d %H:%M') AS at, close, volume, vwap, ticks, repaired FROM bars_1m ORDER BY symbol, minute"
-        _, rows, _ = run_sql(connection, sql, 0)
-        assert rows == [
+        assert list(engine.run(sql).rows()) == [
             ("A", "yahoo", "10 00:00", 20.0, 5.0, 20.0, 1, False),
             ("A", "yahoo.LSE", "10 00:01", 11.5, 104.0, None, 0, True),  # the newest of two repairs
             ("A", "yahoo", "11 00:00", 11.0, 105.0, None, 0, True),
             ("B", "other", "10 00:01", 30.0, 5.0, 30.0, 1, False),       # another source has ticks in that minute
             ("B", "yahoo", "10 00:02", 11.0, 103.0, None, 0, True),
         ]
-        _, rows, _ = run_sql(connection, "SELECT count(*) FROM bars_1m WHERE date = DATE '2025-10-11'", 0)
-        assert rows == [(1,)]
+        assert list(engine.run("SELECT count(*) FROM bars_1m WHERE date = DATE '2025-10-11'").rows()) == [(1,)]
     report = check(store)
     assert report.faults == [] and report.repaired == 6 and len(report.chains) == 1
