@@ -8,7 +8,8 @@ import msgspec
 
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import CHAIN_FOLDER, LOG_ID, FolderChange, Lost, folder_of_hour, parse_name, raw_name
-from stockstream.sinks.archive.raw_objects import Extent, Piece, Tail, encode_json, hole_object, raw_object, read_extent
+from stockstream.sinks.archive.raw_objects import CleanSettings, Extent, Piece, Tail, encode_json, hole_object, raw_object, read_extent
+from stockstream.sinks.archive.sealing import seal_json
 from stockstream.sinks.stores import Store
 
 _decode_entry: Callable[[bytes], FolderChange | Lost] = msgspec.json.Decoder(FolderChange | Lost).decode
@@ -31,24 +32,34 @@ def chain_begins(store: Store, log: str, partition: int) -> int:
     return begin
 
 
-def _read_entry(store: Store, name: str) -> FolderChange | Lost:
+def entry_name(log: str, partition: int, first: int) -> str:
+    """The name of the entry in `chains/` for what happens at offset `first`."""
+    return f"chains/{log}-{partition:05d}/{first:020d}.json"
+
+
+def decode_entry(name: str, data: bytes) -> FolderChange | Lost:
+    """The entry in an object of `chains/`. Raises `ArchiveError` if it cannot be read; its checksum is not looked at."""
     try:
-        return _decode_entry(store.read(name))
-    except msgspec.MsgspecError as error:
+        return _decode_entry(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
+
+
+def _read_entry(store: Store, name: str) -> FolderChange | Lost:
+    return decode_entry(name, store.read(name))
 
 
 class Chain:
     """The raw objects of one partition of one log, in order; blocking, for one thread at a time.
 
     `end` is the last offset accounted for (-1 before the first), `folder` the folder of the newest object, `tail` the newest record. A call that fails
-    with `ArchiveUnavailable` may have taken effect: repeat it, or continue with other pieces that begin at `end` + 1.
+    with `ArchiveUnavailable` may have taken effect: repeat it, or continue with other pieces that begin at `end` + 1. New objects record `settings`.
     """
 
-    def __init__(self, store: Store, log: str, partition: int) -> None:
+    def __init__(self, store: Store, log: str, partition: int, settings: CleanSettings | None = None) -> None:
         if not LOG_ID.fullmatch(log):
             raise ArchiveError(f"log id {log!r} cannot be part of a name")
-        self.store, self.log, self.partition = store, log, partition
+        self.store, self.log, self.partition, self.settings = store, log, partition, settings
         self.end = -1
         self.folder: str | None = None
         self.tail: Tail | None = None
@@ -112,7 +123,7 @@ class Chain:
                 return
         elif self.folder != wanted and not self._change_folder(first, wanted):
             return
-        extent, data = raw_object(self.log, self.partition, self.newest, pieces)
+        extent, data = raw_object(self.log, self.partition, self.newest, pieces, self.settings)
         self._create(extent, data)
 
     def append_hole(self, last: int) -> None:
@@ -143,8 +154,8 @@ class Chain:
         return False
 
     def _create_entry(self, entry: FolderChange | Lost) -> FolderChange | Lost:
-        name = f"chains/{self.log}-{self.partition:05d}/{entry.first:020d}.json"
-        if self.store.create(name, encode_json(entry)):
+        name = entry_name(self.log, self.partition, entry.first)
+        if self.store.create(name, seal_json(name, encode_json(entry))):
             return entry
         return _read_entry(self.store, name)
 

@@ -17,6 +17,7 @@ from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
 from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
+from stockstream.sinks.archive.sealing import METADATA, seal_parquet
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_TIME
 from stockstream.transforms.shares import joined, split
@@ -45,7 +46,7 @@ class Made(msgspec.Struct, frozen=True):
     version: int = 1
 
 
-_decode_made = msgspec.json.Decoder(Made).decode
+decode_made = msgspec.json.Decoder(Made).decode
 
 
 class _CountsRows(Protocol):
@@ -152,16 +153,16 @@ def of_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def parquet(table: pa.Table, footer: bytes) -> bytes:
-    """The table as Parquet, with the footer under `stockstream`."""
+    """The table as Parquet, with the footer under `stockstream`, and its checksum."""
     sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({b"stockstream": footer})
+    table = table.replace_schema_metadata({b"stockstream": footer, **METADATA})
     pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
-    return bytes(sink.getvalue())
+    return seal_parquet(sink.getvalue().to_pybytes())
 
 
 def read_made(store: Store, name: str) -> Made:
     """Reads the footer of a processed object. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
-    return read_footer(store, name, _decode_made, "a processed object of stockstream")
+    return read_footer(store, name, decode_made, "a processed object of stockstream")
 
 
 def read_footer(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str) -> Footer:

@@ -60,8 +60,21 @@ class Tail(msgspec.Struct, frozen=True):
     crc32: int
 
 
+class CleanSettings(msgspec.Struct, frozen=True):
+    """The settings of the worker that wrote an object, as far as the verdicts of `clean` depend on them. `raw_format` is the formats' identity."""
+
+    lateness_ms: str
+    revise_s: int
+    partitions: int
+    raw_format: str = ""
+
+
 class Extent(msgspec.Struct, frozen=True):
-    """The trailer of a raw object: it accounts for offsets `first` to `last`, of which `holes` (ranges, both ends included) have no record."""
+    """The trailer of a raw object: it accounts for offsets `first` to `last`, of which `holes` (ranges, both ends included) have no record.
+
+    `bytes` and `crc32` are of the lines; `object_crc32` is of their zstd frame and of this trailer without it. Objects of earlier releases have neither
+    this one nor `settings`.
+    """
 
     log: str
     partition: int
@@ -74,6 +87,8 @@ class Extent(msgspec.Struct, frozen=True):
     crc32: int
     tail: Tail | None
     version: int = 1
+    settings: CleanSettings | UnsetType = UNSET
+    object_crc32: int | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +201,7 @@ def through(piece: Piece, offset: int) -> Piece | None:
     return replace(piece, offsets=piece.offsets[:cut], data=b"\n".join([*piece.data.split(b"\n", cut)[:cut], b""]))
 
 
-def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece]) -> tuple[Extent, bytes]:
+def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece], settings: CleanSettings | None = None) -> tuple[Extent, bytes]:
     """Encodes a raw object: one zstd frame of JSON lines, then the trailer. The pieces are contiguous."""
     data = b"".join(piece.data for piece in pieces)
     offsets = np.concatenate([np.asarray(piece.offsets, np.int64) for piece in pieces])
@@ -196,13 +211,25 @@ def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece])
     holes = tuple((int(before[i]) + 1, int(offsets[i]) - 1) for i in at)
     end = data.rfind(b"\n", 0, -1) + 1
     extent = Extent(log, partition, first, last, len(offsets), previous, holes, len(data), zlib.crc32(data), Tail(last, zlib.crc32(data[end:])))
-    return extent, bytes(cramjam.zstd.compress(data, level=ZSTD_LEVEL)) + _trailer(extent)
+    if settings is not None:
+        extent = msgspec.structs.replace(extent, settings=settings)
+    return _packed(extent, data)
 
 
 def hole_object(log: str, partition: int, previous: str, first: int, last: int, tail: Tail | None) -> tuple[Extent, bytes]:
     """Encodes an object without lines: Kafka had no record from `first` to `last`."""
     extent = Extent(log, partition, first, last, 0, previous, ((first, last),), 0, 0, tail)
-    return extent, bytes(cramjam.zstd.compress(b"", level=ZSTD_LEVEL)) + _trailer(extent)
+    return _packed(extent, b"")
+
+
+def _packed(extent: Extent, data: bytes) -> tuple[Extent, bytes]:
+    frame = bytes(cramjam.zstd.compress(data, level=ZSTD_LEVEL))
+    extent = msgspec.structs.replace(extent, object_crc32=_object_crc32(frame, extent))
+    return extent, frame + _trailer(extent)
+
+
+def _object_crc32(frame: bytes, extent: Extent) -> int:
+    return zlib.crc32(encode_json(msgspec.structs.replace(extent, object_crc32=UNSET)), zlib.crc32(frame))
 
 
 def _trailer(extent: Extent) -> bytes:
@@ -240,24 +267,33 @@ def _extent(name: str, data: bytes) -> Extent:
 
 
 def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
-    """Reads an object's trailer and lines. Raises `ArchiveError` if they do not agree."""
+    """Reads an object's trailer and lines. Raises `ArchiveError` if they do not agree, or a byte has changed."""
     packed = store.read(name)
     extent = _extent(name, packed)
-    size = _payload_size(name, packed) + 8
+    trailer = _trailer(extent)
+    frame = packed[: -len(trailer)]
+    if frame + trailer != packed or extent.object_crc32 not in (UNSET, _object_crc32(frame, extent)):
+        raise ArchiveError(f"{name} does not match its checksum: bytes of it have changed")
     try:
-        data = bytes(cramjam.zstd.decompress(packed[:-size]))
+        data = bytes(cramjam.zstd.decompress(frame))
         found = _decode_lines(data)
     except (cramjam.DecompressionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
     if (len(data), zlib.crc32(data), len(found)) != (extent.bytes, extent.crc32, extent.count):
         raise ArchiveError(f"{name}: its lines do not match its trailer (bytes, checksum or count differ)")
+    if found and extent.tail != Tail(found[-1].offset, zlib.crc32(data[data.rfind(b"\n", 0, -1) + 1 :])):
+        raise ArchiveError(f"{name}: its last line is not the record that its trailer names")
+    _require_offsets(name, extent, found)
+    return extent, found
+
+
+def _require_offsets(name: str, extent: Extent, lines: Sequence[Line]) -> None:
     expect = extent.first
     holes = dict(extent.holes)
-    for line in found:
+    for line in lines:
         expect = holes.pop(expect, expect - 1) + 1
         if line.offset != expect or line.partition != extent.partition:
             raise ArchiveError(f"{name}: found offset {line.offset} of partition {line.partition}, expected offset {expect} of partition {extent.partition}")
         expect += 1
     if holes.pop(expect, expect - 1) != extent.last or holes:
         raise ArchiveError(f"{name}: its lines and holes do not account for all of {extent.first} to {extent.last}")
-    return extent, found

@@ -55,7 +55,7 @@ class Bar:
 
 
 _decode = msgspec.json.Decoder(Repair).decode
-_decode_made = msgspec.json.Decoder(MadeOfRepairs).decode
+decode_made = msgspec.json.Decoder(MadeOfRepairs).decode
 
 
 def bar_of(record: RawRecord) -> Bar | str:
@@ -117,7 +117,7 @@ def repaired_object(partition: int, bars: Sequence[Bar]) -> bytes:
 
 def read_repaired(store: Store, name: str) -> MadeOfRepairs:
     """Reads the footer. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
-    return read_footer(store, name, _decode_made, "an object of repaired bars")
+    return read_footer(store, name, decode_made, "an object of repaired bars")
 
 
 def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:

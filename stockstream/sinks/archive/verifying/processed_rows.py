@@ -1,53 +1,105 @@
-"""Checks the processed objects of one raw object."""
+"""Checks the ticks and bars that are made of the raw objects of one chain."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pyarrow as pa
+
 from stockstream.errors import ArchiveError, ArchiveUnavailable
-from stockstream.sinks.archive.layout import processed_name
-from stockstream.sinks.archive.processed import Made, read_made
+from stockstream.sinks.archive.layout import Name, parse_name, processed_name
+from stockstream.sinks.archive.processed import Made, decode_made
 from stockstream.sinks.archive.raw_objects import Extent
+from stockstream.sinks.archive.verifying.parquet_objects import read_object
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
 
-
-def check_processed(store: Store, coverage: Coverage, raw: str, extent: Extent, processed: set[str], behind: bool, faults: list[str]) -> bool:
-    """Removes the raw object's processed objects from `processed`. Returns whether this object or an earlier one has none yet."""
-    if not extent.count:
-        coverage.processed = coverage.processed if behind else extent.last
-        return behind
-    main = processed_name(raw)
-    if main not in processed:
-        coverage.unprocessed += extent.count
-        return True
-    if behind:
-        faults.append(f"{main}: objects before it have not been processed")
-    made = _made(store, main, extent, faults)
-    if made is None:
-        processed.discard(main)
-        return behind
-    for name, rows in made.objects.items():
-        if name not in processed:
-            faults.append(f"{main}: {name} is missing")
-            continue
-        processed.discard(name)
-        part = made if name == main else _made(store, name, extent, faults)
-        if part and part.rows != rows:
-            faults.append(f"{name}: it has {counted(part.rows, 'row')}, but {main} lists {rows}")
-        coverage.ticks += rows if name.startswith("processed/ticks/") else 0
-    coverage.missing += sum(last - first + 1 for first, last in made.missing)
-    coverage.processed = coverage.processed if behind else extent.last
-    return behind
+KIND = "a processed object of stockstream"
 
 
-def _made(store: Store, name: str, extent: Extent, faults: list[str]) -> Made | None:
-    try:
-        made = read_made(store, name)
-    except ArchiveUnavailable:
-        raise
-    except ArchiveError as error:
-        faults.append(str(error))
-        return None
-    if (made.log, made.partition, made.first, made.last) != (extent.log, extent.partition, extent.first, extent.last):
-        faults.append(f"{name}: made from offsets {made.first} to {made.last} of log {made.log}, but its raw object has {extent.first} to {extent.last}")
-    return made
+class ProcessedRows:
+    """The processed objects of one chain, which are checked raw object by raw object, in order.
+
+    `names`: those that were listed, in the order of their first offsets. What belongs to no raw object is a fault.
+    """
+
+    def __init__(self, store: Store, coverage: Coverage, names: Sequence[tuple[str, Name]], faults: list[str]) -> None:
+        self._store, self._coverage, self._names, self._faults = store, coverage, names, faults
+        self._at = 0
+        self._waiting = ""
+        """The first main object that is missing: it and what comes after it is not processed yet, or it was deleted."""
+
+    def check(self, raw: str, extent: Extent) -> None:
+        """Checks what is made of the next raw object."""
+        self._pass(extent.first)
+        mine = {name for name, parsed in self._take(extent.last) if self._begins(name, parsed, extent)}
+        coverage = self._coverage
+        if not extent.count:
+            for name in sorted(mine):
+                self._faults.append(f"{name}: there is no record at its offsets")
+            coverage.processed = coverage.processed if self._waiting else extent.last
+            return
+        main = processed_name(raw)
+        if main not in mine and self._store.size(main) is None:
+            self._waiting = self._waiting or main
+            coverage.unprocessed += extent.count
+            return
+        if self._waiting:
+            self._faults.append(f"{self._waiting} is missing, though later objects have been processed")
+            self._waiting = ""
+        found = self._read(main, extent)
+        coverage.processed = extent.last
+        if found is None:
+            return
+        made, _ = found
+        mine.discard(main)
+        for name, rows in made.objects.items():
+            mine.discard(name)
+            part = found if name == main else self._read(name, extent)
+            if part is not None and part[0].rows != rows:
+                self._faults.append(f"{name}: it has {counted(part[0].rows, 'row')}, but {main} lists {rows}")
+            coverage.ticks += rows if name.startswith("processed/ticks/") else 0
+        for name in sorted(mine):
+            self._faults.append(f"{name}: {main}, which lists the objects of offset {extent.first}, does not list it")
+        coverage.missing += sum(last - first + 1 for first, last in made.missing)
+
+    def skip(self, first: int) -> None:
+        """The raw object that begins at `first` cannot be read, so what is made of it is not checked."""
+        self._pass(first)
+        self._take(first)
+
+    def end(self) -> None:
+        """All raw objects of the chain were taken."""
+        self._pass(None)
+
+    def _pass(self, before: int | None) -> None:
+        """Reports the objects whose first offset is before this one, and that no raw object has taken."""
+        for name, parsed in self._take(None if before is None else before - 1):
+            self._faults.append(f"{name}: there is no raw object with offset {parsed.first} of log {parsed.log}, partition {parsed.partition}")
+
+    def _take(self, last: int | None) -> Sequence[tuple[str, Name]]:
+        begin = self._at
+        while self._at < len(self._names) and (last is None or self._names[self._at][1].first <= last):
+            self._at += 1
+        return self._names[begin : self._at]
+
+    def _begins(self, name: str, parsed: Name, extent: Extent) -> bool:
+        if parsed.first != extent.first:
+            self._faults.append(f"{name}: no raw object begins at offset {parsed.first}")
+        return parsed.first == extent.first
+
+    def _read(self, name: str, extent: Extent) -> tuple[Made, pa.Table] | None:
+        try:
+            made, table = read_object(self._store, name, decode_made, KIND, lambda footer: footer.rows)
+        except ArchiveUnavailable:
+            raise
+        except ArchiveError as error:
+            self._faults.append(str(error))
+            return None
+        if (made.log, made.partition, made.first, made.last) != (extent.log, extent.partition, extent.first, extent.last):
+            of = f"offsets {made.first} to {made.last} of log {made.log}"
+            self._faults.append(f"{name}: made from {of}, but its raw object has {extent.first} to {extent.last} of log {extent.log}")
+        if parse_name(name) is None:
+            self._faults.append(f"{name}: this is not the name of an archive object")
+        return made, table

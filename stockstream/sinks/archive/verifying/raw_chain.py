@@ -1,55 +1,79 @@
-"""Checks the raw objects of one chain: each by itself, and each against the one before."""
+"""Checks the raw objects of one chain: each by itself, each against the one before, and against what is made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
-from stockstream.sinks.archive.chain import chain_begins
-from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour, parse_name
-from stockstream.sinks.archive.raw_objects import read_extent, read_raw_object
-from stockstream.sinks.archive.verifying.processed_rows import check_processed
+from stockstream.sinks.archive.layout import HOUR_MS, Name, folder_of_hour
+from stockstream.sinks.archive.raw_objects import Extent, Line, Tail, read_extent, read_raw_object
+from stockstream.sinks.archive.verifying.chain_entries import ChainEntries
+from stockstream.sinks.archive.verifying.processed_rows import ProcessedRows
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
 
 
-def check_chain(store: Store, coverage: Coverage, names: list[tuple[str, Name]], processed: set[str], faults: list[str], step: Callable[[], None]) -> None:
-    expect = chain_begins(store, coverage.log, coverage.partition)
-    coverage.holes = expect
-    coverage.processed = expect - 1
-    previous, behind = "", False
-    for name, parsed in names:
-        step()
-        try:
-            extent, lines = read_raw_object(store, name)
-        except ArchiveUnavailable:
-            raise
-        except ArchiveError as error:
-            faults.append(str(error))
-            try:
-                extent, lines = read_extent(store, name), []
-            except ArchiveUnavailable:
-                raise
-            except ArchiveError:
-                previous, expect = name, parsed.first
-                continue
+class RawChain:
+    """The raw objects of a chain, which are checked in order. `coverage` and `faults` get what is found."""
+
+    def __init__(self, store: Store, coverage: Coverage, entries: ChainEntries, processed: ProcessedRows, faults: list[str]) -> None:
+        self._store, self._coverage, self._entries, self._processed, self._faults = store, coverage, entries, processed, faults
+        coverage.holes = entries.begin
+        coverage.processed = entries.begin - 1
+        self._expect = entries.begin
+        self._previous = ""
+        self._tail: Tail | None = None
+
+    def run(self, objects: Sequence[tuple[str, Name]], step: Callable[[], None]) -> None:
+        """Checks these objects, all of the chain."""
+        for name, parsed in objects:
+            step()
+            self._check(name, parsed)
+        self._coverage.last = self._expect - 1
+        self._entries.end(self._coverage.last)
+        self._processed.end()
+
+    def _check(self, name: str, parsed: Name) -> None:
+        read = self._read(name)
+        if read is None:
+            self._entries.take(name, parsed, 1)
+            self._processed.skip(parsed.first)
+            self._previous, self._expect, self._tail = name, parsed.first, None
+            return
+        extent, lines = read
+        faults, coverage, expect = self._faults, self._coverage, self._expect
         if (extent.log, extent.partition, extent.first) != (parsed.log, parsed.partition, parsed.first):
             faults.append(f"{name}: its trailer names log {extent.log}, partition {extent.partition}, offset {extent.first}")
+        self._entries.take(name, parsed, extent.count)
         if extent.first > expect:
             faults.append(f"{name}: offsets {expect} to {extent.first - 1} of log {coverage.log}, partition {coverage.partition} are missing before it")
         elif extent.first < expect:
             faults.append(f"{name}: offsets {extent.first} to {min(expect - 1, extent.last)} are in the archive twice")
-        elif extent.previous != previous:
-            faults.append(f"{name}: its trailer names {extent.previous or 'nothing'} as the object before it, but that is {previous or 'nothing'}")
+            return
+        elif extent.previous != self._previous:
+            names = f"{extent.previous or 'nothing'} as the object before it, but that is {self._previous or 'nothing'}"
+            faults.append(f"{name}: its trailer names {names}")
+        elif not extent.count and self._tail is not None and extent.tail != self._tail:
+            faults.append(f"{name}: its trailer does not name the last record before it")
         if lines and folder_of_hour(lines[0].timestamp // HOUR_MS) != parsed.folder:
             faults.append(f"{name}: its first record belongs to another hour than its folder")
-        expect, previous = extent.last + 1, name
+        self._expect, self._previous, self._tail = extent.last + 1, name, extent.tail
         coverage.objects += 1
         coverage.records += extent.count
         coverage.holes += extent.last - extent.first + 1 - extent.count
-        behind = check_processed(store, coverage, name, extent, processed, behind, faults)
-    coverage.last = expect - 1
-    for stray in sorted(processed):
-        first = (parse_name(stray) or Name("", "", "", 0, 0)).first
-        if first <= coverage.processed:
-            faults.append(f"{stray}: the processed object of offset {first} does not list it")
+        self._processed.check(name, extent)
+
+    def _read(self, name: str) -> tuple[Extent, list[Line]] | None:
+        """The object; only its trailer, where its lines are at fault; None where that cannot be read either."""
+        try:
+            return read_raw_object(self._store, name)
+        except ArchiveUnavailable:
+            raise
+        except ArchiveError as error:
+            self._faults.append(str(error))
+        try:
+            return read_extent(self._store, name), []
+        except ArchiveUnavailable:
+            raise
+        except ArchiveError:
+            return None

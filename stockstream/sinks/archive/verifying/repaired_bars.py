@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pyarrow.compute as pc
+
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import parse_name
-from stockstream.sinks.archive.repaired import MadeOfRepairs, read_repaired
+from stockstream.sinks.archive.repaired import MadeOfRepairs, decode_made
+from stockstream.sinks.archive.verifying.parquet_objects import read_object
 from stockstream.sinks.archive.verifying.report import Report
 from stockstream.sinks.stores import Store
+
+KIND = "an object of repaired bars"
 
 
 def check_repaired(store: Store, names: list[str], report: Report) -> None:
@@ -16,7 +21,7 @@ def check_repaired(store: Store, names: list[str], report: Report) -> None:
     found: list[tuple[MadeOfRepairs, str]] = []
     for name in names:
         try:
-            made = read_repaired(store, name)
+            made, table = read_object(store, name, decode_made, KIND, lambda footer: footer.rows)
         except ArchiveUnavailable:
             raise
         except ArchiveError as error:
@@ -25,6 +30,9 @@ def check_repaired(store: Store, names: list[str], report: Report) -> None:
         parsed = parse_name(name)
         if parsed is None or (made.log, made.partition, made.first) != (parsed.log, parsed.partition, parsed.first):
             report.faults.append(f"{name}: its footer names {made.log}, partition {made.partition}, offset {made.first}")
+        days = pc.unique(table.column("minute").cast("date32")).to_pylist()
+        if parsed is not None and days and [f"date={day}" for day in days] != [parsed.folder]:
+            report.faults.append(f"{name}: it has bars of {', '.join(map(str, days))}")
         report.repaired += made.rows
         found.append((made, name))
     found.sort(key=lambda item: (item[0].first, item[0].since))

@@ -1,0 +1,54 @@
+"""The objects of an archive, as a verification lists them once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from stockstream.sinks.archive.chain import chains
+from stockstream.sinks.archive.layout import Name, parse_name
+from stockstream.sinks.archive.repaired import REPAIRS
+from stockstream.sinks.stores import Store
+
+Key = tuple[str, int]
+"""Log id and partition of a chain."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """Names by chain, those of raw objects in the order of their offsets; `faults`: what has no place in an archive."""
+
+    raw: dict[Key, list[tuple[str, Name]]] = field(default_factory=dict)
+    entries: dict[Key, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Of `chains/`."""
+    processed: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
+    """Ticks and bars that are made of raw objects, in the order of their first offsets."""
+    repaired: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    faults: list[str] = field(default_factory=list)
+
+
+def list_objects(store: Store) -> Listing:
+    """Lists the archive. A writer may be active: it creates a chain's entry before the object, and a raw object before those made of it."""
+    found = Listing()
+    processed = list(store.list("processed/"))
+    raw = list(store.list("raw/"))
+    found.raw = {key: [] for key in chains(store)}
+    for key in found.raw:
+        found.entries[key] = list(store.list(f"chains/{key[0]}-{key[1]:05d}/"))
+    for name in raw:
+        parsed = parse_name(name)
+        if parsed is None or parsed.area != "raw":
+            found.faults.append(f"{name}: this is not the name of an archive object")
+        else:
+            found.raw.setdefault((parsed.log, parsed.partition), []).append((name, parsed))
+    for name in processed:
+        parsed = parse_name(name)
+        if parsed is None:
+            found.faults.append(f"{name}: this is not the name of an archive object")
+        elif parsed.log.startswith(REPAIRS):
+            found.repaired[parsed.partition].append(name)
+        else:
+            found.processed[parsed.log, parsed.partition].append((name, parsed))
+    for some in (*found.raw.values(), *found.processed.values()):
+        some.sort(key=lambda item: item[1].first)
+    return found

@@ -1,0 +1,55 @@
+"""Reads Parquet objects as a verification needs it: every byte is looked at before any is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stockstream.errors import ArchiveError
+from stockstream.sinks.archive.sealing import require_keys, require_parquet
+from stockstream.sinks.stores import Store
+from stockstream.wording import counted
+
+Footer = TypeVar("Footer")
+BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, MemoryError)
+"""What pyarrow and the decoder of a footer raise on bytes that have changed; pyarrow's own errors and msgspec's are among them."""
+
+
+def open_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str) -> tuple[Footer, pq.ParquetFile]:
+    """An object's footer, by `decode`, and the file in memory. Errors name `kind`.
+
+    Raises `ArchiveError` if its checksum does not match or it has no such footer, and what the store raises.
+    """
+    data = store.read(name)
+    require_parquet(name, data)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        metadata = file.metadata.metadata or {}
+        footer = decode(metadata[b"stockstream"])
+    except BROKEN as error:
+        raise ArchiveError(f"{name} is not {kind}: {' '.join(str(error).split())}") from error
+    require_keys(name, data, metadata)
+    return footer, file
+
+
+def read_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str, rows: Callable[[Footer], int]) -> tuple[Footer, pa.Table]:
+    """An object's footer and all its rows, as many as `rows` finds in the footer. For small objects. Raises as `open_object`."""
+    footer, file = open_object(store, name, decode, kind)
+    try:
+        table = file.read()
+    except BROKEN as error:
+        raise ArchiveError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+    if table.num_rows != rows(footer):
+        raise ArchiveError(f"{name} has {counted(table.num_rows, 'row')}, but its footer counts {rows(footer)}")
+    return footer, table
+
+
+def canonical(name: str, data: bytes, encoded: bytes) -> None:
+    """Raises `ArchiveError` if the bytes of a small object are not what is made of its content."""
+    if data != encoded:
+        raise ArchiveError(f"{name} is not as it was written: bytes of it have changed")
+
+
