@@ -7,7 +7,8 @@ replaces one of them before it is read, the query runs again on a new list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,8 @@ from stockstream.sinks.stores import FileStore
 from stockstream.sql.errors import SqlError
 from stockstream.sql.results import Result
 from stockstream.sql.views import RAW_COLUMNS, TRADED_BARS_SQL, VIEWS, View, folder_columns, stored_columns
+
+Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 BATCH = 20_000
 """Rows of a batch of a result."""
@@ -58,14 +61,16 @@ class _Bucket:
 class DuckdbEngine:
     """Runs SQL over the archive in `store`. The views of `VIEWS` are there by name, and nothing else can be read or written.
 
-    Objects are listed when a query first needs them. One query runs at a time. Use it in a `with` block, or `close` it.
+    Objects are listed when a query first needs them, only those in the folders of dates `begin` to `end` where these are given. One query runs at a time.
+    Use it in a `with` block, or `close` it.
     """
 
-    def __init__(self, store: FileStore | S3Store) -> None:
-        self.store = store
+    def __init__(self, store: FileStore | S3Store, begin: date | None = None, end: date | None = None) -> None:
+        self.store, self._dates = store, (begin, end)
         self._connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
         self._place = _Bucket(store, self._connection) if isinstance(store, S3Store) else _Folder(store)
         self._listed: dict[str, list[Entry]] = {}
+        self._created: set[str] = set()
         for view in VIEWS.values():
             self._create(view, [])
         self._connection.execute("SET TimeZone = 'UTC'")
@@ -82,12 +87,16 @@ class DuckdbEngine:
     def close(self) -> None:
         self._connection.close()
 
-    def run(self, sql: str) -> Result:
-        """The result of one SELECT or EXPLAIN. Raises `SqlError`, and `ArchiveError` where the archive cannot be read."""
-        self._require_one_select(sql)
-        self._list(sql)
+    def run(self, sql: str, params: Parameters = None, rows: int = BATCH, views: Collection[str] | None = None) -> Result:
+        """The result of one SELECT or EXPLAIN, in batches of about `rows`.
+
+        `params`: the values of `?` and `$1` by place, or of `$name` by name. `views`: those that the SQL reads; None: all whose names are in it.
+        Raises `SqlError`, and `ArchiveError` where the archive cannot be read.
+        """
+        require_one_select(sql)
+        self._list(_named(sql) if views is None else views)
         try:
-            reader = self._connection.sql(sql).to_arrow_reader(BATCH)
+            reader = self._connection.sql(sql, params=params).to_arrow_reader(rows)
         except (duckdb.Error, RuntimeError) as error:
             raise SqlError(_reason(str(error))) from error
         return Result(reader.schema, _batches(reader))
@@ -96,26 +105,22 @@ class DuckdbEngine:
         """Name and type of the view's columns."""
         return [(name, kind) for name, kind, *_ in self._connection.execute(f"DESCRIBE {view}").fetchall()]
 
-    def _require_one_select(self, sql: str) -> None:
-        try:
-            statements = duckdb.extract_statements(sql)
-        except duckdb.Error as error:
-            raise SqlError(_reason(str(error))) from error
-        if len(statements) != 1:
-            raise SqlError(f"one SQL statement is expected, not {len(statements)}")
-        if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-            raise SqlError("the archive is read-only: only SELECT and EXPLAIN are allowed")
+    def stored(self, area: str) -> str:
+        """A SELECT of the rows of an area that count as they are stored: all revisions, with all columns and those of the folders."""
+        return self._stored(area, self._entries(area))
 
-    def _list(self, sql: str) -> None:
-        """Lists the areas of the views that the SQL names."""
-        words = set(re.findall(r"\w+", sql.lower()))
-        everything = bool(words & {"query", "query_table"})              # functions whose argument names a view
-        for view in VIEWS.values():
-            if (everything or view.name in words) and view.area not in self._listed:
-                entries = self._listed[view.area] = current(self.store, view.area)
-                for other in VIEWS.values():
-                    if other.area == view.area:
-                        self._create(other, entries)
+    def _entries(self, area: str) -> list[Entry]:
+        if area not in self._listed:
+            self._listed[area] = current(self.store, area, *self._dates)
+        return self._listed[area]
+
+    def _list(self, views: Collection[str]) -> None:
+        """Lists the areas of these views, and makes the views over what is there."""
+        for area in {VIEWS[name].area for name in views} - self._created:
+            self._created.add(area)
+            for view in VIEWS.values():
+                if view.area == area:
+                    self._create(view, self._entries(area))
 
     def _create(self, view: View, entries: Sequence[Entry]) -> None:
         stored = f"stored_{view.area}"
@@ -158,6 +163,24 @@ class DuckdbEngine:
 def connect(archive: Path | FileStore | S3Store) -> DuckdbEngine:
     """The engine over an archive in a folder or a bucket."""
     return DuckdbEngine(archive if isinstance(archive, FileStore | S3Store) else FileStore(archive))
+
+
+def _named(sql: str) -> Collection[str]:
+    """The views whose names are in the SQL, as tables or otherwise."""
+    words = set(re.findall(r"\w+", sql.lower()))
+    return VIEWS if words & {"query", "query_table"} else words & set(VIEWS)     # functions whose argument names a view
+
+
+def require_one_select(sql: str) -> None:
+    """Raises `SqlError` if this is not one SELECT or EXPLAIN."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise SqlError(_reason(str(error))) from error
+    if len(statements) != 1:
+        raise SqlError(f"one SQL statement is expected, not {len(statements)}")
+    if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        raise SqlError("the archive is read-only: only SELECT and EXPLAIN are allowed")
 
 
 def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
