@@ -8,6 +8,7 @@ MODE ?= kraft
 MINUTES ?= 30
 SEED ?=
 ARGS ?=
+JOBS ?= 3
 
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
@@ -18,7 +19,10 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 	if [ -z "$$python" ]; then echo "stockstream needs Python 3.11 or later, and python3 here is: $$(python3 --version 2>&1 | head -n 1)" >&2; exit 1; fi
 
 NO_BROKER := tests/unit tests/test_architecture.py
-WITH_BROKER := tests/browser tests/integration tests/faults
+WITH_BROKER := tests/faults tests/integration tests/browser
+# CPU-bound tests, as many at a time as there are cores; those with brokers mostly wait (CONTRIBUTING.md, Tests)
+PYTEST_NO_BROKER := $(BIN)/python -m pytest -n auto --dist worksteal $(NO_BROKER)
+PYTEST_WITH_BROKER = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(WITH_BROKER)
 # pytest's status 5: none of these tests is among those that ARGS choose
 IF_SOME = $(if $(ARGS),|| [ $$? -eq 5 ])
 
@@ -56,12 +60,12 @@ check: $(STAMP) ## Before every commit: lint beside the quick tests, which need 
 	@$(MAKE) --no-print-directory -j2 lint test-quick
 
 test-quick: $(STAMP) ## The quick tests alone; ARGS="-k windows" for some
-	$(BIN)/python -m pytest -n auto -m "not slow" $(NO_BROKER) $(ARGS)
+	$(PYTEST_NO_BROKER) -m "not slow" $(ARGS)
 
-test: lint ## Lint, then all tests; ARGS="-k windows" for some
+test: lint ## Lint, then all tests; ARGS="-k windows" for some, JOBS=1 for those with brokers one after the other
 	@failed=0; \
-	$(BIN)/python -m pytest -n auto $(NO_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
-	$(BIN)/python -m pytest $(WITH_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
+	$(PYTEST_NO_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
+	$(PYTEST_WITH_BROKER) $(ARGS) $(IF_SOME) || failed=1; \
 	exit $$failed
 
 lint: $(STAMP) ## ruff, mypy strict, and who may import whom

@@ -28,10 +28,13 @@ def pytest_configure() -> None:
     make(Settings())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)         # xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "kafka3"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
+    if config.getoption("loadgroup", default=False):        # the long ones first, so that no process is the last by much
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)

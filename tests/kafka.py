@@ -16,12 +16,16 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from stockstream.kafka.embedded import EmbeddedBroker
+from tests.ports import BROKER_PORTS
 
 KAFKA_FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
 if str(KAFKA_FOLDER) not in sys.path:
     sys.path.insert(0, str(KAFKA_FOLDER))
 
-from cluster import Cluster, ClusterError, fetch_jars, find_java  # noqa: E402 (it is a program beside its pom.xml, not a package)
+import cluster as cluster_program  # noqa: E402 (it stands beside its pom.xml, not in a package)
+from cluster import Cluster, ClusterError, fetch_jars, find_java  # noqa: E402
+
+cluster_program.PORTS = BROKER_PORTS
 
 T = TypeVar("T")
 

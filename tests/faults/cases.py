@@ -25,8 +25,9 @@ from tests.faults.storm import storm
 from tests.faults.unclean import unclean
 from tests.faults.upgrade import upgrade
 from tests.faults.verdict import Verdict
-from tests.faults.workers import PATIENCE, Failed, Worker, free_port, wait_until
+from tests.faults.workers import PATIENCE, Failed, Worker, wait_until
 from tests.kafka import Cluster
+from tests.ports import free_port
 
 
 @dataclass(frozen=True, slots=True)

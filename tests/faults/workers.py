@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import msgspec
 
 from stockstream.children import Child
 from tests.patience import stolen_s
+from tests.ports import free_port
 
 RESTART_S = 0.3
 TOLD_LINES = 25
@@ -47,13 +47,6 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, interv
         if time.monotonic() >= deadline:
             raise Failed(f"after {timeout_s:.0f} s still not: {what}")
         time.sleep(interval_s)
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Worker:

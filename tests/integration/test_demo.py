@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,12 +23,7 @@ from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
 from stockstream.sql.duckdb_engine import connect
 from tests.patience import PATIENCE_S
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def demo(data: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tests.kafka import Cluster
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = README.partition("## Five minutes with your own data")[2].partition("\n## ")[0]
@@ -37,9 +37,7 @@ def is_ready(port: int) -> bool:
 
 
 def test_every_step_of_the_readme_prints_something(kafka: Cluster, prefix: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     broker = kafka.bootstrap.removeprefix("kafka://").split(",")[0]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STOCKSTREAM_") or "_TEST_" in name or "_REQUIRE_" in name}
     environment |= {"STOCKSTREAM_BROKER": kafka.bootstrap, "STOCKSTREAM_TOPIC_PREFIX": prefix, "STOCKSTREAM_WEB_PORT": str(port)}

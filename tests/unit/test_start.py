@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,15 +20,11 @@ from faust.web.base import DEBUG_BLUEPRINTS, DEFAULT_BLUEPRINTS, OPTIONAL_BLUEPR
 from mode.utils.imports import symbol_by_name
 
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.requirements import NO_IPV6
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = 78
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-        return int(server.getsockname()[1])
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:

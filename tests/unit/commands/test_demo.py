@@ -25,6 +25,7 @@ from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.settings import Settings
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 PIPELINE: dict[str, Any] = {
     "ready": True, "sources": [{"symbols": 0}], "lag": [{"lag": 0}], "archive": [{"seen": 7, "judged": 7}],
@@ -46,12 +47,6 @@ class Views(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Views).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def says(pipeline: dict[str, Any], tmp_path: Path) -> None:
