@@ -24,6 +24,7 @@ COMMANDS = {
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "train": "Train a model and store it.",
     "query": "Query the archive in SQL.",
+    "athena": "Tables and views of the archive for Amazon Athena.",
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
 """The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""

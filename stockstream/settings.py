@@ -82,6 +82,7 @@ class Settings(BaseSettings):
         description="where models are kept, of the demo and of workers: a folder (path or file://path), or s3://bucket/prefix",
     )
     s3_endpoint: str = Field("", description="address of the S3 service; AWS's own where empty")
+    aws_endpoint: str = Field("", description="address of all other AWS services (Athena, Glue); AWS's own where empty")
     aws_region: str = Field("", pattern=r"^[a-z0-9-]{0,40}$", description="AWS region; where empty by AWS_REGION or the profile, else us-east-1")
     s3_sse: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field("", description="server-side encryption of new objects; the bucket's own where empty")
     s3_kms_key: str = Field("", description="KMS key of that encryption; the account's default key where empty")
@@ -173,7 +174,7 @@ class Settings(BaseSettings):
             raise ValueError("models need a place; a folder that is empty or missing is enough")
         return value
 
-    @field_validator("s3_endpoint")
+    @field_validator("s3_endpoint", "aws_endpoint")
     @classmethod
     def _address_without_key(cls, value: str) -> str:
         if value and "@" in _http_address(value).netloc:

@@ -90,14 +90,15 @@ BARS = {
 
 TRADED_BARS_SQL = """
 SELECT symbol, source, minute,
-       min_by(open, row(first_second, log, first_offset, first_index)) AS open, max(high) AS high, min(low) AS low,
-       max_by(close, row(last_second, log, last_offset, last_index)) AS close,
+       min_by(open, row(first_second, log, first_offset, first_index)) FILTER (WHERE ticks > 0) AS open, max(high) AS high, min(low) AS low,
+       max_by(close, row(last_second, log, last_offset, last_index)) FILTER (WHERE ticks > 0) AS close,
        CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
        CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
        CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, false AS repaired, "date"
 FROM stored_bars_1m WHERE NOT coalesce(repaired, false) GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
 """
-"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute."""
+"""One row for each symbol, source and minute with a price; late ticks, in a later part, revise it. `gap`: the feed was away for some of the minute.
+A part without ticks has no place of a first and last one, and Athena compares no rows with null in them."""
 BARS_SQL = f"""{TRADED_BARS_SQL}UNION ALL
 SELECT symbol, max_by(source, row(log, first_offset)) AS source, minute,
        max_by(open, row(log, first_offset)) AS open, max_by(high, row(log, first_offset)) AS high, max_by(low, row(log, first_offset)) AS low,
