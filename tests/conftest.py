@@ -9,11 +9,13 @@ from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
 
 from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.loading import make
 from stockstream.settings import Settings
 from tests.kafka import Brokers, Cluster
+from tests.parallel import Scheduling
 from tests.requirements import REQUIRE_ALL, fail_if_required
 
 # No timed assertions, because the machine may be busy. The same examples in each run, so that a commit either passes or fails;
@@ -28,13 +30,16 @@ def pytest_configure() -> None:
     make(Settings())
 
 
-@pytest.hookimpl(tryfirst=True)         # xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "kafka3"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
     if config.getoption("loadgroup", default=False):        # the long ones first, so that no process is the last by much
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    return Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(wrapper=True)

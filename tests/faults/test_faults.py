@@ -9,13 +9,10 @@ from tests.faults.workers import NotPossible
 from tests.kafka import Cluster
 
 SEEDS = {name: 100 + number for number, name in enumerate(CASES)}
-SECOND = {"brokers", "topics", "replay", "storm", "upgrade"}
-"""Half of the time of all: where several processes share the tests, these have another cluster than the rest."""
-GROUPED = [pytest.param(name, marks=pytest.mark.xdist_group(f"three brokers {2 if name in SECOND else 1}")) for name in CASES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("default::ResourceWarning", "default::DeprecationWarning")
 def test_exact_under(name: str, kafka3: Cluster) -> None:
     try:

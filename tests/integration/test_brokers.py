@@ -122,7 +122,6 @@ async def partitions_of(cluster: Cluster, topic: str, count: int) -> dict[int, A
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("three brokers 1")
 async def test_a_killed_broker_is_survived_and_comes_back_in_sync(kafka3: Cluster, prefix: str) -> None:
     topic = f"{prefix}t"
     await create(kafka3.bootstrap_servers, NewTopic(topic, 3, 3))
@@ -137,7 +136,6 @@ async def test_a_killed_broker_is_survived_and_comes_back_in_sync(kafka3: Cluste
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("three brokers 1")
 async def test_a_frozen_broker_is_survived_and_comes_back_in_sync(kafka3: Cluster, prefix: str) -> None:
     topic = f"{prefix}t"
     await create(kafka3.bootstrap_servers, NewTopic(topic, 3, 3))

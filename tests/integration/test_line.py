@@ -147,7 +147,7 @@ def running(where: str, folder: Path, fault: str = "", **more: str) -> Iterator[
         worker.close()
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"line on {name}")) for name in ("kafka", "embedded")])
+@pytest.fixture(scope="module", params=["kafka", "embedded"])
 def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
     """One worker on each kind of broker for all tests of this module."""
     with running(request.getfixturevalue(request.param).bootstrap, tmp_path_factory.mktemp(request.param)) as line:
