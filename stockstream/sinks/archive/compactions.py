@@ -8,13 +8,15 @@ sources do not; then the sources are deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 
 import msgspec
 
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import Name
+from stockstream.sinks.entries import Entry
 from stockstream.sinks.stores import Store
 
 MANIFESTS = "compactions/"
@@ -109,27 +111,36 @@ def read_manifest(store: Store, compaction: Compaction) -> list[Replaced]:
         raise ArchiveError(f"{compaction.manifest} cannot be read: {error}") from error
 
 
-class Manifests:
-    """The manifests of an archive's folders, each folder read once, when it is first asked for.
+def dated(store: Store, prefix: str, begin: date | None = None, end: date | None = None) -> list[Entry]:
+    """The objects under `prefix` (`raw/`) in the folders of dates `begin` to `end`."""
+    found = []
+    for entry in store.entries(prefix, f"{prefix}date={begin}" if begin else ""):
+        if end and entry.name[len(prefix) :] > f"date={end}0":           # behind the folder of `end`, before that of the next day
+            break
+        found.append(entry)
+    return found
 
-    What is deleted because a compaction replaced it has its manifest before. So an object that was looked for in vain and then is in no manifest never existed.
+
+def list_compactions(store: Store, begin: date | None = None, end: date | None = None) -> list[Compaction]:
+    """The compactions that have a manifest, in the folders of dates `begin` to `end`."""
+    return [found for entry in dated(store, MANIFESTS, begin, end) if (found := compaction_of_manifest(entry.name))]
+
+
+def compactions_of(store: Store, area: str, folder: str) -> list[Compaction]:
+    """The compactions of one folder that have a manifest, in the order of their numbers."""
+    return [found for name in store.list(manifest_prefix(area, folder)) if (found := compaction_of_manifest(name))]
+
+
+def replaced_by(store: Store, name: Name) -> Compaction | None:
+    """The compaction that replaced this small object of `processed/`; None if it counts itself, or does not exist.
+
+    What a compaction deletes has its manifest before. So if an object could not be found, and then this answers None, it has never existed; and if it could
+    be created, and this answers a compaction, it had existed and does not count.
     """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._folders: dict[tuple[str, str], Sequence[tuple[Compaction, Sequence[Replaced]]]] = {}
-
-    def replaced_by(self, name: Name) -> Compaction | None:
-        """The compaction that replaced this small object of `processed/`; None if it counts itself, or does not exist."""
-        area = name.area.removeprefix("processed/")
-        key = (area, name.folder)
-        if key not in self._folders:
-            found = [compaction_of_manifest(one) for one in self._store.list(manifest_prefix(*key))]
-            self._folders[key] = [(one, read_manifest(self._store, one)) for one in found if one]
-        for compaction, lines in self._folders[key]:
-            if covers(lines, name):
-                return compaction
-        return None
+    for compaction in compactions_of(store, name.area.removeprefix("processed/"), name.folder):
+        if covers(read_manifest(store, compaction), name):
+            return compaction
+    return None
 
 
 def covers(lines: Iterable[Replaced], name: Name) -> bool:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from datetime import date
 
 from stockstream.errors import ArchiveError
-from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest, covers, read_manifest
+from stockstream.sinks.archive.compactions import Compaction, compaction_of_data, covers, dated, list_compactions, read_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.entries import Entry
 from stockstream.sinks.stores import Store
@@ -22,11 +22,11 @@ def current(store: Store, area: str, begin: date | None = None, end: date | None
     object of a compaction is missing, and what the store raises.
     """
     if area == "raw":
-        return [entry for entry in _dated(store, "raw/", begin, end) if parse_name(entry.name)]
+        return [entry for entry in dated(store, "raw/", begin, end) if parse_name(entry.name)]
     for _ in range(ATTEMPTS):
         # the area first: what is gone from it, or comes after it was listed, then has its manifest in the second listing
-        entries = _dated(store, f"processed/{area}/", begin, end)
-        compactions = {found for entry in _dated(store, MANIFESTS, begin, end) if (found := compaction_of_manifest(entry.name)) and found.area == area}
+        entries = dated(store, f"processed/{area}/", begin, end)
+        compactions = {found for found in list_compactions(store, begin, end) if found.area == area}
         listed = {found for entry in entries if (found := compaction_of_data(entry.name))}
         missing = compactions - listed
         if not missing:
@@ -51,13 +51,3 @@ def _counting(store: Store, entries: list[Entry], compactions: set[Compaction]) 
         lines = [line for one in by_folder[folder] for line in read_manifest(store, one)]
         found += [entry for name, entry in objects if not covers(lines, name)]
     return sorted(found)
-
-
-def _dated(store: Store, prefix: str, begin: date | None, end: date | None) -> list[Entry]:
-    """The objects under `prefix` in the folders of these dates."""
-    found = []
-    for entry in store.entries(prefix, f"{prefix}date={begin}" if begin else ""):
-        if end and entry.name[len(prefix) :] > f"date={end}0":           # behind the folder of `end`, before that of the next day
-            break
-        found.append(entry)
-    return found

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from stockstream.errors import ArchiveError
 from stockstream.records import AFTER_FEED_GAP, CORRECTION
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, processed_name
+from stockstream.sinks.archive.compactions import replaced_by
+from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, parse_name, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
 from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
 from stockstream.sinks.archive.sealing import METADATA, seal_parquet
@@ -178,10 +179,11 @@ def read_footer(store: Store, name: str, decode: Callable[[bytes], Footer], kind
 
 
 def unprocessed(chain: Chain) -> list[str]:
-    """Names of the newest raw objects that have no processed object yet, the oldest first."""
+    """Names of the newest raw objects that have no processed object yet, the oldest first. A compaction may have replaced one."""
     found: list[str] = []
     for name in chain.backwards():
-        if chain.store.size(processed_name(name)) is not None:
+        parsed = parse_name(processed_name(name))
+        if chain.store.size(processed_name(name)) is not None or (parsed and replaced_by(chain.store, parsed)):
             break
         found.append(name)
     return found[::-1]

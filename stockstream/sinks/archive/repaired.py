@@ -6,6 +6,7 @@ record. So from any state there is exactly one next object, whoever writes it, a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import msgspec
 import pyarrow as pa
 
 from stockstream.records import Repair
+from stockstream.sinks.archive.compacted_object import read_compacted
+from stockstream.sinks.archive.compactions import Compaction, compactions_of
 from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
 from stockstream.sinks.archive.processed import parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
@@ -124,18 +127,40 @@ def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:
     """Writes the next object of these bars, unless it exists. Returns the last offset that it accounts for: of the existing one, whoever wrote it."""
     name = name_of(partition, bars[0])
     chosen = next_object(bars)
-    if store.size(name) is None and store.create(name, repaired_object(partition, chosen)):
-        return chosen[-1].offset
-    return read_repaired(store, name).last
+    if store.size(name) is not None:
+        return read_repaired(store, name).last
+    made = _compacted(store, bars[0].day).get(name)
+    if made is None:
+        if not store.create(name, repaired_object(partition, chosen)):
+            return read_repaired(store, name).last
+        made = _compacted(store, bars[0].day).get(name)                  # the name was free because a compaction had replaced and deleted it
+    return made.last if made else chosen[-1].offset
 
 
 def written_through(store: Store, partition: int, first: Bar) -> int | None:
     """The last offset of the object that holds this bar though it begins before it: retention may have deleted its beginning. None if there is none."""
-    for name in store.list(_prefix(first)):
+    found = [(name, None) for name in store.list(_prefix(first))]
+    compacted = _compacted(store, first.day)
+    for name, made in [*found, *compacted.items()]:
         parsed = parse_name(name)
         if parsed is None or parsed.partition != partition or parsed.first > first.offset:
             continue
-        made = read_repaired(store, name)
+        made = made or read_repaired(store, name)
         if made.last >= first.offset and made.since <= first.timestamp <= made.until:
             return made.last
     return None
+
+
+def _compacted(store: Store, day: int) -> dict[str, MadeOfRepairs]:
+    """The footers of the objects of repaired bars that compactions of this day replaced, by name."""
+    found: dict[str, MadeOfRepairs] = {}
+    for compaction in compactions_of(store, "bars_1m", folder_of_day(day)):
+        found |= _replaced(store, compaction)  # type: ignore[arg-type]  # a protocol does not show that a store is hashable, by its identity
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _replaced(store: Store, compaction: Compaction) -> dict[str, MadeOfRepairs]:
+    """Read once for each compaction, which does not change: a writer that starts asks for each of its objects."""
+    sources = read_compacted(store, compaction.data).list_sources()
+    return {source.name: decode_made(source.footer) for source in sources if source.name.rpartition("/")[2].startswith(REPAIRS)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stockstream.errors import ArchiveError
-from stockstream.sinks.archive.compactions import Compaction, Manifests, Range, compaction_of_data, compaction_of_manifest, manifest_of
+from stockstream.sinks.archive.compactions import Compaction, Range, compaction_of_data, compaction_of_manifest, manifest_of, replaced_by
 from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.memory import MemoryStore
@@ -135,6 +135,5 @@ def test_names(compaction: Compaction, data: str, manifest: str) -> None:
 def test_which_compaction_replaced_an_object(store: Store) -> None:
     compact(store, FIRST, (0, 9))
     compact(store, Compaction("ticks", HOUR, 1), (20, 29))
-    manifests = Manifests(store)
-    found = [manifests.replaced_by(parsed) for first in (0, 10, 20) if (parsed := parse_name(small(first)))]
+    found = [replaced_by(store, parsed) for first in (0, 10, 20) if (parsed := parse_name(small(first)))]
     assert found == [FIRST, None, Compaction("ticks", HOUR, 1)]

@@ -19,6 +19,8 @@ from stockstream.errors import BrokerError, StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.compacting import compact
+from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.processed import processed_objects
 from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.archive.repaired import REPAIRS, Bar, bar_of, next_object, write, written_through
@@ -82,7 +84,7 @@ def writer(topic: Topic, store: Store, skipped: list[Any] | None = None, flush_s
 def bars_in(store: Store) -> list[tuple[str, int, int]]:
     """Symbol, minute and offset of every stored bar."""
     found: list[tuple[str, int, int]] = []
-    for name in store.list("processed/bars_1m/"):
+    for name, *_ in current(store, "bars_1m"):
         rows = pq.read_table(pa.BufferReader(store.read(name))).to_pylist()
         assert all(row["repaired"] and row["ticks"] == 0 and row["notional"] is None for row in rows)
         assert {f"date={row['minute']:%Y-%m-%d}" for row in rows} == {name.split("/")[2]}
@@ -156,7 +158,7 @@ def test_a_topic_that_is_created_again_begins_other_objects() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_writers_without_knowledge_of_each_other_write_every_bar_once(seed: int) -> None:
-    """Three workers own the partition at the same time; they crash, the store fails and loses answers, and Kafka is away at times."""
+    """Three workers own the partition at the same time; they crash, the store fails and loses answers, and Kafka is away at times. Days are compacted."""
     chance = random.Random(seed)
     store = MemoryStore(seed)
     everything = [record(offset, T0 + chance.randrange(2) * DAY + offset * MINUTE) for offset in range(60)]
@@ -174,6 +176,9 @@ def test_writers_without_knowledge_of_each_other_write_every_bar_once(seed: int)
                     await writers[number].step(final=chance.random() < 0.5)
                 if chance.random() < 0.2:
                     writers[number] = writer(topics[number], store, flush_s=0.01)
+                with suppress(StockstreamError):
+                    if chance.random() < 0.1:
+                        list(compact(store, None))
         store.failing = 0.0
         for number, topic in enumerate(topics):
             topic.records, topic.down = everything, False
@@ -184,6 +189,23 @@ def test_writers_without_knowledge_of_each_other_write_every_bar_once(seed: int)
     asyncio.run(main())
     assert [offset for _, _, offset in bars_in(store)] == list(range(60))
     assert check(store).faults == []
+    list(compact(store, None))
+    assert [offset for _, _, offset in bars_in(store)] == list(range(60))
+    report = check(store)
+    assert report.faults == [] and report.repaired == 60
+
+
+def test_a_restart_after_a_compaction_writes_nothing_again() -> None:
+    store, topic = MemoryStore(), Topic(days(1, 4))
+    bars = [bar for each in topic.records if isinstance(bar := bar_of(each), Bar)]
+    for some in (bars[:2], bars[2:]):
+        write(store, 0, some)
+    list(compact(store, None))
+    before = dict(store.objects)
+    assert [write(store, 0, bars), write(store, 0, bars[2:]), written_through(store, 0, bars[1])] == [1, 3, 1]
+    assert store.objects == before
+
+
 
 
 def test_records_that_are_no_bars_are_counted_and_passed() -> None:

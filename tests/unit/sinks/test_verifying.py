@@ -6,13 +6,24 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.compacted_object import decode_footer
+from stockstream.sinks.archive.compacting import compact
+from stockstream.sinks.archive.compactions import list_compactions
 from stockstream.sinks.archive.layout import processed_name
+from stockstream.sinks.archive.processed import parquet, unprocessed
+from stockstream.sinks.archive.raw_objects import encode_json
+from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
+from stockstream.sinks.archive.verifying.listing import list_objects
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, open_store
-from tests.archives import archive, copied, day
+from tests.archives import LOG, archive, copied, day
 from tests.standins.s3 import s3_server
 
 
@@ -136,3 +147,67 @@ def test_in_a_folder_and_in_a_bucket(whole: MemoryStore, tmp_path: Path, monkeyp
                 assert any(copy in fault for fault in check(store).faults)
                 store.delete(copy)
             assert not check(store).faults
+
+
+@pytest.fixture(scope="module")
+def compacted(whole: MemoryStore) -> MemoryStore:
+    """The same archive after its compaction, and some objects that were not deleted."""
+    store = copied(whole)
+    assert not [fault for result in compact(store, None) for fault in result.faults]
+    before, after = check(whole), check(store)
+    assert not after.faults and after.chains == before.chains
+    assert len(names(store, "compactions/")) == len([name for name in names(store, "processed/") if "compacted-" in name]) == 2
+    for name in names(whole, "processed/")[::5]:
+        store.objects[name] = whole.objects[name]
+    assert not (report := check(store)).faults and report.chains == before.chains
+    return store
+
+
+def test_what_is_wrong_with_a_compaction_is_found(compacted: MemoryStore) -> None:
+    for kind in ("processed/", "compactions/"):
+        for name in [name for name in names(compacted, kind) if "compacted-" in name or kind == "compactions/"]:
+            data = compacted.objects[name]
+            for changed in (data[:-1], data[: len(data) // 2], data[:20] + bytes([data[20] ^ 4]) + data[21:], b""):
+                store = copied(compacted)
+                store.objects[name] = changed
+                assert any(name in fault for fault in check(store).faults), name
+    for name in names(compacted, "processed/"):
+        if "compacted-" in name:
+            store = copied(compacted)
+            del store.objects[name]
+            assert any(f"{name} is missing, though" in fault for fault in check(store).faults)
+            store = copied(compacted)
+            copy = name.replace("00000", "00001")
+            store.objects[copy] = compacted.objects[name]
+            assert not check(store).faults, "without a manifest it does not count"
+            manifest = next(found.manifest for found in list_compactions(compacted) if found.data == name)
+            store.objects[manifest.replace("00000", "00001")] = compacted.objects[manifest]
+            assert any(f"{copy}: its footer names compaction 0" in fault for fault in check(store).faults)
+
+
+def test_a_row_too_few_or_too_many_in_a_compacted_object_is_found(compacted: MemoryStore) -> None:
+    [name, *_] = [name for name in names(compacted, "processed/ticks/") if "compacted-" in name]
+    table = pq.read_table(pa.BufferReader(compacted.objects[name]))
+    metadata = table.schema.metadata
+    for rows in (table.slice(1), pa.concat_tables([table, table.slice(0, 1)])):
+        footer = msgspec.structs.replace(decode_footer(metadata[b"stockstream"]), rows=rows.num_rows)
+        store = copied(compacted)
+        store.objects[name] = parquet(rows, encode_json(footer))
+        assert any(fault.startswith(f"{name}: it has ") for fault in check(store).faults)
+
+
+def test_objects_that_a_compaction_deletes_during_the_verification(whole: MemoryStore) -> None:
+    store = copied(whole)
+    faults: list[str] = []
+    listed = list_objects(store)
+    list(compact(store, None))
+    seen = CompactedObjects(store, faults)
+    assert listed.compactions == [] and all(seen.replaced(name) for name, _ in listed.small if name not in store.objects) and not faults
+    assert seen.replaced("processed/ticks/date=2023-11-14/hour=22/other-00000-00000000000000000000.parquet") is None
+
+
+def test_a_worker_that_starts_takes_compacted_objects_as_processed(compacted: MemoryStore) -> None:
+    for partition in (0, 1):
+        chain = Chain(compacted, LOG, partition)
+        chain.open()
+        assert unprocessed(chain) == []

@@ -6,8 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from stockstream.sinks.archive.chain import chains
+from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.repaired import REPAIRS
+from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.stores import Store
 
 Key = tuple[str, int]
@@ -16,11 +18,18 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class Listing:
-    """Names by chain, those of raw objects in the order of their offsets; `faults`: what has no place in an archive."""
+    """Names by chain, those of raw objects in the order of their offsets; `faults`: what has no place in an archive.
+
+    `processed` and `repaired` are empty until `divide`.
+    """
 
     raw: dict[Key, list[tuple[str, Name]]] = field(default_factory=dict)
     entries: dict[Key, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Of `chains/`."""
+    small: list[tuple[str, Name]] = field(default_factory=list)
+    """Of `processed/`, as the archive wrote them."""
+    compactions: list[Compaction] = field(default_factory=list)
+    """Those that have a manifest."""
     processed: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
     """Ticks and bars that are made of raw objects, in the order of their first offsets."""
     repaired: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -28,13 +37,22 @@ class Listing:
 
 
 def list_objects(store: Store) -> Listing:
-    """Lists the archive. A writer may be active: it creates a chain's entry before the object, and a raw object before those made of it."""
+    """Lists the archive. A writer may be active: it creates a chain's entry before the object, and a raw object before those made of it.
+
+    So may a compactor: what it deletes has its manifest before.
+    """
     found = Listing()
     processed = list(store.list("processed/"))
     raw = list(store.list("raw/"))
     found.raw = {key: [] for key in chains(store)}
     for key in found.raw:
         found.entries[key] = list(store.list(f"chains/{key[0]}-{key[1]:05d}/"))
+    for name in store.list(MANIFESTS):
+        compaction = compaction_of_manifest(name)
+        if compaction is None:
+            found.faults.append(f"{name}: this is not the name of an archive object")
+        else:
+            found.compactions.append(compaction)
     for name in raw:
         parsed = parse_name(name)
         if parsed is None or parsed.area != "raw":
@@ -43,12 +61,24 @@ def list_objects(store: Store) -> Listing:
             found.raw.setdefault((parsed.log, parsed.partition), []).append((name, parsed))
     for name in processed:
         parsed = parse_name(name)
+        if compaction_of_data(name):
+            continue                                                     # it counts if it has a manifest
         if parsed is None:
             found.faults.append(f"{name}: this is not the name of an archive object")
-        elif parsed.log.startswith(REPAIRS):
-            found.repaired[parsed.partition].append(name)
         else:
-            found.processed[parsed.log, parsed.partition].append((name, parsed))
-    for some in (*found.raw.values(), *found.processed.values()):
+            found.small.append((name, parsed))
+    for some in found.raw.values():
         some.sort(key=lambda item: item[1].first)
     return found
+
+
+def divide(listing: Listing, compacted: CompactedObjects) -> None:
+    """Divides the small objects that count, and those that compactions replaced, by what they are made of."""
+    counting = {(name, parsed) for name, parsed in listing.small if compacted.counts(parsed)}
+    for name, parsed in sorted(counting | set(compacted.names())):
+        if parsed.log.startswith(REPAIRS):
+            listing.repaired[parsed.partition].append(name)
+        else:
+            listing.processed[parsed.log, parsed.partition].append((name, parsed))
+    for some in listing.processed.values():
+        some.sort(key=lambda item: item[1].first)

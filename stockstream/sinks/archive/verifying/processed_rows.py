@@ -10,7 +10,7 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import Name, parse_name, processed_name
 from stockstream.sinks.archive.processed import Made, decode_made
 from stockstream.sinks.archive.raw_objects import Extent
-from stockstream.sinks.archive.verifying.parquet_objects import read_object
+from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
@@ -24,8 +24,8 @@ class ProcessedRows:
     `names`: those that were listed, in the order of their first offsets. What belongs to no raw object is a fault.
     """
 
-    def __init__(self, store: Store, coverage: Coverage, names: Sequence[tuple[str, Name]], faults: list[str]) -> None:
-        self._store, self._coverage, self._names, self._faults = store, coverage, names, faults
+    def __init__(self, store: Store, coverage: Coverage, names: Sequence[tuple[str, Name]], compacted: CompactedObjects, faults: list[str]) -> None:
+        self._store, self._coverage, self._names, self._compacted, self._faults = store, coverage, names, compacted, faults
         self._at = 0
         self._waiting = ""
         """The first main object that is missing: it and what comes after it is not processed yet, or it was deleted."""
@@ -41,7 +41,7 @@ class ProcessedRows:
             coverage.processed = coverage.processed if self._waiting else extent.last
             return
         main = processed_name(raw)
-        if main not in mine and self._store.size(main) is None:
+        if main not in mine and self._store.size(main) is None and self._compacted.replaced(main) is None:
             self._waiting = self._waiting or main
             coverage.unprocessed += extent.count
             return
@@ -89,9 +89,10 @@ class ProcessedRows:
             self._faults.append(f"{name}: no raw object begins at offset {parsed.first}")
         return parsed.first == extent.first
 
-    def _read(self, name: str, extent: Extent) -> tuple[Made, pa.Table] | None:
+    def _read(self, name: str, extent: Extent) -> tuple[Made, pa.Table | None] | None:
+        """The object's footer and rows; None for rows that are in a compacted object."""
         try:
-            made, table = read_object(self._store, name, decode_made, KIND, lambda footer: footer.rows)
+            made, table = read_made_object(self._store, name, self._compacted, decode_made, KIND)
         except ArchiveUnavailable:
             raise
         except ArchiveError as error:
