@@ -1,11 +1,12 @@
-"""`stockstream replay`: publish a recording to `ticks.raw`."""
+"""`stockstream replay`: publish a recording to `ticks.raw`, or restore it from an archive."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,12 @@ from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.quiet import quiet_clients
 from stockstream.replaying.options import Time, recording_options
 from stockstream.replaying.publisher import Publisher
+from stockstream.replaying.raw_log import RawLog, Times, is_archive, open_raw
+from stockstream.replaying.restore import Restored, restore
 from stockstream.replaying.topic import TopicRecording, foreign_settings, is_topic
 from stockstream.settings import Settings, load_settings
+from stockstream.sinks.archive.layout import DAY_MS
+from stockstream.sinks.stores import open_store
 from stockstream.sources.base import Batch, Clock, SystemClock
 from stockstream.sources.recordings.options import AS_FOUND, ReadOptions
 from stockstream.sources.recordings.recording import Recording, Span
@@ -199,25 +204,29 @@ class _Speed(click.ParamType):
 
 
 @click.command()
-@click.argument("source_path", metavar="FILE|TOPIC")
+@click.argument("source_path", metavar="FILE|TOPIC|ARCHIVE/raw")
 @click.option("--speed", type=_Speed(), default=None, help="Multiple of real time, or max.  [default: max; 1 with --rebase]")
 @click.option("--rebase", is_flag=True, help="Move the times so that the first tick is now, and play at real speed.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until it is stopped; with --rebase, so that the times go on.")
-@click.option("--from", "first", type=Time(), help="Only ticks from this event time on, in UTC where it names no zone.")
-@click.option("--to", "end", type=Time(), help="Only ticks before this event time.")
+@click.option("--from", "first", type=Time(), help="Only ticks from this event time on (of an archive: Kafka time), in UTC where it names no zone.")
+@click.option("--to", "end", type=Time(), help="Only ticks before this time.")
 @click.option("--symbols", default="", help="Publish only these symbols, separated by commas.")
 @click.option("--limit", type=click.IntRange(1), help="Publish only this many ticks, from the beginning.")
 @click.option("--source", "source", help="The ticks' source.  [default: replay.<file and options>; of a topic replay.<the tick's source>]")
 @click.option("--prefix", help="Topic prefix, to publish to another log, which needs its own worker.  [default: STOCKSTREAM_TOPIC_PREFIX]")
 @click.option("--frames", type=click.IntRange(1, MOST_IN_A_FRAME), help="Publish arrays of so many ticks instead of single ticks.")
 @recording_options
+@click.option("--log", default="", help="Of an archive with several logs: the one to restore.")
+@click.option("--resume", is_flag=True, help="Continue a restore from an archive that was interrupted.")
+@click.option("--append", is_flag=True, help="Restore from an archive behind what ticks.raw holds.")
 @click.option("--yes", is_flag=True, help="Publish even if the ticks would be rejected.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     source_path: str, speed: float | None, rebase: bool, loop: bool, first: int | None, end: int | None, symbols: str, limit: int | None, source: str | None,
-    prefix: str | None, frames: int | None, reading: ReadOptions, yes: bool, as_json: bool,
+    prefix: str | None, frames: int | None, reading: ReadOptions, log: str, resume: bool, append: bool, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Publish recorded trades or bars to ticks.raw: a file (CSV or Parquet, compressed or not) or a topic of ticks, kafka://host:port/topic.
+    From an archive (the folder raw of file://path, a path or s3://bucket/prefix) it restores ticks.raw record by record, with Kafka's original times.
 
     Files of Yahoo, yfinance, Alpha Vantage, Databento, Polygon, Binance and NYSE TAQ are recognised. A bar is one tick, at its end. Each tick goes to its
     symbol's partition, in the file's order; at the end the last second is closed.
@@ -230,6 +239,17 @@ def command(
     if first is not None and end is not None and first >= end:
         raise click.UsageError("--from must be before --to")
     settings = load_settings(**({"topic_prefix": prefix} if prefix is not None else {}))
+    if is_archive(source_path):
+        if rebase or symbols or limit is not None or source is not None or frames is not None or reading != replace(AS_FOUND, date=reading.date) or yes:
+            raise click.UsageError("an archive is restored record by record: only --date, --from, --to, --log, --speed, --prefix, --resume and --append apply")
+        if resume and append:
+            raise click.UsageError("--resume and --append exclude each other: what an interrupted --append has written is not known")
+        times = _times(reading.date, first, end)
+        restored = asyncio.run(_restore(settings, source_path, log, times, speed=speed, resume=resume, append=append, shown=not as_json))
+        click.echo(msgspec.json.encode(restored).decode() if as_json else _sentence(restored))
+        return
+    if log or resume or append:
+        raise click.UsageError("--log, --resume and --append are for an archive")
     chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     summary = asyncio.run(
         _run(
@@ -243,6 +263,38 @@ def command(
     bad = f", {counted(summary.bad_rows, 'row')} skipped as invalid" if summary.bad_rows else ""
     where = f"{counted(summary.partitions, 'partition')} of {summary.topic}"
     click.echo(f"{counted(summary.ticks, 'tick')} of {summary.source} in {summary.seconds:.1f} s ({summary.ticks_per_s:,.0f} ticks/s) to {where}{bad}")
+
+
+def _times(date: str, first: int | None, end: int | None) -> Times:
+    if not date:
+        return Times(first, end)
+    try:
+        day = int(datetime.strptime(date, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1000
+    except ValueError:
+        raise click.UsageError(f"--date {date!r} is no day such as 2026-11-27") from None
+    begin, stop = max(day, first or day), min(day + DAY_MS, end or day + DAY_MS)
+    if begin >= stop:
+        raise click.UsageError("--from and --to are not on the day of --date")
+    return Times(begin, stop)
+
+
+async def _restore(settings: Settings, place: str, log: str, times: Times, *, speed: float | None, resume: bool, append: bool, shown: bool) -> Restored:
+    store = open_raw(place, settings)
+    if settings.archive != "none" and open_store(settings.archive, settings).url == store.url:
+        report("workers of the restored log that archive to the same place add it to its tables again: give them another STOCKSTREAM_ARCHIVE")
+    with quiet_clients():
+        raw = RawLog(store, log, times)
+        with progress(raw.size, "bytes of the archive", shown=shown) as advance:
+            restored = await restore(settings, raw, store.url, speed=speed, append=append, resume=resume, advance=advance, clock=SystemClock())
+    for note in restored.notes:
+        report(note)
+    return restored
+
+
+def _sentence(restored: Restored) -> str:
+    there = f" ({restored.there:,} were there)" if restored.there else ""
+    took = f"in {restored.seconds:.1f} s ({restored.records_per_s:,.0f} records/s)"
+    return f"{counted(restored.records, 'record')} of log {restored.log} {took} to {counted(restored.partitions, 'partition')} of {restored.topic}{there}"
 
 
 async def _run(

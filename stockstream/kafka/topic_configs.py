@@ -72,10 +72,10 @@ async def ensure_configs(admin: AIOKafkaAdminClient, topics: Mapping[str, Sequen
             found = {entry[0]: entry[1] for entry in entries}
             lacking = [one for one in topics[topic] if found.get(one.name) is not None and not one.enough(found[one.name])]
             if lacking:
-                await _alter(admin, topic, lacking, found, _overrides(answer.API_VERSION, entries), bootstrap)
+                await _alter(admin, topic, lacking, found, overridden(answer.API_VERSION, entries), bootstrap)
 
 
-def _overrides(version: int, entries: Sequence[Sequence[Any]]) -> dict[str, str]:
+def overridden(version: int, entries: Sequence[Sequence[Any]]) -> dict[str, str]:
     """The topic's overrides, which an alteration must repeat because it replaces all of them."""
     overrides = [entry for entry in entries if entry[1] is not None and not entry[2] and not entry[4]]
     return {entry[0]: entry[1] for entry in overrides if (entry[3] == DYNAMIC_TOPIC_CONFIG if version else not entry[3])}

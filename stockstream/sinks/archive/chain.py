@@ -45,6 +45,16 @@ def decode_entry(name: str, data: bytes) -> FolderChange | Lost:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
 
 
+def chain_entries(store: Store, log: str, partition: int) -> list[int]:
+    """The offsets of a chain's entries, ascending."""
+    return [int(name.rpartition("/")[2][:20]) for name in store.list(f"chains/{log}-{partition:05d}/")]
+
+
+def read_entry(store: Store, log: str, partition: int, offset: int) -> FolderChange | Lost:
+    """The entry of a chain at this offset. Raises `ArchiveError`."""
+    return _read_entry(store, entry_name(log, partition, offset))
+
+
 def _read_entry(store: Store, name: str) -> FolderChange | Lost:
     return decode_entry(name, store.read(name))
 

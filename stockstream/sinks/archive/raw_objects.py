@@ -6,7 +6,7 @@ import base64
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
@@ -268,6 +268,15 @@ def _extent(name: str, data: bytes) -> Extent:
 
 def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
     """Reads an object's trailer and lines. Raises `ArchiveError` if they do not agree, or a byte has changed."""
+    extent, parts = read_raw_parts(store, name)
+    return extent, [line for part in parts for line in part]
+
+
+def read_raw_parts(store: Store, name: str, part_bytes: int = 0) -> tuple[Extent, Iterator[list[Line]]]:
+    """Reads an object's trailer, and its lines in parts of about `part_bytes` (0: all in one), which are decoded one after the other.
+
+    Raises `ArchiveError` if they do not agree, or a byte has changed: here, or at a line that is another one than it should be.
+    """
     packed = store.read(name)
     extent = _extent(name, packed)
     trailer = _trailer(extent)
@@ -276,24 +285,32 @@ def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
         raise ArchiveError(f"{name} does not match its checksum: bytes of it have changed")
     try:
         data = bytes(cramjam.zstd.decompress(frame))
-        found = _decode_lines(data)
-    except (cramjam.DecompressionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except cramjam.DecompressionError as error:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
-    if (len(data), zlib.crc32(data), len(found)) != (extent.bytes, extent.crc32, extent.count):
+    if (len(data), zlib.crc32(data), data.count(b"\n")) != (extent.bytes, extent.crc32, extent.count):
         raise ArchiveError(f"{name}: its lines do not match its trailer (bytes, checksum or count differ)")
-    if found and extent.tail != Tail(found[-1].offset, zlib.crc32(data[data.rfind(b"\n", 0, -1) + 1 :])):
-        raise ArchiveError(f"{name}: its last line is not the record that its trailer names")
-    _require_offsets(name, extent, found)
-    return extent, found
+    return extent, _parts(name, extent, data, part_bytes or len(data))
 
 
-def _require_offsets(name: str, extent: Extent, lines: Sequence[Line]) -> None:
+def _parts(name: str, extent: Extent, data: bytes, part_bytes: int) -> Iterator[list[Line]]:
     expect = extent.first
     holes = dict(extent.holes)
-    for line in lines:
-        expect = holes.pop(expect, expect - 1) + 1
-        if line.offset != expect or line.partition != extent.partition:
-            raise ArchiveError(f"{name}: found offset {line.offset} of partition {line.partition}, expected offset {expect} of partition {extent.partition}")
-        expect += 1
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", min(start + part_bytes, len(data)) - 1) + 1 or len(data)
+        try:
+            found = _decode_lines(data[start:end])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ArchiveError(f"{name} cannot be read: {error}") from error
+        for line in found:
+            expect = holes.pop(expect, expect - 1) + 1
+            if line.offset != expect or line.partition != extent.partition:
+                place = f"offset {line.offset} of partition {line.partition}"
+                raise ArchiveError(f"{name}: found {place}, expected offset {expect} of partition {extent.partition}")
+            expect += 1
+        if end == len(data) and extent.tail != Tail(expect - 1, zlib.crc32(data[data.rfind(b"\n", 0, -1) + 1 :])):
+            raise ArchiveError(f"{name}: its last line is not the record that its trailer names")
+        yield found
+        start = end
     if holes.pop(expect, expect - 1) != extent.last or holes:
         raise ArchiveError(f"{name}: its lines and holes do not account for all of {extent.first} to {extent.last}")
