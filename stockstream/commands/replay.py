@@ -216,14 +216,14 @@ class _Speed(click.ParamType):
 @click.option("--prefix", help="Topic prefix, to publish to another log, which needs its own worker.  [default: STOCKSTREAM_TOPIC_PREFIX]")
 @click.option("--frames", type=click.IntRange(1, MOST_IN_A_FRAME), help="Publish arrays of so many ticks instead of single ticks.")
 @recording_options
-@click.option("--log", default="", help="Of an archive with several logs: the one to restore.")
+@click.option("--log", "logs", multiple=True, help="Of an archive with several logs of a partition: the ones to restore, by id, or newest.")
 @click.option("--resume", is_flag=True, help="Continue a restore from an archive that was interrupted.")
 @click.option("--append", is_flag=True, help="Restore from an archive behind what ticks.raw holds.")
 @click.option("--yes", is_flag=True, help="Publish even if the ticks would be rejected.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     source_path: str, speed: float | None, rebase: bool, loop: bool, first: int | None, end: int | None, symbols: str, limit: int | None, source: str | None,
-    prefix: str | None, frames: int | None, reading: ReadOptions, log: str, resume: bool, append: bool, yes: bool, as_json: bool,
+    prefix: str | None, frames: int | None, reading: ReadOptions, logs: tuple[str, ...], resume: bool, append: bool, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Publish recorded trades or bars to ticks.raw: a file (CSV or Parquet, compressed or not) or a topic of ticks, kafka://host:port/topic.
     From an archive (the folder raw of file://path, a path or s3://bucket/prefix) it restores ticks.raw record by record, with Kafka's original times.
@@ -245,10 +245,10 @@ def command(
         if resume and append:
             raise click.UsageError("--resume and --append exclude each other: what an interrupted --append has written is not known")
         times = _times(reading.date, first, end)
-        restored = asyncio.run(_restore(settings, source_path, log, times, speed=speed, resume=resume, append=append, shown=not as_json))
+        restored = asyncio.run(_restore(settings, source_path, logs, times, speed=speed, resume=resume, append=append, shown=not as_json))
         click.echo(msgspec.json.encode(restored).decode() if as_json else _sentence(restored))
         return
-    if log or resume or append:
+    if logs or resume or append:
         raise click.UsageError("--log, --resume and --append are for an archive")
     chosen = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     summary = asyncio.run(
@@ -278,12 +278,14 @@ def _times(date: str, first: int | None, end: int | None) -> Times:
     return Times(begin, stop)
 
 
-async def _restore(settings: Settings, place: str, log: str, times: Times, *, speed: float | None, resume: bool, append: bool, shown: bool) -> Restored:
+async def _restore(
+    settings: Settings, place: str, logs: tuple[str, ...], times: Times, *, speed: float | None, resume: bool, append: bool, shown: bool
+) -> Restored:
     store = open_raw(place, settings)
     if settings.archive != "none" and open_store(settings.archive, settings).url == store.url:
         report("workers of the restored log that archive to the same place add it to its tables again: give them another STOCKSTREAM_ARCHIVE")
     with quiet_clients():
-        raw = RawLog(store, log, times)
+        raw = RawLog(store, logs, times)
         with progress(raw.size, "bytes of the archive", shown=shown) as advance:
             restored = await restore(settings, raw, store.url, speed=speed, append=append, resume=resume, advance=advance, clock=SystemClock())
     for note in restored.notes:
@@ -294,7 +296,7 @@ async def _restore(settings: Settings, place: str, log: str, times: Times, *, sp
 def _sentence(restored: Restored) -> str:
     there = f" ({restored.there:,} were there)" if restored.there else ""
     took = f"in {restored.seconds:.1f} s ({restored.records_per_s:,.0f} records/s)"
-    return f"{counted(restored.records, 'record')} of log {restored.log} {took} to {counted(restored.partitions, 'partition')} of {restored.topic}{there}"
+    return f"{counted(restored.records, 'record')} of {restored.archive} {took} to {counted(restored.partitions, 'partition')} of {restored.topic}{there}"
 
 
 async def _run(

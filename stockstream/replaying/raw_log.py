@@ -1,9 +1,9 @@
-"""A raw log as an archive holds it: the records of a log, or of a span of it, by partition and in their order."""
+"""The raw log as an archive holds it: all records, or those of a span, by partition and in their order."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heapreplace
@@ -24,6 +24,7 @@ PART_BYTES = 256_000
 LISTED_DAYS = 400
 """A longer span is found by listing the whole archive."""
 RAW = "raw/"
+NEWEST = "newest"
 
 
 class Times(NamedTuple):
@@ -95,35 +96,40 @@ def open_raw(text: str, settings: Settings) -> FileStore | S3Store:
 
 
 class RawLog:
-    """The records of one log of an archive, or of a span of it. What is written to the archive later is not part of it.
+    """The records of an archive's logs, one of each partition, or of a span of them. What is written to the archive later is not part of it.
 
     Args:
         store: of the archive.
-        log: the log id; it may be empty if the span has records of one log only.
+        chosen: log ids, where a partition has several logs (its topic was created again): only these are read. `NEWEST`: of each partition the newest.
         times: the span.
 
-    Raises `ArchiveError` where there is nothing, where several logs are, or where a raw object is missing or broken.
+    Raises `ArchiveError` where there is nothing, where a partition has several logs, or where a raw object is missing or broken.
     """
 
-    def __init__(self, store: Store, log: str = "", times: Times = Times()) -> None:  # noqa: B008  it is immutable
+    def __init__(self, store: Store, chosen: Collection[str] = (), times: Times = Times()) -> None:  # noqa: B008  it is immutable
         self._store, self._times = store, times
-        found = [one for one in self._listed() if times.has_some_of(one.hour_ms)]
-        logs = sorted({one.log for one in found})
-        if not found:
+        of_chain: dict[tuple[int, str], list[RawObject]] = defaultdict(list)
+        for one in self._listed():
+            if times.has_some_of(one.hour_ms):
+                of_chain[one.partition, one.log].append(one)
+        if not of_chain:
             raise ArchiveError(f"{store.url} has no raw objects{' of these times' if times != Times() else ''}")
-        if log and log not in logs:
-            raise ArchiveError(f"{store.url} has no log {log}{' of these times' if times != Times() else ''}; there are: {_described(found)}")
-        if not log and len(logs) > 1:
-            raise ArchiveError(f"{store.url} has {len(logs)} logs: choose one with --log: {_described(found)}")
-        self.log = log or logs[0]
-        self._chain_entries: dict[int, list[int]] = {}
-        self.objects: dict[int, list[RawObject]] = defaultdict(list)
-        for one in sorted(found, key=lambda one: (one.partition, one.first)):
-            if one.log == self.log:
-                self.objects[one.partition].append(one)
+        if absent := set(chosen) - {NEWEST} - {log for _, log in of_chain}:
+            raise ArchiveError(f"{store.url} has no log {min(absent)}{' of these times' if times != Times() else ''}; there are: {_described(of_chain)}")
+        self.logs: dict[int, str] = {}
+        """By partition: the log id."""
+        for partition, log in sorted(of_chain):
+            if chosen and NEWEST not in chosen and log not in chosen:
+                continue
+            if partition in self.logs and NEWEST not in chosen:
+                how = f"choose with --log {NEWEST}, or with --log ID for each"
+                raise ArchiveError(f"{store.url} has several logs of partition {partition}: {how}: {_described(of_chain)}")
+            self.logs[partition] = log
+        self.objects = {partition: sorted(of_chain[partition, log], key=lambda one: one.first) for partition, log in self.logs.items()}
         self.size = sum(one.size for some in self.objects.values() for one in some)
         self.oldest_ms = min(one.hour_ms for some in self.objects.values() for one in some)
         """The hour of the oldest records."""
+        self._chain_entries: dict[int, list[int]] = {}
 
     def _listed(self) -> Iterator[RawObject]:
         for prefix in self._prefixes():
@@ -140,12 +146,10 @@ class RawLog:
         days = (last - day).days + 1
         return [f"{RAW}date={day + timedelta(days=number)}/" for number in range(days)] if days <= LISTED_DAYS else [RAW]
 
+    @property
     def least_partitions(self) -> int:
-        """The number of partitions that have records in the archive, and those below them. Partitions above them, without records, are not known there."""
-        number = max(self.objects) + 1
-        while next(self._store.list(f"chains/{self.log}-{number:05d}/"), None) is not None:
-            number += 1
-        return number
+        """The number of partitions with records, and those below them. Partitions above them, without records, are not known to an archive."""
+        return max(self.objects) + 1
 
     def first_records(self) -> Iterator[Line]:
         """The records with which each partition's first object begins."""
@@ -241,7 +245,7 @@ class RawLog:
             raise ArchiveError(f"{one.name}: raw objects of partition {one.partition} are missing before it: `stockstream verify` lists all faults{how}")
 
     def _require_end(self, one: RawObject, expect: int) -> None:
-        """Raises `ArchiveError` unless the chain ends before the offset `expect`, or continues with it in a folder outside the span, or with an object of now."""
+        """Raises `ArchiveError` unless the chain ends before the offset `expect`, or continues with it in a folder outside the span, or an object of now."""
         following = [offset for offset in self._entries(one.partition) if offset >= expect]
         if not following or self._store.size(raw_name(folder_of_hour(one.hour_ms // HOUR_MS), one.log, one.partition, expect)) is not None:
             return
@@ -251,11 +255,11 @@ class RawLog:
     def _entries(self, partition: int) -> list[int]:
         """The offsets of the chain's entries, ascending."""
         if partition not in self._chain_entries:
-            self._chain_entries[partition] = chain_entries(self._store, self.log, partition)
+            self._chain_entries[partition] = chain_entries(self._store, self.logs[partition], partition)
         return self._chain_entries[partition]
 
     def _enters_span(self, partition: int, offset: int) -> bool:
-        entry = read_entry(self._store, self.log, partition, offset)
+        entry = read_entry(self._store, self.logs[partition], partition, offset)
         return isinstance(entry, FolderChange) and self._times.has_some_of(_hour_ms(entry.folder))
 
 
@@ -275,15 +279,10 @@ def _hour_ms(folder: str) -> int:
         raise ArchiveError(f"{RAW}{folder} is not part of the archive; `stockstream verify` lists all faults") from None
 
 
-def _described(objects: Sequence[RawObject]) -> str:
-    """The logs of these objects with their times and partitions."""
-    of_log: dict[str, list[RawObject]] = defaultdict(list)
-    for one in objects:
-        of_log[one.log].append(one)
+def _described(of_chain: Mapping[tuple[int, str], Sequence[RawObject]]) -> str:
+    """The logs of these objects with their partitions and times."""
     out = []
-    for log, some in sorted(of_log.items()):
+    for (partition, log), some in sorted(of_chain.items()):
         first, last = (f"{datetime.fromtimestamp(pick(one.hour_ms for one in some) / 1000, UTC):%Y-%m-%d %H}h" for pick in (min, max))
-        out.append(f"{log} ({first} to {last}, {max(one.partition for one in some) + 1} partitions)")
+        out.append(f"{log} (partition {partition}, {first} to {last})")
     return ", ".join(out)
-
-

@@ -43,7 +43,7 @@ class Restored:
     """
 
     archive: str
-    log: str
+    logs: list[str]
     topic: str
     partitions: int
     records: int = 0
@@ -78,11 +78,11 @@ class Writer:
         batch = self._batches.get(partition)
         for line in records:
             key, value = key_and_value(line)
-            if batch is None or batch.append(timestamp=line.timestamp, key=key, value=value, headers=()) is None:  # type: ignore[arg-type]  # may be null
+            if batch is None or batch.append(timestamp=line.timestamp, key=key, value=value, headers=[]) is None:  # type: ignore[arg-type]  # may be null
                 if batch is not None:
                     await self._send(partition)
                 batch = self._batches[partition] = self._producer.create_batch()
-                if batch.append(timestamp=line.timestamp, key=key, value=value, headers=()) is None:  # type: ignore[arg-type]  # may be null
+                if batch.append(timestamp=line.timestamp, key=key, value=value, headers=[]) is None:  # type: ignore[arg-type]  # may be null
                     raise DeliveryError(f"the record at offset {line.offset} of partition {partition} does not fit into a batch")
 
     async def flush(self) -> None:
@@ -121,13 +121,12 @@ async def restore(
     settings: Settings, log: RawLog, archive: str, *, speed: float | None, append: bool, resume: bool, advance: Callable[[int], None], clock: Clock
 ) -> Restored:
     """Runs the command, without its output. Raises `StockstreamError`."""
-    least = await in_thread(log.least_partitions, "archive-store")
-    if fault := await in_thread(lambda: partitions_fault(log, least, settings.partitions), "archive-store"):
+    if fault := await in_thread(lambda: partitions_fault(log, settings.partitions), "archive-store"):
         raise TopicError(fault)
     topic = RestoredTopic(settings, timeout_s=BROKER_TIMEOUT_S)
     await topic.prepare(log.oldest_ms, clock.now_ms())
     ends = await topic_ends(settings, topic.name, range(settings.partitions), embedded=topic.embedded)
-    out = Restored(archive, log.log, topic.name, settings.partitions)
+    out = Restored(archive, [one for _, one in sorted(log.logs.items())], topic.name, settings.partitions)
     places = await _begin(settings, topic, log, ends, append=append, resume=resume)
     out.there = sum(ends.values()) if resume else 0
     producer = AIOKafkaProducer(**await producer_options(settings, timeout_s=BROKER_TIMEOUT_S))
@@ -172,15 +171,16 @@ async def _ahead(blocks: Iterator[Block]) -> Any:
             await following
 
 
-def partitions_fault(log: RawLog, least: int, partitions: int) -> str | None:
+def partitions_fault(log: RawLog, partitions: int) -> str | None:
     """Why the archive's records are not of a topic of so many partitions, as text; None if they can be.
 
-    The archive shows the number of partitions with records, `least`. Those above it may be empty: the homes of the symbols show how many there are.
+    The archive shows the number of partitions with records. Those above may be empty: the homes of the symbols show how many there are.
     """
+    least = log.least_partitions
     if partitions >= least and (found := _partitions_of(log, least, partitions)) == partitions:
         return None
     number = least if partitions < least else found
-    return f"log {log.log} of the archive has {number} partitions, and the settings {partitions}: set STOCKSTREAM_PARTITIONS={number}"
+    return f"the archive's log has {number} partitions, and the settings {partitions}: set STOCKSTREAM_PARTITIONS={number}"
 
 
 def _partitions_of(log: RawLog, least: int, partitions: int) -> int:
