@@ -26,6 +26,7 @@ from tests import oracle
 from tests.changelogs import Changelog
 from tests.logs import cuts, day_records, generated_day, real_day, records_of
 from tests.model import recovery_model, windows_model
+from tests.seeds import some_quick
 
 Key = tuple[str, int, int]
 
@@ -78,7 +79,7 @@ def work(core: Windows, frame: Frame, at: int, term: int) -> tuple[list[dict[str
     return rows.batch(0).to_pylist(), core.records(term)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", some_quick(range(40), 10))
 def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
     rng = random.Random(seed)
     log = recovery_model.random_log(rng, rng.randrange(20, 160))
@@ -91,7 +92,7 @@ def test_rows_are_the_models_in_any_chunks(seed: int) -> None:
         assert judge.seen == judge.want.keys()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", some_quick(range(20), 5))
 def test_rows_are_the_models_where_sources_have_a_lateness_of_their_own(seed: int) -> None:
     rng = random.Random(seed)
     log, lateness = recovery_model.random_log(rng, 160), Lateness.parse(rng.choice(("200,b=2500", "1000,a=0,c=5000", "b=0,a=999")))
@@ -104,7 +105,7 @@ def test_rows_are_the_models_where_sources_have_a_lateness_of_their_own(seed: in
         assert judge.seen == judge.want.keys()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", some_quick(range(60), 15))
 def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     """Dies while sending and while writing; frozen copies wake, send and write. A restart reads the ranges of the changelog that its end names."""
     rng = random.Random(seed)
@@ -358,7 +359,7 @@ def rows_of(log: list[tuple[int, dict[str, Any]]], chunk: int, restarts: Collect
     return out
 
 
-@pytest.mark.parametrize("back", [40, 100, 331, 3_000, 400_000])
+@pytest.mark.parametrize("back", some_quick([331, 40, 100, 3_000, 400_000], 1))
 @pytest.mark.parametrize("chunk", [1, 7, 50, 1_000])
 def test_a_source_that_was_forgotten_begins_another_series(back: int, chunk: int) -> None:
     """A day of the log's time later it tells of seconds from `back` before its last, however the log is cut."""
@@ -367,7 +368,7 @@ def test_a_source_that_was_forgotten_begins_another_series(back: int, chunk: int
     assert rows_of(first + second, chunk) == rows_of(first, 1) + rows_of(second, 1)
 
 
-@pytest.mark.parametrize("back", [100, 120, 1_000])
+@pytest.mark.parametrize("back", some_quick([120, 100, 1_000], 1))
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_what_is_stored_of_a_series_before_counts_no_more(back: int, chunk: int) -> None:
     """A restart in the second telling of the same seconds finds buckets of both."""
