@@ -1,6 +1,7 @@
 """A small archive that has everything: all areas, raw records that are not UTF-8, revisions, repaired bars, an hour and a day that were compacted.
 
-The records of 2023-10-10, hours 12 and 13. Objects that compactions replaced are still there, as after a crash before their deletion.
+The records of 2023-10-10, hours 12 and 13. Objects that compactions replaced are there again, as
+after a worker that was frozen wrote them a second time.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stockstream.records import TICKS_SCHEMA, Repair
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.compactions import Compaction, Range, compaction_of_data, manifest_of
-from stockstream.sinks.archive.layout import HOUR_MS, parse_name
-from stockstream.sinks.archive.processed import of_schema, parquet, processed_objects
+from stockstream.sinks.archive.compacting import compact_folder
+from stockstream.sinks.archive.compactions import Range
+from stockstream.sinks.archive.layout import HOUR_MS
+from stockstream.sinks.archive.processed import parquet, processed_objects
 from stockstream.sinks.archive.raw_objects import Piece, encode_json, lines, read_extent
 from stockstream.sinks.archive.repaired import Bar, name_of, repaired_object
 from stockstream.sinks.archive.schemas import STORED
@@ -31,8 +31,6 @@ T0 = int(datetime(2023, 10, 10, 12, 50, tzinfo=UTC).timestamp() * 1000)
 SECONDS = 1_200
 SYMBOLS = {"AAPL": 178.4, "MSFT": 331.2, "TSLA": 263.6}
 LOG, PARTITION = "18b1a2b3c4d-0a1b2c3d", 3
-OBJECTS = 6
-"""Raw objects; three in each hour."""
 
 
 @dataclass
@@ -56,7 +54,7 @@ def fill(store: Store) -> None:
     repairs = [Bar(number, T0, Repair(**bar, minute=T0 - (5 - number) * 60_000, volume=1_000 + number)) for number in range(2)]  # type: ignore[arg-type]
     store.create(name_of(PARTITION, repairs[0]), repaired_object(PARTITION, repairs))
     for area, folder in (("ticks", f"date={DATE}/hour=12"), ("windows", f"date={DATE}/hour=12"), ("alerts", f"date={DATE}"), ("bars_1m", f"date={DATE}")):
-        _compact(store, Compaction(area, folder, 0))
+        _compact(store, area, folder)
 
 
 def _ticks() -> list[dict[str, Any]]:
@@ -158,17 +156,10 @@ def _topic(store: Store, area: str, folder: str, time: str, rows: list[dict[str,
             store.create(f"processed/{area}/{of}/{log}-{PARTITION:05d}-{first:020d}.parquet", parquet(pa.Table.from_pylist(half, STORED[area]), footer))
 
 
-def _compact(store: Store, compaction: Compaction) -> None:
-    sources, tables = [], []
-    for name in sorted(store.list(f"processed/{compaction.area}/{compaction.folder}/")):
-        if compaction_of_data(name) or parse_name(name) is None:
-            continue
-        file = pq.ParquetFile(pa.BufferReader(store.read(name)))
-        footer = json.loads((file.metadata.metadata or {})[b"stockstream"])
-        sources.append(Range(*(footer[key] for key in ("log", "partition", "first", "last", "rows"))))
-        tables.append(file.read().replace_schema_metadata(None))
-    table = pa.concat_tables(tables).drop_columns(["compaction"])
-    table = table.append_column("compaction", pa.repeat(pa.scalar(compaction.number, pa.int32()), table.num_rows)).sort_by("symbol")
-    assert pc.sum(pa.array([source.rows for source in sources])).as_py() == table.num_rows > 0
-    store.create(compaction.data, parquet(of_schema(table, STORED[compaction.area]), encode_json({"rows": table.num_rows})))
-    store.create(compaction.manifest, manifest_of(compaction, sources))
+def _compact(store: Store, area: str, folder: str) -> None:
+    """Compacts a folder, and then writes its small objects again."""
+    small = {name: store.read(name) for name in store.list(f"processed/{area}/{folder}/")}
+    result = compact_folder(store, area, folder, None)
+    assert (result.made, result.replaced, result.deleted, result.faults) == (1, len(small), len(small), []) and len(small) > 1
+    for name, data in small.items():
+        assert store.create(name, data)

@@ -9,6 +9,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 GROUPS = (
     ("three brokers, 1", r"tests/faults/.*\[(workers|frozen_worker|archive|skipped_and_holes)\]|::test_a_(killed|frozen)_broker_is_survived"),
     ("three brokers, 2", r"tests/faults/"),
+    ("MiniStack", r"tests/integration/test_athena\.py"),
     ("line on Kafka", r"tests/integration/test_line\.py::.*\[kafka\]"),
     ("line on the embedded broker", r"tests/integration/test_line\.py::.*\[embedded\]"),
 )
