@@ -21,6 +21,7 @@ from stockstream.kafka.topic_reader import TopicReader
 from stockstream.locations import S3_URL
 from stockstream.locks import holder_of
 from stockstream.records import TICKS_SCHEMA
+from stockstream.sinks.archive.compactor import Compactor, compact_command
 from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
 from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.archive.writer import Archive
@@ -46,6 +47,7 @@ class Archiving:
     def __init__(self) -> None:
         self.archive: Archive | None = None
         self.repaired: RepairedBars | None = None
+        self.compactor: Compactor | None = None
         self.owned: set[int] = set()
         self.received: set[int] = set()
         """Partitions that have received a chunk since they were assigned. Only from then on does `Chunk.begin` account for holes since the last chunk."""
@@ -62,6 +64,9 @@ class Archiving:
             self.archive = Archive(settings, store, KafkaRaw(settings), KafkaClean(settings))
             self.repaired = RepairedBars(settings, store, TopicReader(settings, "repairs"), _skip_repair)
             status.archive_positions = self.archive.progress
+            if settings.compact and self.compactor is None:
+                self.compactor = Compactor(compact_command(settings.archive))
+                status.compaction = self.compactor.report
         await self.hand_over()
         now = set(partitions.get(settings.topic("ticks.raw"), []))
         for partition in self.owned - now:
@@ -72,10 +77,14 @@ class Archiving:
         self.owned, self.received = now, set()
         if self.repaired is not None:
             self.repaired.own(now)
+        if self.compactor is not None:
+            self.compactor.own(now)
         return {}
 
     async def release(self, timeout_s: float) -> None:
         """At shutdown, writes what is buffered. In a rebalance the buffers stay, because most partitions stay on the worker."""
+        if app.should_stop and self.compactor is not None:
+            self.compactor.close()
         if app.should_stop and self.archive is not None:
             await self.hand_over()
             closing = [self.archive.close()] + ([self.repaired.close()] if self.repaired is not None else [])
@@ -174,3 +183,14 @@ async def archive_repairs() -> None:
             await asyncio.sleep(REPORT_S)
         else:
             await stage.repaired.run()
+
+
+@app.task
+async def archive_compaction() -> None:
+    """Compacts the archive while this worker owns partition 0."""
+    while not app.should_stop:
+        if stage.compactor is None:
+            await asyncio.sleep(REPORT_S)
+        else:
+            await stage.compactor.run()
+            return

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a model and store it.",
     "query": "Query the archive in SQL.",
     "athena": "Tables and views of the archive for Amazon Athena.",
+    "compact": "Compact the archive: one sorted object instead of many small ones.",
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
 """The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
+    compact: bool = Field(True, description="the worker with partition 0 compacts the archive, in a child process at low priority")
     models: str = Field(
         "file://./data/models", validate_default=True,
         description="where models are kept, of the demo and of workers: a folder (path or file://path), or s3://bucket/prefix",

@@ -27,6 +27,7 @@ class Status:
     def __init__(self, worker: App) -> None:
         self._app = worker
         self.archive_positions: Any = None
+        self.compaction: Any = None
         self.model_list: Any = None
         self.model_note: Callable[[], str] = lambda: ""
         """Why rows are not predicted by the registry's champion; empty if they are."""
@@ -93,6 +94,7 @@ class Status:
             "rereads": guard.rereads,
             "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
             "archive": self.archive_positions() if self.archive_positions else [],
+            "compaction": self.compaction() if self.compaction else None,
             "models_note": self.model_note(),
             "sources": self.sources(),
             "lateness": watermark_lags.report(),

@@ -20,7 +20,6 @@ from typing import Any
 import aiohttp
 import click
 import msgspec
-import pyarrow.parquet as pq
 from aiokafka.errors import KafkaError
 
 from models.registry import Registry, RegistryError
@@ -37,6 +36,10 @@ from stockstream.kafka.embedded import EmbeddedBroker
 from stockstream.kafka.quiet import quiet_clients
 from stockstream.locks import FolderLock
 from stockstream.settings import Settings, load_settings
+from stockstream.sinks.archive.compacted_object import read_compacted_object
+from stockstream.sinks.archive.compactions import compaction_of_data
+from stockstream.sinks.archive.current import current
+from stockstream.sinks.archive.processed import read_made
 from stockstream.sinks.stores import open_store
 from stockstream.sources.ingestion import Watch
 from stockstream.sources.simulated import default_symbols
@@ -482,7 +485,7 @@ def command(count: int, minutes: float, port: int, broker: str, seed: int, data:
             before = processed(settings)
             started = time.monotonic()
             asyncio.run(demo.run())
-            _summarise(demo, time.monotonic() - started, processed(settings) - before)
+            _summarise(demo, time.monotonic() - started, ticks_since(settings, before))
         except KeyboardInterrupt:
             click.echo("stopped")
         finally:
@@ -495,14 +498,27 @@ def processed(settings: Settings) -> set[str]:
     return set(open_store(settings.archive).list("processed/ticks/"))
 
 
-def _summarise(demo: Demo, seconds: float, made: Collection[str]) -> None:
-    """Prints the results of the run; `made` are the objects of accepted ticks that it added to the archive."""
+def ticks_since(settings: Settings, before: Collection[str]) -> int:
+    """Number of ticks in objects that were not there before; a compaction may have replaced some. Raises `StockstreamError`."""
+    store = open_store(settings.archive)
+    count = 0
+    for entry in current(store, "ticks"):
+        if entry.name in before:
+            continue
+        if compaction_of_data(entry.name):
+            count += sum(source.range.rows for source in read_compacted_object(store, entry.name).list_sources() if source.name not in before)
+        else:
+            count += read_made(store, entry.name).rows
+    return count
+
+
+def _summarise(demo: Demo, seconds: float, ticks: int) -> None:
+    """Prints the results of the run, which added so many ticks to the archive."""
     figures = demo.figures
     minutes, left = divmod(round(seconds), 60)
     counts = ", ".join([counted(figures.ticks, "tick"), counted(figures.alerts, "alert"), counted(figures.predictions, "prediction")])
     latency = "" if figures.p99_ms is None else f", p99 latency {figures.p99_ms:,.0f} ms in the last minute"
     root = Path(demo.settings.archive.removeprefix("file://"))
-    ticks = sum(pq.read_metadata(root / name).num_rows for name in made)
     click.echo(f"ran {minutes}:{left:02}: {counts}{latency}")
     fate = "they are lost with the broker" if demo.broker is not None else "the next run archives them"
     rest = "" if demo.complete else f" (stopped before the last ticks were archived: {fate})"

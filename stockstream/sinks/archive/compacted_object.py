@@ -161,7 +161,7 @@ def _order(table: pa.Table, time: str) -> pa.Array:
     return pc.sort_indices(pa.Table.from_arrays([rank, table.column(time)], ["symbol", "time"]), sort_keys=[("symbol", "ascending"), ("time", "ascending")])
 
 
-def read_compacted(store: Store, name: str) -> CompactedFooter:
+def read_compacted_object(store: Store, name: str) -> CompactedFooter:
     """Reads the footer of a compaction's data object. Raises `ArchiveError` if it is not one, or if its number of rows is wrong."""
     tail = store.read(name, _TAIL)
     size = int.from_bytes(tail[-8:-4], "little") + 8

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 import pyarrow as pa
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
-from stockstream.sinks.archive.compacted_object import Small, Source, compacted_object, read_compacted, read_small, together
+from stockstream.sinks.archive.compacted_object import Small, Source, compacted_object, read_compacted_object, read_small, together
 from stockstream.sinks.archive.compactions import (
     Compaction,
     compaction_of_data,
@@ -184,7 +184,7 @@ def _next(found: Folder) -> int:
 
 
 def _create_manifest(store: Store, compaction: Compaction) -> None:
-    sources = read_compacted(store, compaction.data).list_sources()
+    sources = read_compacted_object(store, compaction.data).list_sources()
     store.create(compaction.manifest, manifest_of(compaction, [source.range for source in sources]))
 
 

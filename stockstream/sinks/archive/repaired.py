@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from stockstream.records import Repair
-from stockstream.sinks.archive.compacted_object import read_compacted
+from stockstream.sinks.archive.compacted_object import read_compacted_object
 from stockstream.sinks.archive.compactions import Compaction, compactions_of
 from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
 from stockstream.sinks.archive.processed import parquet, read_footer
@@ -162,5 +162,5 @@ def _compacted(store: Store, day: int) -> dict[str, MadeOfRepairs]:
 @functools.lru_cache(maxsize=512)
 def _replaced(store: Store, compaction: Compaction) -> dict[str, MadeOfRepairs]:
     """Read once for each compaction, which does not change: a writer that starts asks for each of its objects."""
-    sources = read_compacted(store, compaction.data).list_sources()
+    sources = read_compacted_object(store, compaction.data).list_sources()
     return {source.name: decode_made(source.footer) for source in sources if source.name.rpartition("/")[2].startswith(REPAIRS)}

@@ -15,7 +15,7 @@ import pytest
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive import compacting
-from stockstream.sinks.archive.compacted_object import TIME, compacted_object, read_compacted, read_small, together
+from stockstream.sinks.archive.compacted_object import TIME, compacted_object, read_compacted_object, read_small, together
 from stockstream.sinks.archive.compacting import Result, compact, compact_folder
 from stockstream.sinks.archive.compactions import Compaction, covers, list_compactions, read_manifest
 from stockstream.sinks.archive.current import current
@@ -114,7 +114,7 @@ def test_small_objects_become_one_sorted_object_with_the_same_rows(area: str) ->
     assert [row.pop("compaction") for row in found] == [0] * 60 and [row.pop("compaction") for row in before] == [None] * 60
     place = "offset" if area == "ticks" else "record_offset"
     assert found == sorted(before, key=lambda row: (row["symbol"], row[TIME[area]], row["partition"], row[place]))
-    sources = read_compacted(store, one.data).list_sources()
+    sources = read_compacted_object(store, one.data).list_sources()
     assert [source.name for source in sources] == sorted(name for name, _ in objects)
     for source, (_, data) in zip(sources, objects, strict=True):
         assert bytes(source.footer) == pq.read_metadata(pa.BufferReader(data)).metadata[b"stockstream"]
@@ -134,7 +134,8 @@ def test_objects_without_rows_are_compacted_too() -> None:
     store = MemoryStore()
     put(store, small("ticks", 0, 9, 0), small("ticks", 10, 19, 0))
     settle(store)
-    assert read(store, "ticks") == [] and [source.range.last for source in read_compacted(store, Compaction("ticks", HOUR, 0).data).list_sources()] == [9, 19]
+    assert read(store, "ticks") == []
+    assert [source.range.last for source in read_compacted_object(store, Compaction("ticks", HOUR, 0).data).list_sources()] == [9, 19]
 
 
 def test_late_objects_make_another_compaction_and_a_single_one_stays() -> None:

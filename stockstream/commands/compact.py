@@ -1,0 +1,84 @@
+"""`stockstream compact`: replaces the archive's small objects by one sorted object for each folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+
+import click
+
+from stockstream.errors import SettingsError
+from stockstream.settings import load_settings
+from stockstream.sinks.archive.compacting import Result, compact
+from stockstream.sinks.stores import open_archive
+from stockstream.wording import counted
+
+BACKGROUND = 19
+"""The lowest priority: the compaction of a worker takes what the pipeline leaves."""
+_DATE = click.DateTime(["%Y-%m-%d"])
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _line(result: Result, dry: bool) -> str:
+    where = f"{result.area} {result.folder.removeprefix('date=').replace('/hour=', ' hour ')}"
+    if not result.made:
+        return f"{where}: {counted(result.deleted, 'replaced object')} {'to delete' if dry else 'deleted'}"
+    of = f"{counted(result.replaced, 'object')}, {_megabytes(result.replaced_bytes)}"
+    return f"{where}: {of} to compact" if dry else (
+        f"{where}: {of} -> {counted(result.made, 'object')}, {_megabytes(result.made_bytes)}, {counted(result.rows, 'row')}"
+    )  # fmt: skip
+
+
+def _summary(results: Sequence[Result], dry: bool) -> str:
+    replaced, made, deleted = (sum(getattr(one, name) for one in results) for name in ("replaced", "made", "deleted"))
+    before = f"{counted(replaced, 'object')} ({_megabytes(sum(one.replaced_bytes for one in results))})"
+    if dry:
+        return f"{before} of {counted(len(results), 'folder')} would be compacted" if results else "nothing to compact"
+    if not results:
+        return "nothing to compact"
+    return f"{before} became {made:,} ({_megabytes(sum(one.made_bytes for one in results))}); {deleted:,} deleted"
+
+
+def _dates(day: datetime | None, begin: datetime | None, end: datetime | None) -> tuple[date | None, date | None]:
+    if day and (begin or end):
+        raise click.UsageError("give either --date, or --from and --to")
+    return (begin or day).date() if begin or day else None, (end or day).date() if end or day else None  # type: ignore[union-attr]
+
+
+@click.command(help="Compact the archive: one sorted object instead of many small ones, for each hour of each area.")
+@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+@click.option("--date", "day", type=_DATE, metavar="DATE", help="Only folders of this date.")
+@click.option("--from", "begin", type=_DATE, metavar="DATE", help="Only folders of this date and later ones.")
+@click.option("--to", "end", type=_DATE, metavar="DATE", help="Only folders up to this date.")
+@click.option("--all", "everything", is_flag=True, help="Also hours and days that are not over, and objects of the last 10 minutes.")
+@click.option("--dry-run", "dry", is_flag=True, help="Show what would be compacted, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--background", is_flag=True, help="Run at the lowest priority, as a worker's compaction does.")
+def command(
+    archive: str | None, day: datetime | None, begin: datetime | None, end: datetime | None, everything: bool, dry: bool, as_json: bool, background: bool
+) -> int:  # fmt: skip
+    url = archive or load_settings().archive
+    if url == "none":
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
+    if background and hasattr(os, "nice"):
+        os.nice(BACKGROUND)
+    store = open_archive(url)
+    results = []
+    for result in compact(store, None if everything else datetime.now(UTC), *_dates(day, begin, end), dry=dry):
+        results.append(result)
+        if not as_json and (result.made or result.deleted):
+            click.echo(_line(result, dry))
+        for fault in result.faults if not as_json else ():
+            click.echo(f"FAULT {fault}", err=True)
+    faults = [fault for result in results for fault in result.faults]
+    if as_json:
+        click.echo(json.dumps({"archive": store.url, "dry_run": dry, "folders": [asdict(one) for one in results], "faults": faults}))
+    else:
+        click.echo(_summary(results, dry))
+    return 1 if faults else 0
