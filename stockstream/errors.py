@@ -17,6 +17,8 @@
     │   ├── ArchiveUnavailable  the store is down or slow                        retriable
     │   │   └── StoreRefused    credentials or bucket do not allow it (in `sinks.s3`)  retriable
     │   ├── SqlError            the user's SQL fails (in `sql.errors`)
+    │   │   └── QueryTooLong    a query was ended at its time limit (in `sql.errors`)
+    │   ├── ArchiveChanged      a compaction replaced what was being read (in `sql.errors`)  retriable
     │   └── NoTrailer           an object that is no raw object (in `sinks.archive.raw_objects`)
     ├── ModelError              a model that cannot be trained, found or loaded
     └── OutputError             files of results that cannot be written

@@ -2,72 +2,110 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import click
 
 from stockstream.errors import SettingsError
 from stockstream.locations import S3_URL
-from stockstream.settings import load_settings
+from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_archive
 from stockstream.sql.athena.engine import AthenaEngine, Progress
 from stockstream.sql.athena.tables import DATABASE, WORKGROUP
-from stockstream.sql.duckdb_engine import DuckdbEngine, connect
-from stockstream.sql.outputs import FORMATS, TABLE_ROWS
+from stockstream.sql.descriptions import as_json, as_text
+from stockstream.sql.duckdb_engine import connect
+from stockstream.sql.outputs import FORMATS, TABLE_ROWS, with_notice, write, write_file
+from stockstream.sql.progress import QueryProgress
 from stockstream.sql.results import Result
-from stockstream.sql.views import EXAMPLE, VIEWS
+from stockstream.sql.views import VIEWS
 from stockstream.wording import counted
 
 ENGINES = ("duckdb", "athena")
+ALL_VIEWS = "*"
 
 
-def describe(engine: DuckdbEngine) -> str:
-    """The views with their columns, and an example."""
-    lines = []
-    for view in VIEWS.values():
-        lines += [f"{view.name}: {view.meaning}", "    " + ", ".join(f"{name} {kind}" for name, kind in engine.columns(view.name)), ""]
-    return "\n".join([*lines, "Example:", f'    stockstream query "{EXAMPLE}"'])
-
-
-@click.command(help="Query the archive in SQL. Without SQL, list its views and columns.")
+@click.command(help="Query the archive in SQL. Without SQL, describe its views and columns; - reads SQL from stdin.")
 @click.argument("sql", required=False)
 @click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True, help="What runs the query: this machine, or Amazon Athena.")
 @click.option("--database", default=DATABASE, show_default=True, metavar="NAME", help="Athena's database: see stockstream athena create.")
 @click.option("--workgroup", default=WORKGROUP, show_default=True, metavar="NAME", help="Athena's workgroup.")
 @click.option("--scan-limit", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Stop the query on Athena when it has scanned more; 0: no limit.")
-@click.option("--format", "form", type=click.Choice(sorted(FORMATS)), default="table", show_default=True, help="How rows are printed.")
+@click.option("--tables", is_flag=False, flag_value=ALL_VIEWS, metavar="[VIEW]", help="Describe the views and their columns, or one view.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="How rows are written.  [default: table, or by the name of --output]")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write rows to a file; parquet needs it.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"Maximum number of rows; 0: all.  [default: {TABLE_ROWS} for a table, else all]")
 def command(
-    sql: str | None, archive: str | None, engine: str, database: str, workgroup: str, scan_limit: int, form: str, as_json_: bool, limit: int | None,
+    sql: str | None, archive: str | None, engine: str, database: str, workgroup: str, scan_limit: int, tables: str | None, form: str | None, as_json_: bool,
+    output: Path | None, limit: int | None,
 ) -> None:  # fmt: skip
+    form = _form(form, output, as_json_=as_json_)
+    if tables is not None:
+        click.echo((as_json if form == "json" else as_text)(_views(tables)))
+        return
     settings = load_settings()
     url = archive or settings.archive
     if url == "none":
         raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
-    form = "json" if as_json_ else form
-    if engine == "athena" and sql is not None:
-        if not url.startswith(S3_URL):
-            raise SettingsError(f"Athena reads an archive in S3, and {url} is none: name it with --archive s3://bucket/prefix, or by STOCKSTREAM_ARCHIVE")
-        athena = AthenaEngine.of(settings, database, workgroup, scan_limit, _show if click.get_text_stream("stderr").isatty() else None)
-        athena.require_tables(url)
-        _print(athena.run(sql), form, limit)
-        return
-    archive_store = open_archive(url)
-    with connect(archive_store) as duckdb:
-        if not next(archive_store.list("raw/"), None) and not next(archive_store.list("processed/"), None):
-            click.echo(f"{archive_store.url.removeprefix('file://')} holds no archive yet: the views are empty", err=True)
+    if sql == "-" or (sql is None and not sys.stdin.isatty()):
+        sql = click.get_text_stream("stdin").read().strip() or None
+    if engine == "athena":
         if sql is None:
-            click.echo(describe(duckdb))
-            return
-        _print(duckdb.run(sql), form, limit)
+            raise SettingsError("--engine athena needs SQL: as an argument, or on stdin")
+        _print(_athena(settings, url, database, workgroup, scan_limit).run(sql), form, limit, output)
+        return
+    store = open_archive(url)
+    progress = QueryProgress()
+    with connect(store) as duckdb:
+        empty = not next(store.list("raw/"), None) and not next(store.list("processed/"), None)
+        if empty:
+            click.echo(f"{store.url.removeprefix('file://')} holds no archive yet: the views are empty", err=True)
+        if sql is None:
+            click.echo(as_text(list(VIEWS)))
+        else:
+            duckdb.waited = lambda seconds: progress.show(seconds, duckdb.progress())
+            try:
+                result = duckdb.run(sql)
+                _print(with_notice(result, progress.clear), form, limit, output, quiet=empty)
+            finally:
+                progress.clear()
 
 
-def _print(result: Result, form: str, limit: int | None) -> None:
-    rows, more = result.fetch((TABLE_ROWS if form == "table" else 0) if limit is None else limit)
-    click.echo(FORMATS[form](result.columns, rows))
-    if more:
-        click.echo(f"only {counted(len(rows), 'row')} shown; use --limit for more", err=True)
-    for notice in result.notices:
+def _form(form: str | None, output: Path | None, *, as_json_: bool) -> str:
+    if form is None:
+        suffix = output.suffix.lstrip(".").lower() if output else ""
+        form = "json" if as_json_ else suffix if suffix in FORMATS else "table"
+    if form == "parquet" and output is None:
+        raise click.UsageError("--format parquet needs --output FILE")
+    return form
+
+
+def _views(name: str) -> list[str]:
+    if name != ALL_VIEWS and name not in VIEWS:
+        raise click.UsageError(f"there is no view {name!r}; the views are {', '.join(VIEWS)}")
+    return list(VIEWS) if name == ALL_VIEWS else [name]
+
+
+def _athena(settings: Settings, url: str, database: str, workgroup: str, scan_limit: int) -> AthenaEngine:
+    if not url.startswith(S3_URL):
+        raise SettingsError(f"Athena reads an archive in S3, and {url} is none: name it with --archive s3://bucket/prefix, or by STOCKSTREAM_ARCHIVE")
+    athena = AthenaEngine.of(settings, database, workgroup, scan_limit, _show if click.get_text_stream("stderr").isatty() else None)
+    athena.require_tables(url)
+    return athena
+
+
+def _print(result: Result, form: str, limit: int | None, output: Path | None, *, quiet: bool = False) -> None:
+    if output is None:
+        most = (TABLE_ROWS if form == "table" else 0) if limit is None else limit
+        written = write(result, form, most, click.get_text_stream("stdout"))
+    else:
+        written = write_file(result, form, limit or 0, output)
+        click.echo(f"{counted(written.rows, 'row')} in {output}", err=True)
+    if written.more:
+        click.echo(f"only {counted(written.rows, 'row')} {'shown' if output is None else 'written'}; use --limit for more", err=True)
+    for notice in () if quiet else result.notices:
         click.echo(notice, err=True)
 
 

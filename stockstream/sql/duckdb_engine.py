@@ -1,13 +1,17 @@
 """The engine on this machine: an embedded DuckDB that reads the objects of an archive, wherever it is, and can do nothing else.
 
-It reads exactly the objects that count, which `current` lists, each by its name. So it sees the archive as it was when they were listed. If a compaction
-replaces one of them before it is read, the query runs again on a new list.
+It reads exactly the objects that count, which `current` lists, each by its name. If a compaction replaces one of them before it is read, the query runs again
+on a new list; so it sees every row once, or fails.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import TracebackType
@@ -16,67 +20,70 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.current import current
-from stockstream.sinks.archive.repaired import REPAIRS
-from stockstream.sinks.entries import Entry
 from stockstream.sinks.s3 import S3Store
 from stockstream.sinks.stores import FileStore
-from stockstream.sql.errors import SqlError
-from stockstream.sql.results import Result
-from stockstream.sql.views import RAW_COLUMNS, TRADED_BARS_SQL, VIEWS, View, folder_columns, stored_columns
+from stockstream.sql.errors import ArchiveChanged, SqlError
+from stockstream.sql.objects import Bucket, Folder, Listing, differ, first_unreadable, stored_rows, view_sql
+from stockstream.sql.results import ATTEMPTS, Result
+from stockstream.sql.statements import checked, reason
+from stockstream.sql.views import VIEWS
+from stockstream.sql.waiting import Waiting
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 BATCH = 20_000
 """Rows of a batch of a result."""
-_STORED_AS = {"VARCHAR": "BYTE_ARRAY", "BIGINT": "INT64", "INTEGER": "INT32", "DOUBLE": "DOUBLE", "TIMESTAMP": "INT64", "BOOLEAN": "BOOLEAN"}
-"""Parquet's own type for each."""
-_NAME_OF_RAW = r"([A-Za-z0-9._-]+)-\d{5}-\d{20}\.jsonl\.zst$"
+FRESH_S = 5.0
+"""A list of objects older than this is made anew for the next query: of a shell, for example."""
+MEMORY = "50%"
+"""Of the machine's memory. What a query needs beyond it goes to the temporary folder."""
+SEARCH_S = 20.0
+"""How long a query that found unreadable bytes looks for the object that has them."""
+
+_FAILURES = (duckdb.Error, RuntimeError, OSError, pa.ArrowException)
+"""What reading raises: while rows come as Arrow, DuckDB's errors are OSError or RuntimeError."""
+_DIFFERENT = "schema mismatch in glob"
+_OF_THE_USER = (duckdb.ParserException, duckdb.CatalogException, duckdb.BinderException, duckdb.InterruptException)
 
 
-class _Folder:
-    """An archive in a folder."""
+@dataclass(frozen=True)
+class Limits:
+    """What a query may use. `memory`: of DuckDB, as `500MB` or `50%`. `threads`: None for one per core. `timeout_s`: from its start to its last row."""
 
-    def __init__(self, store: FileStore) -> None:
-        self.allowed = str(store.root)
-
-    def paths(self, entries: Sequence[Entry]) -> list[str]:
-        return [f"{self.allowed}/{entry.name}" for entry in entries]
-
-
-class _Bucket:
-    """An archive in a bucket, whose objects DuckDB opens by fsspec."""
-
-    def __init__(self, store: S3Store, connection: duckdb.DuckDBPyConnection) -> None:
-        from stockstream.sinks.s3_files import S3Files  # fsspec takes 0.1 s, and most archives are folders
-
-        self._files = S3Files(store)
-        connection.register_filesystem(self._files)
-        self.allowed = f"{store.url}/"
-
-    def paths(self, entries: Sequence[Entry]) -> list[str]:
-        return self._files.add(entries)
+    memory: str = MEMORY
+    threads: int | None = None
+    timeout_s: float | None = None
 
 
 class DuckdbEngine:
     """Runs SQL over the archive in `store`. The views of `VIEWS` are there by name, and nothing else can be read or written.
 
-    Objects are listed when a query first needs them, only those in the folders of dates `begin` to `end` where these are given. One query runs at a time.
-    Use it in a `with` block, or `close` it.
+    Objects are listed when a query first needs them, only those in the folders of dates `begin` to `end` where these are given. One query runs at a time: it
+    ends when the next one starts. `waited(seconds)` is called while a query runs. Use the engine in a `with` block, or `close` it.
     """
 
-    def __init__(self, store: FileStore | S3Store, begin: date | None = None, end: date | None = None) -> None:
-        self.store, self._dates = store, (begin, end)
+    def __init__(
+        self, store: FileStore | S3Store, begin: date | None = None, end: date | None = None, *, limits: Limits | None = None,
+        waited: Callable[[float], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.store, self._dates, self.limits, self.waited = store, (begin, end), limits or Limits(), waited
+        self._listings: dict[str, Listing] = {}
+        self._temporary = Path(tempfile.gettempdir()) / f"stockstream-query-{uuid.uuid4().hex[:12]}"
         self._connection = duckdb.connect(config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
-        self._place = _Bucket(store, self._connection) if isinstance(store, S3Store) else _Folder(store)
-        self._listed: dict[str, list[Entry]] = {}
-        self._created: set[str] = set()
-        for view in VIEWS.values():
-            self._create(view, [])
-        self._connection.execute("SET TimeZone = 'UTC'")
-        self._connection.execute(f"SET allowed_directories=[{_quoted(self._place.allowed)}]")
-        self._connection.execute("SET enable_external_access=false")
-        self._connection.execute("SET lock_configuration=true")
+        self._views = self._connection.cursor()                              # for listings and views: the other one may have a result open
+        self._reader: pa.RecordBatchReader | None = None
+        self._place = Bucket(store, self._connection) if isinstance(store, S3Store) else Folder(store)
+        for area in {view.area for view in VIEWS.values()}:
+            self._create_views(area, Listing([], 0.0))
+        for setting in (
+            f"memory_limit={_quoted(self.limits.memory)}", *([f"threads={self.limits.threads}"] if self.limits.threads else []),
+            f"temp_directory={_quoted(str(self._temporary))}", "TimeZone='UTC'", "python_enable_replacements=false",
+            "enable_progress_bar=true", "enable_progress_bar_print=false",
+            f"allowed_directories=[{_quoted(self._place.allowed)}]", "enable_external_access=false", "lock_configuration=true",
+        ):  # fmt: skip
+            self._connection.execute(f"SET {setting}")
 
     def __enter__(self) -> DuckdbEngine:
         return self
@@ -85,79 +92,135 @@ class DuckdbEngine:
         self.close()
 
     def close(self) -> None:
+        self._release()
         self._connection.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def run(self, sql: str, params: Parameters = None, rows: int = BATCH, views: Collection[str] | None = None) -> Result:
-        """The result of one SELECT or EXPLAIN, in batches of about `rows`.
+        """The result of one SELECT or EXPLAIN in batches of about `rows`, the first of which is there. Later ones come as they are read.
 
-        `params`: the values of `?` and `$1` by place, or of `$name` by name. `views`: those that the SQL reads; None: all whose names are in it.
-        Raises `SqlError`, and `ArchiveError` where the archive cannot be read.
+        `params`: the values of `?` and `$1` by place, or of `$name` by name. `views`: those that the SQL reads; None: all that it names.
+        Raises `SqlError`, of it `QueryTooLong`; `ArchiveError` where the archive cannot be read, of it `ArchiveChanged`; and KeyboardInterrupt after Ctrl-C,
+        which ends the query.
         """
-        require_one_select(sql)
-        self._list(_named(sql) if views is None else views)
-        try:
-            reader = self._connection.sql(sql, params=params).to_arrow_reader(rows)
-        except (duckdb.Error, RuntimeError) as error:
-            raise SqlError(_reason(str(error))) from error
-        return Result(reader.schema, _batches(reader))
+        self._release()
+        statement = checked(self._views, sql)
+        areas = sorted({VIEWS[name].area for name in (statement.tables & set(VIEWS) if views is None else views)})
+        for area in areas:
+            self._listing(area, FRESH_S)
+        read = areas if not statement.reads_files else sorted({*areas, *self._listings})
+        waiting = Waiting(self._connection.interrupt, self.waited, self.limits.timeout_s)
+        for _ in range(ATTEMPTS):
+            try:
+                reader, first = waiting.run(lambda: self._start(sql, params, rows))
+                break
+            except _FAILURES as error:
+                if not (self._reads_differing(error, areas) or self._has_changed(error, read)):
+                    raise self._failure(error, read) from error
+                if statement.reads_files:                                # this SQL names objects
+                    raise self._changed() from error
+        else:
+            raise self._changed()
 
-    def columns(self, view: str) -> list[tuple[str, str]]:
-        """Name and type of the view's columns."""
-        return [(name, kind) for name, kind, *_ in self._connection.execute(f"DESCRIBE {view}").fetchall()]
+        def batches() -> Iterator[pa.RecordBatch]:
+            batch = first
+            while batch is not None:
+                yield batch
+                try:
+                    batch = waiting.run(lambda: next(reader, None))
+                except _FAILURES as error:
+                    if self._reads_differing(error, areas) or self._has_changed(error, read):
+                        raise self._changed() from error
+                    raise self._failure(error, read) from error
+
+        again = None if statement.reads_files else lambda: self.run(sql, params, rows, views)
+        return Result(reader.schema, batches(), self._notices(sql, areas, nothing=first is None), self._release, again)
 
     def stored(self, area: str) -> str:
-        """A SELECT of the rows of an area that count as they are stored: all revisions, with all columns and those of the folders."""
-        return self._stored(area, self._entries(area))
+        """A SELECT of the rows of an area that count as they are stored: all revisions, with all columns and those of the folders. For use at once: `run`
+        raises `ArchiveChanged` if a compaction has replaced one of its objects."""
+        listing = self._listing(area, FRESH_S)
+        return stored_rows(area, self._place.paths(listing.entries), differs=listing.differs)
 
-    def _entries(self, area: str) -> list[Entry]:
-        if area not in self._listed:
-            self._listed[area] = current(self.store, area, *self._dates)
-        return self._listed[area]
+    def progress(self) -> float:
+        """The share of the running query that is done, 0 to 1, as DuckDB estimates it; below 0 if it does not know."""
+        return float(self._connection.query_progress()) / 100
 
-    def _list(self, views: Collection[str]) -> None:
-        """Lists the areas of these views, and makes the views over what is there."""
-        for area in {VIEWS[name].area for name in views} - self._created:
-            self._created.add(area)
-            for view in VIEWS.values():
-                if view.area == area:
-                    self._create(view, self._entries(area))
+    def columns(self, view: str) -> list[tuple[str, str]]:
+        """Name and type in SQL of the view's columns."""
+        return [(name, kind) for name, kind, *_ in self._views.execute(f"DESCRIBE {view}").fetchall()]
 
-    def _create(self, view: View, entries: Sequence[Entry]) -> None:
-        stored = f"stored_{view.area}"
-        sql = view.sql
-        if view.name == "bars_1m" and not any(entry.name.rpartition("/")[2].startswith((REPAIRS, "compacted-")) for entry in entries):
-            sql = TRADED_BARS_SQL
-        source = f"WITH {stored} AS NOT MATERIALIZED ({self._stored(view.area, entries)}) " if stored in sql else ""
-        self._connection.execute(f"CREATE OR REPLACE VIEW {view.name} AS {source}SELECT * FROM ({sql}) AS {view.name}_rows")
+    def dates(self, area: str) -> list[str]:
+        """The dates of which the area has objects, `YYYY-MM-DD`, ascending."""
+        return self._listing(area, FRESH_S).dates()
 
-    def _stored(self, area: str, entries: Sequence[Entry]) -> str:
-        """A SELECT of the stored rows of an area."""
-        columns, folders = stored_columns(area), folder_columns(area)
-        if not entries:
-            wanted = columns | folders | ({"log": "VARCHAR"} if area == "raw" else {})
-            return f"SELECT {_nulls(wanted)} WHERE false"
-        paths = self._place.paths(entries)
-        at = f"[{', '.join(map(_quoted, paths))}]"
-        types = ", ".join(f"'{column}': {kind}" for column, kind in folders.items())
-        options = f"hive_partitioning=true, hive_types={{{types}}}"
-        if area == "raw":
-            given = ", ".join(f"'{column}': '{kind}'" for column, kind in RAW_COLUMNS.items())
-            lines = f"read_json({at}, format='newline_delimited', compression='zstd', columns={{{given}}}, filename=true, {options})"
-            return f"SELECT *, regexp_extract(filename, '{_NAME_OF_RAW}', 1) AS log FROM {lines}"
-        if self._differ(paths, entries, columns):
-            return f"SELECT * FROM read_parquet({at}, union_by_name=true, {options}) UNION ALL BY NAME SELECT {_nulls(columns)} WHERE false"
-        return f"SELECT * FROM read_parquet({at}, {options})"
+    def _start(self, sql: str, params: Parameters, rows: int) -> tuple[pa.RecordBatchReader, pa.RecordBatch | None]:
+        self._reader = self._connection.sql(sql, params=params).to_arrow_reader(rows)
+        return self._reader, next(self._reader, None)
 
-    def _differ(self, paths: Sequence[str], entries: Sequence[Entry], columns: Mapping[str, str]) -> bool:
-        """Whether objects of an earlier release, which has fewer columns, or whole numbers of shares, are among these.
+    def _release(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
-        DuckDB then must read every file's footer (0.2 ms each). So only four files are looked at: the first and the last by name, the oldest and the newest.
-        """
-        by_age = sorted(range(len(paths)), key=lambda at: entries[at].modified)
-        few = {paths[at] for at in (0, -1, by_age[0], by_age[-1])}
-        stored = {(name, _STORED_AS[kind]) for name, kind in columns.items()}
-        found = [set(self._connection.execute("SELECT name, type FROM parquet_schema(?)", [path]).fetchall()) for path in few]
-        return any(not stored <= of_file for of_file in found)
+    def _listing(self, area: str, fresh_s: float) -> Listing:
+        """The objects of the area that count, listed at most `fresh_s` ago, and views over them."""
+        before = self._listings.get(area)
+        if before is not None and time.monotonic() - before.listed_at <= fresh_s:
+            return before
+        entries = current(self.store, area, *self._dates)
+        if before is not None and before.entries == entries:
+            before.listed_at = time.monotonic()
+            return before
+        listing = self._listings[area] = Listing(entries, time.monotonic())
+        listing.differs = area != "raw" and bool(entries) and differ(self._views, self._place.paths(entries), entries, area)
+        self._create_views(area, listing)
+        return listing
+
+    def _changed(self) -> ArchiveChanged:
+        return ArchiveChanged(f"{self.store.url}: a compaction replaced objects while they were read; run the query again")
+
+    def _create_views(self, area: str, listing: Listing) -> None:
+        stored = stored_rows(area, self._place.paths(listing.entries), differs=listing.differs)
+        for view in VIEWS.values():
+            if view.area == area:
+                self._views.execute(f"CREATE OR REPLACE VIEW {view.name} AS {view_sql(view, stored, listing.entries)}")
+
+    def _reads_differing(self, error: BaseException, areas: Sequence[str]) -> bool:
+        """Whether the error is that an object of an earlier release lacks a column. If so, the views now read the columns of every object."""
+        listings = [(area, self._listings[area]) for area in areas if not self._listings[area].differs]
+        if _DIFFERENT not in str(error) or not listings:
+            return False
+        for area, listing in listings:
+            listing.differs = area != "raw"
+            self._create_views(area, listing)
+        return True
+
+    def _has_changed(self, error: BaseException, areas: Sequence[str]) -> bool:
+        """Whether an object that the query should read is no longer one that counts. Lists the areas anew, unless the error is of the user's SQL."""
+        if isinstance(error, _OF_THE_USER):
+            return False
+        before = {area: {entry.name for entry in self._listings[area].entries} for area in areas}
+        for area in areas:
+            self._listing(area, -1)
+        return any(not before[area] <= {entry.name for entry in self._listings[area].entries} for area in areas)
+
+    def _failure(self, error: BaseException, areas: Sequence[str]) -> ArchiveError:
+        """The error for the user, with the name of the object that cannot be read, if that is why."""
+        if isinstance(error, _OF_THE_USER):
+            columns = {name for area in areas for view in VIEWS.values() if view.area == area for name in view.columns}
+            return SqlError(reason(str(error), columns))
+        text = reason(str(error))
+        if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.OutOfMemoryException):
+            return SqlError(text)
+        for area in areas:
+            found = first_unreadable(self._views, area, self._place.paths(self._listings[area].entries), SEARCH_S)
+            if found is not None:
+                return SqlError(f"{found} cannot be read: {text} (stockstream verify checks the whole archive)")
+        return SqlError(text)
+
+    def _notices(self, sql: str, areas: Sequence[str], *, nothing: bool) -> tuple[str, ...]:
+        return tuple(notice for area in areas if (notice := self._listings[area].notice(area, sql, nothing=nothing)))
 
 
 def connect(archive: Path | FileStore | S3Store) -> DuckdbEngine:
@@ -165,41 +228,11 @@ def connect(archive: Path | FileStore | S3Store) -> DuckdbEngine:
     return DuckdbEngine(archive if isinstance(archive, FileStore | S3Store) else FileStore(archive))
 
 
-def _named(sql: str) -> Collection[str]:
-    """The views whose names are in the SQL, as tables or otherwise."""
-    words = set(re.findall(r"\w+", sql.lower()))
-    return VIEWS if words & {"query", "query_table"} else words & set(VIEWS)     # functions whose argument names a view
-
-
 def require_one_select(sql: str) -> None:
     """Raises `SqlError` if this is not one SELECT or EXPLAIN."""
-    try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as error:
-        raise SqlError(_reason(str(error))) from error
-    if len(statements) != 1:
-        raise SqlError(f"one SQL statement is expected, not {len(statements)}")
-    if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        raise SqlError("the archive is read-only: only SELECT and EXPLAIN are allowed")
-
-
-def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from reader
-    except (duckdb.Error, RuntimeError, pa.ArrowException) as error:
-        raise SqlError(_reason(str(error))) from error
+    with duckdb.connect() as connection:
+        checked(connection, sql)
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _nulls(columns: Mapping[str, str]) -> str:
-    return ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in columns.items())
-
-
-def _reason(text: str) -> str:
-    """DuckDB's message on one line; of a traceback, which it gives where the store fails, the last line without the error's name."""
-    if "Traceback (most recent call last)" in text:
-        return text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
-    return text.split("\n\n")[0].replace("\n", " ")

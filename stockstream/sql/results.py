@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+
+from stockstream.sql.errors import ArchiveChanged
+
+T = TypeVar("T")
+ATTEMPTS = 4
+"""How often a query runs whose objects a compaction replaces each time."""
 
 
 @dataclass
 class Result:
     """The result of a query. Its batches can be read once, whether one by one or together.
 
-    `notices`: lines for the user, such as that the archive has nothing of the dates asked for.
+    Reading raises `SqlError`, and `ArchiveChanged` if a compaction replaced an object of it.
     """
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
     notices: tuple[str, ...] = ()
+    """Lines for the user, such as that the archive has nothing of the dates asked for."""
     close: Callable[[], None] = lambda: None
     """Ends the query; the batches that were not read are gone."""
+    again: Callable[[], Result] | None = None
+    """Runs the query again, on the objects that count then."""
 
     @property
     def columns(self) -> list[str]:
@@ -30,10 +39,33 @@ class Result:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows as Python values: whole numbers of any size are int, decimals Decimal, times datetime in UTC."""
         for batch in self.batches:
-            yield from zip(*(_values(column) for column in batch.columns), strict=True) if batch.num_columns else iter(())
+            yield from rows_of(batch)
 
     def fetch(self, limit: int = 0) -> tuple[list[tuple[Any, ...]], bool]:
         """At most `limit` rows (0: all), and whether there are more."""
+        return self.whole(lambda result: result._fetch(limit))
+
+    def arrow(self) -> pa.Table:
+        """All rows."""
+        return self.whole(lambda result: pa.Table.from_batches(list(result.batches), result.schema))
+
+    def df(self) -> Any:
+        """All rows as a pandas `DataFrame`."""
+        return self.arrow().to_pandas()
+
+    def whole(self, read: Callable[[Result], T]) -> T:
+        """What `read` makes of the result. If a compaction replaced an object meanwhile, it gets the result of another run, from its first row on."""
+        result = self
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return read(result)
+            except ArchiveChanged:
+                if result.again is None:
+                    raise
+                result = result.again()
+        return read(result)
+
+    def _fetch(self, limit: int) -> tuple[list[tuple[Any, ...]], bool]:
         found: list[tuple[Any, ...]] = []
         for row in self.rows():
             if limit and len(found) == limit:
@@ -42,13 +74,10 @@ class Result:
             found.append(row)
         return found, False
 
-    def arrow(self) -> pa.Table:
-        """All rows."""
-        return pa.Table.from_batches(list(self.batches), self.schema)
 
-    def df(self) -> Any:
-        """All rows as a pandas `DataFrame`."""
-        return self.arrow().to_pandas()
+def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    """The rows of a batch as Python values."""
+    return iter(zip(*map(_values, batch.columns), strict=True)) if batch.num_columns else iter(())
 
 
 def _values(column: pa.Array) -> list[Any]:
