@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -17,6 +18,15 @@ from stockstream.settings import Settings
 TIMEOUT_S = 15.0
 WAIT_MS = 1_000
 MAX_RECORDS = 5_000
+LOOK_S = 1.5
+"""How long `look` waits for a record. The embedded broker does not answer that an offset is beyond the end."""
+
+
+class Looked(NamedTuple):
+    """What a partition has: its first offset, and the record that was asked for, which is None if it is not there."""
+
+    begin: int
+    record: Any | None
 
 
 class TopicReader:
@@ -35,8 +45,8 @@ class TopicReader:
         self._next: dict[TopicPartition, int] = {}
         """By assigned partition: the offset after the last record that was returned."""
 
-    async def poll(self, cursors: Mapping[int, int | None]) -> dict[int, Sequence[Any]]:
-        """At most MAX_RECORDS records of these partitions from the given offsets on, ascending. Waits up to WAIT_MS for the first.
+    async def poll(self, cursors: Mapping[int, int | None], wait_ms: int = WAIT_MS) -> dict[int, Sequence[Any]]:
+        """At most MAX_RECORDS records of these partitions from the given offsets on, ascending. Waits up to `wait_ms` for the first.
 
         None: from the committed offset on, else from the beginning. Raises `BrokerError`.
         """
@@ -45,7 +55,7 @@ class TopicReader:
             async with asyncio.timeout(TIMEOUT_S):
                 consumer = await self._opened()
                 await self._place(consumer, wanted)
-                found = await consumer.getmany(timeout_ms=WAIT_MS, max_records=MAX_RECORDS)
+                found = await consumer.getmany(timeout_ms=wait_ms, max_records=MAX_RECORDS)
         except (KafkaError, OSError, TimeoutError) as error:
             await self.stop()
             raise BrokerError(f"{self._name} cannot be read: {type(error).__name__}: {error}") from error
@@ -55,6 +65,37 @@ class TopicReader:
         for at, records in found.items():
             self._next[at] = records[-1].offset + 1
         return {at.partition: records for at, records in found.items() if records}
+
+    async def look(self, offsets: Mapping[int, int]) -> dict[int, Looked]:
+        """Where each of these partitions begins, and its record at the given offset. Raises `BrokerError`."""
+        wanted = {TopicPartition(self._name, number): offset for number, offset in offsets.items()}
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self._looked(await self._opened(), wanted)
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.stop()
+            raise BrokerError(f"{self._name} cannot be read: {type(error).__name__}: {error}") from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _looked(self, consumer: AIOKafkaConsumer, wanted: Mapping[TopicPartition, int]) -> dict[int, Looked]:
+        begins = await consumer.beginning_offsets(list(wanted))
+        ends = await consumer.end_offsets(list(wanted))
+        found: dict[int, Looked] = {at.partition: Looked(begins[at], None) for at in wanted}
+        left = {at for at, offset in wanted.items() if begins[at] <= offset and ends[at] > 0}
+        if left:
+            self._next, self._starts = {}, {}                            # the next call of `poll` assigns its partitions again
+            consumer.assign(list(left))
+            for at in left:
+                consumer.seek(at, wanted[at])
+        until = time.monotonic() + LOOK_S
+        while left and (rest := until - time.monotonic()) > 0:
+            for at, records in (await consumer.getmany(*left, timeout_ms=int(1_000 * rest), max_records=len(left))).items():
+                if records and records[0].offset == wanted[at]:
+                    found[at.partition] = Looked(begins[at], records[0])
+                left.discard(at)
+        return found
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commits the next offset to read of these partitions. Raises `BrokerError`."""

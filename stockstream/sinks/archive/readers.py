@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
+from stockstream.kafka.topic_reader import WAIT_MS, Looked
 from stockstream.sinks.archive.raw_objects import RawRecord
 from stockstream.transforms.frames import Frame
 
@@ -34,6 +35,22 @@ class RepairReader(Protocol):
 
     async def poll(self, cursors: Mapping[int, int | None]) -> Mapping[int, Sequence[RawRecord]]:
         """Records of these partitions from the given offset on (None: from the beginning), ascending. Waits about a second for the first."""
+
+    async def stop(self) -> None:
+        """Closes its connection. The next call opens it again."""
+
+
+class TopicRecords(Protocol):
+    """Reads a topic. `poll` and `look` raise `BrokerError` if Kafka does not answer."""
+
+    async def poll(self, cursors: Mapping[int, int | None], wait_ms: int = WAIT_MS) -> Mapping[int, Sequence[RawRecord]]:
+        """Records of these partitions from the given offset on (None: from the beginning), ascending. Waits `wait_ms` for the first.
+
+        Where the log has no such offset any more, or not yet, the records begin at another one.
+        """
+
+    async def look(self, offsets: Mapping[int, int]) -> Mapping[int, Looked]:
+        """Where each of these partitions begins, and its record at the given offset."""
 
     async def stop(self) -> None:
         """Closes its connection. The next call opens it again."""
