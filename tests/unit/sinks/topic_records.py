@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -89,7 +89,7 @@ def archive(topic: Topic, store: Store, name: str, skipped: list[Any] | None = N
 def rows_of(offsets: Sequence[int], symbols: Sequence[str] = ("A", "B"), step: int = 1) -> pa.RecordBatch:
     """For each raw offset one second of each symbol, `step` seconds apart."""
     rows = [
-        {name: None for name in WINDOWS_SCHEMA.names}
+        dict.fromkeys(WINDOWS_SCHEMA.names)
         | {
             "symbol": symbol, "source": "feed", "second": T0 + step * offset, "close": 10.0 + offset, "volume": 5.0, "ticks": 1, "quotes": 0, "volume_5m": 5.0,
             "ticks_5m": 1, "seconds_5m": 1, "quality": "", "revised": False, "partition": 0, "offset": offset, "volume_10s": 5.0, "volume_60s": 5.0,
@@ -146,7 +146,7 @@ def alert(number: int, state: Any = "opened", at: int | None = None, step: int =
     ))  # fmt: skip
 
 
-MESSAGES = {"alerts": alert, "predictions": prediction, "outcomes": outcomes}
+MESSAGES: dict[str, Callable[..., bytes]] = {"alerts": alert, "predictions": prediction, "outcomes": outcomes}
 
 
 def stored(store: Store, area: str) -> list[dict[str, Any]]:

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, folder_of_day, folder_of_hour
-from stockstream.sinks.archive.processed import of_schema, parquet, read_footer
+from stockstream.sinks.archive.processed import of_schema, parquet
 from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.schemas import STORED
-from stockstream.sinks.stores import Store
 
 
 class MadeOfRecords(msgspec.Struct, frozen=True):
@@ -71,7 +70,7 @@ class _Before(msgspec.Struct):
 
 
 _decode_before = msgspec.json.Decoder(_Before).decode
-_decode_made = msgspec.json.Decoder(MadeOfRecords).decode
+decode_made = msgspec.json.Decoder(MadeOfRecords).decode
 
 
 def milliseconds(rows: pa.Table, column: str) -> NDArray[np.int64]:
@@ -123,6 +122,3 @@ def before_of(footer: bytes) -> int:
         raise ArchiveError(f"a footer cannot be read: {error}") from error
 
 
-def read_made(store: Store, name: str) -> MadeOfRecords:
-    """Reads the footer of an object. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
-    return read_footer(store, name, _decode_made, "an object of a topic")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pyarrow as pa
 
-from stockstream.sinks.archive.compactions import Manifests
+from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.raw_objects import RawRecord
 from stockstream.sinks.archive.schemas import STORED
@@ -144,14 +144,10 @@ def commit(store: Store, step: Step) -> Position:
 
 def absent(store: Store, position: Position) -> list[str]:
     """Objects of a position that were not created: its writer crashed."""
-    missing = [name for name in position.objects if store.size(name) is None]
-    if not missing:
-        return []
-    manifests = Manifests(store)
     found = []
-    for name in missing:
+    for name in position.objects:
         parsed = parse_name(name)
-        if parsed is None or manifests.replaced_by(parsed) is None:
+        if store.size(name) is None and (parsed is None or replaced_by(store, parsed) is None):
             found.append(name)
     return found
 

@@ -9,6 +9,7 @@ from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.repaired import REPAIRS
+from stockstream.sinks.archive.topics.objects import AREAS
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.stores import Store
 
@@ -20,7 +21,7 @@ Key = tuple[str, int]
 class Listing:
     """Names by chain, those of raw objects in the order of their offsets; `faults`: what has no place in an archive.
 
-    `processed` and `repaired` are empty until `divide`.
+    `processed`, `repaired` and `topics` are empty until `divide`.
     """
 
     raw: dict[Key, list[tuple[str, Name]]] = field(default_factory=dict)
@@ -33,6 +34,8 @@ class Listing:
     processed: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
     """Ticks and bars that are made of raw objects, in the order of their first offsets."""
     repaired: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    topics: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
+    """Objects of windows, alerts, predictions and outcomes."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -78,6 +81,8 @@ def divide(listing: Listing, compacted: CompactedObjects) -> None:
     for name, parsed in sorted(counting | set(compacted.names())):
         if parsed.log.startswith(REPAIRS):
             listing.repaired[parsed.partition].append(name)
+        elif parsed.area.removeprefix("processed/") in AREAS:
+            listing.topics[parsed.log, parsed.partition].append((name, parsed))
         else:
             listing.processed[parsed.log, parsed.partition].append((name, parsed))
     for some in listing.processed.values():

@@ -27,10 +27,26 @@ class Coverage:
 
 
 @dataclass(slots=True)
+class TopicCoverage:
+    """What the archive has of a topic: `rows` from `records`, of which `skipped` were no messages; `missing` were deleted by retention before.
+
+    `unwritten` are rows of the newest positions whose objects a writer creates now, or the next one will.
+    """
+
+    rows: int = 0
+    records: int = 0
+    skipped: int = 0
+    missing: int = 0
+    unwritten: int = 0
+
+
+@dataclass(slots=True)
 class Report:
     """The contents of the archive, and all faults, one line each."""
 
     chains: list[Coverage] = field(default_factory=list)
     repaired: int = 0
     """Repaired bars."""
+    topics: dict[str, TopicCoverage] = field(default_factory=dict)
+    """By area: windows, alerts, predictions and outcomes; only those that the archive has."""
     faults: list[str] = field(default_factory=list)

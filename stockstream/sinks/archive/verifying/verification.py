@@ -11,6 +11,7 @@ from stockstream.sinks.archive.verifying.processed_rows import ProcessedRows
 from stockstream.sinks.archive.verifying.raw_chain import RawChain
 from stockstream.sinks.archive.verifying.repaired_bars import check_repaired
 from stockstream.sinks.archive.verifying.report import Coverage, Report
+from stockstream.sinks.archive.verifying.topic_rows import check_topics
 from stockstream.sinks.stores import Store
 
 
@@ -35,4 +36,5 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
         report.faults.append(f"{listing.processed[key][0][0]}: there is no raw chain of log {key[0]}, partition {key[1]}")
     for _, of_partition in sorted(listing.repaired.items()):
         check_repaired(store, of_partition, compacted, report)
+    report.topics = check_topics(store, listing.topics, compacted, report.faults)
     return report

@@ -1,0 +1,107 @@
+"""Checks windows, alerts, predictions and outcomes: positions without a gap, and their objects with the rows that they list."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow.compute as pc
+
+from stockstream.errors import ArchiveError, ArchiveUnavailable
+from stockstream.sinks.archive.layout import Name
+from stockstream.sinks.archive.topics.objects import AREAS, MadeOfRecords, decode_made
+from stockstream.sinks.archive.topics.positions import Position, all_positions
+from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
+from stockstream.sinks.archive.verifying.report import TopicCoverage
+from stockstream.sinks.stores import Store
+from stockstream.wording import counted
+
+KIND = "an object of a topic"
+
+
+def check_topics(
+    store: Store, objects: Mapping[tuple[str, int], Sequence[tuple[str, Name]]], compacted: CompactedObjects, faults: list[str]
+) -> dict[str, TopicCoverage]:  # fmt: skip
+    """Checks the objects, given by log id and partition, against their positions. Returns what there is, by area.
+
+    A writer creates a position before its objects, so list the objects first. Raises `ArchiveUnavailable`.
+    """
+    found: dict[str, TopicCoverage] = defaultdict(TopicCoverage)
+    lives: dict[tuple[str, int], list[Position]] = defaultdict(list)
+    for position in all_positions(store):
+        if isinstance(position, str):
+            faults.append(position)
+        else:
+            lives[position.log, position.partition].append(position)
+    for (log, partition), positions in sorted(lives.items()):
+        there = dict(objects.get((log, partition), ()))
+        _check_positions(positions, faults)
+        _check_objects(store, positions, there, compacted, found[positions[0].topic], faults)
+    for key in sorted(set(objects) - set(lives)):
+        faults.append(f"{objects[key][0][0]}: there is no position of log {key[0]}, partition {key[1]}")
+    return dict(found)
+
+
+def _check_positions(positions: Sequence[Position], faults: list[str]) -> None:
+    """Numbers and records follow each other."""
+    expect, first = 0, positions[0].first
+    for position in positions:
+        where = f"position {position.number} of {position.log}, partition {position.partition}"
+        if position.number != expect:
+            faults.append(f"{where}: positions {expect} to {position.number - 1} before it are missing")
+        elif position.first != first:
+            faults.append(f"{where}: it begins with record {position.first}, but {first} follows the position before")
+        expect, first = position.number + 1, position.last + 1
+
+
+def _check_objects(
+    store: Store, positions: Sequence[Position], there: dict[str, Name], compacted: CompactedObjects, coverage: TopicCoverage, faults: list[str]
+) -> None:  # fmt: skip
+    lost = [each for position in positions for each in position.missing]
+    coverage.missing += sum(last - first + 1 for first, last in lost)
+    for position in positions:
+        coverage.records += position.records
+        coverage.skipped += position.skipped
+        for name, rows in position.objects.items():
+            parsed = there.pop(name, None)
+            if parsed is None and store.size(name) is None and compacted.replaced(name) is None:
+                if position is positions[-1]:
+                    coverage.unwritten += rows
+                elif (position.first, position.last) not in lost:
+                    faults.append(f"{name} is missing; it has {counted(rows, 'row')} of records {position.first} to {position.last}")
+                continue
+            coverage.rows += _check_object(store, name, position, rows, compacted, faults)
+    later = positions[-1].last
+    for name, parsed in sorted(there.items()):
+        if parsed.first <= later:                                        # what comes after is newer than the listing of positions
+            faults.append(f"{name}: no position lists it")
+
+
+def _check_object(store: Store, name: str, position: Position, rows: int, compacted: CompactedObjects, faults: list[str]) -> int:
+    """Returns the number of rows."""
+    try:
+        made, table = read_made_object(store, name, compacted, decode_made, KIND)
+    except ArchiveUnavailable:
+        raise
+    except ArchiveError as error:
+        faults.append(str(error))
+        return 0
+    wanted = MadeOfRecords(position.log, position.partition, position.first, position.last, rows, position.begin.newest, made.version)
+    if made != wanted:
+        faults.append(f"{name}: its footer and its position differ: records {made.first} to {made.last}, {counted(made.rows, 'row')}")
+    if table is not None and table.num_rows:
+        place = pc.min_max(table.column("record_offset")).as_py()
+        if not position.first <= place["min"] <= place["max"] <= position.last:
+            faults.append(f"{name}: it has rows of records {place['min']} to {place['max']}, but its position has {position.first} to {position.last}")
+        folders = {folder for folder, _ in AREAS[position.topic].folders(table)}
+        if _folder(name) not in folders or len(folders) > 1:
+            faults.append(f"{name}: it has rows of {_listed(folders)}")
+    return made.rows
+
+
+def _folder(name: str) -> str:
+    return "/".join(name.split("/")[2:-1])
+
+
+def _listed(folders: Iterable[str]) -> str:
+    return ", ".join(sorted(folders))
