@@ -20,6 +20,7 @@ from tests.faults.expected import model_faults
 from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line
 from tests.faults.market import POISON
+from tests.faults.places import Server
 from tests.faults.starvation import overload
 from tests.faults.storm import storm
 from tests.faults.unclean import unclean
@@ -28,6 +29,7 @@ from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, wait_until
 from tests.kafka import Cluster
 from tests.ports import free_port
+from tests.standins.s3 import SECRET
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Scale:
 
     full: bool = False
     say: Callable[[str], None] = print
+    server: Server | None = None
+    """Of the archive's bucket; None for files."""
 
     def __call__(self, short: float, full: float) -> int:
         return int(full if self.full else short)
@@ -43,7 +47,7 @@ class Scale:
     @property
     def line(self) -> dict[str, Any]:
         """What a line is made with."""
-        return {"say": self.say} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {})
+        return {"say": self.say, "server": self.server} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {})
 
 
 # -- acts: faults on a line that runs -------------------------------------------------
@@ -316,8 +320,8 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 
 def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
-    """9. The archive's store is down, then slow and failing at random; 10. crashes between an upload and its record; 11. the disk is full."""
-    with Line(cluster, seed, **scale.line) as line:
+    """9. The archive's store is down, and workers are killed, then slow and failing at random; 10. crashes after uploads; 11. no room for a write."""
+    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} if scale.full else {}))) as line:
         switch = line.folder / "switch"
         for _ in range(2):
             line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))
@@ -326,18 +330,8 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         line.producer.start(60)
         line.wait_for_windows()
         for fault, seconds in (("down", scale(8, 600)), ("random", scale(4, 60)), ("full", scale(6, 60))):
-            switch.write_text(fault)
-            until, rounds, failing = time.monotonic() + seconds, 0, False
-            while time.monotonic() < until:
-                line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
-                rounds += 1
-                failing = failing or any(of.get("state") == "failing" for w in line.workers for of in (w.get("/api/pipeline") or {}).get("archive", []))
-                time.sleep(1)
-            memory = max(_rss_mb(worker.pid) for worker in line.workers)
-            line.count(f"store {fault}")
-            scale.say(f"  store {fault} for {seconds} s, rows published meanwhile {rounds} times; largest worker {memory} MB")
-            if not failing and fault != "random":
-                raise Failed(f"the store is {fault} and no worker reports it in /api/pipeline")
+            with line.place.fails(fault, switch):
+                _store_fails(line, fault, seconds, scale)
         switch.write_text("crash")
 
         def crashes() -> int:
@@ -347,7 +341,33 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         switch.unlink()
         line.count("crash after upload", crashes())
         scale.say(f"  {crashes()} crashes right after an upload")
-        return line.check(line.finish(timeout_s=60))
+        begun = time.monotonic()
+        verdict = line.check(line.finish(timeout_s=60))
+        counts = line.counted()
+        scale.say(f"  archive complete at the latest {time.monotonic() - begun:.0f} s after the last record; SELECT count(*): {counts}")
+        if counts["raw"] != verdict.archived or SECRET in "".join(worker.text() for worker in line.workers):
+            raise Failed(f"SELECT count(*) gives {counts['raw']} raw records of {verdict.archived}, or a log has the secret key; see {line.folder}")
+        return verdict
+
+
+def _store_fails(line: Line, fault: str, seconds: int, scale: Scale) -> None:
+    """Waits while the store fails, and kills workers while it is down. Windows go on; /api/pipeline reports the failure."""
+    until, rounds, failing, kills = time.monotonic() + seconds, 0, False, 0
+    due = scale(1, 8) if fault == "down" else 0
+    while time.monotonic() < until or kills < due:
+        line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
+        rounds += 1
+        failing = failing or any(of.get("state") == "failing" for w in line.workers for of in (w.get("/api/pipeline") or {}).get("archive", []))
+        if kills < due and failing and time.monotonic() >= until - seconds * (due - kills) / (due + 1):
+            line.workers[kills % len(line.workers)].kill()  # it starts without its store
+            kills += 1
+        time.sleep(1)
+    memory = max(_rss_mb(worker.pid) for worker in line.workers)
+    line.count(f"store {fault}")
+    line.count("kill -9", kills)
+    scale.say(f"  store {fault} for {seconds} s, {kills} kills, rows published meanwhile {rounds} times; largest worker {memory} MB")
+    if not failing and fault != "random":
+        raise Failed(f"the store is {fault} and no worker reports it in /api/pipeline")
 
 
 def topics_at_fault(cluster: Cluster, seed: int, scale: Scale) -> Verdict:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -29,6 +33,7 @@ from stockstream.kafka.client import client_options, topic_ends
 from stockstream.settings import Settings
 from stockstream.transforms.batch import RawRecord
 from tests.faults.market import Market, Producer
+from tests.faults.places import Place, Server
 from tests.faults.verdict import Observer, Verdict
 from tests.faults.workers import ROOT, Failed, Worker, wait_until
 from tests.kafka import Cluster
@@ -43,18 +48,18 @@ class Line:
 
     def __init__(
         self, cluster: Cluster, seed: int, *, symbols: int = 48, rate: int = 600, partitions: int = 4, session_s: float = 12.0, poison: float = 0.0005,
-        say: Callable[[str], None] = print, models: Line | None = None,
+        say: Callable[[str], None] = print, models: Line | None = None, server: Server | None = None,
     ) -> None:  # fmt: skip
         self.cluster, self.seed, self.say = cluster, seed, say
         self.settings: Settings
         self.done: Counter[str] = Counter()
         self.deleted: dict[int, int] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="stockstream-faults-"))
-        self.archive = self.folder / "archive"
         self.prefix = f"f{uuid.uuid4().hex[:10]}."
+        self.place = Place(self.folder / "archive", server, self.prefix.rstrip("."))
         self.settings = Settings(
             broker=cluster.bootstrap, topic_prefix=self.prefix, partitions=partitions, replication=cluster.nodes, session_timeout_s=session_s,
-            archive=f"file://{self.archive}", archive_flush_s=3, state_dir=self.folder / "state",
+            archive=self.place.url, archive_flush_s=3, state_dir=self.folder / "state",
             models=models.settings.models if models else f"file://{self.folder}/models",
         )  # fmt: skip
         self.registry = Registry(self.settings.models)
@@ -108,12 +113,12 @@ class Line:
             "STOCKSTREAM_REPLICATION": str(own.replication), "STOCKSTREAM_SESSION_TIMEOUT_S": str(own.session_timeout_s),
             "STOCKSTREAM_ARCHIVE": own.archive, "STOCKSTREAM_ARCHIVE_FLUSH_S": str(own.archive_flush_s), "STOCKSTREAM_MODELS": own.models,
             "STOCKSTREAM_STATE_DIR": str(own.state_dir),
-        }  # fmt: skip
+        } | self.place.environment  # fmt: skip
 
     def worker(self, fault: str = "", *, root: Path = ROOT, **more: str) -> Worker:
         """A new worker of the code in `root`, started. `more` are settings of its own, `fault` what it does to itself."""
         if root != ROOT:                                                 # earlier releases know only URLs
-            more = {"STOCKSTREAM_ARCHIVE": f"file://{self.archive}", "STOCKSTREAM_MODELS": f"file://{self.settings.models}"} | more
+            more = {"STOCKSTREAM_ARCHIVE": self.place.url, "STOCKSTREAM_MODELS": f"file://{self.settings.models}"} | more
         worker = Worker(f"worker-{len(self.workers) + 1}", self.environment | more, self.folder, fault, root=root)
         self.workers.append(worker)
         return worker.start()
@@ -150,7 +155,7 @@ class Line:
         begun = time.monotonic()
         alive = [worker for worker in self.workers if worker.alive]
         verdict = self.observer.verdict(
-            workers=alive if views else (), archive=self.archive if archive else None, timeout_s=timeout_s, states=states, view_partitions=view_partitions,
+            workers=alive if views else (), archive=self.place if archive else None, timeout_s=timeout_s, states=states, view_partitions=view_partitions,
             same_snapshots=same_snapshots,
         )
         self._judge_producer(verdict)
@@ -187,6 +192,16 @@ class Line:
             (self.folder / "state.pickle").write_bytes(pickle.dumps({table: dict(by) for table, by in self.observer.stored.items()}))
             raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
         return verdict
+
+    def counted(self) -> dict[str, int]:
+        """How many raw records and ticks `stockstream query` counts in the archive."""
+        sql = "SELECT (SELECT count(*) FROM raw) AS raw, (SELECT count(*) FROM ticks) AS ticks"
+        command = [sys.executable, "-m", "stockstream.cli", "query", "--archive", self.settings.archive, "--json", sql]
+        done = subprocess.run(command, env=os.environ | self.environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            raise Failed(f"stockstream query: {done.stderr.strip()[-500:]}")
+        found: dict[str, int] = json.loads(done.stdout)[0]
+        return found
 
     def count(self, fault: str, times: int = 1) -> None:
         """Notes that a fault was done."""

@@ -54,11 +54,17 @@ def skip_offsets() -> None:
 
 def archive_faults() -> None:
     """The archive's store is down, slow and failing at random, or full, or the process dies right after an object was created: as the switch says."""
+    from stockstream.sinks import s3, stores
+
+    stores.FileStore = _failing(stores.FileStore)  # type: ignore[misc]
+    stores.S3Store = _failing(s3.S3Store)  # type: ignore[attr-defined, misc]
+
+
+def _failing(real: Any) -> Any:
     from stockstream.errors import ArchiveUnavailable
-    from stockstream.sinks import stores
 
     rng = random.Random(os.getpid())
-    real, write = stores.FileStore, stores.FileStore._write
+    write: Callable[[Any, Path, bytes], None] | None = getattr(real, "_write", None)
     made = [0]
 
     def fail() -> None:
@@ -69,9 +75,11 @@ def archive_faults() -> None:
             if rng.random() < 0.3:
                 raise ArchiveUnavailable("SABOTAGE: the store fails at random")
 
-    class Store(real):  # type: ignore[misc, valid-type]
+    class Store(real):
         def create(self, name: str, data: bytes) -> bool:
             fail()
+            if mode() == "full" and write is None:
+                raise ArchiveUnavailable("SABOTAGE: the service accepts no write")
             created: bool = super().create(name, data)
             made[0] += 1
             if mode() == "random" and rng.random() < 0.2:
@@ -86,6 +94,7 @@ def archive_faults() -> None:
                 if rng.random() < 0.5:
                     path.write_bytes(data[: len(data) // 2])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            assert write is not None
             write(self, path, data)
 
         def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
@@ -100,7 +109,7 @@ def archive_faults() -> None:
             fail()
             return super().size(name)  # type: ignore[no-any-return]
 
-    stores.FileStore = Store  # type: ignore[misc]
+    return Store
 
 
 def poisoned() -> None:

@@ -1,6 +1,7 @@
 """Faults mixed at random until the time is up: `python -m tests.faults.soak --minutes 30 --seed 7`. Any seed can be run again.
 
-With `--case` only that one; with `--short` its short form, else the full numbers; with `--starve` on a machine that has lost a share of its processors.
+With `--case` only that one; with `--short` its short form, else the full numbers; with `--store s3` or `ministack` the archive is in a bucket; with
+`--starve` on a machine that has lost a share of its processors.
 Exit status 1 where anything was not exact.
 """
 
@@ -18,6 +19,7 @@ from functools import partial
 
 from tests.faults.cases import CASES, FULL, Scale, mixed
 from tests.faults.fuzzing import fuzz
+from tests.faults.places import STORES, server_of
 from tests.faults.starvation import starved
 from tests.faults.verdict import Verdict
 from tests.faults.workers import Failed, NotPossible
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the order of cases, their markets and their moments")
     parser.add_argument("--case", choices=sorted({*CASES, *FULL, "mixed"}), action="append", help="only this one; may be given again")
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
+    parser.add_argument("--store", choices=STORES, default="file", help="where the archive is: files, a bucket of moto's server or of MiniStack")
     parser.add_argument("--starve", type=float, default=0.0, metavar="SHARE", help="take this share of every processor away from all others (Linux, root)")
     parser.add_argument("--fuzz", type=float, default=None, metavar="MINUTES", help="hostile messages to every topic for so long")
     parser.add_argument("--inputs", type=int, default=10_000_000, help="of --fuzz before that, in-process; 0 for none")
@@ -60,6 +63,7 @@ def main() -> int:
             held.enter_context(starved(chosen.starve))
         except Failed as error:
             parser.error(str(error))
+        server = held.enter_context(server_of(chosen.store))
         cluster = held.enter_context(Cluster(3))
         while not runs or (waiting and chosen.case) or time.monotonic() - begun < chosen.minutes * 60:
             if not waiting:
@@ -69,7 +73,7 @@ def main() -> int:
             say(f"{name}, seed {own}: {' '.join((getattr(every[name], 'func', every[name]).__doc__ or '').split())}")
             at = time.monotonic()
             try:
-                verdict = every[name](cluster, own, Scale(full=not chosen.short, say=say))
+                verdict = every[name](cluster, own, Scale(not chosen.short, say, server))
                 add(total, verdict)
                 say(f"{name}: exact, {time.monotonic() - at:.0f} s")
             except NotPossible as error:

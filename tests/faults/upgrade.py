@@ -41,6 +41,8 @@ def checkout(commit: str, folder: Path) -> Path:
 
 def upgrade(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     """16. Two workers of the commit before are replaced one after the other, under load."""
+    if scale.server is not None:
+        raise NotPossible("the commit before archives in folders only")
     with tempfile.TemporaryDirectory(prefix="stockstream-before-") as folder, Line(cluster, seed, **scale.line) as line:
         line.market.about_the_feed = False
         before = checkout(BEFORE, Path(folder))

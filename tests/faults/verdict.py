@@ -24,11 +24,11 @@ from stockstream.kafka.client import client_options
 from stockstream.records import CORRECTION, TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.verifying.verification import check
-from stockstream.sinks.stores import FileStore
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode
 from stockstream.transport.sending import misplaced
 from tests.faults.expected import KINDS, ExpectedLog, Key, expect, of_alert, of_outcomes, of_prediction, of_rejection, of_rows, state_faults
+from tests.faults.places import Place
 from tests.faults.workers import PATIENCE, Worker
 
 FOREIGN = "fuzz"
@@ -295,7 +295,7 @@ class Observer:
             time.sleep(0.3)
 
     def verdict(
-        self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Path | None = None, timeout_s: float = 60.0, states: bool = True,
+        self, *, workers: list[Worker] | tuple[Worker, ...] = (), archive: Place | None = None, timeout_s: float = 60.0, states: bool = True,
         same_snapshots: bool = True, view_partitions: Collection[int] | None = None,
     ) -> Verdict:  # fmt: skip
         """Waits until the pipeline is idle, then checks everything; the workers' views only of these partitions, if they are given."""
@@ -391,7 +391,7 @@ class Observer:
 
     # -- the archive --------------------------------------------------------
 
-    def _judge_archive(self, expected_logs: list[ExpectedLog], root: Path, out: Verdict, timeout_s: float) -> None:
+    def _judge_archive(self, expected_logs: list[ExpectedLog], place: Place, out: Verdict, timeout_s: float) -> None:
         """Every raw offset once, with its bytes; every accepted tick once."""
         want = {(expected.log, expected.partition, record.offset): record for expected in expected_logs for record in expected.records}
         deadline = time.monotonic() + PATIENCE * timeout_s
@@ -399,10 +399,10 @@ class Observer:
         ticks: Counter[Key] = Counter()
         accepted = {(expected.log, expected.partition, offset, index) for expected in expected_logs for offset, index in expected.accepted}
         while True:
-            store = FileStore(root)
-            report = check(store) if root.exists() else None
-            got, wrong = _archived(root, want)
-            ticks = _processed(root)
+            store = place.read()
+            report = check(store) if store is not None else None
+            got, wrong = _archived(place.folder, want)
+            ticks = _processed(place.folder)
             for found in (got, ticks):
                 for key in [key for key in found if key[1] in self.ignored]:
                     del found[key]
