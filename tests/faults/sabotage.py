@@ -57,7 +57,7 @@ def archive_faults() -> None:
     from stockstream.sinks import s3, stores
 
     stores.FileStore = _failing(stores.FileStore)  # type: ignore[misc]
-    stores.S3Store = _failing(s3.S3Store)  # type: ignore[attr-defined, misc]
+    stores.S3Store = _failing(s3.S3Store)  # type: ignore[attr-defined]
 
 
 def _failing(real: Any) -> Any:
