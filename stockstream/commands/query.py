@@ -18,6 +18,7 @@ from stockstream.sql.duckdb_engine import connect
 from stockstream.sql.outputs import FORMATS, TABLE_ROWS, with_notice, write, write_file
 from stockstream.sql.progress import QueryProgress
 from stockstream.sql.results import Result
+from stockstream.sql.shell import Shell
 from stockstream.sql.views import VIEWS
 from stockstream.wording import counted
 
@@ -25,7 +26,7 @@ ENGINES = ("duckdb", "athena")
 ALL_VIEWS = "*"
 
 
-@click.command(help="Query the archive in SQL. Without SQL, describe its views and columns; - reads SQL from stdin.")
+@click.command(help="Query the archive in SQL. Without SQL, a shell; - reads SQL from stdin, as does a pipe.")
 @click.argument("sql", required=False)
 @click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 @click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True, help="What runs the query: this machine, or Amazon Athena.")
@@ -49,6 +50,7 @@ def command(
     url = archive or settings.archive
     if url == "none":
         raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
+    interactive = sql is None and sys.stdin.isatty() and sys.stdout.isatty()
     if sql == "-" or (sql is None and not sys.stdin.isatty()):
         sql = click.get_text_stream("stdin").read().strip() or None
     if engine == "athena":
@@ -62,7 +64,9 @@ def command(
         empty = not next(store.list("raw/"), None) and not next(store.list("processed/"), None)
         if empty:
             click.echo(f"{store.url.removeprefix('file://')} holds no archive yet: the views are empty", err=True)
-        if sql is None:
+        if interactive:
+            Shell(duckdb, form, limit).run()
+        elif sql is None:
             click.echo(as_text(list(VIEWS)))
         else:
             duckdb.waited = lambda seconds: progress.show(seconds, duckdb.progress())
