@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from stockstream.console import table
@@ -31,3 +32,13 @@ def as_json(names: list[str]) -> str:
         for name, columns in described(names).items()
     ]
     return json.dumps(views, ensure_ascii=False)
+
+
+def as_markdown() -> str:
+    """The views as they are in docs/sql.md."""
+    parts = []
+    for name, columns in described(list(VIEWS)).items():
+        rows = [f"| `{column}` | {kind} | {meaning} |" for column, kind, meaning in columns]
+        parts.append("\n".join([f"#### `{name}`", "", f"{VIEWS[name].meaning[0].upper()}{VIEWS[name].meaning[1:]}.", "",
+                                "| column | type | meaning |", "| --- | --- | --- |", *rows]))  # fmt: skip
+    return "\n".join(line if line.startswith("|") else textwrap.fill(line, 100) for line in "\n\n".join(parts).split("\n"))
