@@ -26,6 +26,7 @@ COMMANDS = {
     "query": "Query the archive in SQL.",
     "athena": "Tables and views of the archive for Amazon Athena.",
     "compact": "Compact the archive: one sorted object instead of many small ones.",
+    "archive": "Show what the archive consists of, and decide how long it is kept.",
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
 """The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""

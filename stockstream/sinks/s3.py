@@ -6,7 +6,7 @@ import base64
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -151,6 +151,19 @@ class S3Store:
     def delete(self, name: str) -> None:
         self._call("delete", name, lambda s3, at: s3.delete_object(**at, **self._payer))
 
+    def lifecycle(self) -> Sequence[dict[str, Any]]:
+        """The lifecycle rules of the whole bucket."""
+        try:
+            found = self._call("read", "the lifecycle rules", lambda s3, _: s3.get_bucket_lifecycle_configuration(Bucket=self.bucket))
+        except MissingObject:
+            return ()
+        return tuple(found["Rules"])
+
+    def set_lifecycle(self, rules: Sequence[dict[str, Any]]) -> None:
+        """Replaces the lifecycle rules of the whole bucket."""
+        of = {"Rules": [*rules]}
+        self._call("change", "the lifecycle rules", lambda s3, _: s3.put_bucket_lifecycle_configuration(Bucket=self.bucket, LifecycleConfiguration=of))
+
     def _get(self, name: str, span: str) -> bytes:
         def get(s3: Any, at: dict[str, str]) -> bytes:
             data: bytes = s3.get_object(**at, **({"Range": span} if span else {}), **self._payer)["Body"].read()
@@ -213,7 +226,7 @@ class S3Store:
             raise _Exists(name) from error
         if code in ("InvalidRange", "416"):
             raise _Empty(name) from error
-        if code in ("NoSuchKey", "404"):
+        if code in ("NoSuchKey", "NoSuchLifecycleConfiguration", "404"):
             raise MissingObject(f"{self.url}: there is no {name}") from error
         if code in ("ConditionalRequestConflict", "409"):
             raise ArchiveUnavailable(f"{doing}: another write of it is in progress") from error

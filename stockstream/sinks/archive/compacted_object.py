@@ -161,12 +161,24 @@ def _order(table: pa.Table, time: str) -> pa.Array:
     return pc.sort_indices(pa.Table.from_arrays([rank, table.column(time)], ["symbol", "time"]), sort_keys=[("symbol", "ascending"), ("time", "ascending")])
 
 
-def read_compacted_object(store: Store, name: str) -> CompactedFooter:
-    """Reads the footer of a compaction's data object. Raises `ArchiveError` if it is not one, or if its number of rows is wrong."""
+def _metadata(store: Store, name: str) -> pq.FileMetaData:
     tail = store.read(name, _TAIL)
     size = int.from_bytes(tail[-8:-4], "little") + 8
+    return pq.read_metadata(pa.BufferReader(tail if size <= len(tail) else store.read(name, size)))
+
+
+def count_rows(store: Store, name: str) -> int:
+    """The number of rows of a Parquet object. Raises `ArchiveError`."""
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail if size <= len(tail) else store.read(name, size)))
+        return int(_metadata(store, name).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ArchiveError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_compacted_object(store: Store, name: str) -> CompactedFooter:
+    """Reads the footer of a compaction's data object. Raises `ArchiveError` if it is not one, or if its number of rows is wrong."""
+    try:
+        metadata = _metadata(store, name)
         footer = decode_footer((metadata.metadata or {})[b"stockstream"])
     except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
         raise ArchiveError(f"{name} is not {KIND}: {' '.join(str(error).split())}") from error

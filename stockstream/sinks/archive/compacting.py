@@ -27,6 +27,7 @@ from stockstream.sinks.archive.compactions import (
     read_manifest,
 )  # fmt: skip
 from stockstream.sinks.archive.layout import Name, parse_name
+from stockstream.sinks.archive.retention import processed_since
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.entries import Entry
 from stockstream.sinks.stores import Store
@@ -94,6 +95,7 @@ def _end(folder: str) -> datetime:
 def folders(store: Store, begin: date | None = None, end: date | None = None) -> list[Folder]:
     """All folders of `processed/` of these dates, the oldest first."""
     found: dict[tuple[str, str], Folder] = {}
+    begin = max(begin or date.min, processed_since(store))
     for area in STORED:
         for one in _sorted_into_folders(dated(store, f"processed/{area}/", begin, end)):
             found[one.area, one.folder] = one

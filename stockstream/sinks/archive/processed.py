@@ -17,6 +17,7 @@ from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, parse_name, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
+from stockstream.sinks.archive.retention import date_of, processed_since
 from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
 from stockstream.sinks.archive.sealing import METADATA, seal_parquet
 from stockstream.sinks.stores import Store
@@ -179,9 +180,12 @@ def read_footer(store: Store, name: str, decode: Callable[[bytes], Footer], kind
 
 
 def unprocessed(chain: Chain) -> list[str]:
-    """Names of the newest raw objects that have no processed object yet, the oldest first. A compaction may have replaced one."""
+    """Names of the newest raw objects that have no processed object yet, the oldest first. A compaction may have replaced one, retention ended it."""
     found: list[str] = []
+    since = processed_since(chain.store)
     for name in chain.backwards():
+        if (date_of(name) or since) < since:
+            break
         parsed = parse_name(processed_name(name))
         if chain.store.size(processed_name(name)) is not None or (parsed and replaced_by(chain.store, parsed)):
             break

@@ -20,6 +20,7 @@ from stockstream.sinks.archive.compactions import Compaction, compactions_of
 from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
 from stockstream.sinks.archive.processed import parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
+from stockstream.sinks.archive.retention import processed_since
 from stockstream.sinks.archive.schemas import STORED_BARS
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, symbol_fault
@@ -131,6 +132,8 @@ def write(store: Store, partition: int, bars: Sequence[Bar]) -> int:
         return read_repaired(store, name).last
     made = _compacted(store, bars[0].day).get(name)
     if made is None:
+        if folder_of_day(bars[0].day) < f"date={processed_since(store)}":
+            return chosen[-1].offset                                     # retention has ended the date
         if not store.create(name, repaired_object(partition, chosen)):
             return read_repaired(store, name).last
         made = _compacted(store, bars[0].day).get(name)                  # the name was free because a compaction had replaced and deleted it

@@ -52,6 +52,16 @@ class ChainEntries:
             return None
         return entry
 
+    def folder_at(self, offset: int) -> str:
+        """The folder in which the chain's objects were at this offset; empty if the entries do not show it."""
+        return self.folders[max(known)] if (known := [first for first in self.folders if first <= offset]) else ""
+
+    def end_through(self, offset: int) -> None:
+        """Retention has ended the objects through this offset, so nothing is expected of the entries of earlier ones."""
+        self._folder = self.folder_at(offset)
+        self._unused = {first for first in self._unused if first > offset}
+        self.begin = max(self.begin, offset + 1)
+
     def take(self, name: str, parsed: Name, count: int) -> None:
         """Takes the chain's next raw object, with `count` records: its folder must be the one that the entries name."""
         self._unused.discard(parsed.first)

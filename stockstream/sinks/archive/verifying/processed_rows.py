@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 
 import pyarrow as pa
 
@@ -10,6 +11,7 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import Name, parse_name, processed_name
 from stockstream.sinks.archive.processed import Made, decode_made
 from stockstream.sinks.archive.raw_objects import Extent
+from stockstream.sinks.archive.retention import date_of
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
@@ -21,11 +23,15 @@ KIND = "a processed object of stockstream"
 class ProcessedRows:
     """The processed objects of one chain, which are checked raw object by raw object, in order.
 
-    `names`: those that were listed, in the order of their first offsets. What belongs to no raw object is a fault.
+    `names`: those that were listed, in the order of their first offsets. What belongs to no raw object is a fault. Retention has ended folders of dates
+    before `since`.
     """
 
-    def __init__(self, store: Store, coverage: Coverage, names: Sequence[tuple[str, Name]], compacted: CompactedObjects, faults: list[str]) -> None:
+    def __init__(
+        self, store: Store, coverage: Coverage, names: Sequence[tuple[str, Name]], compacted: CompactedObjects, faults: list[str], since: date
+    ) -> None:  # fmt: skip
         self._store, self._coverage, self._names, self._compacted, self._faults = store, coverage, names, compacted, faults
+        self._since = since
         self._at = 0
         self._waiting = ""
         """The first main object that is missing: it and what comes after it is not processed yet, or it was deleted."""
@@ -41,6 +47,9 @@ class ProcessedRows:
             coverage.processed = coverage.processed if self._waiting else extent.last
             return
         main = processed_name(raw)
+        if self._has_ended(main):
+            coverage.processed = coverage.processed if self._waiting else extent.last
+            return
         if main not in mine and self._store.size(main) is None and self._compacted.replaced(main) is None:
             self._waiting = self._waiting or main
             coverage.unprocessed += extent.count
@@ -56,6 +65,8 @@ class ProcessedRows:
         mine.discard(main)
         for name, rows in made.objects.items():
             mine.discard(name)
+            if self._has_ended(name):
+                continue
             part = found if name == main else self._read(name, extent)
             if part is not None and part[0].rows != rows:
                 self._faults.append(f"{name}: it has {counted(part[0].rows, 'row')}, but {main} lists {rows}")
@@ -63,6 +74,9 @@ class ProcessedRows:
         for name in sorted(mine):
             self._faults.append(f"{name}: {main}, which lists the objects of offset {extent.first}, does not list it")
         coverage.missing += sum(last - first + 1 for first, last in made.missing)
+
+    def _has_ended(self, name: str) -> bool:
+        return (date_of(name) or self._since) < self._since
 
     def skip(self, first: int) -> None:
         """The raw object that begins at `first` cannot be read, so what is made of it is not checked."""

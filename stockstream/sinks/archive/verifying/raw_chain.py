@@ -16,9 +16,12 @@ from stockstream.sinks.stores import Store
 class RawChain:
     """The raw objects of a chain, which are checked in order. `coverage` and `faults` get what is found."""
 
-    def __init__(self, store: Store, coverage: Coverage, entries: ChainEntries, processed: ProcessedRows, faults: list[str]) -> None:
+    def __init__(self, store: Store, coverage: Coverage, entries: ChainEntries, processed: ProcessedRows, faults: list[str], ended: int = -1) -> None:
+        """`ended`: the last offset that retention has ended."""
         self._store, self._coverage, self._entries, self._processed, self._faults = store, coverage, entries, processed, faults
-        coverage.holes = entries.begin
+        coverage.first = ended + 1
+        coverage.holes = entries.begin - coverage.first
+        self._ended = ended
         coverage.processed = entries.begin - 1
         self._expect = entries.begin
         self._previous = ""
@@ -50,7 +53,7 @@ class RawChain:
         elif extent.first < expect:
             faults.append(f"{name}: offsets {extent.first} to {min(expect - 1, extent.last)} are in the archive twice")
             return
-        elif extent.previous != self._previous:
+        elif extent.previous != self._previous and not 0 <= self._ended == extent.first - 1:
             names = f"{extent.previous or 'nothing'} as the object before it, but that is {self._previous or 'nothing'}"
             faults.append(f"{name}: its trailer names {names}")
         elif not extent.count and self._tail is not None and extent.tail != self._tail:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 
 import pyarrow.compute as pc
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import Name
+from stockstream.sinks.archive.retention import date_of
 from stockstream.sinks.archive.topics.objects import AREAS, MadeOfRecords, decode_made
 from stockstream.sinks.archive.topics.positions import Position, all_positions
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
@@ -20,11 +22,11 @@ KIND = "an object of a topic"
 
 
 def check_topics(
-    store: Store, objects: Mapping[tuple[str, int], Sequence[tuple[str, Name]]], compacted: CompactedObjects, faults: list[str]
+    store: Store, objects: Mapping[tuple[str, int], Sequence[tuple[str, Name]]], compacted: CompactedObjects, faults: list[str], since: date
 ) -> dict[str, TopicCoverage]:  # fmt: skip
     """Checks the objects, given by log id and partition, against their positions. Returns what there is, by area.
 
-    A writer creates a position before its objects, so list the objects first. Raises `ArchiveUnavailable`.
+    A writer creates a position before its objects, so list the objects first. Retention has ended folders of dates before `since`. Raises `ArchiveUnavailable`.
     """
     found: dict[str, TopicCoverage] = defaultdict(TopicCoverage)
     lives: dict[tuple[str, int], list[Position]] = defaultdict(list)
@@ -36,7 +38,7 @@ def check_topics(
     for (log, partition), positions in sorted(lives.items()):
         there = dict(objects.get((log, partition), ()))
         _check_positions(positions, faults)
-        _check_objects(store, positions, there, compacted, found[positions[0].topic], faults)
+        _check_objects(store, positions, there, compacted, found[positions[0].topic], faults, since)
     for key in sorted(set(objects) - set(lives)):
         faults.append(f"{objects[key][0][0]}: there is no position of log {key[0]}, partition {key[1]}")
     return dict(found)
@@ -55,7 +57,8 @@ def _check_positions(positions: Sequence[Position], faults: list[str]) -> None:
 
 
 def _check_objects(
-    store: Store, positions: Sequence[Position], there: dict[str, Name], compacted: CompactedObjects, coverage: TopicCoverage, faults: list[str]
+    store: Store, positions: Sequence[Position], there: dict[str, Name], compacted: CompactedObjects, coverage: TopicCoverage,
+    faults: list[str], since: date,
 ) -> None:  # fmt: skip
     lost = [each for position in positions for each in position.missing]
     coverage.missing += sum(last - first + 1 for first, last in lost)
@@ -64,6 +67,8 @@ def _check_objects(
         coverage.skipped += position.skipped
         for name, rows in position.objects.items():
             parsed = there.pop(name, None)
+            if (date_of(name) or since) < since:
+                continue
             if parsed is None and store.size(name) is None and compacted.replaced(name) is None:
                 if position is positions[-1]:
                     coverage.unwritten += rows

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 
+from stockstream.sinks.archive.layout import Name
+from stockstream.sinks.archive.retention import date_of, processed_since, raw_ended_through, rules, today
 from stockstream.sinks.archive.verifying.chain_entries import ChainEntries
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.archive.verifying.listing import divide, list_objects
@@ -24,17 +27,34 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
     listing = list_objects(store)
     report.faults += listing.faults
     compacted = CompactedObjects(store, report.faults)
-    compacted.check(listing.compactions)
-    divide(listing, compacted)
+    since = processed_since(store)
+    compacted.check(one for one in listing.compactions if (date_of(one.data) or since) >= since)
+    divide(listing, compacted, since)
     for (log, partition), objects in sorted(listing.raw.items()):
         coverage = Coverage(log, partition)
         report.chains.append(coverage)
         entries = ChainEntries(store, log, partition, listing.entries[log, partition], report.faults)
-        processed = ProcessedRows(store, coverage, listing.processed[log, partition], compacted, report.faults)
-        RawChain(store, coverage, entries, processed, report.faults).run(objects, step)
+        ended = _ended(store, entries, objects)
+        if ended >= 0:
+            entries.end_through(ended)
+        made = [one for one in listing.processed[log, partition] if one[1].first > ended]
+        processed = ProcessedRows(store, coverage, made, compacted, report.faults, since)
+        RawChain(store, coverage, entries, processed, report.faults, ended).run([one for one in objects if one[1].first > ended], step)
     for key in sorted(set(listing.processed) - set(listing.raw)):
         report.faults.append(f"{listing.processed[key][0][0]}: there is no raw chain of log {key[0]}, partition {key[1]}")
     for _, of_partition in sorted(listing.repaired.items()):
         check_repaired(store, of_partition, compacted, report)
-    report.topics = check_topics(store, listing.topics, compacted, report.faults)
+    report.topics = check_topics(store, listing.topics, compacted, report.faults, since)
     return report
+
+
+def _ended(store: Store, entries: ChainEntries, objects: Sequence[tuple[str, Name]]) -> int:
+    """The last offset of the chain that retention has ended, by its record, or by the bucket's lifecycle rules; -1 if none."""
+    ended = raw_ended_through(store, entries.log, entries.partition)
+    days = rules(store).raw_days
+    left = [parsed for _, parsed in objects if parsed.first > ended]
+    if days is not None and left and left[0].first > max(entries.begin, ended + 1):
+        missing = date_of(f"raw/{entries.folder_at(left[0].first - 1)}/")
+        if missing is not None and missing <= today() - timedelta(days=days):
+            return left[0].first - 1
+    return ended

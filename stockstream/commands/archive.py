@@ -1,0 +1,173 @@
+"""`stockstream archive`: what the archive consists of, and how long it is kept."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from stockstream.errors import SettingsError
+from stockstream.settings import load_settings
+from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.compacted_object import count_rows
+from stockstream.sinks.archive.compactions import MANIFESTS
+from stockstream.sinks.archive.current import current
+from stockstream.sinks.archive.layout import parse_name
+from stockstream.sinks.archive.processed import unprocessed
+from stockstream.sinks.archive.retention import Rules, date_of, plan, record_rules, retain, today
+from stockstream.sinks.s3 import S3Store
+from stockstream.sinks.stores import FileStore, Store, open_archive
+from stockstream.wording import counted
+
+_ARCHIVE = click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+_RAW_DAYS = click.option("--raw-days", type=click.IntRange(min=1), metavar="N", help="Keep raw objects of the last N days.  [default: all]")
+_PROCESSED_DAYS = click.option("--processed-days", type=click.IntRange(min=1), metavar="N", help="Keep processed objects of the last N days.  [default: all]")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+def _open(archive: str | None) -> FileStore | S3Store:
+    url = archive or load_settings().archive
+    if url == "none":
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
+    return open_archive(url)
+
+
+@click.group(help="Show what the archive consists of, and decide how long it is kept.")
+def command() -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Usage:
+    """The objects of one area and date. `per_tick`: their bytes by the number of accepted ticks of the date; None if there are none."""
+
+    date: str
+    area: str
+    objects: int = 0
+    bytes: int = 0
+    per_tick: float | None = None
+
+
+def usage(store: Store) -> tuple[list[Usage], dict[str, int]]:
+    """The objects of each date and area, and the number of ticks of each date."""
+    found: dict[tuple[str, str], Usage] = {}
+    for prefix in ("raw/", "processed/", MANIFESTS):
+        for entry in store.entries(prefix):
+            day = date_of(entry.name)
+            if day is not None:
+                area = entry.name.split("/")[1 if prefix == "processed/" else 0]
+                one = found.setdefault((str(day), area), Usage(str(day), area))
+                one.objects += 1
+                one.bytes += entry.size
+    ticks: dict[str, int] = defaultdict(int)
+    names = [entry.name for entry in current(store, "ticks")]
+    with ThreadPoolExecutor(8) as pool:
+        for name, rows in zip(names, pool.map(lambda name: count_rows(store, name), names), strict=True):
+            ticks[str(date_of(name))] += rows
+    for one in found.values():
+        one.per_tick = one.bytes / ticks[one.date] if ticks.get(one.date) else None
+    return [found[key] for key in sorted(found)], dict(ticks)
+
+
+@command.command("report", help="Show how many objects each area has a day, how large they are, and how many bytes that is for each tick.")
+@_ARCHIVE
+@_JSON
+def report(archive: str | None, as_json: bool) -> None:
+    store = _open(archive)
+    found, ticks = usage(store)
+    if as_json:
+        click.echo(json.dumps({"archive": store.url, "usage": [asdict(one) for one in found], "ticks": ticks}))
+        return
+    if not found:
+        click.echo(f"{store.url.removeprefix('file://')} holds no archive yet")
+        return
+    click.echo(f"{'date':<10}  {'area':<12}  {'objects':>9}  {'MB':>12}  {'average KB':>11}  {'bytes a tick':>12}")
+    for one in found:
+        share = "" if one.per_tick is None else f"{one.per_tick:,.1f}"
+        average = one.bytes / one.objects / 1e3
+        click.echo(f"{one.date:<10}  {one.area:<12}  {one.objects:>9,}  {one.bytes / 1e6:>12,.1f}  {average:>11,.1f}  {share:>12}".rstrip())
+    objects, size = sum(one.objects for one in found), sum(one.bytes for one in found)
+    click.echo(f"{counted(objects, 'object')}, {size / 1e6:,.1f} MB, {counted(sum(ticks.values()), 'tick')}")
+
+
+def _require_days(raw_days: int | None, processed_days: int | None) -> None:
+    if raw_days is None and processed_days is None:
+        raise click.UsageError("give --raw-days, --processed-days, or both")
+
+
+@command.command("retain", help="Delete the dates that are over for longer than these days. Verification accepts what this ends.")
+@_ARCHIVE
+@_RAW_DAYS
+@_PROCESSED_DAYS
+@click.option("--dry-run", "dry", is_flag=True, help="Show what would be deleted, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_JSON
+def retain_(archive: str | None, raw_days: int | None, processed_days: int | None, dry: bool, yes: bool, as_json: bool) -> None:
+    _require_days(raw_days, processed_days)
+    store = _open(archive)
+    raw_before, processed_before = (None if days is None else today() - timedelta(days=days) for days in (raw_days, processed_days))
+    ending = plan(store, raw_before, processed_before, lambda log, partition: _processed_through(store, log, partition))
+    raw = [entry for entry in ending.entries if entry.name.startswith("raw/")]
+    size = sum(entry.size for entry in ending.entries)
+    what = f"{counted(len(raw), 'raw object')} and {counted(len(ending.entries) - len(raw), 'processed object')}, {size / 1e6:,.1f} MB"
+    if ending.entries and not dry:
+        if not yes:
+            click.confirm(f"delete {what}?", abort=True, err=True)
+        retain(store, ending)
+    if as_json:
+        chains = [{"log": log, "partition": partition, "through": through} for (log, partition), through in ending.raw_through.items()]
+        before = str(ending.processed_before) if ending.processed_before else None
+        click.echo(json.dumps({
+            "archive": store.url, "dry_run": dry, "raw_objects": len(raw), "objects": len(ending.entries), "bytes": size, "raw_through": chains,
+            "processed_before": before,
+        }))  # fmt: skip
+        return
+    for (log, partition), through in ending.raw_through.items():
+        click.echo(f"log {log} partition {partition}: raw offsets through {through}")
+    if ending.processed_before is not None:
+        click.echo(f"processed dates before {ending.processed_before}")
+    click.echo(f"{what} {'would be deleted' if dry else 'deleted'}" if ending.entries else "nothing to delete")
+
+
+def _processed_through(store: Store, log: str, partition: int) -> int:
+    chain = Chain(store, log, partition)
+    chain.open()
+    oldest = next((parsed for name in unprocessed(chain) if (parsed := parse_name(name))), None)
+    return oldest.first - 1 if oldest else chain.end
+
+
+def lifecycle_rules(store: S3Store, raw_days: int | None, processed_days: int | None) -> list[dict[str, Any]]:
+    """The bucket's rules for this archive. Manifests end a day before the objects that they name: without these they would stop readers."""
+    days = {"raw": raw_days, "compactions": processed_days, "processed": None if processed_days is None else processed_days + 1}
+    return [
+        {"ID": f"stockstream {store.prefix}{area}", "Status": "Enabled", "Filter": {"Prefix": f"{store.prefix}{area}/"}, "Expiration": {"Days": number}}
+        for area, number in days.items() if number is not None
+    ]  # fmt: skip
+
+
+@command.command("lifecycle", help="Let the bucket delete objects that are older than these days, by its lifecycle rules. Its other rules stay.")
+@_ARCHIVE
+@_RAW_DAYS
+@_PROCESSED_DAYS
+@click.option("--print", "only_print", is_flag=True, help="Print the rules, and change nothing.")
+def lifecycle(archive: str | None, raw_days: int | None, processed_days: int | None, only_print: bool) -> None:
+    _require_days(raw_days, processed_days)
+    url = archive or load_settings().archive
+    store = _open(url)
+    if not isinstance(store, S3Store):
+        raise SettingsError(f"{url} is a folder, which has no lifecycle rules: run `stockstream archive retain` there from time to time")
+    made = lifecycle_rules(store, raw_days, processed_days)
+    if only_print:
+        click.echo(json.dumps({"Rules": made}, indent=2))
+        return
+    mine = f"stockstream {store.prefix}"
+    others = [rule for rule in store.lifecycle() if rule.get("ID") not in {f"{mine}{area}" for area in ("raw", "processed", "compactions")}]
+    record_rules(store, Rules(raw_days, processed_days), datetime.now(UTC))
+    store.set_lifecycle([*others, *made])
+    for rule in made:
+        click.echo(f"{rule['Filter']['Prefix']}: objects are deleted {rule['Expiration']['Days']} days after they were written")
