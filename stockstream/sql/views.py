@@ -92,7 +92,7 @@ TRADED_BARS_SQL = """
 SELECT symbol, source, minute,
        min_by(open, row(first_second, log, first_offset, first_index)) FILTER (WHERE ticks > 0) AS open, max(high) AS high, min(low) AS low,
        max_by(close, row(last_second, log, last_offset, last_index)) FILTER (WHERE ticks > 0) AS close,
-       CAST(CAST(sum(CAST(trunc(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - trunc(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
+       CAST(CAST(sum(CAST(floor(volume) AS BIGINT)) AS DECIMAL(38, 8)) + sum(CAST(volume - floor(volume) AS DECIMAL(18, 8))) AS DOUBLE) AS volume,
        CASE WHEN sum(volume) > 0 THEN sum(notional) / sum(volume) END AS vwap,
        CAST(sum(ticks) AS BIGINT) AS ticks, bool_or(coalesce(gap, false)) AS gap, false AS repaired, "date"
 FROM stored_bars_1m WHERE NOT coalesce(repaired, false) GROUP BY symbol, source, minute, "date" HAVING sum(ticks) > 0
