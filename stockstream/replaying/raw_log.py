@@ -16,6 +16,7 @@ from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import chain_entries, read_entry
 from stockstream.sinks.archive.layout import HOUR_MS, FolderChange, folder_of_hour, parse_name, raw_name
 from stockstream.sinks.archive.raw_objects import Line, read_extent, read_raw_parts
+from stockstream.sinks.archive.retention import raw_ended_through
 from stockstream.sinks.s3 import S3Store
 from stockstream.sinks.stores import FileStore, Store, open_store
 
@@ -238,10 +239,12 @@ class RawLog:
         if expect >= 0:
             self._require_end(before, expect)
             skipped = [offset for offset in entries if expect <= offset < one.first]
+        elif raw_ended_through(self._store, one.log, one.partition) == one.first - 1:
+            return
         else:
             skipped = [offset for offset in entries if offset < one.first][-1:]
         if one.first not in entries or any(self._enters_span(one.partition, offset) for offset in skipped):
-            how = "; if retention deleted them, choose a later beginning with --from" if expect < 0 else ""
+            how = "; --from with a later time restores the rest" if expect < 0 else ""
             raise ArchiveError(f"{one.name}: raw objects of partition {one.partition} are missing before it: `stockstream verify` lists all faults{how}")
 
     def _require_end(self, one: RawObject, expect: int) -> None:

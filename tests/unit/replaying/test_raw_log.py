@@ -114,6 +114,18 @@ def test_a_missing_object_is_refused(span: Times) -> None:
             read(RawLog(lacking, (), span))
 
 
+def test_what_retention_ended_is_not_missing() -> None:
+    store, held = archive()
+    ended = [name for name in store.list("raw/date=2025-10-09/hour=22/log1-00000-") if int(name[-30:-10]) < 25]
+    for name in ended:
+        store.delete(name)
+    with pytest.raises(ArchiveError, match=r"missing before it: .*; --from with a later time restores the rest"):
+        read(RawLog(store))
+    store.create("retention/raw/log1-00000/00000000000000000024.json", b"{}")
+    found = read(RawLog(store))
+    assert ended and found[0] == wanted(held)[0][25:] and found[1] == wanted(held)[1]
+
+
 def test_a_broken_object_is_refused() -> None:
     store, _ = archive()
     name = next(iter(store.list("raw/")))
