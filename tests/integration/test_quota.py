@@ -16,6 +16,7 @@ from stockstream.settings import Settings, load_settings
 from stockstream.sources.base import SystemClock
 from stockstream.sources.quota import BudgetSpent, Grant, Scheduler
 from tests.kafka import Cluster
+from tests.patience import PATIENCE_S
 
 SOURCE = "alpha_vantage"
 
@@ -84,6 +85,7 @@ async def test_a_broker_that_was_away_costs_nothing_but_an_error(kafka: Cluster,
             await worker.acquire(["IBM"])
     finally:
         kafka.thaw(0)
+    monkeypatch.setattr(request_log, "TIMEOUT_S", PATIENCE_S)
     then = await worker.acquire(["IBM"])
     assert then.id != first.id and worker.left_today in (23, 22)         # an unconfirmed reservation counts, if the broker took it after all
     await worker.stop()
