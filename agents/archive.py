@@ -1,4 +1,4 @@
-"""Archives `ticks.raw`, and the accepted rows in `ticks.clean`, in the store. No other agent waits for it.
+"""Archives `ticks.raw`, the accepted rows in `ticks.clean`, and the rows of `windows`, `alerts`, `predictions` and `outcomes`. No other agent waits for it.
 
 It commits no offsets: the chain of raw objects in the store is the archive's checkpoint.
 """
@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.compactor import Compactor, compact_command
 from stockstream.sinks.archive.kafka_readers import KafkaClean, KafkaRaw
 from stockstream.sinks.archive.repaired_writer import RepairedBars
+from stockstream.sinks.archive.topics.writer import ArchivedTopics
 from stockstream.sinks.archive.writer import Archive
 from stockstream.sinks.stores import open_store
 from stockstream.skipped import Fault, SkippedRecords
@@ -47,6 +49,7 @@ class Archiving:
     def __init__(self) -> None:
         self.archive: Archive | None = None
         self.repaired: RepairedBars | None = None
+        self.topics: ArchivedTopics | None = None
         self.compactor: Compactor | None = None
         self.owned: set[int] = set()
         self.received: set[int] = set()
@@ -63,7 +66,8 @@ class Archiving:
             store = open_store(settings.archive, settings)
             self.archive = Archive(settings, store, KafkaRaw(settings), KafkaClean(settings))
             self.repaired = RepairedBars(settings, store, TopicReader(settings, "repairs"), _skip_repair)
-            status.archive_positions = self.archive.progress
+            self.topics = ArchivedTopics(settings, store, partial(TopicReader, settings), _skip_message)
+            status.archive_positions, status.archive_topics = self.archive.progress, self.topics.progress
             if settings.compact and self.compactor is None:
                 self.compactor = Compactor(compact_command(settings.archive))
                 status.compaction = self.compactor.report
@@ -77,6 +81,8 @@ class Archiving:
         self.owned, self.received = now, set()
         if self.repaired is not None:
             self.repaired.own(now)
+        if self.topics is not None:
+            self.topics.own(now)
         if self.compactor is not None:
             self.compactor.own(now)
         return {}
@@ -87,8 +93,8 @@ class Archiving:
             self.compactor.close()
         if app.should_stop and self.archive is not None:
             await self.hand_over()
-            closing = [self.archive.close()] + ([self.repaired.close()] if self.repaired is not None else [])
-            self.archive = self.repaired = None
+            closing = [part.close() for part in (self.archive, self.repaired, self.topics) if part is not None]
+            self.archive = self.repaired = self.topics = None
             await asyncio.gather(*closing)
 
     async def raw(self, chunk: Chunk) -> None:
@@ -134,6 +140,10 @@ class Archiving:
 
 def _skip_repair(partition: int, offset: int, reason: str) -> None:
     skipped.skip(settings.topic("repairs"), partition, offset, Fault("no_bar", reason))
+
+
+def _skip_message(topic: str, partition: int, offset: int, reason: str) -> None:
+    skipped.skip(settings.topic(topic), partition, offset, Fault("no_message", reason))
 
 
 def warn_of_others(archive: str) -> None:
@@ -183,6 +193,17 @@ async def archive_repairs() -> None:
             await asyncio.sleep(REPORT_S)
         else:
             await stage.repaired.run()
+
+
+@app.task
+async def archive_topics() -> None:
+    """Archives windows, alerts, predictions and outcomes of this worker's partitions."""
+    while not app.should_stop:
+        if stage.topics is None:
+            await asyncio.sleep(REPORT_S)
+        else:
+            await stage.topics.run()
+            return
 
 
 @app.task

@@ -22,6 +22,7 @@ from stockstream.transforms.cleaning.raw_format import RawFormat
 from stockstream.transforms.timing import LATENESS, MAX_REVISE_S, REVISE_S, Lateness
 
 SOURCES = ("none", "simulated", "yahoo", "yahoo_polling", "alpha_vantage")
+ARCHIVED_TOPICS = ("windows", "alerts", "predictions", "outcomes")
 PREFIX = "STOCKSTREAM_"
 OF_TESTS = ("STOCKSTREAM_REQUIRE_", "STOCKSTREAM_TEST_")
 """Prefixes of variables that belong to the project's tests. They are no settings, and are accepted."""
@@ -77,6 +78,9 @@ class Settings(BaseSettings):
     archive_flush_s: float = Field(30.0, gt=0, le=3_600, description="a raw object is written this long after its first record at the latest")
     archive_max_bytes: int = Field(8_000_000, ge=1_000, description="a raw object is written at this size, before compression")
     archive_buffer_bytes: int = Field(64_000_000, ge=100_000, description="what the archive of a worker may hold in memory; more is read back from Kafka later")
+    archive_topics: Annotated[tuple[str, ...], NoDecode] = Field(
+        ARCHIVED_TOPICS, description="which of windows, alerts, predictions and outcomes are archived beside the ticks, by comma; or none"
+    )
     compact: bool = Field(True, description="the worker with partition 0 compacts the archive, in a child process at low priority")
     models: str = Field(
         "file://./data/models", validate_default=True,
@@ -104,7 +108,7 @@ class Settings(BaseSettings):
     def _broker_is_kafka(cls, value: str) -> str:
         return ",".join(f"kafka://{_server(part.strip())}" for part in value.split(","))
 
-    @field_validator("source", "symbols", mode="before")
+    @field_validator("source", "symbols", "archive_topics", mode="before")
     @classmethod
     def _by_comma(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -121,6 +125,16 @@ class Settings(BaseSettings):
             if name not in SOURCES:
                 raise ValueError(f"{name!r} is not a source; choose from: {', '.join(SOURCES)}")
         return value
+
+    @field_validator("archive_topics")
+    @classmethod
+    def _known_topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("none",):
+            return ()
+        for name in value:
+            if name not in ARCHIVED_TOPICS:
+                raise ValueError(f"{name!r} is not archived; choose from: {', '.join(ARCHIVED_TOPICS)}; or none")
+        return tuple(name for name in ARCHIVED_TOPICS if name in value)
 
     @field_validator("yahoo_budget", "alpha_vantage_budget")
     @classmethod

@@ -27,6 +27,7 @@ class Status:
     def __init__(self, worker: App) -> None:
         self._app = worker
         self.archive_positions: Any = None
+        self.archive_topics: Callable[[], list[dict[str, Any]]] = list
         self.compaction: Any = None
         self.model_list: Any = None
         self.model_note: Callable[[], str] = lambda: ""
@@ -94,6 +95,7 @@ class Status:
             "rereads": guard.rereads,
             "set_aside": [aside._asdict() for aside in self._app.set_aside.newest],
             "archive": self.archive_positions() if self.archive_positions else [],
+            "archive_topics": self.archive_topics(),
             "compaction": self.compaction() if self.compaction else None,
             "models_note": self.model_note(),
             "sources": self.sources(),

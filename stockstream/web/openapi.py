@@ -121,6 +121,20 @@ class ArchivePosition(msgspec.Struct, kw_only=True):
     offset: int
 
 
+class ArchivedTopic(msgspec.Struct, kw_only=True):
+    """The archive holds all rows of the records of a partition of `windows`, `alerts`, `predictions` or `outcomes` through `offset`; -1: of none.
+
+    `read` is the last record that was read, `buffered_bytes` what waits to be written. `fault` is why the last attempt failed; empty if it did not.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    read: int
+    buffered_bytes: int
+    fault: str
+
+
 class HopLatency(msgspec.Struct, kw_only=True):
     """Percentiles of the last 60 s in ms, null without observations."""
 
@@ -172,6 +186,7 @@ class Pipeline(msgspec.Struct, kw_only=True):
     totals: dict[str, int]
     rejected: dict[str, int]
     archive: list[ArchivePosition]
+    archive_topics: list[ArchivedTopic] = []
     sources: list[SourceState]
     lateness: list[SourceLateness] = []
     outcomes: list[OutcomeCount]

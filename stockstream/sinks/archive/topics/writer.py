@@ -32,7 +32,7 @@ BACKLOG = 1_000
 """So many records of one reading are a backlog."""
 MAX_LIVES = 8
 """So many lives of a topic are looked at to find the one that Kafka has: several clusters may write to one archive."""
-PATIENT = {"alerts": 5.0, "outcomes": 5.0}
+PATIENT = {"alerts": 2.0, "outcomes": 2.0}
 """Flush times of topics whose rows are few, or of which nobody waits for the newest, in units of `archive_flush_s`: objects are fewer."""
 STALLED = 10
 """So many readings without a record, where there must be one, are a failure of Kafka."""
@@ -56,6 +56,39 @@ class _Partition:
     """The step that is being written."""
     archived: int = -1
     fault: str = ""
+
+
+class ArchivedTopics:
+    """The topics of a worker's settings, each read and written for itself: what fails in one does not stop the others.
+
+    Args:
+        settings: of the worker.
+        store: the archive's.
+        reader: makes the reader of a topic, given its name.
+        skipped: as of `ArchivedTopic`.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, reader: Callable[[str], TopicRecords], skipped: Callable[[str, int, int, str], None]
+    ) -> None:  # fmt: skip
+        self._topics = [ArchivedTopic(settings, store, topic, reader(topic), skipped) for topic in settings.archive_topics]
+
+    def own(self, partitions: Collection[int]) -> None:
+        """Replaces the worker's partitions: a topic has those of `ticks.raw`."""
+        for topic in self._topics:
+            topic.own(partitions)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """As of `ArchivedTopic`, of all topics."""
+        return [each for topic in self._topics for each in topic.progress()]
+
+    async def run(self) -> None:
+        """Reads and writes until it is cancelled or closed."""
+        await asyncio.gather(*(topic.run() for topic in self._topics))
+
+    async def close(self) -> None:
+        """Writes what has come, for at most CLOSE_S."""
+        await asyncio.gather(*(topic.close() for topic in self._topics))
 
 
 class ArchivedTopic:
