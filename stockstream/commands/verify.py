@@ -36,6 +36,7 @@ def _conclusion(report: Report) -> str:
         return counted(len(report.faults), "fault")
     held = f"{counted(len(report.chains), 'chain')}, {counted(sum(chain.records for chain in report.chains), 'record')}"
     held += f", {counted(report.repaired, 'repaired bar')}" if report.repaired else ""
+    held += "".join(f", {counted(topic.rows, 'row')} of {name}" for name, topic in report.topics.items())
     behind = sum(chain.unprocessed for chain in report.chains)
     if not behind:
         return f"all is well: {held}"
@@ -69,7 +70,8 @@ def command(archive: str | None, as_json: bool) -> int:
         unprocessed = sum(chain.unprocessed for chain in report.chains)
         chains = [asdict(chain) for chain in report.chains]
         click.echo(json.dumps({
-            "archive": store.url, "ok": not report.faults, "unprocessed": unprocessed, "repaired": report.repaired, "chains": chains,
+            "archive": store.url, "ok": not report.faults, "unprocessed": unprocessed, "repaired": report.repaired,
+            "topics": {name: asdict(topic) for name, topic in report.topics.items()}, "chains": chains,
             "faults": report.faults,
         }))  # fmt: skip
         return 1 if report.faults else 0
