@@ -31,7 +31,7 @@ LOGGERS = ("boto3", "botocore", "s3transfer", "urllib3")
 _REFUSED = {
     "NoSuchBucket": "there is no such bucket",
     "InvalidBucketName": "this is not the name of a bucket",
-    "AccessDenied": "access is denied: it needs s3:ListBucket on the bucket, and s3:GetObject and s3:PutObject on its objects",
+    "AccessDenied": "access is denied: it needs s3:ListBucket on the bucket, and s3:GetObject and s3:PutObject on its objects, and s3:DeleteObject to compact",
     "AllAccessDisabled": "access is denied: the bucket is disabled",
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",

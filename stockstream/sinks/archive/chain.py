@@ -9,6 +9,7 @@ import msgspec
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import CHAIN_FOLDER, LOG_ID, FolderChange, Lost, folder_of_hour, parse_name, raw_name
 from stockstream.sinks.archive.raw_objects import CleanSettings, Extent, Piece, Tail, encode_json, hole_object, raw_object, read_extent
+from stockstream.sinks.archive.retention import raw_ended_through
 from stockstream.sinks.archive.sealing import seal_json
 from stockstream.sinks.stores import Store
 
@@ -22,14 +23,14 @@ def chains(store: Store) -> list[tuple[str, int]]:
 
 
 def chain_begins(store: Store, log: str, partition: int) -> int:
-    """First offset that the chain accounts for: 0, or the first that retention had left when the first object was written."""
+    """First offset that the chain accounts for: 0, or the first that retention had left in Kafka when the first object was written, or that it leaves here."""
     begin = 0
     for name in store.list(f"chains/{log}-{partition:05d}/"):
         entry = _read_entry(store, name)
         if isinstance(entry, FolderChange) or entry.first != begin:
             break
         begin = entry.through + 1
-    return begin
+    return max(begin, raw_ended_through(store, log, partition) + 1)
 
 
 def entry_name(log: str, partition: int, first: int) -> str:

@@ -10,10 +10,11 @@ import pytest
 
 from stockstream.cli import run
 from stockstream.sinks.archive import retention
-from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.chain import Chain, chain_begins
 from stockstream.sinks.archive.compacting import compact
 from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.processed import unprocessed
+from stockstream.sinks.archive.raw_objects import read_extent
 from stockstream.sinks.archive.retention import plan, retain
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
@@ -148,6 +149,7 @@ def test_the_newest_object_of_a_chain_stays() -> None:
     chain = Chain(store, LOG, 0)
     chain.open()
     assert chain.newest == made.raw[-1] and unprocessed(chain) == []
+    assert chain_begins(store, LOG, 0) == chain.end + 1 - read_extent(store, chain.newest).count
 
 
 def test_the_command(two_days: MemoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], on_the_third_day: None) -> None:
