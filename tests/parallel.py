@@ -12,7 +12,6 @@ GROUPS = (
     ("MiniStack", r"tests/integration/test_athena\.py"),
     ("line on Kafka", r"tests/integration/test_line\.py::.*\[kafka\]"),
     ("line on the embedded broker", r"tests/integration/test_line\.py::.*\[embedded\]"),
-    ("Athena", r"tests/integration/test_athena\.py"),
 )
 """Tests that share something expensive. A cluster of three brokers costs memory, and processor time even when idle, so that only two processes have one."""
 
