@@ -7,7 +7,7 @@ dialects have: `min_by`, `max_by`, `row_number`, quoted names of columns; no EXC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -55,12 +55,19 @@ def _quoted(names: Mapping[str, str], of: str = "") -> str:
     return ", ".join(f'{of}"{name}"' for name in names)
 
 
-def _once(area: str, columns: Mapping[str, str], key: str, newest: str) -> str:
-    """The rows of an area, of those that agree in `key` the newest one."""
-    order = ", ".join(f'"{name}" DESC' for name in newest.split())
-    keys = ", ".join(f'"{name}"' for name in [*key.split(), *folder_columns(area)])
-    numbered = f'SELECT {_quoted(columns)}, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS "nth" FROM stored_{area}'
-    return f'SELECT {_quoted(columns)} FROM ({numbered}) AS numbered WHERE "nth" = 1'
+def _newest_revisions(columns: Mapping[str, str]) -> str:
+    """The rows of `windows` that no revision replaces. Revisions are few, so they are what is looked up; a row is stored once."""
+    keys = ("symbol", "source", "second", "date", "hour")
+    same = " AND ".join(f'revision."{name}" = stored."{name}"' for name in keys)
+    revisions = f'SELECT {_listed(keys)}, max(row(log, "offset")) AS newest FROM stored_windows WHERE revised GROUP BY {_listed(keys)}'
+    return (
+        f"SELECT {_quoted(columns, 'stored.')} FROM stored_windows AS stored LEFT JOIN ({revisions}) AS revision ON {same}"
+        ' WHERE revision.newest IS NULL OR row(stored.log, stored."offset") >= revision.newest'
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 _PLACE = {
@@ -171,13 +178,13 @@ VIEWS = {
         View("bars_1m", "one row for each symbol, source and minute with a price, made from the ticks; where there are none, repaired bars", BARS, "bars_1m",
              BARS_SQL),
         View("windows", "the second series: one row for each symbol, source and second with a tick, the newest revision of it", WINDOWS, "windows",
-             _once("windows", WINDOWS, "symbol source second", "log offset record_offset")),
+             _newest_revisions(WINDOWS)),
         View("alerts", "changes of alerts: opened, updated, closed, each once", ALERTS, "alerts",
-             _once("alerts", ALERTS, "id state as_of", "log record_offset")),
+             f"SELECT {_quoted(ALERTS)} FROM stored_alerts"),
         View("predictions", "published predictions: one row for each horizon", PREDICTIONS, "predictions",
-             _once("predictions", PREDICTIONS, "id horizon_s", "log record_offset")),
+             f"SELECT {_quoted(PREDICTIONS)} FROM stored_predictions"),
         View("outcomes", "predictions compared with what the price did by their horizon", OUTCOMES, "outcomes",
-             _once("outcomes", OUTCOMES, "id horizon_s model version role", "log record_offset")),
+             f"SELECT {_quoted(OUTCOMES)} FROM stored_outcomes"),
         View("symbols", "one row for each symbol and source that has bars", SYMBOLS, "bars_1m",
              "SELECT symbol, source, min(minute) AS first_minute, max(minute) AS last_minute, CAST(sum(ticks) AS BIGINT) AS ticks,"
              " sum(volume) AS volume, max_by(close, minute) AS last_price FROM bars_1m GROUP BY symbol, source"),

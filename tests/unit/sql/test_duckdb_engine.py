@@ -103,11 +103,9 @@ def test_the_newest_revision_of_a_second_counts_once(tmp_path: Path) -> None:
     place = {"offset": 5, "record_offset": 1}
     write_rows(tmp_path, "windows", HOUR, [{**second, "close": 1.0, **place}, {**second, "symbol": "B", **place}])
     write_rows(tmp_path, "windows", HOUR, [{**second, "close": 2.0, "offset": 9, "record_offset": 2, "revised": True}], 2)
-    change = {"id": "A-drop-1", "symbol": "A", "state": "opened", "as_of": 1_759_996_800_000, "partition": 0, "log": LOG}
-    write_rows(tmp_path, "alerts", DAY, [{**change, "record_offset": 1}, {**change, "record_offset": 2}, {**change, "state": "closed", "record_offset": 3}])
     with connect(tmp_path) as engine:
         assert list(engine.run("SELECT symbol, close FROM windows ORDER BY symbol").rows()) == [("A", 2.0), ("B", None)]
-        assert list(engine.run("SELECT state FROM alerts ORDER BY state").rows()) == [("closed",), ("opened",)]
+        assert engine.run("SELECT close FROM windows WHERE symbol = 'A' AND date = DATE '2025-10-09'").fetch() == ([(2.0,)], False)
 
 
 def test_an_object_that_is_replaced_before_it_is_read_is_not_counted_twice(engine: DuckdbEngine, tmp_path: Path) -> None:
