@@ -16,12 +16,16 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stockstream.kafka.compacted_topic import read_compacted
 from stockstream.kafka.embedded import EmbeddedBroker
-from stockstream.settings import Settings
+from stockstream.records import WINDOWS_SCHEMA
+from stockstream.settings import ARCHIVED_TOPICS, Settings
 from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.raw_objects import read_raw_object
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import FileStore
 from stockstream.sql.duckdb_engine import connect
+from stockstream.transforms.frames import decode
+from tests.faults.archived_rows import archived_topics
+from tests.faults.expected import Key, of_alert, of_outcomes, of_prediction, of_rows
 from tests.patience import PATIENCE_S
 from tests.ports import free_port
 
@@ -45,6 +49,29 @@ async def raw_values(settings: Settings) -> list[str]:
                 for records in (await consumer.getmany(timeout_ms=100)).values():
                     values += [record.value.decode() for record in records]
     return values
+
+
+async def published_rows(settings: Settings) -> dict[str, dict[Key, bytes]]:
+    """By topic: what a subscriber to windows, alerts, predictions and outcomes has seen, each row once."""
+    found: dict[str, dict[Key, bytes]] = {kind: {} for kind in ARCHIVED_TOPICS}
+    kinds = {settings.topic(kind): kind for kind in ARCHIVED_TOPICS}
+    partitions = [TopicPartition(name, number) for name in kinds for number in range(settings.partitions)]
+    async with AIOKafkaConsumer(bootstrap_servers=settings.broker.removeprefix("kafka://")) as consumer:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        empty = 0
+        while empty < 3:                                                 # the embedded broker's end offsets are not exact
+            some = await consumer.getmany(timeout_ms=500)
+            empty = 0 if some else empty + 1
+            for record in (record for records in some.values() for record in records):
+                kind = kinds[record.topic]
+                if kind == "windows":
+                    found[kind].update(of_rows(decode(record.value, WINDOWS_SCHEMA)))
+                elif kind == "outcomes":
+                    found[kind].update(of_outcomes(record.value))
+                else:
+                    found[kind].update([of_alert(record.value) if kind == "alerts" else of_prediction(record.value)])
+    return found
 
 
 async def watched(settings: Settings) -> int:
@@ -76,7 +103,8 @@ def test_all_that_a_demo_archives_is_processed(tmp_path: Path) -> None:
         first.wait()
     store = FileStore(data)
     report = check(store)
-    assert report.faults == [] and [chain for chain in report.chains if chain.unprocessed or chain.processed != chain.last] == []
+    assert report.faults == [] and report.topics["windows"].rows and not any(topic.unwritten for topic in report.topics.values())
+    assert [chain for chain in report.chains if chain.unprocessed or chain.processed != chain.last] == []
     records = [line for name in store.list("raw/") for line in read_raw_object(store, name)[1]]
     accepted = [line for line in records if line.value is not None and "punctuate" not in json.loads(str(line.value))]
     with connect(data) as engine:
@@ -119,3 +147,6 @@ def test_all_that_demos_publish_is_archived_and_in_the_bars(
             [counts] = engine.run("SELECT (SELECT count(*) FROM ticks), (SELECT sum(ticks) FROM bars_1m)").rows()
         assert tuple(counts) == (published_ticks, published_ticks) and published_ticks > before, output.read_text()
         before = published_ticks
+        rows = asyncio.run(published_rows(settings))
+        assert archived_topics(data, rows, ()) == {kind: (set(), set(), set()) for kind in ARCHIVED_TOPICS}, output.read_text()
+        assert rows["windows"] and rows["predictions"]
