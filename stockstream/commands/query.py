@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,16 +12,17 @@ from stockstream.errors import SettingsError
 from stockstream.locations import S3_URL
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.stores import open_archive
-from stockstream.sql.athena.engine import AthenaEngine, Progress
 from stockstream.sql.athena.tables import DATABASE, WORKGROUP
 from stockstream.sql.descriptions import as_json, as_text
 from stockstream.sql.duckdb_engine import connect
 from stockstream.sql.outputs import FORMATS, TABLE_ROWS, with_notice, write, write_file
 from stockstream.sql.progress import QueryProgress
 from stockstream.sql.results import Result
-from stockstream.sql.shell import Shell
 from stockstream.sql.views import VIEWS
 from stockstream.wording import counted
+
+if TYPE_CHECKING:
+    from stockstream.sql.athena.engine import AthenaEngine, Progress
 
 ENGINES = ("duckdb", "athena")
 ALL_VIEWS = "*"
@@ -65,6 +67,8 @@ def command(
         if empty:
             click.echo(f"{store.url.removeprefix('file://')} holds no archive yet: the views are empty", err=True)
         if interactive:
+            from stockstream.sql.shell import Shell  # most queries need neither the shell nor Athena
+
             Shell(duckdb, form, limit).run()
         elif sql is None:
             click.echo(as_text(list(VIEWS)))
@@ -95,6 +99,8 @@ def _views(name: str) -> list[str]:
 def _athena(settings: Settings, url: str, database: str, workgroup: str, scan_limit: int) -> AthenaEngine:
     if not url.startswith(S3_URL):
         raise SettingsError(f"Athena reads an archive in S3, and {url} is none: name it with --archive s3://bucket/prefix, or by STOCKSTREAM_ARCHIVE")
+    from stockstream.sql.athena.engine import AthenaEngine
+
     athena = AthenaEngine.of(settings, database, workgroup, scan_limit, _show if click.get_text_stream("stderr").isatty() else None)
     athena.require_tables(url)
     return athena
