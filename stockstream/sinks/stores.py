@@ -74,9 +74,11 @@ def open_store(url: str, settings: Settings | None = None) -> FileStore | S3Stor
         raise SettingsError(f"archive {error}") from error
 
 
-def open_archive(url: str) -> FileStore | S3Store:
-    """The store of an archive, for commands that only read. Raises `ArchiveError` if it does not exist or cannot be read, `SettingsError` as `open_store`."""
-    store = open_store(url)
+def open_archive(url: str, settings: Settings | None = None) -> FileStore | S3Store:
+    """The store of an archive, for what only reads; `settings` as for `open_store`.
+
+    Raises `ArchiveError` if it does not exist or cannot be read, `SettingsError` as `open_store`."""
+    store = open_store(url, settings)
     if isinstance(store, S3Store):
         store.require_readable("archive")
         return store

@@ -62,11 +62,12 @@ class DuckdbEngine:
 
     Objects are listed when a query first needs them, only those in the folders of dates `begin` to `end` where these are given. One query runs at a time: it
     ends when the next one starts. `waited(seconds)` is called while a query runs. Use the engine in a `with` block, or `close` it.
+    Without `progress`, that of a query is not known; in a notebook DuckDB measures it only with ipywidgets.
     """
 
     def __init__(
         self, store: FileStore | S3Store, begin: date | None = None, end: date | None = None, *, limits: Limits | None = None,
-        waited: Callable[[float], None] = lambda _: None,
+        waited: Callable[[float], None] = lambda _: None, progress: bool = True,
     ) -> None:  # fmt: skip
         self.store, self._dates, self.limits, self.waited = store, (begin, end), limits or Limits(), waited
         self._listings: dict[str, Listing] = {}
@@ -80,7 +81,7 @@ class DuckdbEngine:
         for setting in (
             f"memory_limit={_quoted(self.limits.memory)}", *([f"threads={self.limits.threads}"] if self.limits.threads else []),
             f"temp_directory={_quoted(str(self._temporary))}", "TimeZone='UTC'", "python_enable_replacements=false",
-            "enable_progress_bar=true", "enable_progress_bar_print=false",
+            *(["enable_progress_bar=true", "enable_progress_bar_print=false"] if progress else []),
             f"allowed_directories=[{_quoted(self._place.allowed)}]", "enable_external_access=false", "lock_configuration=true",
         ):  # fmt: skip
             self._connection.execute(f"SET {setting}")

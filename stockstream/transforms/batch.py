@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from models import ScoringModel
-from stockstream.records import WINDOWS_SCHEMA, Alert, Punctuation, Rejection
+from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA, Alert, Closing, Punctuation, Rejection
 from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.cleaning.columns import Record
 from stockstream.transforms.cleaning.raw_format import RawFormat
@@ -178,3 +179,44 @@ def windows_of(ticks: pa.Table, *, lateness_ms: int | Lateness = LATENESS_MS, re
             offset += 1
 
     return run(records(), partition=0, partitions=1, lateness_ms=lateness_ms, revise_s=revise_s, keep_clean=False).rows()
+
+
+def windows_of_clean(ticks: pa.Table, closings: Sequence[Closing], *, partition: int, revise_s: int = REVISE_S) -> pa.Table:
+    """Rows of `windows` for the accepted ticks of some symbols of one partition, as `aggregate` computes them, revisions included.
+
+    `ticks` (TICKS_SCHEMA) and `closings` are in log order, those of each source without a gap between them. A row has the same bits as in a worker if the
+    ticks of the RESTORE_S + revise_s seconds before it are there, and its second closed at the same offset. Returns WINDOWS_SCHEMA.
+    """
+    offsets = ticks.column("offset").to_numpy()
+    ends = np.asarray([closing.offset for closing in closings], np.int64)
+    windows = Windows(partition, revise_s=revise_s)
+    batches: list[pa.RecordBatch] = []
+    begin = begin_closing = 0
+    start = int(min([*offsets[:1], *ends[:1]], default=0))
+    last = int(max([*offsets[-1:], *ends[-1:]], default=-1))
+    while start <= last:
+        through = last if begin + CHUNK >= len(offsets) else int(offsets[begin + CHUNK])
+        end, end_closing = (int(of.searchsorted(through, "right")) for of in (offsets, ends))
+        (rows,) = ticks.slice(begin, end - begin).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], TICKS_SCHEMA)]
+        found = windows.take_frame(Frame("batch", start, through, tuple(closings[begin_closing:end_closing]), rows))
+        _drop_records(windows)
+        if found is not None and found.closings:
+            batches.append(found.batch(partition))
+        start, begin, begin_closing = through + 1, end, end_closing
+    return pa.Table.from_batches(batches, schema=WINDOWS_SCHEMA)
+
+
+def closings_of(source: str, offsets: Sequence[int], seconds: Sequence[int]) -> list[Closing]:
+    """The closings of one source of a partition. At raw offset `offsets[i]`, in any order, its watermark is where second `seconds[i]` closes, or later."""
+    closings: list[Closing] = []
+    closed: int | None = None
+    for offset, second in sorted(zip(offsets, seconds, strict=True)):
+        if closed is None:
+            closed = second
+        elif second > closed:
+            if closings and closings[-1].offset == offset:
+                closings[-1] = Closing(offset, source, closings[-1].after, second)
+            else:
+                closings.append(Closing(offset, source, closed, second))
+            closed = second
+    return closings
