@@ -34,8 +34,8 @@ class Archive:
         with Archive("s3://my-bucket/stockstream") as archive:
             bars = archive.bars("AAPL", "1m", "2025-10-09")
 
-    Every call reads the archive as it is then, of the dates that it needs, and keeps nothing open. So an `Archive` may be used by several threads, after a
-    fork, and may be pickled.
+    Every call reads the archive as it is then, of the dates that it needs, and keeps nothing open. So an `Archive` may be used by several threads, and
+    pickled; that of a folder also after a fork, where that of a bucket would share connections.
 
     Args:
         url: a folder (path or file://path) or s3://bucket/prefix; by default STOCKSTREAM_ARCHIVE.
