@@ -20,7 +20,7 @@ from stockstream.transforms.cleaning.cleaner import Cleaner
 from stockstream.transforms.timing import Lateness
 from tests.logs import day_records, generated_day
 
-SETTINGS = CleanSettings("200", 30, 2)
+SETTINGS = CleanSettings("200", 30, 1)
 LOG = "018bcfe5687-0a1b2c3d"
 
 

@@ -78,7 +78,7 @@ class JsonLines:
         """Each line's number, from 1, and its record; blank lines are left out. `advance` is called with the bytes of the file that were read since."""
         number, done = 0, 0
         try:
-            with self.path.open("rb") as file, _plain(file) as lines:
+            with self.path.open("rb") as file, decompressed(file) as lines:
                 for number, text in enumerate(lines, 1):
                     if not text.strip():
                         continue
@@ -95,8 +95,8 @@ class JsonLines:
             raise SourceError(f"{self.path}: cannot be read after line {number}: {error}") from error
 
 
-def _plain(file: IO[bytes]) -> Any:
-    """The file's lines, decompressed."""
+def decompressed(file: IO[bytes]) -> Any:
+    """The file's lines: plain, gzip or zstd, by its first bytes. A context, whose value is iterated."""
     begin = file.read(4)
     file.seek(0)
     if begin.startswith(GZIP):

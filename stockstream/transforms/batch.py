@@ -53,15 +53,16 @@ class Pipeline:
         log: id of the raw log's life.
         model: the champion from the first record on; without one nothing is predicted.
         raw_format: of foreign messages, as the settings of a worker.
+        detect: whether alerts are wanted.
     """
 
     def __init__(
         self, partition: int, partitions: int, *, lateness_ms: int | Lateness = LATENESS_MS, revise_s: int = REVISE_S, log: str = "batch",
-        model: ScoringModel | None = None, raw_format: RawFormat | None = None,
+        model: ScoringModel | None = None, raw_format: RawFormat | None = None, detect: bool = True,
     ) -> None:  # fmt: skip
         self.log, self.partition = log, partition
         self.cleaner = Cleaner(partition, partitions, lateness_ms=lateness_ms, revise_s=revise_s, log=log, raw_format=raw_format)
-        self._windows, self._detector = Windows(partition, revise_s=revise_s), Detector(partition)
+        self._windows, self._detector = Windows(partition, revise_s=revise_s), Detector(partition) if detect else None
         self._scorer = Scorer(partition) if model is not None else None
         if self._scorer is not None and model is not None:
             self._scorer.set_champion(model, 0)
@@ -77,7 +78,7 @@ class Pipeline:
         if rows is None or not rows.closings:
             return step
         step.windows = closed = Frame(self.log, rows.start, rows.through, tuple(rows.closings), rows.batch(self.partition), log_clock=rows.log_clock)
-        found = self._detector.take_frame(closed)
+        found = self._detector.take_frame(closed) if self._detector is not None else None
         if found is not None:
             step.alerts = found.alerts
         if self._scorer is not None:

@@ -66,30 +66,40 @@ def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequenc
     """
     raw_folder = raw.removeprefix("raw/").rpartition("/")[0]
     stem = raw.rpartition("/")[2].removesuffix(".jsonl.zst") + ".parquet"
-    rows = rows.sort_by([(name, "ascending") for name in ("symbol", "event_time", "offset", "index")])
-    parts: list[tuple[str, pa.Table, pa.Schema]] = []
-    for hour, table in _by(rows, HOUR_MS):
-        parts.append((f"processed/ticks/{folder_of_hour(hour)}/{stem}", _placed(table, extent), STORED_TICKS))
-    bars = _placed(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), extent)
-    bars = bars.append_column("record_offset", pa.repeat(pa.scalar(extent.first, pa.int64()), bars.num_rows))
-    for day, table in _by(bars, DAY_MS, "minute"):
-        parts.append((f"processed/bars_1m/{folder_of_day(day)}/{stem}", table, STORED_BARS))
+    parts = [(f"{folder}/{stem}", table) for folder, table in tables_of(extent.log, extent.partition, extent.first, rows)]
     main = f"processed/ticks/{raw_folder}/{stem}"
-    if all(name != main for name, _, _ in parts):
-        parts.append((main, _placed(rows.slice(0, 0), extent), STORED_TICKS))
+    if all(name != main for name, _ in parts):
+        parts.append((main, STORED_TICKS.empty_table()))
     parts.sort(key=lambda part: part[0] == main)
-    objects = {name: table.num_rows for name, table, _ in parts}
+    objects = {name: table.num_rows for name, table in parts}
     made = Made(extent.log, extent.partition, extent.first, extent.last, 0)
     done: list[tuple[str, bytes]] = []
-    for name, table, schema in parts:
+    for name, table in parts:
         footer = msgspec.structs.replace(made, rows=table.num_rows)
         if name == main:
             footer = msgspec.structs.replace(footer, objects=objects, missing=tuple(missing))
-        done.append((name, parquet(of_schema(table, schema), encode_json(footer))))
+        done.append((name, parquet(table, encode_json(footer))))
     return done
 
 
-def _by(rows: pa.Table, span: int, column: str = "event_time") -> Iterator[tuple[int, pa.Table]]:
+def tables_of(log: str, partition: int, first: int, rows: pa.Table) -> list[tuple[str, pa.Table]]:
+    """What is stored of the accepted ticks (`TICKS_SCHEMA`) in an object that begins at raw offset `first`: folder, and table as in STORED.
+
+    The same rows in any order give the same tables.
+    """
+    rows = rows.sort_by([(name, "ascending") for name in ("symbol", "event_time", "offset", "index")])
+    parts: list[tuple[str, pa.Table]] = []
+    for hour, table in by_span(rows, HOUR_MS, "event_time"):
+        parts.append((f"processed/ticks/{folder_of_hour(hour)}", of_schema(_placed(table, log, partition), STORED_TICKS)))
+    bars = _placed(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), log, partition)
+    bars = bars.append_column("record_offset", pa.repeat(pa.scalar(first, pa.int64()), bars.num_rows))
+    for day, table in by_span(bars, DAY_MS, "minute"):
+        parts.append((f"processed/bars_1m/{folder_of_day(day)}", of_schema(table, STORED_BARS)))
+    return parts
+
+
+def by_span(rows: pa.Table, span: int, column: str) -> Iterator[tuple[int, pa.Table]]:
+    """The rows by the value of an integer column divided by `span`, ascending."""
     if not rows.num_rows:
         return
     of = rows.column(column).to_numpy() // span
@@ -97,8 +107,8 @@ def _by(rows: pa.Table, span: int, column: str = "event_time") -> Iterator[tuple
         yield int(value), rows.filter(pa.array(of == value))
 
 
-def _placed(rows: pa.Table, extent: Extent) -> pa.Table:
-    for name, value in (("partition", pa.scalar(extent.partition, pa.int32())), ("log", pa.scalar(extent.log, pa.string()))):
+def _placed(rows: pa.Table, log: str, partition: int) -> pa.Table:
+    for name, value in (("partition", pa.scalar(partition, pa.int32())), ("log", pa.scalar(log, pa.string()))):
         rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
     return rows
 

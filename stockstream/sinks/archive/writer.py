@@ -19,9 +19,10 @@ from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.assignment import Assignment, CleanRows, rows_between
 from stockstream.sinks.archive.chain import Chain
+from stockstream.sinks.archive.clean_settings import clean_settings
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.processed import processed_objects, unprocessed
-from stockstream.sinks.archive.raw_objects import CleanSettings, Extent, Piece, RawRecord, after, encode, lines, read_extent, through
+from stockstream.sinks.archive.raw_objects import Extent, Piece, RawRecord, after, encode, lines, read_extent, through
 from stockstream.sinks.archive.readers import CleanReader, RawReader
 from stockstream.sinks.archive.store_failures import CLOSE_S, FIRST_RETRY_S, LAST_RETRY_S, StoreFailures
 from stockstream.sinks.stores import Store
@@ -52,8 +53,7 @@ class Archive:
 
     def __init__(self, settings: Settings, store: Store, raw: RawReader, clean: CleanReader, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings, self._store, self._raw, self._clean, self._clock = settings, store, raw, clean, clock
-        formats = settings.foreign_messages
-        self._clean_settings = CleanSettings(settings.lateness_ms, settings.revise_s, settings.partitions, formats.identity if formats else "")
+        self._clean_settings = clean_settings(settings)
         self._assignments: dict[int, Assignment] = {}
         self._tasks: dict[asyncio.Task[None], Assignment] = {}
         self._assemblers: dict[int, Assembler] = {}

@@ -17,7 +17,7 @@ from stockstream.sinks.archive.compacting import compact
 from stockstream.sinks.archive.compactions import list_compactions
 from stockstream.sinks.archive.layout import processed_name
 from stockstream.sinks.archive.processed import parquet, unprocessed
-from stockstream.sinks.archive.raw_objects import encode_json
+from stockstream.sinks.archive.raw_objects import CleanSettings, encode_json
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.archive.verifying.listing import list_objects
 from stockstream.sinks.archive.verifying.verification import check
@@ -33,7 +33,7 @@ def whole() -> MemoryStore:
     store = MemoryStore()
     records = day(seconds=3_000, symbols=3)
     archive(store, records, length=800)
-    archive(store, records[:900], partition=1, length=800)
+    archive(store, records[:900], partition=1, length=800, settings=CleanSettings("200", 30, 2))
     report = check(store)
     assert not report.faults and [chain.records for chain in report.chains] == [len(records), 900] and not any(chain.unprocessed for chain in report.chains)
     assert {name.split("/")[0] for name in store.objects} == {"raw", "processed", "chains"}

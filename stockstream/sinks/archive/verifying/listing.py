@@ -15,6 +15,8 @@ from stockstream.sinks.archive.topics.objects import AREAS
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.stores import Store
 
+OF_RAW = ("processed/ticks", "processed/bars_1m")
+"""The areas that are made of raw objects."""
 Key = tuple[str, int]
 """Log id and partition of a chain."""
 
