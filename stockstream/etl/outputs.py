@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from stockstream.errors import ArchiveError
-from stockstream.sinks.archive.compactions import Manifests
+from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.sealing import seal_json, unseal_json
@@ -69,7 +69,6 @@ class Target:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._manifests = Manifests(store)
         if next(iter(store.list("chains/")), None) is not None:
             raise ArchiveError(f"{store.url} is the archive of a worker, which writes processed/ itself: choose another place for --to")
 
@@ -111,7 +110,7 @@ class Target:
 
     def _compacted(self, name: str) -> bool:
         parsed = parse_name(name)
-        return parsed is not None and self._manifests.replaced_by(parsed) is not None
+        return parsed is not None and replaced_by(self.store, parsed) is not None
 
     def _require_counting(self, name: str) -> None:
         """Raises `ArchiveError` if a compaction has replaced the object, because another content would not count."""

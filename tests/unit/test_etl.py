@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cramjam
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -104,14 +105,14 @@ def test_dates_one_by_one_give_the_same_as_all_at_once(log: list[RawRecord], tmp
         assert stored(single, area) == stored(whole, area), area
 
 
-def test_without_history_a_date_begins_as_a_new_log(log: list[RawRecord], tmp_path: Path) -> None:
-    """The second day's first ticks repeat what the first day had: only the history shows it."""
-    repeated = [*log, *(RawRecord(len(log) + number, log[-1].timestamp + DAY_MS // 4, record.value) for number, record in enumerate(log[-60:-1]))]
-    archive(FileStore(tmp_path / "live"), repeated, length=700)
+def test_the_history_has_the_state_that_a_date_begins_with(log: list[RawRecord], tmp_path: Path) -> None:
+    """Ticks of the evening before, which come again after midnight: only the history shows that they are late."""
+    again = [RawRecord(len(log) + number, log[-1].timestamp + 2 * 3_600_000, record.value) for number, record in enumerate(log[-400:-200])]
+    archive(FileStore(tmp_path / "live"), [*log, *again], length=700)
     with_history = ran(tmp_path / "live/raw", tmp_path / "a/processed", "2023-11-17", "2023-11-17")
     without = ran(tmp_path / "live/raw", tmp_path / "b/processed", "2023-11-17", "2023-11-17", "--history", "0")
-    assert with_history["history_from"] == "2023-11-16" and without["history_from"] == ""
-    assert with_history["rejected"] and with_history["accepted"] < without["accepted"], (with_history, without)
+    assert (with_history["history_from"], without["history_from"]) == ("2023-11-16", "")
+    assert with_history["records"] == without["records"] == 200 and with_history["accepted"] < without["accepted"], (with_history, without)
 
 
 def test_a_second_run_changes_nothing_and_a_longer_log_replaces(log: list[RawRecord], tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_the_settings_are_those_that_raw_objects_record(log: list[RawRecord], tm
 
 
 def replace_settings(**changes: Any) -> CleanSettings:
-    return CleanSettings(**({"lateness_ms": "200", "revise_s": 30, "partitions": 1, "raw_format": ""} | changes))
+    return msgspec.structs.replace(SETTINGS, **changes)
 
 
 def test_the_glue_job_in_a_bucket(log: list[RawRecord], monkeypatch: pytest.MonkeyPatch) -> None:
