@@ -241,6 +241,7 @@ def replace_settings(**changes: Any) -> CleanSettings:
     return msgspec.structs.replace(SETTINGS, **changes)
 
 
+@pytest.mark.slow
 def test_the_glue_job_in_a_bucket(log: list[RawRecord], monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(monkeypatch) as server:
         live = open_store("s3://bucket/live")

@@ -261,6 +261,7 @@ SAME = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_the_same_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _archive(tmp_path)
     in_folder = FileStore(tmp_path)

@@ -42,6 +42,7 @@ def test_the_examples_of_the_page_run(recorded: Recorded, monkeypatch: pytest.Mo
     assert "6 symbols" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(recorded: Recorded, tmp_path: Path) -> None:
     folders = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")}
     environment = os.environ | folders | {"STOCKSTREAM_ARCHIVE": str(recorded.root), "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}

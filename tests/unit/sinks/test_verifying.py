@@ -56,6 +56,7 @@ def tiny() -> MemoryStore:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_is_found_wherever_it_is(tiny: MemoryStore, kind: str) -> None:
     [name] = names(tiny, kind)
@@ -126,6 +127,7 @@ def test_a_truncated_object_is_found(whole: MemoryStore, kind: str) -> None:
             assert any(name in fault for fault in check(changed).faults), name
 
 
+@pytest.mark.slow
 def test_in_a_folder_and_in_a_bucket(whole: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(monkeypatch):
         for store in (FileStore(tmp_path), open_store("s3://bucket/archive")):

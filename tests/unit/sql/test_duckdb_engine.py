@@ -116,6 +116,7 @@ def test_an_object_that_is_replaced_before_it_is_read_is_not_counted_twice(engin
     assert engine.run("SELECT count(*), sum(price) FROM ticks").fetch() == ([(10, 45.0)], False)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_replaced_while_rows_come_is_read_anew_or_an_error(tmp_path: Path) -> None:
     paths = [write_rows(tmp_path, "ticks", HOUR, ticks(50_000, first), first) for first in range(0, 1_000_000, 50_000)]
     with DuckdbEngine(FileStore(tmp_path), limits=Limits(threads=1)) as engine:

@@ -278,6 +278,7 @@ def plain(found: Iterable[Detected]) -> tuple[list[bytes], list[Any]]:
     return [msgspec.json.encode(alert) for one in every for alert in one.alerts], [market for one in every for market in one.markets]
 
 
+@pytest.mark.slow
 @given(logs(), st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_cut_with_repeats_and_restarts_gives_the_same_alerts(log: Log, data: st.DataObject) -> None:

@@ -147,6 +147,7 @@ def test_windows_sum_shares_exactly_with_corrections_and_accrued_volume(seed: in
         assert row["accrued_5m"] == pytest.approx(values["accrued_5m"], rel=1e-15)
 
 
+@pytest.mark.slow
 def test_a_restart_changes_no_bit() -> None:
     frames = frames_of(random.Random(9), 700)
     core, stored, want = Windows(0, revise_s=30), dict[bytes, bytes](), list[Any]()

@@ -109,6 +109,7 @@ def test_sources_at_rest_and_symbols_without_a_row_change_no_bit(seed: int) -> N
         assert list(rows_of(core, frames)) == want
 
 
+@pytest.mark.slow
 def test_symbols_that_fell_silent_give_up_their_rows_and_the_bits_stay() -> None:
     feed, frames = Feed(), list[Frame]()
     rng = random.Random(2)

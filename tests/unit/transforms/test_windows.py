@@ -146,7 +146,7 @@ def test_crashes_and_woken_workers_change_nothing(seed: int) -> None:
     assert judge.seen == judge.want.keys()
 
 
-@pytest.mark.parametrize("chunk", [37, 5_000])
+@pytest.mark.parametrize("chunk", some_quick([5_000, 37], 1))
 def test_a_generated_day_equals_pandas(chunk: int) -> None:
     day = generated_day()
     results = batch.run(day_records(day, "replay.generated"), partition=0, partitions=1, chunk=chunk)
@@ -156,7 +156,7 @@ def test_a_generated_day_equals_pandas(chunk: int) -> None:
     assert oracle.differences(got, oracle.rows(day)) == []
 
 
-@pytest.mark.parametrize("chunk", [37, 5_000])
+@pytest.mark.parametrize("chunk", some_quick([5_000, 37], 1))
 def test_a_day_with_gaps_of_its_feed_equals_pandas(chunk: int) -> None:
     """A feed that notices each silence of more than ten seconds of a symbol."""
     day = generated_day(seed=11, seconds=2_500)

@@ -164,6 +164,7 @@ async def test_no_request_is_spent_on_what_has_no_quotes(line: Line) -> None:
     assert {symbol for symbol, note in feeds.items() if note.state == "unknown_symbol"} == {"^GSPC", "EURUSD=X", "BTC-USD", "GC=F"}
 
 
+@pytest.mark.slow
 async def test_each_symbol_at_once_then_the_rest_of_the_day_is_spread_over_the_session(line: Line) -> None:
     await line.ticks(line.source(), ["A", "B", "C"], 1_000, until_ms=10 * 3_600_000)
     at = [round(request["at"] - MONDAY / 1000) for request in line.standin.requests]
