@@ -26,6 +26,7 @@ import cluster as cluster_program  # noqa: E402 (it stands beside its pom.xml, n
 from cluster import Cluster, ClusterError, fetch_jars, find_java  # noqa: E402
 
 cluster_program.PORTS = BROKER_PORTS
+cluster_program.JAVA_FLAGS = ("-XX:TieredStopAtLevel=1",)               # the optimising compiler costs more than it brings in some minutes
 
 T = TypeVar("T")
 

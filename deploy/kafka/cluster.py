@@ -41,6 +41,8 @@ STOP_GRACE_S = 5.0
 """After SIGTERM to all, the last nodes of a KRaft quorum wait for one that has gone; then comes SIGKILL."""
 PORTS = range(20_000, 32_000)
 """Below the ephemeral ports, so that no outgoing connection takes the port of a node that is down for a moment."""
+JAVA_FLAGS: tuple[str, ...] = ()
+"""More flags of every Java process."""
 WATCHDOG = 'read -r order || kill -9 "$0"'
 """Its standard input ends without a word when we die, however we die: then the node goes too."""
 
@@ -541,7 +543,7 @@ class Cluster:
 
     def _java_command(self, *flags: str) -> list[str]:
         log4j = "-Dlog4j.configuration=file:" if self.mode == "zookeeper" else "-Dlog4j2.configurationFile="
-        return [self._java, *flags, "-Djava.awt.headless=true", f"{log4j}{self.directory / 'log4j.properties'}", "-cp", f"{self._jars}/*"]
+        return [self._java, *flags, *JAVA_FLAGS, "-Djava.awt.headless=true", f"{log4j}{self.directory / 'log4j.properties'}", "-cp", f"{self._jars}/*"]
 
     def _spawn_node(self, node: int) -> None:
         self._spawn(_name(node), "kafka.Kafka", self.directory / f"{_name(node)}.properties")
