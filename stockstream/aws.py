@@ -12,6 +12,7 @@ from botocore import exceptions as aws
 
 from stockstream.errors import StockstreamError
 from stockstream.settings import Settings
+from stockstream.wording import one_line
 
 DEFAULT_REGION = "us-east-1"
 CONNECT_S, ANSWER_S = 5, 30
@@ -71,7 +72,7 @@ def asking(service: str) -> Iterator[None]:
         yield
     except aws.ClientError as error:
         found = error.response.get("Error", {})
-        code, message = str(found.get("Code", "")), " ".join(str(found.get("Message", "")).split())
+        code, message = str(found.get("Code", "")), one_line(found.get("Message", ""))
         if code in _CREDENTIALS:
             _client.cache_clear()                                        # the next client reads the credentials anew
             raise AwsError(f"{title}: {_CREDENTIALS[code]}", code) from error
@@ -86,4 +87,4 @@ def asking(service: str) -> Iterator[None]:
     except aws.NoCredentialsError as error:
         raise AwsError(f"{title}: there are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except aws.BotoCoreError as error:                                   # an unknown profile, a role that cannot be assumed
-        raise AwsError(f"{title}: {' '.join(str(error).split())}") from error
+        raise AwsError(f"{title}: {one_line(error)}") from error

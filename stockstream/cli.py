@@ -12,6 +12,7 @@ import click
 from stockstream.endings import DO_NOT_RESTART
 from stockstream.errors import StockstreamError
 from stockstream.packages import require_own_packages, require_tried_versions
+from stockstream.wording import one_line
 
 COMMANDS = {
     "demo": "Run everything on this machine: a broker, a simulated market, the worker and its web.",
@@ -80,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         require_tried_versions()
         result = group.main(args=list(arguments), prog_name="stockstream", standalone_mode=False)
     except StockstreamError as error:
-        click.echo(f"stockstream: {' '.join(str(error).split())}", err=True)
+        click.echo(f"stockstream: {one_line(error)}", err=True)
         return DO_NOT_RESTART if arguments[:1] == ["worker"] and not error.retriable else 1
     except click.exceptions.Abort:
         return INTERRUPTED

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stockstream.errors import StockstreamError
+from stockstream.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def exit_now(status: int, line: str) -> NoReturn:
 
 def stop_start(error: StockstreamError) -> NoReturn:
     """Ends the start with one line. The exit status shows a supervisor whether a restart can help."""
-    exit_now(1 if error.retriable else DO_NOT_RESTART, " ".join(str(error).split()))
+    exit_now(1 if error.retriable else DO_NOT_RESTART, one_line(error))
 
 
 def _keep(line: str) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
+def one_line(text: object) -> str:
+    """The text, of an error for example, on one line: each run of white space is a blank."""
+    return " ".join(str(text).split())
+
+
 def counted(count: int, noun: str) -> str:
     """The count with its noun, in the plural unless the count is 1: `1 symbol`, `1,200 symbols`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

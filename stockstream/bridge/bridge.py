@@ -35,6 +35,7 @@ from stockstream.kafka.merging import Merge
 from stockstream.settings import Settings
 from stockstream.transforms.partitioning import home_partition
 from stockstream.versions import HEADERS
+from stockstream.wording import one_line
 
 BATCH = 5_000
 """Foreign records of one transaction, at most."""
@@ -383,4 +384,4 @@ class Bridge:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

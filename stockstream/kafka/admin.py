@@ -23,6 +23,7 @@ from stockstream.kafka.outages import Outage
 from stockstream.kafka.partition_counts import partition_fault
 from stockstream.kafka.topic_configs import append_time, ensure_configs, message_bytes
 from stockstream.settings import Settings
+from stockstream.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ async def connection_fault(settings: Settings) -> str:
 
 
 def _reason_of(error: Exception, settings: Settings) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)                                  # asyncio's text repeats the address
     if "Connection at" in text and "closed" in text:

@@ -16,6 +16,7 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.locations import bucket_and_prefix, place
 from stockstream.settings import Settings
 from stockstream.sinks.entries import Entry
+from stockstream.wording import one_line
 
 T = TypeVar("T")
 PROBE = ".writable"
@@ -215,9 +216,9 @@ class S3Store:
             raise ArchiveUnavailable(f"{doing}: no answer from {where} ({type(error).__name__})") from error
         except aws.BotoCoreError as error:                                   # no credentials, an unknown profile, a role that cannot be assumed
             _client.cache_clear()
-            raise StoreRefused(f"{doing}: {_one_line(str(error))}") from error
+            raise StoreRefused(f"{doing}: {one_line(str(error))}") from error
         except (OSError, ValueError) as error:
-            raise ArchiveUnavailable(f"{doing}: {_one_line(str(error) or type(error).__name__)}") from error
+            raise ArchiveUnavailable(f"{doing}: {one_line(str(error) or type(error).__name__)}") from error
 
     def _refused(self, doing: str, name: str, error: aws.ClientError) -> NoReturn:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -243,7 +244,3 @@ class _Exists(ArchiveError):
 
 class _Empty(ArchiveError):
     """416: the range is outside the object."""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

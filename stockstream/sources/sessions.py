@@ -15,6 +15,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from stockstream.wording import one_line
+
 logger = logging.getLogger(__name__)
 
 State = Literal["pre", "regular", "post", "closed", "holiday", "always", "unknown"]
@@ -144,7 +146,7 @@ class Sessions:
             try:
                 spans = self._load(*key)
             except Exception as error:  # noqa: BLE001  whatever the library raises: the exchange's sessions are then unknown
-                logger.info("the sessions of %s in %d are not known: %s", *key, " ".join(str(error).split()) or type(error).__name__)
+                logger.info("the sessions of %s in %d are not known: %s", *key, one_line(error) or type(error).__name__)
                 spans = []
             self._spans[key] = [begin for begin, _, _ in spans], spans
 

@@ -17,7 +17,7 @@ from stockstream.sql.outputs import TABLE_ROWS, with_notice, write
 from stockstream.sql.progress import QueryProgress
 from stockstream.sql.statements import is_complete
 from stockstream.sql.views import VIEWS
-from stockstream.wording import counted
+from stockstream.wording import counted, one_line
 
 PROMPT, MORE = "stockstream> ", "        ...> "
 FORMATS = ("csv", "json", "table")
@@ -93,7 +93,7 @@ class Shell:
                 print("cancelled", file=sys.stderr)
             except StockstreamError as error:
                 self._progress.clear()
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"error: {one_line(error)}", file=sys.stderr)
 
     def _read(self, remember: Callable[[str], None]) -> str:
         """A command, or a statement without its semicolon."""

@@ -24,6 +24,7 @@ from stockstream.errors import FrameError
 from stockstream.records import Closing
 from stockstream.transforms.cleaning.limits import MAX_OFFSET, MAX_TIME
 from stockstream.transforms.frame_checks import MAX_LOG, MAX_PARTS, check, check_closings, check_log, layout_of, number_of, read_batch
+from stockstream.wording import one_line
 
 MAX_FRAME_BYTES = 900_000
 """Kafka's default message limit is 1 MiB; headers and the rest of a record batch need room."""
@@ -88,7 +89,7 @@ def decode(data: bytes, schema: pa.Schema) -> Frame:
         raise FrameError(f"not a frame: {error}") from error
     except Exception as error:
         # Arrow, numpy, struct and msgspec raise a dozen kinds on bytes like these, MemoryError and RecursionError among them
-        raise FrameError(f"not a frame: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise FrameError(f"not a frame: {type(error).__name__}: {one_line(error)[:300]}") from error
     return frame
 
 

@@ -19,7 +19,7 @@ from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.archive.sealing import METADATA, require_parquet, seal_parquet
 from stockstream.sinks.stores import Store
-from stockstream.wording import counted
+from stockstream.wording import counted, one_line
 
 TIME = {"ticks": "event_time", "bars_1m": "minute", "windows": "time", "alerts": "as_of", "predictions": "as_of", "outcomes": "as_of"}
 """The column by which the rows of a symbol are sorted."""
@@ -86,7 +86,7 @@ def read_small(name: str, data: bytes) -> Small:
         found = _decode_range(footer)
         rows = file.read(use_threads=False).replace_schema_metadata(None)
     except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
-        raise ArchiveError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+        raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
     if found.rows != rows.num_rows:
         raise ArchiveError(f"{name} has {counted(rows.num_rows, 'row')}, but its footer counts {found.rows}")
     if (found.log, found.partition, found.first) != (parsed.log, parsed.partition, parsed.first):
@@ -172,7 +172,7 @@ def count_rows(store: Store, name: str) -> int:
     try:
         return int(_metadata(store, name).num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise ArchiveError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+        raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
 
 
 def read_compacted_object(store: Store, name: str) -> CompactedFooter:
@@ -181,7 +181,7 @@ def read_compacted_object(store: Store, name: str) -> CompactedFooter:
         metadata = _metadata(store, name)
         footer = decode_footer((metadata.metadata or {})[b"stockstream"])
     except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
-        raise ArchiveError(f"{name} is not {KIND}: {' '.join(str(error).split())}") from error
+        raise ArchiveError(f"{name} is not {KIND}: {one_line(error)}") from error
     require_consistent(name, footer, metadata.num_rows)
     return footer
 

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from stockstream.errors import SourceError
+from stockstream.wording import one_line
 
 CHUNK_ROWS = 16_384
 CSV_BLOCK_BYTES = 4 * 1024 * 1024
@@ -180,7 +181,7 @@ class _Guard:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (pa.ArrowException, OSError, UnicodeError, EOFError, csv.Error, zipfile.BadZipFile)):
             what = "Parquet" if getattr(self._file, "is_parquet", False) else "CSV"
-            raise SourceError(f"{self._file.path}: cannot be read as {what}: {' '.join(str(error).split())}") from error
+            raise SourceError(f"{self._file.path}: cannot be read as {what}: {one_line(error)}") from error
 
 
 def _decompressed(path: Path, file: io.BufferedReader) -> Any:

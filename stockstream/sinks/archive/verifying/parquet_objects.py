@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.sealing import require_keys, require_parquet
 from stockstream.sinks.stores import Store
-from stockstream.wording import counted
+from stockstream.wording import counted, one_line
 
 Footer = TypeVar("Footer")
 BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, MemoryError)
@@ -30,7 +30,7 @@ def open_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind
         metadata = file.metadata.metadata or {}
         footer = decode(metadata[b"stockstream"])
     except BROKEN as error:
-        raise ArchiveError(f"{name} is not {kind}: {' '.join(str(error).split())}") from error
+        raise ArchiveError(f"{name} is not {kind}: {one_line(error)}") from error
     require_keys(name, data, metadata)
     return footer, file
 
@@ -41,7 +41,7 @@ def read_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind
     try:
         table = file.read()
     except BROKEN as error:
-        raise ArchiveError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+        raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
     if table.num_rows != rows(footer):
         raise ArchiveError(f"{name} has {counted(table.num_rows, 'row')}, but its footer counts {rows(footer)}")
     return footer, table
