@@ -17,7 +17,7 @@ from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, MINUTE_MS, folder_of_day, folder_of_hour, parse_name, processed_name
 from stockstream.sinks.archive.raw_objects import Extent, encode_json
-from stockstream.sinks.archive.retention import date_of, processed_since
+from stockstream.sinks.archive.retention import has_ended, processed_since
 from stockstream.sinks.archive.schemas import STORED_BARS, STORED_TICKS
 from stockstream.sinks.archive.sealing import METADATA, seal_parquet
 from stockstream.sinks.stores import Store
@@ -194,10 +194,11 @@ def unprocessed(chain: Chain) -> list[str]:
     found: list[str] = []
     since = processed_since(chain.store)
     for name in chain.backwards():
-        if (date_of(name) or since) < since:
+        if has_ended(name, since):
             break
-        parsed = parse_name(processed_name(name))
-        if chain.store.size(processed_name(name)) is not None or (parsed and replaced_by(chain.store, parsed)):
+        made = processed_name(name)
+        parsed = parse_name(made)
+        if chain.store.size(made) is not None or (parsed and replaced_by(chain.store, parsed)):
             break
         found.append(name)
     return found[::-1]

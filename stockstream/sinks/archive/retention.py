@@ -52,6 +52,11 @@ def date_of(name: str) -> date | None:
         return None
 
 
+def has_ended(name: str, since: date) -> bool:
+    """Whether retention has ended the folder of an object: it is of a date before `since`. An object without a date has not."""
+    return (date_of(name) or since) < since
+
+
 def raw_ended_through(store: Store, log: str, partition: int) -> int:
     """The last raw offset of the chain that retention has ended; -1 if none."""
     names = list(store.list(f"{RETENTION}raw/{log}-{partition:05d}/"))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.raw_objects import RawRecord
-from stockstream.sinks.archive.retention import date_of, processed_since
+from stockstream.sinks.archive.retention import has_ended, processed_since
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.archive.topics.frames import FrameGatherer, Ranges
 from stockstream.sinks.archive.topics.gathered import Gathered, Gatherer
@@ -149,7 +149,7 @@ def absent(store: Store, position: Position) -> list[str]:
     since = processed_since(store)
     for name in position.objects:
         parsed = parse_name(name)
-        if (date_of(name) or since) < since:
+        if has_ended(name, since):
             continue                                                     # retention has ended it
         if store.size(name) is None and (parsed is None or replaced_by(store, parsed) is None):
             found.append(name)

@@ -10,7 +10,7 @@ from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.repaired import REPAIRS
-from stockstream.sinks.archive.retention import date_of
+from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.topics.objects import AREAS
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.stores import Store
@@ -83,7 +83,7 @@ def divide(listing: Listing, compacted: CompactedObjects, since: date) -> None:
     """Divides the small objects that count, and those that compactions replaced, by what they are made of. Retention has ended what is before `since`."""
     counting = {(name, parsed) for name, parsed in listing.small if compacted.counts(parsed)}
     for name, parsed in sorted(counting | set(compacted.names())):
-        if (date_of(name) or since) < since:
+        if has_ended(name, since):
             continue
         if parsed.log.startswith(REPAIRS):
             listing.repaired[parsed.partition].append(name)

@@ -11,7 +11,7 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import Name, parse_name, processed_name
 from stockstream.sinks.archive.processed import Made, decode_made
 from stockstream.sinks.archive.raw_objects import Extent
-from stockstream.sinks.archive.retention import date_of
+from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
@@ -47,7 +47,7 @@ class ProcessedRows:
             coverage.processed = coverage.processed if self._waiting else extent.last
             return
         main = processed_name(raw)
-        if self._has_ended(main):
+        if has_ended(main, self._since):
             coverage.processed = coverage.processed if self._waiting else extent.last
             return
         if main not in mine and self._store.size(main) is None and self._compacted.replaced(main) is None:
@@ -65,7 +65,7 @@ class ProcessedRows:
         mine.discard(main)
         for name, rows in made.objects.items():
             mine.discard(name)
-            if self._has_ended(name):
+            if has_ended(name, self._since):
                 continue
             part = found if name == main else self._read(name, extent)
             if part is not None and part[0].rows != rows:
@@ -74,9 +74,6 @@ class ProcessedRows:
         for name in sorted(mine):
             self._faults.append(f"{name}: {main}, which lists the objects of offset {extent.first}, does not list it")
         coverage.missing += sum(last - first + 1 for first, last in made.missing)
-
-    def _has_ended(self, name: str) -> bool:
-        return (date_of(name) or self._since) < self._since
 
     def skip(self, first: int) -> None:
         """The raw object that begins at `first` cannot be read, so what is made of it is not checked."""

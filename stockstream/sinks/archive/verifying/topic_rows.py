@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.layout import Name
-from stockstream.sinks.archive.retention import date_of
+from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.topics.objects import AREAS, MadeOfRecords, decode_made
 from stockstream.sinks.archive.topics.positions import Position, all_positions
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
@@ -67,7 +67,7 @@ def _check_objects(
         coverage.skipped += position.skipped
         for name, rows in position.objects.items():
             parsed = there.pop(name, None)
-            if (date_of(name) or since) < since:
+            if has_ended(name, since):
                 continue
             if parsed is None and store.size(name) is None and compacted.replaced(name) is None:
                 if position is positions[-1]:

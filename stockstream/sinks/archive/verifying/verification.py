@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from stockstream.sinks.archive.layout import Name
-from stockstream.sinks.archive.retention import date_of, processed_since, raw_ended_through, rules, today
+from stockstream.sinks.archive.retention import date_of, has_ended, processed_since, raw_ended_through, rules, today
 from stockstream.sinks.archive.verifying.chain_entries import ChainEntries
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.archive.verifying.listing import divide, list_objects
@@ -28,7 +28,7 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
     report.faults += listing.faults
     compacted = CompactedObjects(store, report.faults)
     since = processed_since(store)
-    compacted.check(one for one in listing.compactions if (date_of(one.data) or since) >= since)
+    compacted.check(one for one in listing.compactions if not has_ended(one.data, since))
     divide(listing, compacted, since)
     for (log, partition), objects in sorted(listing.raw.items()):
         coverage = Coverage(log, partition)
