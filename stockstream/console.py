@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
+archive_option = click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+"""Of commands that read an archive: its value is for `sinks.stores.archive_place`."""
+
 
 def report(text: str) -> None:
     """Prints a line on stderr."""

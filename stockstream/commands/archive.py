@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from stockstream.console import archive_option
 from stockstream.errors import SettingsError
-from stockstream.settings import load_settings
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compacted_object import count_rows
 from stockstream.sinks.archive.compactions import MANIFESTS
@@ -21,20 +21,12 @@ from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.processed import unprocessed
 from stockstream.sinks.archive.retention import Rules, date_of, plan, record_rules, retain, today
 from stockstream.sinks.s3 import S3Store
-from stockstream.sinks.stores import FileStore, Store, open_archive
+from stockstream.sinks.stores import CALLS_AT_ONCE, Store, archive_place, open_archive
 from stockstream.wording import counted
 
-_ARCHIVE = click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 _RAW_DAYS = click.option("--raw-days", type=click.IntRange(min=1), metavar="N", help="Keep raw objects of the last N days.  [default: all]")
 _PROCESSED_DAYS = click.option("--processed-days", type=click.IntRange(min=1), metavar="N", help="Keep processed objects of the last N days.  [default: all]")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-
-
-def _open(archive: str | None) -> FileStore | S3Store:
-    url = archive or load_settings().archive
-    if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
-    return open_archive(url)
 
 
 @click.group(help="Show what the archive consists of, and decide how long it is kept.")
@@ -66,7 +58,7 @@ def usage(store: Store) -> tuple[list[Usage], dict[str, int]]:
                 one.bytes += entry.size
     ticks: dict[str, int] = defaultdict(int)
     names = [entry.name for entry in current(store, "ticks")]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
         for name, rows in zip(names, pool.map(lambda name: count_rows(store, name), names), strict=True):
             ticks[str(date_of(name))] += rows
     for one in found.values():
@@ -75,10 +67,10 @@ def usage(store: Store) -> tuple[list[Usage], dict[str, int]]:
 
 
 @command.command("report", help="Show how many objects each area has a day, how large they are, and how many bytes that is for each tick.")
-@_ARCHIVE
+@archive_option
 @_JSON
 def report(archive: str | None, as_json: bool) -> None:
-    store = _open(archive)
+    store = open_archive(archive_place(archive))
     found, ticks = usage(store)
     if as_json:
         click.echo(json.dumps({"archive": store.url, "usage": [asdict(one) for one in found], "ticks": ticks}))
@@ -101,7 +93,7 @@ def _require_days(raw_days: int | None, processed_days: int | None) -> None:
 
 
 @command.command("retain", help="Delete the dates that are over for longer than these days. Verification accepts what this ends.")
-@_ARCHIVE
+@archive_option
 @_RAW_DAYS
 @_PROCESSED_DAYS
 @click.option("--dry-run", "dry", is_flag=True, help="Show what would be deleted, and change nothing.")
@@ -109,7 +101,7 @@ def _require_days(raw_days: int | None, processed_days: int | None) -> None:
 @_JSON
 def retain_(archive: str | None, raw_days: int | None, processed_days: int | None, dry: bool, yes: bool, as_json: bool) -> None:
     _require_days(raw_days, processed_days)
-    store = _open(archive)
+    store = open_archive(archive_place(archive))
     raw_before, processed_before = (None if days is None else today() - timedelta(days=days) for days in (raw_days, processed_days))
     ending = plan(store, raw_before, processed_before, lambda log, partition: _processed_through(store, log, partition))
     raw = [entry for entry in ending.entries if entry.name.startswith("raw/")]
@@ -151,14 +143,14 @@ def lifecycle_rules(store: S3Store, raw_days: int | None, processed_days: int | 
 
 
 @command.command("lifecycle", help="Let the bucket delete objects that are older than these days, by its lifecycle rules. Its other rules stay.")
-@_ARCHIVE
+@archive_option
 @_RAW_DAYS
 @_PROCESSED_DAYS
 @click.option("--print", "only_print", is_flag=True, help="Print the rules, and change nothing.")
 def lifecycle(archive: str | None, raw_days: int | None, processed_days: int | None, only_print: bool) -> None:
     _require_days(raw_days, processed_days)
-    url = archive or load_settings().archive
-    store = _open(url)
+    url = archive_place(archive)
+    store = open_archive(url)
     if not isinstance(store, S3Store):
         raise SettingsError(f"{url} is a folder, which has no lifecycle rules: run `stockstream archive retain` there from time to time")
     made = lifecycle_rules(store, raw_days, processed_days)

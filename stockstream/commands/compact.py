@@ -10,10 +10,9 @@ from datetime import UTC, date, datetime
 
 import click
 
-from stockstream.errors import SettingsError
-from stockstream.settings import load_settings
+from stockstream.console import archive_option
 from stockstream.sinks.archive.compacting import Result, compact
-from stockstream.sinks.stores import open_archive
+from stockstream.sinks.stores import archive_place, open_archive
 from stockstream.wording import counted
 
 BACKGROUND = 19
@@ -52,7 +51,7 @@ def _dates(day: datetime | None, begin: datetime | None, end: datetime | None) -
 
 
 @click.command(help="Compact the archive: one sorted object instead of many small ones, for each hour of each area.")
-@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+@archive_option
 @click.option("--date", "day", type=_DATE, metavar="DATE", help="Only folders of this date.")
 @click.option("--from", "begin", type=_DATE, metavar="DATE", help="Only folders of this date and later ones.")
 @click.option("--to", "end", type=_DATE, metavar="DATE", help="Only folders up to this date.")
@@ -63,12 +62,9 @@ def _dates(day: datetime | None, begin: datetime | None, end: datetime | None) -
 def command(
     archive: str | None, day: datetime | None, begin: datetime | None, end: datetime | None, everything: bool, dry: bool, as_json: bool, background: bool
 ) -> int:  # fmt: skip
-    url = archive or load_settings().archive
-    if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
     if background and hasattr(os, "nice"):
         os.nice(BACKGROUND)
-    store = open_archive(url)
+    store = open_archive(archive_place(archive))
     results = []
     for result in compact(store, None if everything else datetime.now(UTC), *_dates(day, begin, end), dry=dry):
         results.append(result)

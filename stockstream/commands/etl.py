@@ -16,8 +16,7 @@ from stockstream.etl.job import ALL, Job, Summary
 from stockstream.etl.outputs import Target
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.archive.clean_settings import KnownSettings
-from stockstream.sinks.s3 import S3Store
-from stockstream.sinks.stores import FileStore, open_archive, open_store
+from stockstream.sinks.stores import open_archive, open_root
 from stockstream.wording import counted
 
 DATE = click.DateTime(["%Y-%m-%d"])
@@ -65,26 +64,14 @@ def run(source: str, target: str, begin: date, end: date, history: int, settings
         raise ArchiveError(f"{source} holds no raw records: no object under date=YYYY-MM-DD/hour=HH/ that is a raw object or has JSON lines")
     if folder.ignored:
         report(f"ignored in {source}: {counted(folder.ignored, 'object')} with other names")
-    job = Job(folder, Target(_root(target, "processed")), KnownSettings(settings), begin, end, history=history)
+    job = Job(folder, Target(open_root(target, "processed")), KnownSettings(settings), begin, end, history=history)
     with progress(job.size, "etl", shown=shown) as advance:
         return job.run(advance)
 
 
-def _root(place: str, area: str) -> FileStore | S3Store:
-    """The store in which `place` is the folder of this area, or which has such a folder."""
-    root, slash, name = place.rstrip("/").rpartition("/")
-    if name != area:
-        return open_store(place)
-    if not slash:
-        return open_store(".")
-    return open_store(root or "/")
-
-
 def _open_source(place: str) -> RawFolder:
     if place.rstrip("/").rpartition("/")[2] == "raw":
-        store = _root(place, "raw")
-        open_archive(store.url)
-        return RawFolder(store, "raw/")
+        return RawFolder(open_archive(open_root(place, "raw").url), "raw/")
     store = open_archive(place)
     has_raw = next(iter(store.list("raw/date=")), None) is not None
     return RawFolder(store, "raw/" if has_raw else "")

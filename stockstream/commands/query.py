@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stockstream.console import archive_option
 from stockstream.errors import SettingsError
 from stockstream.locations import S3_URL
 from stockstream.settings import Settings, load_settings
-from stockstream.sinks.stores import open_archive
+from stockstream.sinks.stores import archive_place, open_archive
 from stockstream.sql.athena.tables import DATABASE, WORKGROUP
 from stockstream.sql.descriptions import as_json, as_text
 from stockstream.sql.duckdb_engine import connect
@@ -30,7 +31,7 @@ ALL_VIEWS = "*"
 
 @click.command(help="Query the archive in SQL. Without SQL, a shell; - reads SQL from stdin, as does a pipe.")
 @click.argument("sql", required=False)
-@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+@archive_option
 @click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True, help="What runs the query: this machine, or Amazon Athena.")
 @click.option("--database", default=DATABASE, show_default=True, metavar="NAME", help="Athena's database: see stockstream athena create.")
 @click.option("--workgroup", default=WORKGROUP, show_default=True, metavar="NAME", help="Athena's workgroup.")
@@ -49,9 +50,7 @@ def command(
         click.echo((as_json if form == "json" else as_text)(_views(tables)))
         return
     settings = load_settings()
-    url = archive or settings.archive
-    if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
+    url = archive_place(archive, settings)
     interactive = sql is None and sys.stdin.isatty() and sys.stdout.isatty()
     if sql == "-" or (sql is None and not sys.stdin.isatty()):
         sql = click.get_text_stream("stdin").read().strip() or None

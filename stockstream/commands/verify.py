@@ -8,11 +8,10 @@ from dataclasses import asdict
 
 import click
 
-from stockstream.errors import SettingsError
-from stockstream.settings import load_settings
+from stockstream.console import archive_option
 from stockstream.sinks.archive.verifying.report import Coverage, Report
 from stockstream.sinks.archive.verifying.verification import check
-from stockstream.sinks.stores import open_archive
+from stockstream.sinks.stores import archive_place, open_archive
 from stockstream.wording import counted
 
 
@@ -45,13 +44,10 @@ def _conclusion(report: Report) -> str:
 
 
 @click.command(help="Check that the archive holds every raw offset exactly once.")
-@click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
+@archive_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(archive: str | None, as_json: bool) -> int:
-    url = archive or load_settings().archive
-    if url == "none":
-        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
-    store = open_archive(url)
+    store = open_archive(archive_place(archive))
     where = store.url.removeprefix("file://")
     done = 0
 

@@ -18,7 +18,7 @@ from stockstream.sinks.archive.layout import HOUR_MS, FolderChange, folder_of_ho
 from stockstream.sinks.archive.raw_objects import Line, read_extent, read_raw_parts
 from stockstream.sinks.archive.retention import raw_ended_through
 from stockstream.sinks.s3 import S3Store
-from stockstream.sinks.stores import FileStore, Store, open_store
+from stockstream.sinks.stores import FileStore, Store, open_root, require_archive
 
 PART_BYTES = 256_000
 """How much of an object is decoded at a time: of each partition one object is held."""
@@ -87,13 +87,7 @@ def is_archive(text: str) -> bool:
 
 def open_raw(text: str, settings: Settings) -> FileStore | S3Store:
     """The archive of which `text` names the folder `raw`, or the root. Raises `ArchiveError` if there is none, `SettingsError` for a bad place."""
-    stem = text.rstrip("/")
-    store = open_store(stem.removesuffix("/raw") if stem.endswith("/raw") else "." if stem == "raw" else stem, settings)
-    if isinstance(store, S3Store):
-        store.require_readable("archive")
-    elif not store.root.is_dir():
-        raise ArchiveError(f"there is no archive: {store.root} {'is not a folder' if store.root.exists() else 'does not exist'}")
-    return store
+    return require_archive(open_root(text.rstrip("/"), "raw", settings))
 
 
 class RawLog:

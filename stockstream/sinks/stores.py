@@ -20,6 +20,8 @@ from stockstream.sinks.s3 import S3Access, S3Store
 
 SCHEMES = ("file", "s3")
 TEMPORARY = ".tmp"
+CALLS_AT_ONCE = 8
+"""Calls to a store that are made side by side, where many objects are read or deleted."""
 STALE_S = 3_600
 """A temporary file older than this has no living writer. (A writer that was suspended for longer finds it gone, and retries.)"""
 
@@ -74,17 +76,35 @@ def open_store(url: str, settings: Settings | None = None) -> FileStore | S3Stor
         raise SettingsError(f"archive {error}") from error
 
 
+def archive_place(given: str | None, settings: Settings | None = None) -> str:
+    """The URL or path of the archive that a command's `--archive` names, else the settings. Raises `SettingsError` if neither names one."""
+    chosen = given or (settings or load_settings()).archive
+    if chosen == "none":
+        raise SettingsError("there is no archive: STOCKSTREAM_ARCHIVE is none; name the archive's folder with --archive")
+    return chosen
+
+
+def open_root(place: str, folder: str, settings: Settings | None = None) -> FileStore | S3Store:
+    """The store in which `place` is this folder (`raw`), or which has such a folder. Raises `SettingsError` as `open_store`."""
+    root, slash, name = place.rstrip("/").rpartition("/")
+    if name != folder:
+        return open_store(place, settings)
+    return open_store((root or "/") if slash else ".", settings)
+
+
 def open_archive(url: str, settings: Settings | None = None) -> FileStore | S3Store:
     """The store of an archive, for what only reads; `settings` as for `open_store`.
 
     Raises `ArchiveError` if it does not exist or cannot be read, `SettingsError` as `open_store`."""
-    store = open_store(url, settings)
+    return require_archive(open_store(url, settings), "; --archive or STOCKSTREAM_ARCHIVE names another place")
+
+
+def require_archive(store: FileStore | S3Store, advice: str = "") -> FileStore | S3Store:
+    """The store, if it can be read. Raises `ArchiveError`, which ends with `advice`, or `SettingsError` if it does not exist or cannot be read."""
     if isinstance(store, S3Store):
         store.require_readable("archive")
-        return store
-    if not store.root.is_dir():
-        what = "is not a folder" if store.root.exists() else "does not exist"
-        raise ArchiveError(f"there is no archive: {store.root} {what}; --archive or STOCKSTREAM_ARCHIVE names another place")
+    elif not store.root.is_dir():
+        raise ArchiveError(f"there is no archive: {store.root} {'is not a folder' if store.root.exists() else 'does not exist'}{advice}")
     return store
 
 

@@ -30,7 +30,7 @@ from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.retention import processed_since
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.entries import Entry
-from stockstream.sinks.stores import Store
+from stockstream.sinks.stores import CALLS_AT_ONCE, Store
 from stockstream.wording import counted
 
 QUIET = timedelta(minutes=10)
@@ -40,7 +40,6 @@ PATIENCE = {"hour": timedelta(hours=2), "day": timedelta(hours=1)}
 MAX_BYTES = 700_000_000
 """A compaction takes objects until their rows take this much memory: about 5 million ticks. The peak is less than twice as much."""
 TOGETHER = 64
-CALLS_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -155,8 +154,11 @@ def _preview(store: Store, found: Folder, now: datetime | None) -> Result:
 def _divided(store: Store, found: Folder) -> tuple[list[tuple[Name, Entry]], list[tuple[Name, Entry]]]:
     """The folder's small objects: those that count, and those that a manifest replaces."""
     lines = [line for one in sorted(found.manifests) for line in read_manifest(store, one)] if found.small else []
-    replaced = [one for one in found.small if covers(lines, one[0])]
-    return [one for one in found.small if one not in replaced] if replaced else found.small, replaced
+    counting: list[tuple[Name, Entry]] = []
+    replaced: list[tuple[Name, Entry]] = []
+    for one in found.small:
+        (replaced if covers(lines, one[0]) else counting).append(one)
+    return counting, replaced
 
 
 def compact_folder(store: Store, area: str, folder: str, now: datetime | None) -> Result:

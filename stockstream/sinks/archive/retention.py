@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -22,10 +22,9 @@ from stockstream.sinks.archive.compactions import MANIFESTS, compaction_of_data
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.entries import Entry
-from stockstream.sinks.stores import Store
+from stockstream.sinks.stores import CALLS_AT_ONCE, Store
 
 RETENTION = "retention/"
-CALLS_AT_ONCE = 8
 _DATE = re.compile(r"/date=(\d{4}-\d\d-\d\d)/")
 
 
@@ -89,11 +88,19 @@ def record_rules(store: Store, of: Rules, now: datetime) -> None:
 
 @dataclass(slots=True)
 class Plan:
-    """What retention ends: raw offsets through `raw_through` by chain, processed dates before `processed_before` (None: none); `names` in their order."""
+    """What retention ends: raw offsets through `raw_through` by chain, processed dates before `processed_before` (None: none).
+
+    `phases`: the objects, each list of which is deleted before the next one.
+    """
 
     raw_through: dict[tuple[str, int], int] = field(default_factory=dict)
     processed_before: date | None = None
-    entries: list[Entry] = field(default_factory=list)
+    phases: tuple[list[Entry], list[Entry], list[Entry]] = field(default_factory=lambda: ([], [], []))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All objects."""
+        return [entry for phase in self.phases for entry in phase]
 
 
 def plan(store: Store, raw_before: date | None, processed_before: date | None, processed_through: Callable[[str, int], int]) -> Plan:
@@ -103,6 +110,7 @@ def plan(store: Store, raw_before: date | None, processed_before: date | None, p
     of a chain that is), and never the newest one, which shows where the chain continues.
     """
     found = Plan()
+    first, manifests, data = found.phases                                # a manifest without its data object would stop readers
     if raw_before is not None:
         chains: dict[tuple[str, int], list[tuple[Name, Entry]]] = defaultdict(list)
         for entry in store.entries("raw/"):
@@ -113,15 +121,14 @@ def plan(store: Store, raw_before: date | None, processed_before: date | None, p
             ended = _beginning(objects, raw_before, processed_through)
             if ended:
                 found.raw_through[key] = objects[len(ended)][0].first - 1
-                found.entries += ended
+                first += ended
     if processed_before is not None:
         old = [entry for entry in store.entries("processed/") if _before(entry, processed_before)]
-        small = [entry for entry in old if compaction_of_data(entry.name) is None]
-        manifests = [entry for entry in store.entries(MANIFESTS) if _before(entry, processed_before)]
-        data = [entry for entry in old if compaction_of_data(entry.name) is not None]
+        first += [entry for entry in old if compaction_of_data(entry.name) is None]
+        manifests += [entry for entry in store.entries(MANIFESTS) if _before(entry, processed_before)]
+        data += [entry for entry in old if compaction_of_data(entry.name) is not None]
         if old or manifests:
             found.processed_before = processed_before
-            found.entries += [*small, *manifests, *data]                 # a manifest without its data object would stop readers
     return found
 
 
@@ -150,11 +157,6 @@ def retain(store: Store, ending: Plan) -> None:
         store.create(f"{RETENTION}raw/{log}-{partition:05d}/{through:020d}.json", b'{"through":%d}' % through)
     if ending.processed_before is not None:
         store.create(f"{RETENTION}processed/{ending.processed_before}.json", b'{"since":"%s"}' % str(ending.processed_before).encode())
-    kinds: Iterable[Callable[[str], bool]] = (
-        lambda name: not name.startswith(MANIFESTS) and compaction_of_data(name) is None,
-        lambda name: name.startswith(MANIFESTS),
-        lambda name: compaction_of_data(name) is not None,
-    )
     with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
-        for kind in kinds:
-            list(pool.map(store.delete, [entry.name for entry in ending.entries if kind(entry.name)]))
+        for phase in ending.phases:
+            list(pool.map(store.delete, [entry.name for entry in phase]))
