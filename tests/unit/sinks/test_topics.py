@@ -513,3 +513,11 @@ def test_verify_finds_what_is_missing_changed_or_not_listed() -> None:
     store.objects = {name: data for name, data in whole.items() if name != listed[3]}
     report = check(store)                                                # its writer crashed, or creates it now
     assert report.faults == [] and report.topics["predictions"].unwritten == 4 and report.topics["predictions"].rows == 12
+
+
+def test_a_position_whose_bytes_are_no_text_is_a_fault_and_no_crash() -> None:
+    store = MemoryStore()
+    name = "positions/alerts-00000/0000/000000/000000000.json"
+    store.create(name, b'{"topic":"alert\xff\xfe"}')
+    assert [found for found in all_positions(store) if isinstance(found, str) and found.startswith(f"{name} cannot be read")]
+    assert any(fault.startswith(f"{name} cannot be read") for fault in check(store).faults)

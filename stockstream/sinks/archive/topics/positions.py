@@ -92,7 +92,7 @@ def read_position(store: Store, name: str) -> Position:
     """Raises `ArchiveError` if it cannot be read."""
     try:
         position = _decode(store.read(name))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} cannot be read: {error}") from error
     if name_of(position.topic, position.partition, position.life, position.number) != name:
         raise ArchiveError(f"{name} holds position {position.number} of life {position.life} of {position.topic}[{position.partition}]")
