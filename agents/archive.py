@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,33 +185,28 @@ async def archive_report() -> None:
                 metrics.archive_offset(of["partition"], of["offset"])
 
 
+async def _run(part: Callable[[], RepairedBars | ArchivedTopics | Compactor | None]) -> None:
+    """Runs a part of the archive from the first assignment on, until it is closed."""
+    while not app.should_stop:
+        if (found := part()) is not None:
+            await found.run()
+            return
+        await asyncio.sleep(REPORT_S)
+
+
 @app.task
 async def archive_repairs() -> None:
     """Archives the repaired bars of this worker's partitions."""
-    while not app.should_stop:
-        if stage.repaired is None:
-            await asyncio.sleep(REPORT_S)
-        else:
-            await stage.repaired.run()
+    await _run(lambda: stage.repaired)
 
 
 @app.task
 async def archive_topics() -> None:
     """Archives windows, alerts, predictions and outcomes of this worker's partitions."""
-    while not app.should_stop:
-        if stage.topics is None:
-            await asyncio.sleep(REPORT_S)
-        else:
-            await stage.topics.run()
-            return
+    await _run(lambda: stage.topics)
 
 
 @app.task
 async def archive_compaction() -> None:
     """Compacts the archive while this worker owns partition 0."""
-    while not app.should_stop:
-        if stage.compactor is None:
-            await asyncio.sleep(REPORT_S)
-        else:
-            await stage.compactor.run()
-            return
+    await _run(lambda: stage.compactor)

@@ -29,7 +29,7 @@ from stockstream.sinks.archive.clean_settings import KnownSettings, Verdicts
 from stockstream.sinks.archive.layout import HOUR_MS, folder_of_hour
 from stockstream.sinks.archive.processed import Made, by_span, of_schema, parquet, tables_of
 from stockstream.sinks.archive.raw_objects import encode_json
-from stockstream.sinks.archive.schemas import STORED_WINDOWS
+from stockstream.sinks.archive.schemas import STORED_WINDOWS, times_of
 from stockstream.skipped import shortened
 from stockstream.transforms.batch import Pipeline, RawRecord, Step
 
@@ -201,7 +201,7 @@ class _Partition:
 def _windows_of(log: str, rows: pa.Table) -> list[tuple[str, pa.Table]]:
     """Folder and table of rows of windows, by the hour of their seconds. There is no topic that they come from: the raw offset stands for a record's."""
     rows = rows.sort_by([(name, "ascending") for name in ("symbol", "second", "source", "offset")])
-    rows = rows.append_column("time", pa.array(rows.column("second").to_numpy() * 1000).cast(pa.timestamp("ms")))
+    rows = rows.append_column("time", times_of(rows.column("second")))
     rows = rows.append_column("log", pa.repeat(pa.scalar(log, pa.string()), rows.num_rows)).append_column("record_offset", rows.column("offset"))
     return [
         (f"processed/windows/{folder_of_hour(hour)}", of_schema(table, STORED_WINDOWS)) for hour, table in by_span(rows, HOUR_MS // 1000, "second")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -51,17 +51,9 @@ class TopicReader:
         None: from the committed offset on, else from the beginning. Raises `BrokerError`.
         """
         wanted = {TopicPartition(self._name, number): cursor for number, cursor in cursors.items()}
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                consumer = await self._opened()
-                await self._place(consumer, wanted)
-                found = await consumer.getmany(timeout_ms=wait_ms, max_records=MAX_RECORDS)
-        except (KafkaError, OSError, TimeoutError) as error:
-            await self.stop()
-            raise BrokerError(f"{self._name} cannot be read: {type(error).__name__}: {error}") from error
-        except BaseException:
-            await self.stop()                                            # what was fetched is lost: the next call reads it again
-            raise
+        async with self._in_use() as consumer:
+            await self._place(consumer, wanted)
+            found = await consumer.getmany(timeout_ms=wait_ms, max_records=MAX_RECORDS)
         for at, records in found.items():
             self._next[at] = records[-1].offset + 1
         return {at.partition: records for at, records in found.items() if records}
@@ -69,9 +61,15 @@ class TopicReader:
     async def look(self, offsets: Mapping[int, int]) -> dict[int, Looked]:
         """Where each of these partitions begins, and its record at the given offset. Raises `BrokerError`."""
         wanted = {TopicPartition(self._name, number): offset for number, offset in offsets.items()}
+        async with self._in_use() as consumer:
+            return await self._looked(consumer, wanted)
+
+    @asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[AIOKafkaConsumer]:
+        """The open consumer, for at most TIMEOUT_S. After an error it is closed, so what it has fetched is read again. Raises `BrokerError`."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                return await self._looked(await self._opened(), wanted)
+                yield await self._opened()
         except (KafkaError, OSError, TimeoutError) as error:
             await self.stop()
             raise BrokerError(f"{self._name} cannot be read: {type(error).__name__}: {error}") from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.compactions import Compaction, Range, compaction_of_data
 from stockstream.sinks.archive.layout import Name, parse_name
-from stockstream.sinks.archive.processed import ROW_GROUP, of_schema
+from stockstream.sinks.archive.processed import BROKEN, ROW_GROUP, of_schema
 from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.archive.sealing import METADATA, require_parquet, seal_parquet
@@ -85,7 +85,7 @@ def read_small(name: str, data: bytes) -> Small:
         footer = (file.metadata.metadata or {})[b"stockstream"]
         found = _decode_range(footer)
         rows = file.read(use_threads=False).replace_schema_metadata(None)
-    except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
+    except BROKEN as error:
         raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
     if found.rows != rows.num_rows:
         raise ArchiveError(f"{name} has {counted(rows.num_rows, 'row')}, but its footer counts {found.rows}")
@@ -171,7 +171,7 @@ def count_rows(store: Store, name: str) -> int:
     """The number of rows of a Parquet object. Raises `ArchiveError`."""
     try:
         return int(_metadata(store, name).num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except BROKEN as error:
         raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
 
 
@@ -180,7 +180,7 @@ def read_compacted_object(store: Store, name: str) -> CompactedFooter:
     try:
         metadata = _metadata(store, name)
         footer = decode_footer((metadata.metadata or {})[b"stockstream"])
-    except (pa.ArrowException, OSError, KeyError, msgspec.MsgspecError) as error:
+    except BROKEN as error:
         raise ArchiveError(f"{name} is not {KIND}: {one_line(error)}") from error
     require_consistent(name, footer, metadata.num_rows)
     return footer

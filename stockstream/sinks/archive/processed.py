@@ -56,7 +56,10 @@ class _CountsRows(Protocol):
     def rows(self) -> int: ...
 
 
-Footer = TypeVar("Footer", bound=_CountsRows)
+Counting = TypeVar("Counting", bound=_CountsRows)
+"""A footer that counts the rows of its object."""
+BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, MemoryError)
+"""What pyarrow and the decoder of a footer raise on bytes that have changed; pyarrow's own errors and msgspec's are among them."""
 
 
 def processed_objects(extent: Extent, raw: str, rows: pa.Table, missing: Sequence[tuple[int, int]] = ()) -> list[tuple[str, bytes]]:
@@ -90,8 +93,8 @@ def tables_of(log: str, partition: int, first: int, rows: pa.Table) -> list[tupl
     rows = rows.sort_by([(name, "ascending") for name in ("symbol", "event_time", "offset", "index")])
     parts: list[tuple[str, pa.Table]] = []
     for hour, table in by_span(rows, HOUR_MS, "event_time"):
-        parts.append((f"processed/ticks/{folder_of_hour(hour)}", of_schema(_placed(table, log, partition), STORED_TICKS)))
-    bars = _placed(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), log, partition)
+        parts.append((f"processed/ticks/{folder_of_hour(hour)}", of_schema(placed(table, log, partition), STORED_TICKS)))
+    bars = placed(pa.concat_tables([_bars(rows), _gap_parts(rows)], promote_options="default"), log, partition)
     bars = bars.append_column("record_offset", pa.repeat(pa.scalar(first, pa.int64()), bars.num_rows))
     for day, table in by_span(bars, DAY_MS, "minute"):
         parts.append((f"processed/bars_1m/{folder_of_day(day)}", of_schema(table, STORED_BARS)))
@@ -107,7 +110,8 @@ def by_span(rows: pa.Table, span: int, column: str) -> Iterator[tuple[int, pa.Ta
         yield int(value), rows.filter(pa.array(of == value))
 
 
-def _placed(rows: pa.Table, log: str, partition: int) -> pa.Table:
+def placed(rows: pa.Table, log: str, partition: int) -> pa.Table:
+    """The rows with the columns `partition` and `log`."""
     for name, value in (("partition", pa.scalar(partition, pa.int32())), ("log", pa.scalar(log, pa.string()))):
         rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
     return rows
@@ -177,12 +181,12 @@ def read_made(store: Store, name: str) -> Made:
     return read_footer(store, name, decode_made, "a processed object of stockstream")
 
 
-def read_footer(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str) -> Footer:
+def read_footer(store: Store, name: str, decode: Callable[[bytes], Counting], kind: str) -> Counting:
     """Reads the footer of an object, whose `kind` errors name. Raises `ArchiveError` if there is none, or if its number of rows is wrong."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(store.read(name)))
         footer = decode((metadata.metadata or {})[b"stockstream"])
-    except (pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
+    except BROKEN as error:
         raise ArchiveError(f"{name} is not {kind}: {error}") from error
     if metadata.num_rows != footer.rows:
         raise ArchiveError(f"{name} has {counted(metadata.num_rows, 'row')}, but its footer counts {footer.rows}")

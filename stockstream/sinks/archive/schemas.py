@@ -67,3 +67,13 @@ STORED = {
     "outcomes": STORED_OUTCOMES,
 }  # fmt: skip
 """The areas of `processed/`."""
+
+
+def without_place(area: str) -> pa.Schema:
+    """The columns of an area without those that all rows of a small object have alike."""
+    return pa.schema([field for field in STORED[area] if field.name not in ("partition", "log", "compaction")])
+
+
+def times_of(seconds: pa.ChunkedArray) -> pa.Array:
+    """The column `time` of `windows`, of its column `second`."""
+    return pa.array(seconds.to_numpy() * 1_000, pa.int64()).cast(_TIME)

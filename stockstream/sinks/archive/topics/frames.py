@@ -14,7 +14,7 @@ import pyarrow as pa
 from stockstream.errors import FrameError
 from stockstream.records import WINDOWS_SCHEMA
 from stockstream.sinks.archive.raw_objects import RawRecord
-from stockstream.sinks.archive.schemas import STORED_WINDOWS
+from stockstream.sinks.archive.schemas import STORED_WINDOWS, times_of
 from stockstream.sinks.archive.topics.gathered import Gathered
 from stockstream.sinks.archive.topics.positions import State, ranges_with
 from stockstream.transforms.frame_checks import MAX_PARTS
@@ -121,6 +121,5 @@ def _stored(batches: Sequence[tuple[int, pa.RecordBatch]]) -> pa.Table:
     schema = pa.schema([WINDOWS_SCHEMA.field(name) for name in _COLUMNS])
     rows = pa.Table.from_batches([rows.select(_COLUMNS).replace_schema_metadata(None) for _, rows in batches], schema=schema)
     offsets = np.repeat(np.array([offset for offset, _ in batches], np.int64), [rows.num_rows for _, rows in batches])
-    second = rows.column("second").to_numpy()
-    rows = rows.append_column("time", pa.array(second * 1_000, pa.int64()).cast(pa.timestamp("ms")))
+    rows = rows.append_column("time", times_of(rows.column("second")))
     return rows.append_column("record_offset", pa.array(offsets, pa.int64()))

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from stockstream.records import Alert, Horizon, Outcome, Prediction
 from stockstream.sinks.archive.raw_objects import RawRecord
-from stockstream.sinks.archive.schemas import STORED
+from stockstream.sinks.archive.schemas import without_place
 from stockstream.sinks.archive.topics.gathered import Gathered
 from stockstream.sinks.archive.topics.positions import State
 from stockstream.transforms.cleaning.limits import MAX_INT, MAX_TIME
@@ -112,7 +112,7 @@ class MessageGatherer:
 
     def __init__(self, topic: str) -> None:
         self._decode, self._to_columns = _KINDS[topic]
-        self._schema = pa.schema([field for field in STORED[topic] if field.name not in ("partition", "log", "compaction")])
+        self._schema = without_place(topic)
 
     def gather(self, records: Sequence[RawRecord]) -> Gathered:
         faults: list[tuple[int, str]] = []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import DAY_MS, HOUR_MS, folder_of_day, folder_of_hour
-from stockstream.sinks.archive.processed import of_schema, parquet
+from stockstream.sinks.archive.processed import of_schema, parquet, placed
 from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.schemas import STORED
 
@@ -107,8 +107,7 @@ def make_objects(area: Area, rows: pa.Table, log: str, partition: int, first: in
     made = []
     for folder, table in area.folders(rows) if rows.num_rows else ():
         table = table.sort_by([(name, "ascending") for name in area.sort])
-        for name, value in (("partition", pa.scalar(partition, pa.int32())), ("log", pa.scalar(log, pa.string()))):
-            table = table.append_column(name, pa.repeat(value, table.num_rows))
+        table = placed(table, log, partition)
         footer = MadeOfRecords(log, partition, first, last, table.num_rows, before)
         made.append((object_name(area, folder, log, partition, first), table.num_rows, parquet(of_schema(table, STORED[area.name]), encode_json(footer))))
     return made
@@ -118,7 +117,7 @@ def before_of(footer: bytes) -> int:
     """`before` of a footer; of a compacted object's, which has none, the greatest number. Raises `ArchiveError`."""
     try:
         return _decode_before(footer).before
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"a footer cannot be read: {error}") from error
 
 

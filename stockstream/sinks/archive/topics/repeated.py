@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.compactions import compaction_of_data
 from stockstream.sinks.archive.layout import Name, parse_name
+from stockstream.sinks.archive.processed import BROKEN
 from stockstream.sinks.archive.topics.objects import Area, before_of, identities, order_ms
 from stockstream.sinks.archive.topics.positions import NEVER
 from stockstream.sinks.stores import Store
@@ -125,9 +126,9 @@ class Repeated:
         columns = list(self._area.identity)
         data = pa.BufferReader(self._store.read(name))
         try:
-            footer = pq.read_metadata(data).metadata[b"stockstream"]
+            footer = (pq.read_metadata(data).metadata or {})[b"stockstream"]
             rows = pq.read_table(data, columns=columns, filters=conditions)
-        except (pa.ArrowException, KeyError, TypeError) as error:
+        except BROKEN as error:
             raise ArchiveError(f"{name} cannot be read: {error}") from error
         return identities(self._area, rows) if rows.num_rows else pa.array([], pa.string()), before_of(footer)
 
@@ -136,7 +137,7 @@ class NoneRepeated(Repeated):
     """For `windows`, where raw offsets decide before."""
 
     def __init__(self) -> None:
-        self._newest = NEVER
+        """It holds nothing."""
 
     def without(self, rows: pa.Table, log: str, first: int) -> pa.Table:
         return rows

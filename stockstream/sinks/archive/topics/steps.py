@@ -12,12 +12,12 @@ from stockstream.sinks.archive.compactions import replaced_by
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.raw_objects import RawRecord
 from stockstream.sinks.archive.retention import has_ended, processed_since
-from stockstream.sinks.archive.schemas import STORED
+from stockstream.sinks.archive.schemas import without_place
 from stockstream.sinks.archive.topics.frames import FrameGatherer, Ranges
 from stockstream.sinks.archive.topics.gathered import Gathered, Gatherer
 from stockstream.sinks.archive.topics.messages import MessageGatherer
 from stockstream.sinks.archive.topics.objects import AREAS, Area, make_objects
-from stockstream.sinks.archive.topics.positions import Position, State, create_position, newest_positions, tail_of
+from stockstream.sinks.archive.topics.positions import Position, State, create_position, log_of, newest_positions, tail_of
 from stockstream.sinks.archive.topics.repeated import NoneRepeated, Repeated
 from stockstream.sinks.stores import Store
 
@@ -111,16 +111,14 @@ def plan(area: Area, partition: int, at: Open, buffer: Buffer) -> Step:
     """The step with what is in the buffer, which has at least one record. Searches the archive for repetitions, and raises what the store raises."""
     assert buffer.first is not None and buffer.last is not None          # the caller has looked
     first, last = buffer.first, buffer.last.offset
-    rows = joined(area, buffer.rows)
-    position = Position(
-        area.name, partition, at.life, at.number, first, last, tail_of(buffer.last), {}, at.state, at.state, buffer.records, buffer.skipped, 0, buffer.missing,
-    )  # fmt: skip
-    kept = at.known.without(rows, position.log, first)
-    objects = make_objects(area, kept, position.log, partition, first, last, at.state.newest)
+    rows, log = joined(area, buffer.rows), log_of(area.name, at.life)
+    kept = at.known.without(rows, log, first)
+    objects = make_objects(area, kept, log, partition, first, last, at.state.newest)
     end = msgspec.structs.replace(buffer.state, newest=at.known.newest_with(kept))
-    position = msgspec.structs.replace(
-        position, objects={name: count for name, count, _ in objects}, end=end, repeated=buffer.repeated + rows.num_rows - kept.num_rows
-    )
+    position = Position(
+        area.name, partition, at.life, at.number, first, last, tail_of(buffer.last), {name: count for name, count, _ in objects}, at.state, end,
+        buffer.records, buffer.skipped, buffer.repeated + rows.num_rows - kept.num_rows, buffer.missing,
+    )  # fmt: skip
     return Step(position, [(name, data) for name, _, data in objects], kept)
 
 
@@ -128,7 +126,7 @@ def joined(area: Area, tables: Sequence[pa.Table]) -> pa.Table:
     """The rows of all tables, in their order."""
     if tables:
         return pa.concat_tables(tables).combine_chunks()
-    return pa.schema([field for field in STORED[area.name] if field.name not in ("partition", "log", "compaction")]).empty_table()
+    return without_place(area.name).empty_table()
 
 
 def commit(store: Store, step: Step) -> Position:

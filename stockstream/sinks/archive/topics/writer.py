@@ -32,7 +32,7 @@ BACKLOG = 1_000
 """So many records of one reading are a backlog."""
 MAX_LIVES = 8
 """So many lives of a topic are looked at to find the one that Kafka has: several clusters may write to one archive."""
-PATIENT = {"alerts": 2.0, "outcomes": 2.0}
+FLUSH_FACTORS = {"alerts": 2.0, "outcomes": 2.0}
 """Flush times of topics whose rows are few, or of which nobody waits for the newest, in units of `archive_flush_s`: objects are fewer."""
 STALLED = 10
 """So many readings without a record, where there must be one, are a failure of Kafka."""
@@ -111,7 +111,7 @@ class ArchivedTopic:
     ) -> None:  # fmt: skip
         self._settings, self._store, self._reader, self._skipped, self._clock = settings, store, reader, skipped, clock
         self._area = AREAS[topic]
-        self._flush_s = settings.archive_flush_s * PATIENT.get(topic, 1.0)
+        self._flush_s = settings.archive_flush_s * FLUSH_FACTORS.get(topic, 1.0)
         self._partitions: dict[int, _Partition] = {}
         self._log = LimitedLog(clock)
         self._lock = asyncio.Lock()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +12,10 @@ from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.compacted_object import KIND, Source, decode_footer, require_consistent
 from stockstream.sinks.archive.compactions import Compaction, Replaced, compactions_of, covers, manifest_of, read_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
+from stockstream.sinks.archive.processed import Counting
 from stockstream.sinks.archive.verifying.parquet_objects import open_object, read_object
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
-
-
-class _CountsRows(Protocol):
-    @property
-    def rows(self) -> int: ...
-
-
-Footer = TypeVar("Footer", bound=_CountsRows)
 
 
 class CompactedObjects:
@@ -91,13 +83,13 @@ class CompactedObjects:
 
 
 def read_made_object(
-    store: Store, name: str, compacted: CompactedObjects, decode: Callable[[bytes], Footer], kind: str
-) -> tuple[Footer, pa.Table | None]:  # fmt: skip
+    store: Store, name: str, compacted: CompactedObjects, decode: Callable[[bytes], Counting], kind: str
+) -> tuple[Counting, pa.Table | None]:  # fmt: skip
     """The footer and rows of a small object; no rows if a compaction replaced it, which has them, as many as the footer counts. Raises as `read_object`."""
     footer = compacted.replaced(name)
     if footer is None:
         try:
-            return read_object(store, name, decode, kind, lambda found: found.rows)
+            return read_object(store, name, decode, kind)
         except ArchiveUnavailable:
             raise
         except ArchiveError:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stockstream.errors import ArchiveError
+from stockstream.sinks.archive.processed import BROKEN, Counting
 from stockstream.sinks.archive.sealing import require_keys, require_parquet
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted, one_line
 
-Footer = TypeVar("Footer")
-BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, MemoryError)
-"""What pyarrow and the decoder of a footer raise on bytes that have changed; pyarrow's own errors and msgspec's are among them."""
 
-
-def open_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str) -> tuple[Footer, pq.ParquetFile]:
+def open_object(store: Store, name: str, decode: Callable[[bytes], Counting], kind: str) -> tuple[Counting, pq.ParquetFile]:
     """An object's footer, by `decode`, and the file in memory. Errors name `kind`.
 
     Raises `ArchiveError` if its checksum does not match or it has no such footer, and what the store raises.
@@ -35,15 +31,15 @@ def open_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind
     return footer, file
 
 
-def read_object(store: Store, name: str, decode: Callable[[bytes], Footer], kind: str, rows: Callable[[Footer], int]) -> tuple[Footer, pa.Table]:
-    """An object's footer and all its rows, as many as `rows` finds in the footer. For small objects. Raises as `open_object`."""
+def read_object(store: Store, name: str, decode: Callable[[bytes], Counting], kind: str) -> tuple[Counting, pa.Table]:
+    """An object's footer and all its rows, as many as the footer counts. For small objects. Raises as `open_object`."""
     footer, file = open_object(store, name, decode, kind)
     try:
         table = file.read()
     except BROKEN as error:
         raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
-    if table.num_rows != rows(footer):
-        raise ArchiveError(f"{name} has {counted(table.num_rows, 'row')}, but its footer counts {rows(footer)}")
+    if table.num_rows != footer.rows:
+        raise ArchiveError(f"{name} has {counted(table.num_rows, 'row')}, but its footer counts {footer.rows}")
     return footer, table
 
 
