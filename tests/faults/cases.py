@@ -20,7 +20,6 @@ from tests.faults.expected import model_faults
 from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line
 from tests.faults.market import POISON
-from tests.faults.places import Server
 from tests.faults.starvation import overload
 from tests.faults.storm import storm
 from tests.faults.unclean import unclean
@@ -29,7 +28,7 @@ from tests.faults.verdict import Verdict
 from tests.faults.workers import PATIENCE, Failed, Worker, wait_until
 from tests.kafka import Cluster
 from tests.ports import free_port
-from tests.standins.s3 import SECRET
+from tests.standins.s3 import SECRET, Server
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,11 @@ from stockstream.kafka.client import client_options, topic_ends
 from stockstream.settings import Settings
 from stockstream.transforms.batch import RawRecord
 from tests.faults.market import Market, Producer
-from tests.faults.places import Place, Server
+from tests.faults.places import Place
 from tests.faults.verdict import Observer, Verdict
 from tests.faults.workers import ROOT, Failed, Worker, wait_until
 from tests.kafka import Cluster
+from tests.standins.s3 import Server
 
 T = TypeVar("T")
 HISTORY_S = 330

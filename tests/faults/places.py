@@ -5,24 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from stockstream.sinks.s3 import MissingObject, S3Access, S3Store
 from stockstream.sinks.stores import FileStore
-from tests.standins.ministack import environment_of, ministack
-from tests.standins.s3 import S3Server, s3_server
+from tests.standins.ministack import ministack
+from tests.standins.s3 import S3Server, Server, environment_of, s3_server
 
 STORES = ("file", "s3", "ministack")
-
-
-class Server(Protocol):
-    """An S3 server with a bucket `bucket`."""
-
-    @property
-    def endpoint(self) -> str: ...
-    def environment(self, prefix: str) -> dict[str, str]: ...
 
 
 class Place:

@@ -21,7 +21,8 @@ from stockstream.sql.cookbook import Recipe, recipes
 from stockstream.sql.errors import SqlError
 from stockstream.sql.views import VIEWS
 from tests.filled_archive import DATE, fill
-from tests.standins.ministack import MiniStack, environment_of, ministack
+from tests.standins.ministack import MiniStack, ministack
+from tests.standins.s3 import environment_of
 
 ARCHIVE = "s3://bucket/archive"
 

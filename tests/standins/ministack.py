@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from typing import Any
 import boto3
 import pytest
 
-from stockstream.sinks import s3
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.standins.s3 import SECRET
 
 VERSION = "1.5.33"
@@ -69,10 +68,10 @@ def _run(command: list[str]) -> None:
 
 
 class MiniStack:
-    """A running MiniStack with a bucket `bucket`; `reset` forgets everything but that."""
+    """A running MiniStack with a bucket `bucket`."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._log = (folder / "ministack.log").open("w")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "STOCKSTREAM_", "PYTHON"))}
         environment |= {
@@ -102,11 +101,6 @@ class MiniStack:
             "STOCKSTREAM_AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": ACCOUNT, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
 
-    def reset(self) -> None:
-        with urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/_ministack/reset", method="POST"), timeout=PATIENCE_S):
-            pass
-        self.client("s3").create_bucket(Bucket="bucket")
-
     def stop(self) -> None:
         self._process.terminate()
         try:
@@ -126,13 +120,6 @@ class MiniStack:
         raise RuntimeError(f"MiniStack does not answer: {log.read_text()[-2000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def ministack() -> Iterator[MiniStack]:
     """A running MiniStack, with its data in a folder of its own. Skips the test where it cannot be installed."""
@@ -146,19 +133,3 @@ def ministack() -> Iterator[MiniStack]:
             yield running
         finally:
             running.stop()
-
-
-@contextlib.contextmanager
-def environment_of(running: MiniStack, monkeypatch: pytest.MonkeyPatch, prefix: str = "archive") -> Iterator[None]:
-    """An environment that has MiniStack's credentials and nobody else's."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, "/nowhere")
-    for name, value in running.environment(prefix).items():
-        monkeypatch.setenv(name, value)
-    s3._client.cache_clear()
-    try:
-        yield
-    finally:
-        s3._client.cache_clear()

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import boto3
 import pytest
@@ -54,11 +54,17 @@ class S3Server:
         }  # fmt: skip
 
 
+class Server(Protocol):
+    """An S3 server with a bucket `bucket`."""
+
+    @property
+    def endpoint(self) -> str: ...
+    def environment(self, prefix: str) -> dict[str, str]: ...
+
+
 @contextlib.contextmanager
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A server, and an environment that has its credentials and nobody else's."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = S3Server()
+def environment_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An environment that has the server's credentials and nobody else's."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -67,7 +73,18 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         monkeypatch.setenv(name, value)
     s3._client.cache_clear()
     try:
-        yield server
+        yield
     finally:
         s3._client.cache_clear()
+
+
+@contextlib.contextmanager
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server, and an environment that has its credentials and nobody else's."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = S3Server()
+    try:
+        with environment_of(server, monkeypatch):
+            yield server
+    finally:
         server.stop()

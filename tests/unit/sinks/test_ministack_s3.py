@@ -11,7 +11,8 @@ import pytest
 from stockstream.sinks.s3 import S3Access, S3Store
 from stockstream.sinks.stores import Store
 from tests.contracts.store import StoreContract
-from tests.standins.ministack import MiniStack, environment_of, ministack
+from tests.standins.ministack import MiniStack, ministack
+from tests.standins.s3 import environment_of
 
 _numbers = itertools.count()
 
