@@ -54,6 +54,10 @@ def days(count: int, each: int, life: int = 0) -> list[Record]:
     return [record(day * each + number, T0 + day * DAY + number * MINUTE, life=life) for day in range(count) for number in range(each)]
 
 
+def bars_of(records: Sequence[Record]) -> list[Bar]:
+    return [bar for each in records if isinstance(bar := bar_of(each), Bar)]
+
+
 @dataclass
 class Topic:
     """One partition of `repairs`."""
@@ -80,6 +84,16 @@ def writer(topic: Topic, store: Store, skipped: list[Any] | None = None, flush_s
     made = RepairedBars(settings, store, topic, lambda *what: taken.append(what), *([clock] if clock else []))
     made.own([0])
     return made
+
+
+def archive(repaired: RepairedBars) -> None:
+    """A worker that reads its topic once, writes what it has read, and stops."""
+
+    async def read_and_close() -> None:
+        await repaired.step()
+        await repaired.close()
+
+    asyncio.run(read_and_close())
 
 
 def bars_in(store: Store) -> list[tuple[str, int, int]]:
@@ -117,42 +131,24 @@ def test_a_restart_continues_after_what_is_written() -> None:
     assert store.objects == {}
     for count in (4, 7, 9):
         topic.records = days(1, count)
-        again = writer(topic, store)
-
-        async def both(again: RepairedBars = again) -> None:
-            await again.step()
-            await again.close()
-
-        asyncio.run(both())
+        archive(writer(topic, store))
     assert [offset for _, _, offset in bars_in(store)] == list(range(9)) and len(store.objects) == 3
 
 
 def test_what_retention_deleted_of_an_object_is_not_written_again() -> None:
     store = MemoryStore()
-    bars = [bar for each in days(1, 6) if isinstance(bar := bar_of(each), Bar)]
+    bars = bars_of(days(1, 6))
     assert write(store, 0, bars) == 5
     assert written_through(store, 0, bars[3]) == 5 and written_through(store, 1, bars[3]) is None
     topic = Topic(days(1, 8), begin=3)
-    repaired = writer(topic, store)
-
-    async def both() -> None:
-        await repaired.step()
-        await repaired.close()
-
-    asyncio.run(both())
+    archive(writer(topic, store))
     assert [offset for _, _, offset in bars_in(store)] == list(range(8))
 
 
 def test_a_topic_that_is_created_again_begins_other_objects() -> None:
     store = MemoryStore()
     for life in range(2):
-        repaired = writer(Topic(days(1, 5, life)), store)
-
-        async def both(repaired: RepairedBars = repaired) -> None:
-            await repaired.step()
-            await repaired.close()
-
-        asyncio.run(both())
+        archive(writer(Topic(days(1, 5, life)), store))
     assert len(store.objects) == 2 and sorted(offset for _, _, offset in bars_in(store)) == sorted([*range(5), *range(5)])
     assert check(store).faults == []
 
@@ -198,15 +194,13 @@ def test_writers_without_knowledge_of_each_other_write_every_bar_once(seed: int)
 
 def test_a_restart_after_a_compaction_writes_nothing_again() -> None:
     store, topic = MemoryStore(), Topic(days(1, 4))
-    bars = [bar for each in topic.records if isinstance(bar := bar_of(each), Bar)]
+    bars = bars_of(topic.records)
     for some in (bars[:2], bars[2:]):
         write(store, 0, some)
     list(compact(store, None))
     before = dict(store.objects)
     assert [write(store, 0, bars), write(store, 0, bars[2:]), written_through(store, 0, bars[1])] == [1, 3, 1]
     assert store.objects == before
-
-
 
 
 def test_records_that_are_no_bars_are_counted_and_passed() -> None:
@@ -216,13 +210,7 @@ def test_records_that_are_no_bars_are_counted_and_passed() -> None:
     ]  # fmt: skip
     skipped: list[Any] = []
     store = MemoryStore()
-    repaired = writer(Topic([*bad, record(10, T0)]), store, skipped)
-
-    async def both() -> None:
-        await repaired.step()
-        await repaired.close()
-
-    asyncio.run(both())
+    archive(writer(Topic([*bad, record(10, T0)]), store, skipped))
     assert [offset for _, offset, _ in skipped] == list(range(10)) and [offset for _, _, offset in bars_in(store)] == [10]
 
 
@@ -247,13 +235,13 @@ def test_an_outage_is_logged_once_and_retried(caplog: pytest.LogCaptureFixture, 
 
 
 def test_an_object_ends_where_the_date_changes() -> None:
-    bars = [bar for each in days(3, 2) if isinstance(bar := bar_of(each), Bar)]
+    bars = bars_of(days(3, 2))
     assert [bar.offset for bar in next_object(bars)] == [0, 1] and [bar.offset for bar in next_object(bars[5:])] == [5]
 
 
 def test_verify_finds_bars_that_are_there_twice() -> None:
     store = MemoryStore()
-    bars = [bar for each in days(1, 6) if isinstance(bar := bar_of(each), Bar)]
+    bars = bars_of(days(1, 6))
     write(store, 0, bars)
     write(store, 0, bars[2:4])
     assert check(store).faults == [f"processed/bars_1m/date=2025-10-10/{REPAIRS}{KAFKA_MS + 2:x}-00000-{2:020d}.parquet: "
@@ -277,7 +265,7 @@ def test_the_view_shows_a_repaired_bar_only_for_a_minute_without_ticks(tmp_path:
         record(0, T0), record(1, T0 + MINUTE), record(2, T0 + MINUTE, symbol="B"), record(3, T0 + 2 * MINUTE, symbol="B"),
         record(4, T0 + MINUTE, close=11.5, source="yahoo.LSE"), record(5, T0 + DAY),
     ]  # fmt: skip
-    bars = [bar for each in repairs if isinstance(bar := bar_of(each), Bar)]
+    bars = bars_of(repairs)
     while bars:
         last = write(store, 2, bars)
         bars = [bar for bar in bars if bar.offset > last]
