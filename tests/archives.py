@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -26,7 +25,7 @@ LOG = "018bcfe5687-0a1b2c3d"
 
 @dataclass(frozen=True)
 class Record:
-    """As Kafka has it."""
+    """A record as Kafka has it: offset, Kafka's time (epoch ms), value, key."""
 
     offset: int
     timestamp: int
@@ -34,41 +33,39 @@ class Record:
     key: bytes | None = None
 
 
-@dataclass
-class Archived:
-    """An archive that was made: the names of its raw objects, in the order of their offsets."""
-
-    store: Store
-    raw: list[str] = field(default_factory=list)
+def append(chain: Chain, records: Sequence[Record], ticks: pa.Table | None = None) -> None:
+    """Appends a raw object of these records, and writes its processed objects if its ticks are given."""
+    chain.append(encode(chain.partition, records, chain.end + 1))
+    if ticks is None:
+        return
+    for name, data in processed_objects(read_extent(chain.store, chain.newest), chain.newest, ticks):
+        chain.store.create(name, data)
 
 
 def archive(
     store: Store, records: Sequence[RawRecord], *, partition: int = 0, length: int = 1_000, log: str = LOG, settings: CleanSettings | None = SETTINGS,
     process: int | None = None,
-) -> Archived:  # fmt: skip
-    """Archives the records, at most `length` in an object, and what `clean` accepts of them; only of the first `process` objects if it is given."""
+) -> list[str]:  # fmt: skip
+    """Archives the records, at most `length` in an object, and what `clean` accepts of them; only of the first `process` objects if it is given.
+
+    Returns the names of the raw objects in the order of their offsets.
+    """
     chain = Chain(store, log, partition, settings)
     chain.open()
     of = settings or SETTINGS
     cleaner = Cleaner(partition, of.partitions, lateness_ms=Lateness.parse(of.lateness_ms), revise_s=of.revise_s, log=log)
-    made = Archived(store)
+    raw: list[str] = []
     records = list(records)
-    for number in count():
-        if not records:
-            return made
+    while records:
         hour = records[0].timestamp // HOUR_MS
         end = next((i for i, record in enumerate(records) if i >= length or record.timestamp // HOUR_MS > hour), len(records))
         some, records = records[:end], records[end:]
-        pieces = encode(partition, [Record(*record) for record in some], chain.end + 1)
-        chain.append(pieces)
-        made.raw.append(chain.newest)
         cleaner.chunk(some)
         frame = cleaner.make_frame()
-        if process is None or number < process:
-            rows = pa.Table.from_batches([frame.rows] if frame else [], TICKS_SCHEMA)
-            for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, rows):
-                store.create(name, data)
-    return made
+        ticks = pa.Table.from_batches([frame.rows] if frame else [], TICKS_SCHEMA)
+        append(chain, [Record(*record) for record in some], ticks if process is None or len(raw) < process else None)
+        raw.append(chain.newest)
+    return raw
 
 
 def day(seconds: int = 4_000, symbols: int = 3) -> list[RawRecord]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,25 +19,18 @@ from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compacting import compact_folder
 from stockstream.sinks.archive.compactions import Range
 from stockstream.sinks.archive.layout import HOUR_MS
-from stockstream.sinks.archive.processed import parquet, processed_objects
-from stockstream.sinks.archive.raw_objects import Piece, encode_json, lines, read_extent
+from stockstream.sinks.archive.processed import parquet
+from stockstream.sinks.archive.raw_objects import encode_json
 from stockstream.sinks.archive.repaired import Bar, name_of, repaired_object
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.stores import Store
+from tests.archives import Record, append
 
 DATE = "2023-10-10"
 T0 = int(datetime(2023, 10, 10, 12, 50, tzinfo=UTC).timestamp() * 1000)
 SECONDS = 1_200
 SYMBOLS = {"AAPL": 178.4, "MSFT": 331.2, "TSLA": 263.6}
 LOG, PARTITION = "18b1a2b3c4d-0a1b2c3d", 3
-
-
-@dataclass
-class _Record:
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
 
 
 def fill(store: Store) -> None:
@@ -78,16 +70,13 @@ def _raw_ticks_and_bars(store: Store, ticks: list[dict[str, Any]]) -> None:
     chain = Chain(store, LOG, PARTITION)
     chain.open()
     edge = next(number for number, tick in enumerate(ticks) if tick["event_time"] >= _next_hour(T0))
+    no_tick = edge + 5                                                      # a record that is not UTF-8
     cuts = [0, edge // 3, 2 * edge // 3, edge, (edge + len(ticks)) // 2, len(ticks)]
     for begin, end in itertools.pairwise(cuts):
-        records = [_Record(tick["offset"], tick["event_time"] + 40, tick["symbol"].encode(), json.dumps(tick).encode()) for tick in ticks[begin:end]]
-        if begin == edge:
-            records[5].value = b"\xff\xfe"                                  # no tick, and not UTF-8
-        hour = records[0].timestamp // HOUR_MS
-        chain.append([Piece(begin, range(begin, end), hour, lines(PARTITION, records))])
-        rows = [tick for tick in ticks[begin:end] if begin != edge or tick["offset"] != begin + 5]
-        for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, pa.Table.from_pylist(rows, TICKS_SCHEMA)):
-            store.create(name, data)
+        some = ticks[begin:end]
+        values = [b"\xff\xfe" if tick["offset"] == no_tick else json.dumps(tick).encode() for tick in some]
+        records = [Record(tick["offset"], tick["event_time"] + 40, value, tick["symbol"].encode()) for tick, value in zip(some, values, strict=True)]
+        append(chain, records, pa.Table.from_pylist([tick for tick in some if tick["offset"] != no_tick], TICKS_SCHEMA))
 
 
 def _next_hour(ms: int) -> int:

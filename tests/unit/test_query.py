@@ -15,42 +15,37 @@ from stockstream.commands import query, verify
 from stockstream.errors import ArchiveError, SettingsError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.processed import processed_objects
-from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.s3 import S3Access, S3Store
 from stockstream.sinks.stores import FileStore
 from stockstream.sql.duckdb_engine import connect
 from stockstream.sql.errors import SqlError
 from stockstream.sql.outputs import TABLE_ROWS
 from stockstream.sql.views import EXAMPLE, VIEWS
+from tests.archives import Record, append
 from tests.standins.s3 import SECRET, s3_server
 
 T0 = 1_760_000_000_000 // 3_600_000 * 3_600_000     # 2025-10-09 08:00
 
 
-class _Record:
-    def __init__(self, offset: int, value: bytes) -> None:
-        self.offset, self.timestamp, self.key, self.value = offset, T0 + offset, b"A", value
+def _record(offset: int, value: bytes, timestamp: int = T0) -> Record:
+    return Record(offset, timestamp + offset, value, b"A")
 
 
 def _archive(root: Path, more: float = 0) -> None:
     """Three objects; every size has `more` added. The second one has a tick that comes late and one that shares its second with the first object's last."""
-    store = FileStore(root)
-    chain = Chain(store, "log1", 2)
+    chain = Chain(FileStore(root), "log1", 2)
     reported: list[tuple[int, list[tuple[str, int, float | None, int]]]] = [
         (0, [("A", T0, 10.0, 5), ("B", T0 + 1_500, 7.0, 1)]),
         (1, [("A", T0 + 30_900, 12.0, 5), ("A", T0 + 59_900, 11.0, 10), ("A", T0 + 60_000, 11.5, 1), ("A", T0 + 60_100, None, 0)]),
         (2, [("A", T0 + 59_100, 11.25, 4), ("A", T0 + 40_000, 9.0, 2)]),
     ]
     for offset, rows in reported:
-        chain.append([Piece(offset, range(offset, offset + 1), T0 // 3_600_000, lines(2, [_Record(offset, b"{%d}" % offset)]))])
         table = pa.Table.from_pylist(
             [{"symbol": s, "source": "x", "event_time": at, "price": p, "size": n + more, "offset": offset, "index": i}
              for i, (s, at, p, n) in enumerate(rows)],
             schema=TICKS_SCHEMA,
         )  # fmt: skip
-        for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, table):
-            store.create(name, data)
+        append(chain, [_record(offset, b"{%d}" % offset)], table)
 
 
 def _run(root: Path, *arguments: str) -> Result:
@@ -79,11 +74,9 @@ def test_minutes_into_which_a_gap_of_the_feed_reaches_are_marked_and_none_is_inv
     chain.open()
     midnight = 1_760_054_400_000
     for offset, (after_s, gap_from) in enumerate([(-150, None), (-100, None), (30, midnight - 99_000), (90, None)]):
-        chain.append([Piece(offset, range(offset, offset + 1), midnight // 3_600_000, lines(2, [_Record(offset, b"{}")]))])
         tick = {"symbol": "A", "source": "x", "event_time": midnight + after_s * 1000, "price": 1.0, "size": 1, "offset": offset, "index": 0}
         tick |= {"flags": 8, "gap_from": gap_from} if gap_from else {}
-        for name, data in processed_objects(read_extent(chain.store, chain.newest), chain.newest, pa.Table.from_pylist([tick], TICKS_SCHEMA)):
-            chain.store.create(name, data)
+        append(chain, [_record(offset, b"{}", midnight)], pa.Table.from_pylist([tick], TICKS_SCHEMA))
     rows = json.loads(_run(tmp_path, "--json", "SELECT minute, ticks, gap FROM bars_1m ORDER BY minute").stdout)
     assert [(row["minute"][11:16], row["ticks"], row["gap"]) for row in rows] == [
         ("23:57", 1, False), ("23:58", 1, True), ("00:00", 1, True), ("00:01", 1, False),
@@ -185,7 +178,7 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
     _archive(tmp_path)
     chain = Chain(FileStore(tmp_path), "log1", 2)
     chain.open()
-    chain.append([Piece(3, range(3, 4), T0 // 3_600_000, lines(2, [_Record(3, b"{3}")]))])
+    append(chain, [_record(3, b"{3}")])
     reported = _verify(tmp_path)
     assert reported.return_value == 0 and reported.stdout.splitlines() == [
         "log log1 partition 2: offsets 0 to 3 once each (4 records, 0 offsets without one)"
@@ -198,7 +191,7 @@ def test_verify_says_what_is_not_processed_yet(tmp_path: Path) -> None:
 
 def test_verify_says_so_where_nothing_is_processed(tmp_path: Path) -> None:
     chain = Chain(FileStore(tmp_path), "log1", 0)
-    chain.append([Piece(0, range(2), T0 // 3_600_000, lines(0, [_Record(0, b"{0}"), _Record(1, b"{1}")]))])
+    append(chain, [_record(0, b"{0}"), _record(1, b"{1}")])
     reported = _verify(tmp_path)
     assert reported.return_value == 0 and "in 1 object; processed nothing of 2: 2 raw records not processed yet, 0 ticks" in reported.stdout
     assert "-1" not in reported.stdout and "all is well" not in reported.stdout

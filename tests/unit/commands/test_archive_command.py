@@ -143,12 +143,12 @@ def test_raw_records_that_are_not_processed_yet_stay() -> None:
 
 def test_the_newest_object_of_a_chain_stays() -> None:
     store = MemoryStore()
-    made = archive(store, day(seconds=1_000, symbols=2), length=200)
+    raw = archive(store, day(seconds=1_000, symbols=2), length=200)
     retain(store, plan(store, date(2024, 1, 1), date(2024, 1, 1), lambda *_: 10**9))
-    assert [name for name in store.objects if not name.startswith(("chains/", "retention/"))] == made.raw[-1:] and check(store).faults == []
+    assert [name for name in store.objects if not name.startswith(("chains/", "retention/"))] == raw[-1:] and check(store).faults == []
     chain = Chain(store, LOG, 0)
     chain.open()
-    assert chain.newest == made.raw[-1] and unprocessed(chain) == []
+    assert chain.newest == raw[-1] and unprocessed(chain) == []
     assert chain_begins(store, LOG, 0) == chain.end + 1 - read_extent(store, chain.newest).count
 
 

@@ -23,10 +23,9 @@ from stockstream.records import CORRECTION, TICKS_SCHEMA, Repair
 from stockstream.research import Archive
 from stockstream.research.archive import UnknownSymbol
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.processed import processed_objects
-from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.archive.repaired import Bar, write
 from stockstream.sinks.stores import FileStore
+from tests.archives import Record, append
 from tests.recorded_markets import BEGIN_S, SYMBOLS, Recorded, record
 
 T0 = 1_760_000_400_000      # 2025-10-09 09:00
@@ -42,23 +41,15 @@ def archive(recorded: Recorded) -> Archive:
     return Archive(recorded.root)
 
 
-class _Record:
-    def __init__(self, offset: int) -> None:
-        self.offset, self.timestamp, self.key, self.value = offset, T0 + offset, b"A", b"{}"
-
-
 def write_ticks(root: Path, objects: list[list[dict[str, Any]]], log: str = "log1") -> None:
     """An archive of these ticks; each list is an object, and each of its ticks a record."""
-    store = FileStore(root)
-    chain = Chain(store, log, 0)
+    chain = Chain(FileStore(root), log, 0)
     chain.open()
     offset = 0
     for ticks in objects:
         offsets = range(offset, offset + len(ticks))
-        chain.append([Piece(offset, offsets, T0 // 3_600_000, lines(0, [_Record(number) for number in offsets]))])
         rows = [{"symbol": "A", "source": "x", "index": 0, **tick, "offset": number} for number, tick in zip(offsets, ticks, strict=True)]
-        for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, pa.Table.from_pylist(rows, TICKS_SCHEMA)):
-            store.create(name, data)
+        append(chain, [Record(number, T0 + number, b"{}", b"A") for number in offsets], pa.Table.from_pylist(rows, TICKS_SCHEMA))
         offset += len(ticks)
 
 

@@ -21,27 +21,18 @@ from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compacting import compact
 from stockstream.sinks.archive.current import current
-from stockstream.sinks.archive.processed import processed_objects
-from stockstream.sinks.archive.raw_objects import Piece, lines, read_extent
 from stockstream.sinks.archive.repaired import REPAIRS, Bar, bar_of, next_object, write, written_through
 from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, Store
 from stockstream.sql.duckdb_engine import connect
+from tests.archives import Record, append
 from tests.seeds import some_quick
 
 MINUTE, DAY = 60_000, 86_400_000
 T0 = 1_760_054_400_000                                                   # 2025-10-10 00:00 UTC
 KAFKA_MS = 1_760_100_000_000
-
-
-@dataclass(frozen=True)
-class Record:
-    offset: int
-    timestamp: int
-    value: bytes | None
-    key: bytes | None = b"A"
 
 
 def record(offset: int, minute: int, symbol: str = "A", life: int = 0, **change: Any) -> Record:
@@ -254,13 +245,11 @@ def test_verify_finds_bars_that_are_there_twice() -> None:
 def test_the_view_shows_a_repaired_bar_only_for_a_minute_without_ticks(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     chain = Chain(store, "log1", 2)
-    chain.append([Piece(0, range(1), KAFKA_MS // 3_600_000, lines(2, [Record(0, KAFKA_MS, b"{}")]))])
     ticks = pa.Table.from_pylist([
         {"symbol": "A", "source": "yahoo", "event_time": T0 + 5_000, "price": 20.0, "size": 5, "offset": 0, "index": 0},
         {"symbol": "B", "source": "other", "event_time": T0 + MINUTE, "price": 30.0, "size": 5, "offset": 0, "index": 1},
     ], schema=TICKS_SCHEMA)  # fmt: skip
-    for name, data in processed_objects(read_extent(store, chain.newest), chain.newest, ticks):
-        store.create(name, data)
+    append(chain, [Record(0, KAFKA_MS, b"{}")], ticks)
     repairs = [
         record(0, T0), record(1, T0 + MINUTE), record(2, T0 + MINUTE, symbol="B"), record(3, T0 + 2 * MINUTE, symbol="B"),
         record(4, T0 + MINUTE, close=11.5, source="yahoo.LSE"), record(5, T0 + DAY),

@@ -25,7 +25,6 @@ from tests.unit.sinks.topic_records import (
     MESSAGES,
     NEXT_LOG,
     T0,
-    Record,
     Topic,
     alert,
     archive,
@@ -483,7 +482,6 @@ def test_records_without_a_topic_life_are_read_from_the_first_that_kafka_has() -
     source.begin = 4
     archive(source, store, "windows")
     assert positions(store)[0].first == 4 and stored_windows(store) == window_keys([4, 5]) and positions(store)[0].end.log == LOG
-    assert isinstance(source.records[0], Record)
 
 
 def test_verify_finds_what_is_missing_changed_or_not_listed() -> None:

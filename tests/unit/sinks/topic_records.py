@@ -20,20 +20,13 @@ from stockstream.sinks.archive.compactions import compaction_of_data
 from stockstream.sinks.archive.topics.writer import ArchivedTopic
 from stockstream.sinks.stores import Store
 from stockstream.transforms.frames import Frame, encode, encode_within
+from tests.archives import Record
 
 T0 = 1_760_000_400                                                       # 2025-10-09 09:00 UTC
 KAFKA_MS = 1_760_100_000_000
 LOG, NEXT_LOG = f"{KAFKA_MS - 90_000:011x}-0000000a", f"{KAFKA_MS:011x}-0000000b"
 HORIZONS = (10, 60)
 HOUR = 3_600
-
-
-@dataclass(frozen=True)
-class Record:
-    offset: int
-    timestamp: int
-    value: bytes | None
-    key: bytes | None = None
 
 
 @dataclass
