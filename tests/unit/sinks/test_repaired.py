@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stockstream.errors import BrokerError, StockstreamError
+from stockstream.errors import StockstreamError
 from stockstream.records import TICKS_SCHEMA
 from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import Chain
@@ -29,10 +28,10 @@ from stockstream.sinks.stores import FileStore, Store
 from stockstream.sql.duckdb_engine import connect
 from tests.archives import Record, append
 from tests.seeds import some_quick
+from tests.unit.sinks.topic_records import KAFKA_MS, Topic
 
 MINUTE, DAY = 60_000, 86_400_000
 T0 = 1_760_054_400_000                                                   # 2025-10-10 00:00 UTC
-KAFKA_MS = 1_760_100_000_000
 
 
 def record(offset: int, minute: int, symbol: str = "A", life: int = 0, **change: Any) -> Record:
@@ -47,26 +46,6 @@ def days(count: int, each: int, life: int = 0) -> list[Record]:
 
 def bars_of(records: Sequence[Record]) -> list[Bar]:
     return [bar for each in records if isinstance(bar := bar_of(each), Bar)]
-
-
-@dataclass
-class Topic:
-    """One partition of `repairs`."""
-
-    records: list[Record] = field(default_factory=list)
-    begin: int = 0
-    down: bool = False
-    largest: int = 1_000
-
-    async def poll(self, cursors: Mapping[int, int | None]) -> Mapping[int, Sequence[Record]]:
-        await asyncio.sleep(0)
-        if self.down:
-            raise BrokerError("no broker answers")
-        found = [each for each in self.records if each.offset >= max(self.begin, cursors.get(0) or 0)][: self.largest]
-        return {0: found} if found and 0 in cursors else {}
-
-    async def stop(self) -> None:
-        pass
 
 
 def writer(topic: Topic, store: Store, skipped: list[Any] | None = None, flush_s: float = 1.0, clock: Any = None) -> RepairedBars:
