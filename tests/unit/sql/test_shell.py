@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from stockstream.sql.shell import completions
+from tests.patience import PATIENCE_S
 
 LONG = "SELECT count(*) FROM range(1000000000000) AS numbers(i) WHERE i % 3 = 7"
-PATIENCE_S = 60
 
 
 class Terminal:
