@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,11 +178,10 @@ def test_who_waits_sees_the_progress(tmp_path: Path) -> None:
 
 
 def test_a_large_result_comes_in_batches(engine: DuckdbEngine) -> None:
-    begin = time.monotonic()
-    result = engine.run("SELECT i, repeat('x', 100) AS text FROM range(2000000000) AS numbers(i)")
+    """Whoever computed or read all of it would not come to an end."""
+    result = engine.run("SELECT i, repeat('x', 100) AS text FROM range(1000000000000) AS numbers(i)")
     assert next(result.batches).num_rows > 0
     result.close()
-    assert time.monotonic() - begin < 30
     assert engine.run("SELECT 1").fetch() == ([(1,)], False)
 
 
