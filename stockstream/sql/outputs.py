@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stockstream.errors import OutputError
 from stockstream.records import SHARES
@@ -135,6 +134,8 @@ def _write_json(columns: Sequence[str], batches: Limited, out: TextIO) -> None:
 
 
 def _write_parquet(result: Result, limit: int, path: Path) -> Limited:
+    import pyarrow.parquet as pq  # only this form needs it
+
     limited = Limited(result, limit)
     schema = pa.schema([field.with_name(name) for field, name in zip(result.schema, _different(result.columns), strict=True)])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from stockstream.records import Repair
 from stockstream.sinks.archive.compacted_object import read_compacted_object
 from stockstream.sinks.archive.compactions import Compaction, compactions_of
-from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, folder_of_day, parse_name
+from stockstream.sinks.archive.layout import DAY_MS, MINUTE_MS, REPAIRS, folder_of_day, parse_name
 from stockstream.sinks.archive.processed import parquet, read_footer
 from stockstream.sinks.archive.raw_objects import RawRecord, encode_json
 from stockstream.sinks.archive.retention import processed_since
@@ -25,8 +25,6 @@ from stockstream.sinks.archive.schemas import STORED_BARS
 from stockstream.sinks.stores import Store
 from stockstream.transforms.cleaning.limits import MAX_PRICE, MAX_SIZE, MAX_SOURCE, MAX_TIME, MIN_PRICE, MIN_TIME, symbol_fault
 
-REPAIRS = "repairs."
-"""Begins the place of the log id in the names of these objects; the Kafka time of the first record follows, epoch ms in hexadecimal."""
 MAX_BARS = 20_000
 """The most records of one object."""
 

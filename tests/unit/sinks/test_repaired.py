@@ -20,7 +20,8 @@ from stockstream.settings import Settings
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.compacting import compact
 from stockstream.sinks.archive.current import current
-from stockstream.sinks.archive.repaired import REPAIRS, Bar, bar_of, next_object, write, written_through
+from stockstream.sinks.archive.layout import REPAIRS
+from stockstream.sinks.archive.repaired import Bar, bar_of, next_object, write, written_through
 from stockstream.sinks.archive.repaired_writer import RepairedBars
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore

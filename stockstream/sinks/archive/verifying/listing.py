@@ -8,8 +8,7 @@ from datetime import date
 
 from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest
-from stockstream.sinks.archive.layout import Name, parse_name
-from stockstream.sinks.archive.repaired import REPAIRS
+from stockstream.sinks.archive.layout import REPAIRS, Name, parse_name
 from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.topics.objects import AREAS
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
