@@ -97,8 +97,7 @@ class Archive:
         with several sources has bars of each, unless `source` names one.
         """
         names, times, given = _symbols(symbols), span(start, end), queries.chosen(columns, queries.BARS)
-        view, sql = queries.bars(interval, times, names, source, given)
-        return self._frame(view, sql, times, names)
+        return self._frame(queries.bars(interval, times, names, source, given), times, names)
 
     def ticks(
         self, symbols: Symbols, start: Moment | None = None, end: Moment | None = None, *, columns: Sequence[str] | None = None, source: str | None = None
@@ -110,7 +109,7 @@ class Archive:
         names, times, given = _symbols(symbols), span(start, end), queries.chosen(columns, list(queries.TICKS))
         where = queries.among("symbol", names) + queries.equal("source", source) + times.conditions("event_time", hours=True)
         sql = queries.select("ticks", "event_time", queries.TICKS, given, where, 'symbol, log, "offset", "index"')
-        return self._frame("ticks", sql, times, names)
+        return self._frame(sql, times, names)
 
     # -- what the pipeline made of them -------------------------------------
 
@@ -136,7 +135,7 @@ class Archive:
 
     def symbols(self) -> pd.DataFrame:
         """Every symbol of every source, with its first and last time, ticks, volume and last price, from the bars of all dates."""
-        return to_pandas(self._reading.table("symbols", "SELECT * FROM symbols ORDER BY symbol, source"))
+        return to_pandas(self._reading.table("SELECT * FROM symbols ORDER BY symbol, source"))
 
     def windows(
         self, symbols: Symbols, start: Moment | None = None, end: Moment | None = None, *, columns: Sequence[str] | None = None,
@@ -185,8 +184,8 @@ class Archive:
             raise ArchiveError(f"this Archive of {self.url} is closed")
         return self._opened
 
-    def _frame(self, view: str, sql: str, times: Span, symbols: Sequence[str] | None) -> pd.DataFrame:
-        table = self._reading.table(view, sql, times)
+    def _frame(self, sql: str, times: Span, symbols: Sequence[str] | None) -> pd.DataFrame:
+        table = self._reading.table(sql, times)
         if symbols is not None:
             found = set(table.column("symbol").unique().to_pylist()) if "symbol" in table.column_names else set(symbols if table.num_rows else ())
             self._require_known(symbols, found, times)
@@ -195,7 +194,7 @@ class Archive:
     def _results(self, view: str, columns: Mapping[str, str], symbols: Symbols | None, times: Span, where: str) -> pd.DataFrame:
         names = None if symbols is None else _symbols(symbols)
         where += queries.among("symbol", names) + times.conditions("as_of", hours=view != "alerts")
-        return self._frame(view, queries.select(view, "as_of", columns, list(columns), where, "symbol, id"), times, names)
+        return self._frame(queries.select(view, "as_of", columns, list(columns), where, "symbol, id"), times, names)
 
     def _require_known(self, symbols: Sequence[str], found: set[str], times: Span) -> None:
         """Raises `UnknownSymbol` for a symbol that is not among these, nor anywhere in the archive."""

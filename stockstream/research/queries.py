@@ -66,18 +66,18 @@ def select(view: str, time: str, columns: Mapping[str, str], names: Sequence[str
     return f'SELECT "{time}" AS time{given} FROM {view} WHERE true{where} ORDER BY "{time}", {order}'
 
 
-def bars(interval: str, span: Span, symbols: Sequence[str], source: str | None, names: Sequence[str]) -> tuple[str, str]:
-    """The view that bars are made of, `ticks` for seconds, else `bars_1m`, and the SQL. Raises `ValueError` for an interval that is none."""
+def bars(interval: str, span: Span, symbols: Sequence[str], source: str | None, names: Sequence[str]) -> str:
+    """Bars from `ticks` for seconds, else from `bars_1m`. Raises `ValueError` for an interval that is none."""
     seconds = interval_s(interval)
     where = among("symbol", symbols) + equal("source", source)
     given = "".join(f', "{name}"' for name in names)
     if seconds % MINUTE_S:
-        view, inner = "ticks", _bars_of_ticks(seconds, where + span.conditions("event_time", hours=True))
+        inner = _bars_of_ticks(seconds, where + span.conditions("event_time", hours=True))
     elif seconds == MINUTE_S:
-        view, inner = "bars_1m", f"SELECT minute AS time, * FROM bars_1m WHERE true{where}{span.conditions('minute')}"
+        inner = f"SELECT minute AS time, * FROM bars_1m WHERE true{where}{span.conditions('minute')}"
     else:
-        view, inner = "bars_1m", _bars_of_bars(seconds, where + span.conditions("minute"))
-    return view, f"SELECT time{given} FROM ({inner}) ORDER BY time, symbol, source"
+        inner = _bars_of_bars(seconds, where + span.conditions("minute"))
+    return f"SELECT time{given} FROM ({inner}) ORDER BY time, symbol, source"
 
 
 def _bars_of_ticks(seconds: int, where: str) -> str:

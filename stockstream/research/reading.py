@@ -21,8 +21,6 @@ from stockstream.sinks.archive.current import current
 from stockstream.sinks.s3 import S3Store
 from stockstream.sinks.stores import FileStore, open_archive
 from stockstream.sql.duckdb_engine import DuckdbEngine, Parameters
-from stockstream.sql.errors import ArchiveChanged
-from stockstream.sql.results import ATTEMPTS
 from stockstream.sql.results import Result as Answer
 from stockstream.wording import counted
 
@@ -57,14 +55,13 @@ class Reading:
     def __init__(self, store: FileStore | S3Store, settings: Settings) -> None:
         self.store, self.settings = store, settings
 
-    def table(self, view: str, sql: str, span: Span = ALL) -> pa.Table:
-        """The rows of SQL over one view, of whose objects those of the span's dates are read. Raises `ArchiveError`."""
-        return self._all(span, lambda engine: engine.run(sql, views=[view]))
+    def table(self, sql: str, span: Span = ALL) -> pa.Table:
+        """The rows of SQL over views, of whose objects those of the span's dates are read. Raises `ArchiveError`."""
+        return self._whole(span, lambda engine: engine.run(sql))
 
     def stored(self, area: str, columns: Sequence[str], where: str, span: Span) -> pa.Table:
         """Columns of the rows of an area as they are stored, with all revisions; `where` begins with AND. Raises `ArchiveError`."""
-        names = ", ".join(f'"{name}"' for name in columns)
-        return self._all(span, lambda engine: engine.run(f"SELECT {names} FROM ({engine.stored(area)}) WHERE true{where}", views=[]))
+        return self._whole(span, lambda engine: engine.stored(area, columns, where))
 
     def batches(self, sql: str, params: Parameters, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of the user's SQL in batches, at least one. Raises `ArchiveError`."""
@@ -76,16 +73,9 @@ class Reading:
             if batch is None:
                 yield in_utc(pa.RecordBatch.from_pylist([], result.schema))
 
-    def _all(self, span: Span, run: Callable[[DuckdbEngine], Answer]) -> pa.Table:
-        for left in reversed(range(ATTEMPTS)):
-            try:
-                with DuckdbEngine(self.store, span.first_date, span.last_date, progress=False) as engine:
-                    result = run(engine)
-                    return pa.Table.from_batches([in_utc(batch) for batch in result.batches], utc_schema(result.schema))
-            except ArchiveChanged:                                       # a compaction replaced an object: its rows are in another one now
-                if not left:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+    def _whole(self, span: Span, run: Callable[[DuckdbEngine], Answer]) -> pa.Table:
+        with DuckdbEngine(self.store, span.first_date, span.last_date, progress=False) as engine:
+            return run(engine).whole(lambda result: pa.Table.from_batches([in_utc(batch) for batch in result.batches], utc_schema(result.schema)))
 
     def hours(self, area: str, span: Span) -> list[int]:
         """The hours (epoch hours) of the folders with objects of an area."""
@@ -100,9 +90,9 @@ class Reading:
         missing = set(symbols)
         for view, dates in (("bars_1m", span), ("bars_1m", ALL), ("ticks", ALL)):    # a symbol with quotes only has no bars
             if missing:
-                rows = self.table(view, f"SELECT DISTINCT symbol FROM {view} WHERE true{among('symbol', sorted(missing))}", dates)
+                rows = self.table(f"SELECT DISTINCT symbol FROM {view} WHERE true{among('symbol', sorted(missing))}", dates)
                 missing -= set(rows.column("symbol").to_pylist())
-        known = self.table("bars_1m", "SELECT DISTINCT symbol FROM bars_1m").column("symbol").to_pylist() if missing else []
+        known = self.table("SELECT DISTINCT symbol FROM bars_1m").column("symbol").to_pylist() if missing else []
         if not known:
             return None
         first = min(missing, key=list(symbols).index)
@@ -121,7 +111,7 @@ class Reading:
         largest = max(entries, key=lambda entry: entry.size)
         ticks = round(pq.read_metadata(pa.BufferReader(self.store.read(largest.name))).num_rows / largest.size * size)
         last = Span.of_date(dates[-1])
-        (symbols,) = self.table("bars_1m", "SELECT count(DISTINCT symbol) AS n FROM bars_1m", last).column("n").to_pylist()
+        (symbols,) = self.table("SELECT count(DISTINCT symbol) AS n FROM bars_1m", last).column("n").to_pylist()
         days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]} ({counted(len(dates), 'date')})"
         of = "" if len(dates) == 1 else " on the last one"
         return f"{days}, {counted(symbols, 'symbol')}{of}, about {counted(_rough(ticks), 'tick')} in {size / 1e6:,.1f} MB"

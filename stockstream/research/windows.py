@@ -35,7 +35,7 @@ def rows(reading: Reading, symbols: Sequence[str], span: Span, source: str | Non
         parts.append(_archived(reading, symbols, span, source))
     for part in missing:
         lateness, revise_s = reading.settings.lateness, reading.settings.revise_s
-        found = windows_from_ticks(lambda sql, of: reading.table("ticks", sql, of), symbols, part, source, lateness=lateness, revise_s=revise_s)
+        found = windows_from_ticks(reading.table, symbols, part, source, lateness=lateness, revise_s=revise_s)
         parts.append(found.append_column("record_offset", found.column("offset")))
     spans = [f"{time_of(part.begin or 0):%Y-%m-%dT%H:%M:%SZ}/{time_of(part.end or 0):%Y-%m-%dT%H:%M:%SZ}" for part in missing]
     return pa.concat_tables(parts), spans

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -97,28 +97,47 @@ class DuckdbEngine:
         self._connection.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def run(self, sql: str, params: Parameters = None, rows: int = BATCH, views: Collection[str] | None = None) -> Result:
+    def run(self, sql: str, params: Parameters = None, rows: int = BATCH) -> Result:
         """The result of one SELECT or EXPLAIN in batches of about `rows`, the first of which is there. Later ones come as they are read.
 
-        `params`: the values of `?` and `$1` by place, or of `$name` by name. `views`: those that the SQL reads; None: all that it names.
+        `params`: the values of `?` and `$1` by place, or of `$name` by name.
         Raises `SqlError`, of it `QueryTooLong`; `ArchiveError` where the archive cannot be read, of it `ArchiveChanged`; and KeyboardInterrupt after Ctrl-C,
         which ends the query.
         """
-        self._release()
         statement = checked(self._views, sql)
-        areas = sorted({VIEWS[name].area for name in (statement.tables & set(VIEWS) if views is None else views)})
+        areas = sorted({VIEWS[name].area for name in statement.tables & set(VIEWS)})
+        again = None if statement.reads_files else lambda: self.run(sql, params, rows)
+        return self._result(lambda: sql, areas, again, params, rows)
+
+    def stored(self, area: str, columns: Sequence[str], where: str = "") -> Result:
+        """These columns of the rows of an area that count as they are stored: all revisions, also with the columns of the folders. `where` begins with AND.
+
+        Raises as `run` does.
+        """
+        names = ", ".join(f'"{name}"' for name in columns)
+
+        def sql() -> str:
+            return f"SELECT {names} FROM ({self._stored_rows(area, self._listings[area])}) WHERE true{where}"
+
+        return self._result(sql, [area], lambda: self.stored(area, columns, where))
+
+    def _result(
+        self, sql: Callable[[], str], areas: Sequence[str], again: Callable[[], Result] | None, params: Parameters = None, rows: int = BATCH,
+    ) -> Result:  # fmt: skip
+        """The result of SQL that reads these areas, made for each attempt. `again` runs it once more; None: the SQL names objects by itself."""
+        self._release()
         for area in areas:
             self._listing(area, FRESH_S)
-        read = areas if not statement.reads_files else sorted({*areas, *self._listings})
+        read = areas if again is not None else sorted({*areas, *self._listings})
         waiting = Waiting(self._connection.interrupt, self.waited, self.limits.timeout_s)
         for _ in range(ATTEMPTS):
             try:
-                reader, first = waiting.run(lambda: self._start(sql, params, rows))
+                reader, first = waiting.run(lambda: self._start(sql(), params, rows))
                 break
             except _FAILURES as error:
                 if not (self._reads_differing(error, areas) or self._has_changed(error, read)):
                     raise self._failure(error, read) from error
-                if statement.reads_files:                                # this SQL names objects
+                if again is None:
                     raise self._changed() from error
         else:
             raise self._changed()
@@ -134,14 +153,7 @@ class DuckdbEngine:
                         raise self._changed() from error
                     raise self._failure(error, read) from error
 
-        again = None if statement.reads_files else lambda: self.run(sql, params, rows, views)
-        return Result(reader.schema, batches(), self._notices(sql, areas, nothing=first is None), self._release, again)
-
-    def stored(self, area: str) -> str:
-        """A SELECT of the rows of an area that count as they are stored: all revisions, with all columns and those of the folders. For use at once: `run`
-        raises `ArchiveChanged` if a compaction has replaced one of its objects."""
-        listing = self._listing(area, FRESH_S)
-        return stored_rows(area, self._place.paths(listing.entries), differs=listing.differs)
+        return Result(reader.schema, batches(), self._notices(sql(), areas, nothing=first is None), self._release, again)
 
     def progress(self) -> float:
         """The share of the running query that is done, 0 to 1, as DuckDB estimates it; below 0 if it does not know."""
@@ -181,8 +193,11 @@ class DuckdbEngine:
     def _changed(self) -> ArchiveChanged:
         return ArchiveChanged(f"{self.store.url}: a compaction replaced objects while they were read; run the query again")
 
+    def _stored_rows(self, area: str, listing: Listing) -> str:
+        return stored_rows(area, self._place.paths(listing.entries), differs=listing.differs)
+
     def _create_views(self, area: str, listing: Listing) -> None:
-        stored = stored_rows(area, self._place.paths(listing.entries), differs=listing.differs)
+        stored = self._stored_rows(area, listing)
         for view in VIEWS.values():
             if view.area == area:
                 self._views.execute(f"CREATE OR REPLACE VIEW {view.name} AS {view_sql(view, stored, listing.entries)}")

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +23,14 @@ from stockstream.errors import ArchiveError, SettingsError, StockstreamError
 from stockstream.records import CORRECTION, TICKS_SCHEMA, Repair
 from stockstream.research import Archive
 from stockstream.research.archive import UnknownSymbol
+from stockstream.research.frames import in_utc
 from stockstream.sinks.archive.chain import Chain
 from stockstream.sinks.archive.repaired import Bar, write
 from stockstream.sinks.stores import FileStore
+from stockstream.sql.errors import ArchiveChanged
 from tests.archives import Record, append
 from tests.recorded_markets import BEGIN_S, SYMBOLS, Recorded, record
+from tests.unit.sql.archives import write_rows
 
 T0 = 1_760_000_400_000      # 2025-10-09 09:00
 
@@ -293,6 +297,33 @@ def test_importing_it_loads_nothing_that_is_slow() -> None:
     program = "import sys, stockstream.research; print(*sorted(sys.modules))"
     loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
     assert loaded & {"pandas", "duckdb", "faust", "mode", "aiokafka", "boto3", "botocore", "pydantic", "matplotlib", "xgboost"} == set()
+
+
+@pytest.mark.parametrize("read", [
+    lambda archive: archive.ticks("A", "2025-10-09"), lambda archive: archive.windows("A", "2025-10-09", computed=False),
+])  # fmt: skip
+def test_what_a_compaction_replaces_while_it_is_read_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Archive], Any]) -> None:
+    place = {"symbol": "A", "source": "x", "partition": 0, "log": "log1"}
+    paths = [
+        write_rows(tmp_path, "ticks", "date=2025-10-09/hour=09", [{**place, "event_time": T0, "price": 1.0, "offset": 0, "index": 0}]),
+        write_rows(tmp_path, "windows", "date=2025-10-09/hour=09", [{**place, "second": T0 // 1000, "close": 1.0, "offset": 0, "revised": False,
+                                                                     "time": T0, "record_offset": 0}]),
+    ]  # fmt: skip
+    archive = Archive(tmp_path)
+    before, runs = read(archive), 0
+
+    def replaced(batch: pa.RecordBatch) -> pa.RecordBatch:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            for path in paths:
+                path.rename(path.with_name(path.name.replace("-00000-", "-00001-")))
+            raise ArchiveChanged("replaced")
+        return in_utc(batch)
+
+    monkeypatch.setattr("stockstream.research.reading.in_utc", replaced)
+    pd.testing.assert_frame_equal(read(archive), before)
+    assert runs == 2 and len(before) == 1
 
 
 def test_only_the_dates_of_a_span_are_read(recorded: Recorded, tmp_path: Path, archive: Archive) -> None:

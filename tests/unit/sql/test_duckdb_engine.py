@@ -94,7 +94,7 @@ def test_only_the_dates_of_the_engine_are_read(engine: DuckdbEngine, tmp_path: P
     day = datetime(2025, 10, 11, tzinfo=UTC).date()
     with DuckdbEngine(FileStore(tmp_path), day, day) as bound:
         assert bound.run("SELECT count(*) FROM ticks WHERE price > $least", {"least": 100}).fetch() == ([(2,)], False)
-        assert bound.run(f"SELECT count(*) FROM ({bound.stored('ticks')})", views=[]).fetch() == ([(3,)], False)
+        assert len(list(bound.stored("ticks", ["offset"]).rows())) == 3
 
 
 def test_the_newest_revision_of_a_second_counts_once(tmp_path: Path) -> None:
@@ -133,11 +133,19 @@ def test_an_object_that_is_replaced_while_rows_come_is_read_anew_or_an_error(tmp
 
 
 def test_sql_that_names_objects_itself_is_not_repeated(engine: DuckdbEngine, tmp_path: Path) -> None:
-    sql = f"SELECT count(*) FROM ({engine.stored('ticks')})"
     (path,) = (tmp_path / "processed").rglob("*.parquet")
+    assert engine.run("SELECT count(*) FROM ticks").fetch() == ([(10,)], False)
     path.unlink()
     with pytest.raises(ArchiveChanged):
-        engine.run(sql, views=[])
+        engine.run(f"SELECT count(*) FROM read_parquet('{path}')")
+
+
+def test_stored_rows_are_read_anew_if_an_object_is_replaced(engine: DuckdbEngine, tmp_path: Path) -> None:
+    assert engine.dates("ticks") == ["2025-10-09"]
+    (path,) = (tmp_path / "processed").rglob("*.parquet")
+    path.unlink()
+    write_rows(tmp_path, "ticks", HOUR, ticks(10), 1)
+    assert sorted(engine.stored("ticks", ["offset"], " AND price < 3").rows()) == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -159,6 +167,8 @@ def test_objects_of_an_earlier_release_are_found_by_the_error(tmp_path: Path, mo
     monkeypatch.setattr(duckdb_engine, "differ", lambda *_: False)
     with connect(tmp_path) as engine:
         assert engine.run("SELECT count(trade_id), count(*) FROM ticks").fetch() == ([(0, 3)], False)
+    with connect(tmp_path) as engine:
+        assert list(engine.stored("ticks", ["trade_id"]).rows()) == [(None,)] * 3
 
 
 def test_a_time_limit_ends_a_query(tmp_path: Path) -> None:
