@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import duckdb
 
 from stockstream.sinks.archive.compactions import compaction_of_data
-from stockstream.sinks.archive.layout import LOG_OF_RAW, REPAIRS
+from stockstream.sinks.archive.layout import LOG_OF_RAW, OF_A_RECORD, REPAIRS
 from stockstream.sinks.entries import Entry
 from stockstream.sinks.s3 import S3Store
 from stockstream.sinks.stores import FileStore
@@ -89,7 +89,7 @@ def stored_rows(area: str, paths: Sequence[str], *, differs: bool) -> str:
     types = ", ".join(f"'{column}': {kind}" for column, kind in folders.items())
     options = f"hive_partitioning=true, hive_types={{{types}}}"
     if area == "raw":
-        return f"SELECT *, regexp_extract(filename, '{LOG_OF_RAW}', 1) AS log FROM {_lines(at)}, filename=true, {options})"
+        return f"SELECT *, regexp_extract(filename, '{LOG_OF_RAW}', 1) AS log FROM {_lines(at)}, filename=true, {options}) WHERE {OF_A_RECORD}"
     if differs:
         return f"SELECT * FROM read_parquet({at}, union_by_name=true, {options}) UNION ALL BY NAME SELECT {_nulls(columns)} WHERE false"
     return f"SELECT * FROM read_parquet({at}, {options})"

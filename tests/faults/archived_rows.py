@@ -51,7 +51,8 @@ def archived_topics(root: Path, published: Mapping[str, Mapping[Key, object]], i
 
 class _Line(msgspec.Struct):
     partition: int
-    offset: int
+    offset: int | None = None
+    """None: the one line of an object without records."""
     value: str | None = None
     value_base64: str | None = None
 
@@ -67,6 +68,8 @@ def archived_records(root: Path, want: Mapping[Key, RawRecord]) -> tuple[Counter
             text = stream.read()
         for line in text.splitlines():
             item = decoder.decode(line)
+            if item.offset is None:
+                continue
             key = (log, item.partition, item.offset)
             got[key] += 1
             value = base64.b64decode(item.value_base64) if item.value_base64 is not None else (item.value or "").encode()

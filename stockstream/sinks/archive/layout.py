@@ -15,6 +15,8 @@ _NAME = re.compile(r"(?P<area>raw|processed/[a-z0-9_]+)/(?P<folder>date=\d{4}-\d
                    r"(?P<log>[A-Za-z0-9._-]+)-(?P<partition>\d{5})-(?P<first>\d{20})\.(?:jsonl\.zst|parquet)")  # fmt: skip
 LOG_OF_RAW = r"([A-Za-z0-9._-]+)-\d{5}-\d{20}\.jsonl\.zst$"
 """Finds the log id in the name of a raw object, in SQL."""
+OF_A_RECORD = '"offset" IS NOT NULL'
+"""In SQL: whether a line of a raw object is a record's. The one line of an object without records is not."""
 REPAIRS = "repairs."
 """Begins the place of the log id in the names of objects of repaired bars; the Kafka time of the first record follows, epoch ms in hexadecimal."""
 CHAIN_FOLDER = re.compile(r"[A-Za-z0-9._-]+-\d{5}")

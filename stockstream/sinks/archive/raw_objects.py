@@ -1,8 +1,13 @@
-"""Raw objects: JSON lines in zstd, with a trailer that describes the offsets they account for."""
+"""Raw objects: JSON lines in zstd. The last line also has a trailer, `object`, which describes the offsets that the object accounts for.
+
+An object is one zstd frame. Its last block is stored, not compressed, and holds the trailer, so that it can be read from the object's end alone. In objects of
+earlier releases the trailer is a frame of its own that zstd readers skip (docs/decisions/0019).
+"""
 
 from __future__ import annotations
 
 import base64
+import re
 import struct
 import zlib
 from bisect import bisect_right
@@ -18,14 +23,22 @@ from msgspec import UNSET, UnsetType
 
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.layout import HOUR_MS
+from stockstream.sinks.archive.sealing import changed
 from stockstream.sinks.stores import Store
 
+VERSION = 2
 ZSTD_LEVEL = 1
 """Level 3 costs 1.4 times the time for 4 % less on ticks in JSON."""
-TRAILER_MAGIC = 0x184D2A5C
-"""One of zstd's sixteen numbers for a frame that readers skip."""
-TRAILER_MARK = b"stockstream-1"
 TAIL_BYTES = 8_192
+STORED_BYTES = 8_000
+"""At most so much of a trailer is stored; what comes before it (holes, if they are many) is compressed."""
+_TRAILER = b',"object":'
+_BEGIN = _TRAILER + b'{"log":'
+"""Where the trailer begins. No value contains it: quotes in a string are escaped."""
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{8})"\}\}\n$')
+_FRAME_MAGIC = 0x184D2A5C
+"""Earlier releases: one of zstd's sixteen numbers for a frame that readers skip."""
+_FRAME_MARK = b"stockstream-1"
 
 
 class RawRecord(Protocol):
@@ -72,8 +85,8 @@ class CleanSettings(msgspec.Struct, frozen=True):
 class Extent(msgspec.Struct, frozen=True):
     """The trailer of a raw object: it accounts for offsets `first` to `last`, of which `holes` (ranges, both ends included) have no record.
 
-    `bytes` and `crc32` are of the lines; `object_crc32` is of their zstd frame and of this trailer without it. Objects of earlier releases have neither
-    this one nor `settings`.
+    `bytes` and `crc32` are of the lines without this trailer; `checksum`, always the last field, is the CRC-32 of all bytes of the object before it. Objects
+    of version 1 have no `checksum`, but `object_crc32`: of the lines' zstd frame and of the trailer without it. The oldest lack it, and `settings`.
     """
 
     log: str
@@ -89,6 +102,7 @@ class Extent(msgspec.Struct, frozen=True):
     version: int = 1
     settings: CleanSettings | UnsetType = UNSET
     object_crc32: int | UnsetType = UNSET
+    checksum: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +216,7 @@ def through(piece: Piece, offset: int) -> Piece | None:
 
 
 def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece], settings: CleanSettings | None = None) -> tuple[Extent, bytes]:
-    """Encodes a raw object: one zstd frame of JSON lines, then the trailer. The pieces are contiguous."""
+    """Encodes a raw object. The pieces are contiguous."""
     data = b"".join(piece.data for piece in pieces)
     offsets = np.concatenate([np.asarray(piece.offsets, np.int64) for piece in pieces])
     first, last = pieces[0].start, int(offsets[-1])
@@ -210,32 +224,31 @@ def raw_object(log: str, partition: int, previous: str, pieces: Sequence[Piece],
     at = np.flatnonzero(offsets - before > 1)
     holes = tuple((int(before[i]) + 1, int(offsets[i]) - 1) for i in at)
     end = data.rfind(b"\n", 0, -1) + 1
-    extent = Extent(log, partition, first, last, len(offsets), previous, holes, len(data), zlib.crc32(data), Tail(last, zlib.crc32(data[end:])))
+    extent = Extent(log, partition, first, last, len(offsets), previous, holes, len(data), zlib.crc32(data), Tail(last, zlib.crc32(data[end:])), VERSION)
     if settings is not None:
         extent = msgspec.structs.replace(extent, settings=settings)
     return _packed(extent, data)
 
 
 def hole_object(log: str, partition: int, previous: str, first: int, last: int, tail: Tail | None) -> tuple[Extent, bytes]:
-    """Encodes an object without lines: Kafka had no record from `first` to `last`."""
-    extent = Extent(log, partition, first, last, 0, previous, ((first, last),), 0, 0, tail)
+    """Encodes an object without records: Kafka had none from `first` to `last`. Its one line has no offset."""
+    extent = Extent(log, partition, first, last, 0, previous, ((first, last),), 0, 0, tail, VERSION)
     return _packed(extent, b"")
 
 
 def _packed(extent: Extent, data: bytes) -> tuple[Extent, bytes]:
-    frame = bytes(cramjam.zstd.compress(data, level=ZSTD_LEVEL))
-    extent = msgspec.structs.replace(extent, object_crc32=_object_crc32(frame, extent))
-    return extent, frame + _trailer(extent)
-
-
-def _object_crc32(frame: bytes, extent: Extent) -> int:
-    return zlib.crc32(encode_json(msgspec.structs.replace(extent, object_crc32=UNSET)), zlib.crc32(frame))
-
-
-def _trailer(extent: Extent) -> bytes:
-    payload = encode_json(extent)
-    payload += struct.pack("<I", len(payload)) + TRAILER_MARK
-    return struct.pack("<II", TRAILER_MAGIC, len(payload)) + payload
+    extent = msgspec.structs.replace(extent, checksum="00000000")
+    trailer = _TRAILER + encode_json(extent) + b"}\n"
+    cut = max(0, len(trailer) - STORED_BYTES)
+    stored = trailer[cut:]
+    frame = cramjam.zstd.Compressor(level=ZSTD_LEVEL)
+    frame.compress((data[:-2] or b'{"partition":%d' % extent.partition) + trailer[:cut])
+    last_block = struct.pack("<I", len(stored) << 3 | 1)[:3]             # RFC 8878, 3.1.1.2: the size, the type 0 of what is stored, and that it is the last
+    packed = bytes(frame.flush()) + last_block + stored
+    end = _CHECKSUM.search(stored)
+    assert end is not None
+    checksum = f"{zlib.crc32(packed[: end.start() - len(stored)]):08x}"
+    return msgspec.structs.replace(extent, checksum=checksum), packed[: end.start() - len(stored)] + b',"checksum":"%b"}}\n' % checksum.encode()
 
 
 class NoTrailer(ArchiveError):
@@ -245,25 +258,67 @@ class NoTrailer(ArchiveError):
 def read_extent(store: Store, name: str) -> Extent:
     """Reads an object's trailer. Raises `NoTrailer` if it has none, `ArchiveError` if it is broken, and what the store raises."""
     data = store.read(name, TAIL_BYTES)
-    size = _payload_size(name, data)
-    if size > len(data):
-        data = store.read(name, size)
-    return _extent(name, data)
-
-
-def _payload_size(name: str, data: bytes) -> int:
-    mark = len(TRAILER_MARK)
-    if len(data) < mark + 4 or data[-mark:] != TRAILER_MARK:
+    if data.endswith(_FRAME_MARK):
+        size = _frame_size(data)
+        return _decoded(name, _of_frame(data if size <= len(data) else store.read(name, size)))
+    if _CHECKSUM.search(data) is None:
         raise NoTrailer(f"{name} is not a raw object of stockstream: it has no trailer")
-    return int(struct.unpack("<I", data[-mark - 4 : -mark])[0]) + 4 + mark
+    at = data.rfind(_BEGIN)
+    if at < 0:                                                           # it has many holes, which are compressed
+        return _divided(name, _decompressed(name, store.read(name)))[0]
+    return _decoded(name, data[at + len(_TRAILER) : -2])
 
 
-def _extent(name: str, data: bytes) -> Extent:
-    size = _payload_size(name, data)
+def _decoded(name: str, trailer: bytes) -> Extent:
     try:
-        return _decode_extent(data[len(data) - size : len(data) - 4 - len(TRAILER_MARK)])
+        return _decode_extent(trailer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} has a broken trailer: {error}") from error
+
+
+def _decompressed(name: str, packed: bytes) -> bytes:
+    try:
+        return bytes(cramjam.zstd.decompress(packed))
+    except cramjam.DecompressionError as error:
+        raise ArchiveError(f"{name} cannot be read: {error}") from error
+
+
+def _divided(name: str, text: bytes) -> tuple[Extent, bytes]:
+    """The trailer, and the lines without it."""
+    at = text.rfind(_BEGIN)
+    if at < 0:
+        raise NoTrailer(f"{name} is not a raw object of stockstream: it has no trailer")
+    extent = _decoded(name, text[at + len(_TRAILER) : -2])
+    return extent, text[:at] + b"}\n" if extent.count else b""
+
+
+# Trailers in a frame of their own: JSON, its size and a mark
+
+
+def _frame_size(data: bytes) -> int:
+    """The size of the frame's content."""
+    mark = len(_FRAME_MARK)
+    return int(struct.unpack("<I", data[-mark - 4 : -mark])[0]) + 4 + mark if len(data) >= mark + 4 else 0
+
+
+def _of_frame(data: bytes) -> bytes:
+    """The JSON in the frame that ends here."""
+    return data[max(0, len(data) - _frame_size(data)) : len(data) - 4 - len(_FRAME_MARK)]
+
+
+def _read_version_1(name: str, packed: bytes) -> tuple[Extent, bytes]:
+    extent = _decoded(name, _of_frame(packed))
+    payload = encode_json(extent)
+    payload += struct.pack("<I", len(payload)) + _FRAME_MARK
+    trailer = struct.pack("<II", _FRAME_MAGIC, len(payload)) + payload
+    frame = packed[: -len(trailer)]
+    checksum = zlib.crc32(encode_json(msgspec.structs.replace(extent, object_crc32=UNSET)), zlib.crc32(frame))
+    if frame + trailer != packed or extent.object_crc32 not in (UNSET, checksum):
+        raise changed(name)
+    return extent, _decompressed(name, frame)
+
+
+# Objects
 
 
 def read_raw_object(store: Store, name: str) -> tuple[Extent, list[Line]]:
@@ -278,15 +333,15 @@ def read_raw_parts(store: Store, name: str, part_bytes: int = 0) -> tuple[Extent
     Raises `ArchiveError` if they do not agree, or a byte has changed: here, or at a line that is another one than it should be.
     """
     packed = store.read(name)
-    extent = _extent(name, packed)
-    trailer = _trailer(extent)
-    frame = packed[: -len(trailer)]
-    if frame + trailer != packed or extent.object_crc32 not in (UNSET, _object_crc32(frame, extent)):
-        raise ArchiveError(f"{name} does not match its checksum: bytes of it have changed")
-    try:
-        data = bytes(cramjam.zstd.decompress(frame))
-    except cramjam.DecompressionError as error:
-        raise ArchiveError(f"{name} cannot be read: {error}") from error
+    if packed.endswith(_FRAME_MARK):
+        extent, data = _read_version_1(name, packed)
+    else:
+        end = _CHECKSUM.search(packed, max(0, len(packed) - TAIL_BYTES))
+        if end is None:
+            raise NoTrailer(f"{name} is not a raw object of stockstream: it has no trailer")
+        if int(end[1], 16) != zlib.crc32(packed[: end.start()]):
+            raise changed(name)
+        extent, data = _divided(name, _decompressed(name, packed))
     if (len(data), zlib.crc32(data), data.count(b"\n")) != (extent.bytes, extent.crc32, extent.count):
         raise ArchiveError(f"{name}: its lines do not match its trailer (bytes, checksum or count differ)")
     return extent, _parts(name, extent, data, part_bytes or len(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stockstream.sinks.archive.layout import LOG_OF_RAW
+from stockstream.sinks.archive.layout import LOG_OF_RAW, OF_A_RECORD
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sql.athena.tables import COMPACTIONS, Catalog
 from stockstream.sql.views import VIEWS, folder_columns, stored_columns
@@ -31,7 +31,7 @@ def stored_sql(area: str) -> str:
     """
     columns = [f'"{name}"' for name in (*stored_columns(area), *folder_columns(area))]
     if area == "raw":
-        return f"""SELECT {', '.join(columns)}, regexp_extract("$path", {quoted(LOG_OF_RAW)}, 1) AS log\nFROM raw_objects"""
+        return f"""SELECT {', '.join(columns)}, regexp_extract("$path", {quoted(LOG_OF_RAW)}, 1) AS log\nFROM raw_objects\nWHERE {OF_A_RECORD}"""
     place = "offset" if area == "ticks" else "record_offset"
     hour = "AND c.hour = o.hour" if "hour" in folder_columns(area) else "AND c.hour = -1"
     return "\n".join([
