@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
+from itertools import chain
 
 import click
 
 from stockstream.console import archive_option
 from stockstream.sinks.archive.compacting import Result, compact
+from stockstream.sinks.archive.topics.packing import pack_positions
 from stockstream.sinks.stores import archive_place, open_archive
 from stockstream.wording import counted
 
@@ -66,7 +68,8 @@ def command(
         os.nice(BACKGROUND)
     store = open_archive(archive_place(archive))
     results = []
-    for result in compact(store, None if everything else datetime.now(UTC), *_dates(day, begin, end), dry=dry):
+    now, dates = None if everything else datetime.now(UTC), _dates(day, begin, end)
+    for result in chain(compact(store, now, *dates, dry=dry), () if any(dates) else pack_positions(store, now, dry)):
         results.append(result)
         if not as_json and (result.made or result.deleted):
             click.echo(_line(result, dry))

@@ -172,7 +172,7 @@ def compact_folder(store: Store, area: str, folder: str, now: datetime | None) -
                 _create_manifest(store, compaction)
                 found.manifests.add(compaction)
             found.small, replaced = _divided(store, found)
-            _delete(store, [entry.name for _, entry in replaced], result)
+            delete_replaced(store, [entry.name for _, entry in replaced], result)
             taken = [entry for name, entry in sorted(found.due(now), key=lambda one: one[1].name) if entry.name not in broken]
             if len(taken) < 2 or not _compact(store, Compaction(area, folder, _next(found)), taken, result, broken):
                 return result
@@ -225,7 +225,7 @@ def _compact(store: Store, compaction: Compaction, taken: Sequence[Entry], resul
     result.rows += sum(source.range.rows for source in sources)
     result.made += 1
     result.made_bytes += len(data)
-    _delete(store, sorted(names), result)
+    delete_replaced(store, sorted(names), result)
     return True
 
 
@@ -239,7 +239,7 @@ def _read(store: Store, name: str) -> Small | str | None:
         return None if store.size(name) is None else str(error)
 
 
-def _delete(store: Store, names: Sequence[str], result: Result) -> None:
+def delete_replaced(store: Store, names: Sequence[str], result: Result) -> None:
     """Deletes objects that do not count any more. What cannot be deleted stays for the next run, and does no harm."""
 
     def delete(name: str) -> str:

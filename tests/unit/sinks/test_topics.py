@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from stockstream.errors import StockstreamError
+from stockstream.sinks.archive.sealing import seal_json, unseal_json
+from stockstream.sinks.archive.topics import packing
+from stockstream.sinks.archive.topics import positions as positions_module
 from stockstream.sinks.archive.topics.positions import Position, all_positions, newest_positions
 from stockstream.sinks.archive.topics.writer import ArchivedTopic
 from stockstream.sinks.archive.verifying.verification import check
@@ -302,9 +305,14 @@ def test_a_writer_that_was_overtaken_continues_from_the_others_position() -> Non
 
 @pytest.mark.parametrize("seed", some_quick(range(5), 1))
 @pytest.mark.parametrize("topic", ["windows", "predictions", "outcomes", "alerts"])
-def test_writers_without_knowledge_of_each_other_write_every_row_once(topic: str, seed: int) -> None:
-    """Three workers own the partition at the same time; they crash, the store fails and loses answers, Kafka is away at times, and much comes twice."""
+def test_writers_without_knowledge_of_each_other_write_every_row_once(topic: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers own the partition at the same time; they crash, the store fails and loses answers, Kafka is away at times, and much comes twice.
+
+    Positions are packed meanwhile, and what packing deletes some workers create again.
+    """
     chance = random.Random(seed)
+    for module in (positions_module, packing):
+        monkeypatch.setattr(module, "IN_A_PACK", 3)
     store = MemoryStore(seed)
     values: list[bytes] = []
     at = 0
@@ -336,6 +344,9 @@ def test_writers_without_knowledge_of_each_other_write_every_row_once(topic: str
                     await writers[number].step(final=chance.random() < 0.5)
                 if chance.random() < 0.2:
                     writers[number] = writer(sources[number], store, topic)
+                if chance.random() < 0.2:
+                    with suppress(StockstreamError):
+                        list(packing.pack_positions(store, None))
         store.failing = 0.0
         for number, source in enumerate(sources):
             source.records, source.down = whole.records, False
@@ -344,6 +355,7 @@ def test_writers_without_knowledge_of_each_other_write_every_row_once(topic: str
             await writers[number].close()
 
     asyncio.run(main())
+    assert not any(result.faults for result in packing.pack_positions(store, None)) and list(store.list("positions/packed/"))
     assert ids(store, topic) == ids(alone, topic)
     assert len(set(ids(store, topic))) == len(ids(store, topic))
     found = positions(store)
@@ -468,10 +480,10 @@ def test_the_newest_position_is_found_among_many() -> None:
         source.add(*(alert(number) for number in range(2)))
         archive(source, store, "alerts")
         (name,) = store.list("positions/")
-        first = store.objects[name]
+        first = unseal_json(name, store.objects[name])
         for number in range(1, count):
             at = name.replace("/000000/", f"/{number // 1000:06d}/").replace("000000000.json", f"{number:09d}.json")
-            store.objects[at] = first.replace(b'"number":0', f'"number":{number}'.encode())
+            store.objects[at] = seal_json(at, first.replace(b'"number":0', f'"number":{number}'.encode()))
         (newest,) = newest_positions(store, "alerts", 0)
         assert newest.number == count - 1
 
@@ -502,6 +514,9 @@ def test_verify_finds_what_is_missing_changed_or_not_listed() -> None:
          [f"{listed[0]}: there is no position of log predictions.0000, partition 0"]),
         ({written[3]: b"{"}, [f"{written[3]} cannot be read: Input data was truncated"]),
         ({written[2]: whole[written[2]].replace(b'"first":4', b'"first":5')},
+         [f"{written[2]} does not match its checksum: bytes of it have changed",
+          "position 3 of predictions.0000, partition 0: positions 2 to 2 before it are missing", f"{listed[2]}: no position lists it"]),
+        ({written[2]: seal_json(written[2], unseal_json(written[2], whole[written[2]]).replace(b'"first":4', b'"first":5'))},
          ["position 2 of predictions.0000, partition 0: it begins with record 5, but 4 follows the position before",
           f"{listed[2]}: its footer and its position differ: records 4 to 5, 4 rows",
           f"{listed[2]}: it has rows of records 4 to 5, but its position has 5 to 5"]),
