@@ -38,25 +38,25 @@ class Terminal:
 
     def until(self, wanted: str) -> str:
         """What has come through `wanted`, which is taken away."""
-        deadline = time.monotonic() + PATIENCE_S
-        while wanted not in self.text:
-            assert time.monotonic() < deadline, f"no {wanted!r} in {self.text!r}"
+        assert self._came(wanted, time.monotonic() + PATIENCE_S), f"no {wanted!r} in {self.text!r}"
+        before, _, self.text = self.text.partition(wanted)
+        return before + wanted
+
+    def _came(self, wanted: str, deadline: float) -> bool:
+        while wanted not in self.text and time.monotonic() < deadline:
             if select.select([self._end], [], [], 0.1)[0]:
                 try:
                     self.text += os.read(self._end, 65_536).decode(errors="replace")
                 except OSError:
                     assert wanted in self.text, f"it has ended without {wanted!r}: {self.text!r}"
-        before, _, self.text = self.text.partition(wanted)
-        return before + wanted
+        return wanted in self.text
 
     def interrupt(self, wanted: str) -> None:
         """Presses Ctrl-C until an answer comes: readline misses a signal that arrives just before it waits for keys."""
-        deadline = time.monotonic() + PATIENCE_S
-        while wanted not in self.text:
-            assert time.monotonic() < deadline, f"no {wanted!r} in {self.text!r}"
+        for _ in range(4):
             self.type("\x03")
-            if select.select([self._end], [], [], 2)[0]:
-                self.text += os.read(self._end, 65_536).decode(errors="replace")
+            if self._came(wanted, time.monotonic() + PATIENCE_S / 4):       # a second Ctrl-C too early would end what comes next
+                break
         self.until(wanted)
 
     def close(self) -> None:
