@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -30,12 +30,15 @@ APART = {
 """Where one stands again because it cannot be imported."""
 
 
-def assigned(path: Path) -> Iterator[str]:
+@cache
+def assigned(path: Path) -> tuple[str, ...]:
     """Names in capitals that a module assigns."""
+    names: list[str] = []
     for node in ast.parse(path.read_text()).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         for target in targets:
-            yield from (name.id for name in ast.walk(target) if isinstance(name, ast.Name) and name.id.isupper())
+            names += (name.id for name in ast.walk(target) if isinstance(name, ast.Name) and name.id.isupper())
+    return tuple(names)
 
 
 @pytest.mark.parametrize("home", list(HOMES), ids=lambda module: module.__name__.rpartition(".")[2])

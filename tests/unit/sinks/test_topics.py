@@ -19,6 +19,7 @@ from stockstream.sinks.archive.topics.positions import Position, all_positions, 
 from stockstream.sinks.archive.topics.writer import ArchivedTopic
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
+from tests.patience import PATIENCE_S
 from tests.seeds import some_quick
 from tests.unit.sinks.topic_records import (
     HORIZONS,
@@ -44,6 +45,12 @@ from tests.unit.sinks.topic_records import (
 )  # fmt: skip
 
 TOPICS = ["windows", "alerts", "predictions", "outcomes"]
+
+
+@pytest.fixture(autouse=True)
+def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than a worker has while it ends."""
+    monkeypatch.setattr("stockstream.sinks.archive.topics.writer.CLOSE_S", PATIENCE_S)
 
 
 def positions(store: MemoryStore) -> list[Position]:
