@@ -11,7 +11,15 @@ from functools import partial
 from typing import Any
 
 import aiokafka
-from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    ReplicaNotAvailableError,
+    StaleLeaderEpochCodeError,
+)  # fmt: skip
 
 from stockstream.errors import FencedError, StateError
 from stockstream.kafka.client import MAX_BATCH_BYTES
@@ -22,12 +30,21 @@ from stockstream.transport.messages import VERSION_HEADER, Deliveries, Message, 
 
 PIPE_DEPTH = 4
 DELIVERY_S = 30.0
-"""How long a batch is retried until the worker ends itself. A single request has a shorter timeout, so that a frozen broker is abandoned sooner."""
+"""How long a batch is retried until the worker ends itself, from its first failure on. A broker that does not answer at all is waited for longer, with an
+idempotent producer. A single request has a shorter timeout, so that a frozen broker is abandoned sooner."""
 MESSAGE_BYTES = 100
 """An upper bound, in bytes, of the headers of a batch and a record with stockstream's version header."""
 LOST_RECORDS = "the broker has lost confirmed records, as after an unclean leader election, or the topic was deleted and created again"
 LEAST_OFFSET_HEADER = "least-offset"
+ROOM_POLL_S = 0.05
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
+RETRIABLE_TOO = (CorruptRecordException, ReplicaNotAvailableError, StaleLeaderEpochCodeError)
+"""Kafka's protocol calls these retriable, and aiokafka does not: a batch damaged on its way, a replica that is not there yet, a network error (13)."""
+
+
+def retriable(error: BaseException) -> bool:
+    """Whether the same request can succeed later. Not a fence, a refusal, or an error that only a new producer can end."""
+    return bool(getattr(error, "retriable", False)) or isinstance(error, RETRIABLE_TOO)
 
 
 class Sender:
@@ -61,7 +78,8 @@ class Sender:
     async def send(self, out: Outgoing) -> list[asyncio.Future[Any]]:
         """Hands the messages to the producer in order; more than two go as batches. Returns one future per message or batch.
 
-        Raises `FencedError` if the worker is ending, `StateError` if a state record is too large, and `KafkaTimeoutError` after DELIVERY_S without room.
+        Raises `FencedError` if the worker is ending, `StateError` if a state record is too large, a `KafkaError` that is not retriable, and after DELIVERY_S
+        without room one that is.
         """
         producer = self._producer()
         if any(len(message.value) > MAX_BATCH_BYTES // 2 for message in out.messages):
@@ -130,15 +148,16 @@ class Sender:
         self._aside.add(out.topic, out.partition, -1, "send", "too large", what)
 
     async def _room(self, hand: Callable[[], Awaitable[asyncio.Future[Any]]]) -> asyncio.Future[Any]:
-        """Waits up to DELIVERY_S for room in the producer's buffer; aiokafka itself gives up after one request timeout."""
+        """Waits up to DELIVERY_S for room in the producer's buffer, and for metadata of the topic; aiokafka itself gives up after one request timeout."""
         deadline = time.monotonic() + DELIVERY_S
         while True:
             self._fence.check()
             try:
                 return await hand()
-            except KafkaTimeoutError:
-                if time.monotonic() >= deadline:
+            except KafkaError as error:
+                if time.monotonic() >= deadline or not (retriable(error) or isinstance(error, KafkaTimeoutError)):
                     raise
+            await asyncio.sleep(ROOM_POLL_S)
 
     async def _hand_over(self, producer: aiokafka.AIOKafkaProducer, out: Outgoing) -> Deliveries:
         if len(out.messages) <= 2:

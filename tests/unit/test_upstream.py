@@ -54,6 +54,7 @@ from stockstream.transport.consumer import Consumer, Flow
 from stockstream.transport.fence import Fence
 from stockstream.transport.fetching import FETCH_MAX_WAIT_MS, ConsumerThread, Fetched, _FetchResults, offsets_of
 from stockstream.transport.messages import Chunk
+from stockstream.transport.patches import Batch, Produce
 from stockstream.transport.producer import Producer
 from stockstream.transport.sending import DELIVERY_S
 from stockstream.web.tail import _KafkaConsumer
@@ -667,6 +668,17 @@ async def test_a_batch_is_tried_for_longer_than_a_request(app: App) -> None:
     assert made._message_accumulator._batch_ttl == DELIVERY_S
     assert "MessageBatch(tp, builder, self._batch_ttl," in source(MessageAccumulator)
     made._closed = True
+
+
+async def test_a_batch_without_a_leader_is_given_up_by_its_age() -> None:
+    """`transport.patches.Batch` and `Produce._can_retry`: without them a batch that has waited through an outage fails as soon as the broker is back."""
+    drain = source(MessageAccumulator.drain_by_nodes)
+    assert in_order(drain, "if leader is None or leader == -1:", "if self._batches[tp][0].expired():", "batch.failure(exception=err)")
+    assert "self._ctime) > self._ttl" in source(Batch.__mro__[1].expired)
+    handler: Any = Produce.__mro__[1]
+    can_retry = source(handler._can_retry)
+    assert in_order(can_retry, "if self._sender._txn_manager is None and batch.expired():", "return False", "return error.retriable")
+    assert source(handler).count("self._can_retry(") == 2
 
 
 async def test_a_producer_tells_by_its_senders_task_that_it_has_ended(app: App) -> None:
