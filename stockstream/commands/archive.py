@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,14 +12,12 @@ import click
 from stockstream.console import archive_option
 from stockstream.errors import SettingsError
 from stockstream.sinks.archive.chain import Chain
-from stockstream.sinks.archive.compacted_object import count_rows
-from stockstream.sinks.archive.compactions import MANIFESTS
-from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.layout import parse_name
 from stockstream.sinks.archive.processed import unprocessed
-from stockstream.sinks.archive.retention import Rules, date_of, plan, record_rules, retain, today
+from stockstream.sinks.archive.retention import Rules, plan, record_rules, retain, rules, today
+from stockstream.sinks.archive.usage import usage
 from stockstream.sinks.s3 import S3Store
-from stockstream.sinks.stores import CALLS_AT_ONCE, Store, archive_place, open_archive
+from stockstream.sinks.stores import Store, archive_place, open_archive
 from stockstream.wording import counted
 
 _RAW_DAYS = click.option("--raw-days", type=click.IntRange(min=1), metavar="N", help="Keep raw objects of the last N days.  [default: all]")
@@ -34,39 +30,7 @@ def command() -> None:
     pass
 
 
-@dataclass(slots=True)
-class Usage:
-    """The objects of one area and date. `per_tick`: their bytes by the number of accepted ticks of the date; None if there are none."""
-
-    date: str
-    area: str
-    objects: int = 0
-    bytes: int = 0
-    per_tick: float | None = None
-
-
-def usage(store: Store) -> tuple[list[Usage], dict[str, int]]:
-    """The objects of each date and area, and the number of ticks of each date."""
-    found: dict[tuple[str, str], Usage] = {}
-    for prefix in ("raw/", "processed/", MANIFESTS):
-        for entry in store.entries(prefix):
-            day = date_of(entry.name)
-            if day is not None:
-                area = entry.name.split("/")[1 if prefix == "processed/" else 0]
-                one = found.setdefault((str(day), area), Usage(str(day), area))
-                one.objects += 1
-                one.bytes += entry.size
-    ticks: dict[str, int] = defaultdict(int)
-    names = [entry.name for entry in current(store, "ticks")]
-    with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
-        for name, rows in zip(names, pool.map(lambda name: count_rows(store, name), names), strict=True):
-            ticks[str(date_of(name))] += rows
-    for one in found.values():
-        one.per_tick = one.bytes / ticks[one.date] if ticks.get(one.date) else None
-    return [found[key] for key in sorted(found)], dict(ticks)
-
-
-@command.command("report", help="Show how many objects each area has a day, how large they are, and how many bytes that is for each tick.")
+@command.command("report", help="Show how many objects each area has a day, before and after compaction, and how large they are.")
 @archive_option
 @_JSON
 def report(archive: str | None, as_json: bool) -> None:
@@ -78,11 +42,11 @@ def report(archive: str | None, as_json: bool) -> None:
     if not found:
         click.echo(f"{store.url.removeprefix('file://')} holds no archive yet")
         return
-    click.echo(f"{'date':<10}  {'area':<12}  {'objects':>9}  {'MB':>12}  {'average KB':>11}  {'bytes a tick':>12}")
+    click.echo(f"{'date':<10}  {'area':<12}  {'written':>9}  {'objects':>9}  {'MB':>12}  {'average KB':>11}  {'bytes a tick':>12}")
     for one in found:
         share = "" if one.per_tick is None else f"{one.per_tick:,.1f}"
         average = one.bytes / one.objects / 1e3
-        click.echo(f"{one.date:<10}  {one.area:<12}  {one.objects:>9,}  {one.bytes / 1e6:>12,.1f}  {average:>11,.1f}  {share:>12}".rstrip())
+        click.echo(f"{one.date:<10}  {one.area:<12}  {one.written:>9,}  {one.objects:>9,}  {one.bytes / 1e6:>12,.1f}  {average:>11,.1f}  {share:>12}".rstrip())
     objects, size = sum(one.objects for one in found), sum(one.bytes for one in found)
     click.echo(f"{counted(objects, 'object')}, {size / 1e6:,.1f} MB, {counted(sum(ticks.values()), 'tick')}")
 
@@ -133,33 +97,45 @@ def _processed_through(store: Store, log: str, partition: int) -> int:
     return oldest.first - 1 if oldest else chain.end
 
 
-def lifecycle_rules(store: S3Store, raw_days: int | None, processed_days: int | None) -> list[dict[str, Any]]:
+def lifecycle_rules(store: S3Store, processed_days: int) -> list[dict[str, Any]]:
     """The bucket's rules for this archive. Manifests end a day before the objects that they name: without these they would stop readers."""
-    days = {"raw": raw_days, "compactions": processed_days, "processed": None if processed_days is None else processed_days + 1}
     return [
         {"ID": f"stockstream {store.prefix}{area}", "Status": "Enabled", "Filter": {"Prefix": f"{store.prefix}{area}/"}, "Expiration": {"Days": number}}
-        for area, number in days.items() if number is not None
-    ]  # fmt: skip
+        for area, number in (("compactions", processed_days), ("processed", processed_days + 1))
+    ]
 
 
-@command.command("lifecycle", help="Let the bucket delete objects that are older than these days, by its lifecycle rules. Its other rules stay.")
+NO_RAW_RULE = (
+    "a bucket's rules delete by age alone: they would also delete the newest raw object of an idle partition, which shows where the archive continues, and "
+    "raw records that are not processed yet. Run `stockstream archive retain --raw-days {} --yes` each day instead"
+)
+
+
+@command.command("lifecycle", help="Let the bucket delete processed objects that are older than these days, by its lifecycle rules. Its other rules stay.")
 @archive_option
-@_RAW_DAYS
+@click.option("--raw-days", type=click.IntRange(min=1), metavar="N", hidden=True)
 @_PROCESSED_DAYS
 @click.option("--print", "only_print", is_flag=True, help="Print the rules, and change nothing.")
 def lifecycle(archive: str | None, raw_days: int | None, processed_days: int | None, only_print: bool) -> None:
-    _require_days(raw_days, processed_days)
+    if raw_days is not None:
+        raise click.UsageError(NO_RAW_RULE.format(raw_days))
+    if processed_days is None:
+        raise click.UsageError("give --processed-days")
     url = archive_place(archive)
     store = open_archive(url)
     if not isinstance(store, S3Store):
         raise SettingsError(f"{url} is a folder, which has no lifecycle rules: run `stockstream archive retain` there from time to time")
-    made = lifecycle_rules(store, raw_days, processed_days)
+    made = lifecycle_rules(store, processed_days)
     if only_print:
         click.echo(json.dumps({"Rules": made}, indent=2))
         return
-    mine = f"stockstream {store.prefix}"
-    others = [rule for rule in store.lifecycle() if rule.get("ID") not in {f"{mine}{area}" for area in ("raw", "processed", "compactions")}]
-    record_rules(store, Rules(raw_days, processed_days), datetime.now(UTC))
-    store.set_lifecycle([*others, *made])
+    found = store.lifecycle()
+    earlier = f"stockstream {store.prefix}raw"                           # of a release that made one
+    mine = {earlier, *(rule["ID"] for rule in made)}
+    record_rules(store, Rules(rules(store).raw_days, processed_days), datetime.now(UTC))
+    store.set_lifecycle([*(rule for rule in found if rule.get("ID") not in mine), *made])
+    if any(rule.get("ID") == earlier for rule in found):
+        click.echo(f"{store.prefix}raw/: the rule is removed; {NO_RAW_RULE.format('N')}")
     for rule in made:
         click.echo(f"{rule['Filter']['Prefix']}: objects are deleted {rule['Expiration']['Days']} days after they were written")
+    click.echo("raw objects are kept: end them by `stockstream archive retain --raw-days N --yes`")

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
 from stockstream.cli import run
-from stockstream.sinks.archive import retention
+from stockstream.sinks.archive import retention, usage
 from stockstream.sinks.archive.chain import Chain, chain_begins
 from stockstream.sinks.archive.compacting import compact
 from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.processed import unprocessed
 from stockstream.sinks.archive.raw_objects import read_extent
 from stockstream.sinks.archive.retention import plan, retain
+from stockstream.sinks.archive.schemas import STORED
+from stockstream.sinks.archive.topics import packing, positions
+from stockstream.sinks.archive.topics.packing import pack_positions
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.memory import MemoryStore
 from stockstream.sinks.stores import FileStore, open_store
 from tests.archives import LOG, archive, copied, day
+from tests.filled_archive import fill
 from tests.standins.s3 import s3_server
+from tests.unit.sinks.topic_records import Topic, alert
+from tests.unit.sinks.topic_records import archive as write_topic
 
 DAYS = ("2023-11-14", "2023-11-15")
 TODAY = date(2023, 11, 16)
@@ -54,19 +60,49 @@ def in_folder(store: MemoryStore, root: Path) -> FileStore:
 def test_the_report(two_days: MemoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["archive", "report", "--archive", str(in_folder(two_days, tmp_path).root)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["date", "area", "objects", "MB", "average", "KB", "bytes", "a", "tick"]
-    assert [line.split()[:2] for line in lines[1:-1]] == [
-        [day, area] for day, areas in zip(DAYS, (("bars_1m", "compactions", "raw", "ticks"), ("bars_1m", "raw", "ticks")), strict=True) for area in areas
-    ]
+    assert lines[0].split() == ["date", "area", "written", "objects", "MB", "average", "KB", "bytes", "a", "tick"]
+    areas = (("bars_1m", "compactions", "raw", "ticks"), ("bars_1m", "raw", "ticks"), ("chains",))
+    dates = (*DAYS, str(datetime.now(UTC).date()))                       # entries of chains have no date but that of their writing
+    assert [line.split()[:2] for line in lines[1:-1]] == [[day, area] for day, some in zip(dates, areas, strict=True) for area in some]
     assert run(["archive", "report", "--archive", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(found["ticks"].values()) == sum(chain.ticks for chain in check(two_days).chains)
     for one in found["usage"]:
-        objects = [name for name in two_days.objects if one["date"] in name and one["area"] in name.split("/")[:2]]
+        objects = [name for name in two_days.objects if one["area"] in name.split("/")[:2] and (one["date"] in name or one["area"] == "chains")]
         assert (one["objects"], one["bytes"]) == (len(objects), sum(len(two_days.objects[name]) for name in objects))
-        assert one["per_tick"] == one["bytes"] / found["ticks"][one["date"]]
+        assert one["per_tick"] == (one["bytes"] / found["ticks"][one["date"]] if one["area"] != "chains" else None)
     (tmp_path / "empty").mkdir()
     assert run(["archive", "report", "--archive", str(tmp_path / "empty")]) == 0 and "holds no archive yet" in capsys.readouterr().out
+
+
+def test_the_report_of_all_areas_before_and_after_compaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (positions, packing):
+        monkeypatch.setattr(module, "IN_A_PACK", 3)
+    monkeypatch.setattr(usage, "IN_A_PACK", 3)
+    store = MemoryStore()
+    fill(store)                                                          # objects that compactions replaced are there again
+    source = Topic()
+    for number in range(8):
+        source.add(alert(number))
+        write_topic(source, store, "alerts")
+    before, ticks = usage.usage(store)
+    assert {one.area for one in before} == {*STORED, "raw", "compactions", "positions", "chains"}
+    assert sum(ticks.values()) == sum(chain.ticks for chain in check(store).chains) > 0
+    small = {name for name in store.objects if name.startswith("processed/") and "compacted-" not in name}
+    for area in STORED:
+        of = [one for one in before if one.area == area]
+        there = [name for name in store.objects if name.startswith(f"processed/{area}/")]
+        assert sum(one.written for one in of) == len([name for name in small if name.startswith(f"processed/{area}/")])
+        assert (sum(one.objects for one in of), sum(one.bytes for one in of)) == (len(there), sum(len(store.objects[name]) for name in there))
+    list(compact(store, None))
+    list(pack_positions(store, None))
+    after, _ = usage.usage(store)
+    for one in after:
+        earlier = next((other for other in before if (other.date, other.area) == (one.date, one.area)), None)
+        assert one.area == "compactions" or (earlier is not None and one.written == earlier.written), one
+        assert one.area not in STORED or one.objects <= 2
+        assert one.area != "positions" or (one.written, one.objects) == (8, 2 + 2), "two packs, and the two newest"
+    assert sum(one.objects for one in after) == len(store.objects) < sum(one.objects for one in before)
 
 
 def ended(store: MemoryStore, raw: bool = True, processed: bool = True) -> MemoryStore:
@@ -166,7 +202,7 @@ def test_the_command(two_days: MemoryStore, tmp_path: Path, capsys: pytest.Captu
     assert check(store).faults == []
     assert run(["archive", "retain", *where, "--raw-days", "1", "--processed-days", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 0
-    assert run(["archive", "lifecycle", *where, "--raw-days", "1"]) == 1 and "is a folder, which has no lifecycle rules" in capsys.readouterr().err
+    assert run(["archive", "lifecycle", *where, "--processed-days", "1"]) == 1 and "is a folder, which has no lifecycle rules" in capsys.readouterr().err
 
 
 def test_lifecycle_rules(
@@ -179,14 +215,27 @@ def test_lifecycle_rules(
             store.create(name, data)
         other = {"ID": "others", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 5}}
         server.client.put_bucket_lifecycle_configuration(Bucket="bucket", LifecycleConfiguration={"Rules": [other]})
-        assert run(["archive", "lifecycle", *where, "--raw-days", "1", "--print"]) == 0
-        assert [rule["Filter"]["Prefix"] for rule in json.loads(capsys.readouterr().out)["Rules"]] == ["archive/raw/"]
+        assert run(["archive", "lifecycle", *where, "--processed-days", "1", "--print"]) == 0
+        assert [rule["Filter"]["Prefix"] for rule in json.loads(capsys.readouterr().out)["Rules"]] == ["archive/compactions/", "archive/processed/"]
         for _ in range(2):
-            assert run(["archive", "lifecycle", *where, "--raw-days", "2", "--processed-days", "1"]) == 0
+            assert run(["archive", "lifecycle", *where, "--processed-days", "1"]) == 0
+            assert "raw objects are kept" in capsys.readouterr().out
         rules = server.client.get_bucket_lifecycle_configuration(Bucket="bucket")["Rules"]
-        assert {rule["ID"]: rule["Expiration"]["Days"] for rule in rules} == {
-            "others": 5, "stockstream archive/raw": 2, "stockstream archive/processed": 2, "stockstream archive/compactions": 1,
-        }  # fmt: skip
+        wanted = {"others": 5, "stockstream archive/processed": 2, "stockstream archive/compactions": 1}
+        assert {rule["ID"]: rule["Expiration"]["Days"] for rule in rules} == wanted
+        for name in [name for name in store.list("") if DAYS[0] in name and name.startswith(("processed/", "compactions/"))]:
+            store.delete(name)                                           # as the bucket does
+        assert check(store).faults == []
+        for options in (["--raw-days", "2"], ["--raw-days", "2", "--processed-days", "1"]):
+            assert run(["archive", "lifecycle", *where, *options]) == 2
+            assert "the newest raw object of an idle partition" in (error := capsys.readouterr().err) and "retain --raw-days 2 --yes" in error
+        assert server.client.get_bucket_lifecycle_configuration(Bucket="bucket")["Rules"] == rules
+        # an earlier release had made a rule for raw objects
+        retention.record_rules(store, retention.Rules(2, 1), datetime.now(UTC))
+        earlier = {"ID": "stockstream archive/raw", "Status": "Enabled", "Filter": {"Prefix": "archive/raw/"}, "Expiration": {"Days": 2}}
+        server.client.put_bucket_lifecycle_configuration(Bucket="bucket", LifecycleConfiguration={"Rules": [*rules, earlier]})
+        assert run(["archive", "lifecycle", *where, "--processed-days", "1"]) == 0 and "archive/raw/: the rule is removed" in capsys.readouterr().out
+        assert server.client.get_bucket_lifecycle_configuration(Bucket="bucket")["Rules"] == rules
         for name in [name for name in store.list("") if DAYS[0] in name and not name.startswith("chains/")]:
             store.delete(name)                                           # as the bucket does
         assert check(store).faults == [], list(store.list(""))
