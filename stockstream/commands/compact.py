@@ -31,9 +31,10 @@ def _line(result: Result, dry: bool) -> str:
     if not result.made:
         return f"{where}: {counted(result.deleted, 'replaced object')} {'to delete' if dry else 'deleted'}"
     of = f"{counted(result.replaced, 'object')}, {_megabytes(result.replaced_bytes)}"
-    return f"{where}: {of} to compact" if dry else (
-        f"{where}: {of} -> {counted(result.made, 'object')}, {_megabytes(result.made_bytes)}, {counted(result.rows, 'row')}"
-    )  # fmt: skip
+    if dry:
+        return f"{where}: {of} to compact"
+    rows = f", {counted(result.rows, 'row')}" if result.rows else ""
+    return f"{where}: {of} -> {counted(result.made, 'object')}, {_megabytes(result.made_bytes)}{rows}"
 
 
 def _summary(results: Sequence[Result], dry: bool) -> str:

@@ -17,6 +17,8 @@ from stockstream.sinks.archive import compactor
 from stockstream.sinks.archive.compactions import list_compactions
 from stockstream.sinks.archive.compactor import Compactor, compact_command
 from stockstream.sinks.archive.layout import parse_name
+from stockstream.sinks.archive.raw_objects import Tail
+from stockstream.sinks.archive.topics.positions import Position, State, create_position
 from stockstream.sinks.stores import FileStore, open_store
 from tests.patience import PATIENCE_S
 from tests.standins.s3 import s3_server
@@ -41,6 +43,17 @@ def test_a_line_for_each_folder_a_summary_and_then_nothing_to_do(tmp_path: Path,
     assert lines[1].endswith(" MB, 60 rows") and lines[2].startswith("12 objects (0.1 MB) became 2 (") and lines[2].endswith("; 12 deleted")
     assert run(["compact", "--archive", str(tmp_path), "--all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"archive": f"file://{tmp_path}", "dry_run": False, "folders": [], "faults": []}
+
+
+def test_positions_are_packed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FileStore(tmp_path)
+    for number in range(101):
+        create_position(store, Position("alerts", 0, 0, number, number, number, Tail(number, 1), {}, State(), State(), 1))
+    assert run(["compact", "--archive", str(tmp_path)]) == 0 and "nothing to compact" in capsys.readouterr().out
+    assert run(["compact", "--archive", str(tmp_path), "--all", "--date", "2025-10-09"]) == 0 and "nothing to compact" in capsys.readouterr().out
+    assert run(["compact", "--archive", str(tmp_path), "--all"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "positions alerts-00000/0000: 100 objects, 0.0 MB -> 1 object, 0.0 MB"
+    assert len(list(store.list("positions/"))) == 2
 
 
 def test_wrong_places_and_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
