@@ -18,7 +18,7 @@ from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
 RESULTS = Path(__file__).with_name("results")
-COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "transactions", "machines", "profile")
+COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "transactions", "machines", "profile", "archive-sql")
 
 
 def machine() -> dict[str, Any]:
@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--symbols", type=int, default=125, help="of one partition")
     one.add_argument("--ticks", type=int, default=60_000)
     one.add_argument("--repeat", type=int, default=5)
+    one = commands.add_parser("archive-sql", help="SQL over an archive of one day, its size, and its compaction; without a broker")
+    one.add_argument("--name", default="", help="of the files in benchmarks/results")
+    one.add_argument("--rows", type=int, default=20_000_000)
+    one.add_argument("--symbols", type=int, default=1_000)
+    one.add_argument("--repeat", type=int, default=15, help="of the queries; fewer of what takes longer")
+    one.add_argument("--flush-s", type=int, default=30, help="seconds of an object as it is written")
+    one.add_argument("--quick", dest="small", action="store_true", help="100,000 rows of 50 symbols, three repetitions: shows that it works")
     one = add("profile", "where a worker's time goes")
     one.add_argument("--contender", default="line")
     one.add_argument("--ticks", type=int, default=300_000)
@@ -110,10 +117,13 @@ def main() -> int:
             text, data = run(options.broker, chosen(options.contenders), options.ticks, options.symbols, options.frames, options.repeat, options.timeout)
             write(name, text, data)
         else:
-            from benchmarks import machines, studies, transactions
+            from benchmarks import archive_sql, machines, studies, transactions
 
-            module = {"machines": machines, "transactions": transactions}.get(command, studies)
-            text, data = getattr(module, command)(options)
+            if command == "archive-sql" and options.small:
+                options.rows, options.symbols, options.repeat, options.flush_s = 100_000, 50, 3, 900
+                options.name = options.name or "archive-sql-quick"
+            module = {"machines": machines, "transactions": transactions, "archive-sql": archive_sql}.get(command, studies)
+            text, data = getattr(module, command.replace("-", "_"))(options)
             write(options.name or command, text, data)
     except (StockstreamError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

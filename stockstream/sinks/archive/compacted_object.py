@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cramjam
 import msgspec
@@ -135,18 +136,23 @@ def compacted_object(compaction: Compaction, sources: Sequence[Source], tables: 
     order = _order(table, TIME[compaction.area])
     packed = bytes(cramjam.zstd.compress(encode_json(sources)))
     footer = CompactedFooter(compaction.area, compaction.folder, compaction.number, table.num_rows, packed)
-    ascending = [field.name for field in stored if field.name.endswith(("offset", "_time", "second", "minute")) or field.type == pa.timestamp("ms")]
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, stored.with_metadata({b"stockstream": encode_json(footer), **METADATA}), compression="zstd",
-        use_dictionary=[field.name for field in stored if field.name not in (*ascending, *_UNIQUE)],
-        column_encoding=dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
-    ) as writer:  # fmt: skip
+    with pq.ParquetWriter(sink, stored.with_metadata({b"stockstream": encode_json(footer), **METADATA}), **encoding_of(compaction.area)) as writer:
         for begin in range(0, len(order), ROW_GROUP):
             rows = table.take(order.slice(begin, ROW_GROUP))
             rows = rows.set_column(rows.column_names.index("compaction"), "compaction", _repeated(compaction.number, rows.num_rows))
             writer.write_table(rows.cast(stored), row_group_size=ROW_GROUP)
     return seal_parquet(sink.getvalue().to_pybytes())
+
+
+def encoding_of(area: str) -> dict[str, Any]:
+    """How the columns of an area are encoded in sorted objects: arguments of `ParquetWriter`."""
+    stored = STORED[area]
+    ascending = [field.name for field in stored if field.name.endswith(("offset", "_time", "second", "minute")) or field.type == pa.timestamp("ms")]
+    return {
+        "compression": "zstd", "use_dictionary": [field.name for field in stored if field.name not in (*ascending, *_UNIQUE)],
+        "column_encoding": dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
+    }  # fmt: skip
 
 
 def _repeated(number: int, count: int) -> pa.Array:
