@@ -9,6 +9,8 @@ from dataclasses import asdict
 import click
 
 from stockstream.console import archive_option
+from stockstream.settings import load_settings
+from stockstream.sinks.archive.clean_settings import KnownSettings
 from stockstream.sinks.archive.verifying.report import Coverage, Report
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.sinks.stores import archive_place, open_archive
@@ -27,6 +29,8 @@ def _line(chain: Coverage) -> str:
     else:
         done = "all processed"
     lost = f", {counted(chain.missing, 'offset')} without a result of clean" if chain.missing else ""
+    lost += f", {counted(chain.compared, 'tick')} as computed again from raw" if chain.compared else ""
+    lost += f", {counted(chain.not_compared, 'raw record')} not compared: {chain.reason}" if chain.not_compared else ""
     return f"log {chain.log} partition {chain.partition}: {covered}; {done}, {counted(chain.ticks, 'tick')}{lost}"
 
 
@@ -45,8 +49,9 @@ def _conclusion(report: Report) -> str:
 
 @click.command(help="Check that the archive holds every raw offset exactly once.")
 @archive_option
+@click.option("--recompute/--no-recompute", default=True, help="Compute ticks and bars again from raw and compare them.  [default: recompute]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(archive: str | None, as_json: bool) -> int:
+def command(archive: str | None, recompute: bool, as_json: bool) -> int:
     store = open_archive(archive_place(archive))
     where = store.url.removeprefix("file://")
     done = 0
@@ -57,7 +62,7 @@ def command(archive: str | None, as_json: bool) -> int:
         if sys.stderr.isatty() and done % 20 == 0:
             click.echo(f"\r{counted(done, 'object')}", err=True, nl=False)
 
-    report = check(store, show)
+    report = check(store, show, KnownSettings(load_settings()) if recompute else None)
     if sys.stderr.isatty() and done >= 20:
         click.echo("\r" + " " * 30 + "\r", err=True, nl=False)
     if not report.chains and not report.faults:

@@ -18,6 +18,7 @@ from stockstream.kafka.admin import STATE_TABLES, changelog
 from stockstream.kafka.client import client_options
 from stockstream.records import TICKS_SCHEMA, WINDOWS_SCHEMA
 from stockstream.settings import Settings
+from stockstream.sinks.archive.clean_settings import KnownSettings
 from stockstream.sinks.archive.verifying.verification import check
 from stockstream.transforms.batch import RawRecord
 from stockstream.transforms.frames import decode
@@ -414,6 +415,8 @@ class Observer:
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.5)
+        if store is not None:                                            # what raw gives is computed once: it takes as long as clean takes
+            report = check(store, known=KnownSettings(self.settings))
         out.archived = got.total()
         for fault in report.faults if report else ["there is no archive"]:
             out.fault(f"verify: {fault}")

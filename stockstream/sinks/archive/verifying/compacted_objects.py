@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.archive.compacted_object import KIND, Source, decode_footer, require_consistent
@@ -30,6 +31,10 @@ class CompactedObjects:
         self._lines: dict[tuple[str, str], list[Replaced]] = defaultdict(list)
         self._footers: dict[str, bytes] = {}
         """By the name of the small object that was replaced."""
+        self._data: dict[str, Compaction] = {}
+        """By the same: its compaction."""
+        self._held: tuple[Compaction, str, int, pa.Table] | None = None
+        """The rows of one partition in the data object that was read last."""
 
     def check(self, compactions: Iterable[Compaction]) -> None:
         """Checks the compactions that have a manifest."""
@@ -58,6 +63,24 @@ class CompactedObjects:
             self.check(one for one in compactions_of(self._store, parsed.area.removeprefix("processed/"), parsed.folder) if one not in self._checked)
         return self._footers.get(name)
 
+    def data_of(self, name: str) -> str:
+        """The data object of the compaction that replaced a small object."""
+        return self._data[name].data
+
+    def rows(self, name: str, parsed: Name, last: int) -> pa.Table:
+        """The rows of a small object, through offset `last`, that a compaction replaced. Raises `ArchiveError`."""
+        compaction = self._data[name]
+        if self._held is None or self._held[:3] != (compaction, parsed.log, parsed.partition):
+            _, file = open_object(self._store, compaction.data, decode_footer, KIND)
+            mine = [
+                batch.filter(pc.and_(pc.equal(batch.column("log"), parsed.log), pc.equal(batch.column("partition"), parsed.partition)))
+                for batch in file.iter_batches()
+            ]
+            self._held = compaction, parsed.log, parsed.partition, pa.Table.from_batches(mine, file.schema_arrow)
+        table = self._held[3]
+        place = table.column("offset" if compaction.area == "ticks" else "record_offset")
+        return table.filter(pc.and_(pc.greater_equal(place, parsed.first), pc.less_equal(place, last)))
+
     def _check(self, compaction: Compaction) -> None:
         name = compaction.data
         if self._store.size(name) is None:
@@ -75,6 +98,7 @@ class CompactedObjects:
             elif source.name in self._footers:
                 self._faults.append(f"{name}: {source.name} is in an earlier compaction too, so its rows count twice")
             self._footers[source.name] = bytes(source.footer)
+            self._data[source.name] = compaction
         place = "offset" if compaction.area == "ticks" else "record_offset"
         found = rows_by_source(file.read(["log", "partition", place, "compaction"]), place, compaction.number, sources)
         for source, rows in zip(sources, found, strict=True):

@@ -13,6 +13,7 @@ from stockstream.sinks.archive.processed import Made, decode_made
 from stockstream.sinks.archive.raw_objects import Extent
 from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
+from stockstream.sinks.archive.verifying.recompute import difference, expected_tables
 from stockstream.sinks.archive.verifying.report import Coverage
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
@@ -36,8 +37,11 @@ class ProcessedRows:
         self._waiting = ""
         """The first main object that is missing: it and what comes after it is not processed yet, or it was deleted."""
 
-    def check(self, raw: str, extent: Extent) -> None:
-        """Checks what is made of the next raw object."""
+    def check(self, raw: str, extent: Extent, ticks: pa.Table | None = None, doubt: str = "") -> None:
+        """Checks what is made of the next raw object. `ticks`: what `clean` accepted of it, computed again; None if that is not known.
+
+        `doubt`: why a difference proves nothing.
+        """
         self._pass(extent.first)
         mine = {name for name, parsed in self._take(extent.last) if self._begins(name, parsed, extent)}
         coverage = self._coverage
@@ -62,18 +66,44 @@ class ProcessedRows:
         if found is None:
             return
         made, _ = found
+        stem = main.rpartition("/")[2]
+        tables = {f"{folder}/{stem}": table for folder, table in expected_tables(extent, ticks, made.missing).items()} if ticks is not None else {}
+        differences: list[str] = []
         mine.discard(main)
         for name, rows in made.objects.items():
             mine.discard(name)
             if has_ended(name, self._since):
                 continue
             part = found if name == main else self._read(name, extent)
+            if part is not None and ticks is not None:
+                differences += self._compare(name, part, extent, tables.pop(name, None))
             if part is not None and part[0].rows != rows:
                 self._faults.append(f"{name}: it has {counted(part[0].rows, 'row')}, but {main} lists {rows}")
             coverage.ticks += rows if name.startswith("processed/ticks/") else 0
+        for name, table in tables.items():
+            if not has_ended(name, self._since):
+                differences.append(f"{name} is not there, and raw gives {counted(table.num_rows, 'row')} of it")
+        if not differences:
+            coverage.compared += ticks.num_rows if ticks is not None else 0
+        elif doubt:
+            coverage.not_compared += extent.count
+            coverage.reason = coverage.reason or doubt
+        else:
+            self._faults += differences
         for name in sorted(mine):
             self._faults.append(f"{name}: {main}, which lists the objects of offset {extent.first}, does not list it")
         coverage.missing += sum(last - first + 1 for first, last in made.missing)
+
+    def _compare(self, name: str, part: tuple[Made, pa.Table | None], extent: Extent, expected: pa.Table | None) -> list[str]:
+        """How the rows of an object differ from those that raw gives."""
+        table = part[1]
+        if table is None:
+            parsed = parse_name(name)
+            assert parsed is not None
+            table = self._compacted.rows(name, parsed, extent.last)
+        found = difference(table, table.slice(0, 0) if expected is None else expected)
+        where = f" (in {self._compacted.data_of(name)})" if part[1] is None else ""
+        return [f"{name}{where}: {found}"] if found else []
 
     def skip(self, first: int) -> None:
         """The raw object that begins at `first` cannot be read, so what is made of it is not checked."""

@@ -10,7 +10,8 @@ class Coverage:
     """One partition of one log: `objects` account for the offsets `first` to `last`, of which `holes` have no record and `records` are archived.
 
     `processed`: the last offset whose ticks are stored, -1 if there is none; `unprocessed`: number of records after it; `ticks`: number of stored ticks;
-    `missing`: number of offsets whose result of `clean` was lost.
+    `missing`: number of offsets whose result of `clean` was lost. `compared` rows were computed again from raw and are the same; `not_compared` raw records
+    could not be, the first for `reason`.
     """
 
     log: str
@@ -24,6 +25,9 @@ class Coverage:
     unprocessed: int = 0
     ticks: int = 0
     missing: int = 0
+    compared: int = 0
+    not_compared: int = 0
+    reason: str = ""
 
 
 @dataclass(slots=True)

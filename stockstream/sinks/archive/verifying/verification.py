@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from stockstream.sinks.archive.clean_settings import KnownSettings
 from stockstream.sinks.archive.layout import Name
 from stockstream.sinks.archive.retention import date_of, has_ended, processed_since, raw_ended_through, rules, today
 from stockstream.sinks.archive.verifying.chain_entries import ChainEntries
@@ -12,14 +13,17 @@ from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjec
 from stockstream.sinks.archive.verifying.listing import divide, list_objects
 from stockstream.sinks.archive.verifying.processed_rows import ProcessedRows
 from stockstream.sinks.archive.verifying.raw_chain import RawChain
+from stockstream.sinks.archive.verifying.recompute import Recompute
 from stockstream.sinks.archive.verifying.repaired_bars import check_repaired
 from stockstream.sinks.archive.verifying.report import Coverage, Report
 from stockstream.sinks.archive.verifying.topic_rows import check_topics
 from stockstream.sinks.stores import Store
 
 
-def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
-    """Reads every object. A writer may be active; objects that it adds meanwhile are not checked. `step` is called for each raw object.
+def check(store: Store, step: Callable[[], None] = lambda: None, known: KnownSettings | None = None) -> Report:
+    """Reads every object; with `known`, computes ticks and bars again from raw and compares every row.
+
+    A writer may be active; objects that it adds meanwhile are not checked. `step` is called for each raw object.
 
     Raises `ArchiveUnavailable` if the store fails. Faults of the archive itself are in the report.
     """
@@ -38,8 +42,9 @@ def check(store: Store, step: Callable[[], None] = lambda: None) -> Report:
         if ended >= 0:
             entries.end_through(ended)
         made = [one for one in listing.processed[log, partition] if one[1].first > ended]
+        recompute = Recompute(known, log, partition) if known is not None else None
         processed = ProcessedRows(store, coverage, made, compacted, report.faults, since)
-        RawChain(store, coverage, entries, processed, report.faults, ended).run([one for one in objects if one[1].first > ended], step)
+        RawChain(store, coverage, entries, processed, report.faults, ended, recompute).run([one for one in objects if one[1].first > ended], step)
     for key in sorted(set(listing.processed) - set(listing.raw)):
         report.faults.append(f"{listing.processed[key][0][0]}: there is no raw chain of log {key[0]}, partition {key[1]}")
     for _, of_partition in sorted(listing.repaired.items()):
