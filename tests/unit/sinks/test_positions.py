@@ -157,7 +157,8 @@ def test_a_writer_that_was_frozen_finds_what_was_packed() -> None:
     assert result.deleted == 2 and single(store) == [8]
 
 
-def test_a_verification_during_a_packing_sees_each_position_once() -> None:
+def test_a_verification_during_a_packing_sees_each_position_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "READ_AHEAD", 1)
     store = filled(9)
     found = all_positions(store)
     seen = [next(found)]

@@ -19,6 +19,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cramjam
@@ -27,11 +28,13 @@ import msgspec
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.raw_objects import RawRecord, Tail, encode_json
 from stockstream.sinks.archive.sealing import changed, seal_json, unseal_json
-from stockstream.sinks.stores import Store
+from stockstream.sinks.stores import CALLS_AT_ONCE, Store
 
 POSITIONS = "positions/"
 PACKED = f"{POSITIONS}packed/"
 IN_A_PACK = 100
+READ_AHEAD = 64
+"""Objects that a verification reads before it looks at the positions in them."""
 IN_A_FOLDER = 1_000
 """A folder of a file system holds this many positions: a year has about a million of each partition."""
 _NAME = re.compile(rf"{POSITIONS}(?P<of>[a-z0-9_]+-\d{{5}}/\d{{4}})/\d+/(?P<number>\d+)\.json")
@@ -230,8 +233,11 @@ def all_positions(store: Store) -> Iterator[Position | str]:
     for of in sorted(single.keys() | packed.keys()):
         firsts = set(packed.get(of, ()))
         objects = [(number, name) for number, name in single.get(of, ()) if number // IN_A_PACK * IN_A_PACK not in firsts]
-        for _, name in sorted(objects + [(first, pack_name(of, first)) for first in firsts]):
-            yield from _positions_in(store, name)
+        names = [name for _, name in sorted(objects + [(first, pack_name(of, first)) for first in firsts])]
+        for begin in range(0, len(names), READ_AHEAD):
+            with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
+                for some in pool.map(lambda name: list(_positions_in(store, name)), names[begin : begin + READ_AHEAD]):
+                    yield from some
 
 
 def _positions_in(store: Store, name: str) -> Iterator[Position | str]:
