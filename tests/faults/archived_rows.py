@@ -80,10 +80,10 @@ def archived_records(root: Path, want: Mapping[Key, RawRecord]) -> tuple[Counter
 
 
 def processed_ticks(root: Path) -> Counter[Key]:
-    """How often each accepted tick (log, partition, offset, index) is in the processed objects."""
+    """How often each accepted tick (log, partition, offset, index) is in the processed objects that count."""
     got: Counter[Key] = Counter()
-    for path in sorted((root / "processed" / "ticks").rglob("*.parquet")):
-        file = pq.ParquetFile(path)
+    for entry in current(FileStore(root), "ticks"):
+        file = pq.ParquetFile(root / entry.name)
         table = file.read(columns=["log", "partition", "offset", "index", *(["flags"] if "flags" in file.schema_arrow.names else [])])
         if "flags" in table.column_names:                                # a correction has the place of the tick that revealed it
             table = table.filter(pc.equal(pc.bit_wise_and(pc.fill_null(table.column("flags"), 0), CORRECTION), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -16,6 +17,8 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from stockstream.kafka.admin import STATE_TABLES, changelog, topic_specs
+from tests.faults.compactors import Compactors
+from tests.faults.counting import Reader
 from tests.faults.expected import model_faults
 from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line
@@ -320,7 +323,7 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     """9. The archive's store is down, and workers are killed, then slow and failing at random; 10. crashes after uploads; 11. no room for a write."""
-    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} if scale.full else {}))) as line:
+    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} if scale.full else {}))) as line, contextlib.ExitStack() as held:
         switch = line.folder / "switch"
         for _ in range(2):
             line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))
@@ -328,6 +331,7 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
             worker.wait_ready()
         line.producer.start(60)
         line.wait_for_windows()
+        watched = held.enter_context(Watched(line, pause_s=15)) if scale.full else None
         for fault, seconds in (("down", scale(8, 600)), ("random", scale(4, 60)), ("full", scale(6, 60))):
             with line.place.fails(fault, switch):
                 _store_fails(line, fault, seconds, scale)
@@ -341,12 +345,80 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         line.count("crash after upload", crashes())
         scale.say(f"  {crashes()} crashes right after an upload")
         begun = time.monotonic()
+        if watched is not None:
+            watched.compactors.stop()
         verdict = line.check(line.finish(timeout_s=60))
-        counts = line.counted()
-        scale.say(f"  archive complete at the latest {time.monotonic() - begun:.0f} s after the last record; SELECT count(*): {counts}")
-        if counts["raw"] != verdict.archived or SECRET in "".join(worker.text() for worker in line.workers):
-            raise Failed(f"SELECT count(*) gives {counts['raw']} raw records of {verdict.archived}, or a log has the secret key; see {line.folder}")
+        scale.say(f"  archive complete at the latest {time.monotonic() - begun:.0f} s after the last record")
+        if watched is not None:
+            watched.judge()
+        line.check_counts(verdict)
+        if SECRET in "".join(worker.text() for worker in line.workers):
+            raise Failed(f"a log has the secret key; see {line.folder}")
         return verdict
+
+
+def compaction(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
+    """17. Compactors are killed and frozen, while workers are too and the archive's store is down for a while; a reader counts rows all the time."""
+    rng = random.Random(seed)
+    with Line(cluster, seed, **scale.line) as line:
+        switch = line.folder / "switch"
+        for _ in range(2):
+            line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))
+        for worker in line.workers:
+            worker.wait_ready()
+        line.producer.start(60)
+        line.wait_for_windows()
+        with Watched(line, pause_s=0.5) as watched:
+            for _ in range(scale(1, 5)):
+                time.sleep(rng.uniform(8, 12))
+                rng.choice(line.workers).kill()
+                line.count("kill -9")
+                line.wait_for_windows(timeout_s=60)
+                victim = rng.choice(line.workers)
+                victim.freeze()
+                time.sleep(2 * line.settings.session_timeout_s)
+                victim.thaw()
+                line.count("worker frozen and woken")
+                line.wait_for_windows(timeout_s=60)
+                with line.place.fails("down", switch):
+                    _store_fails(line, "down", scale(8, 60), scale)
+            wait_until(watched.seen_enough, 60, "a compactor was killed, one frozen and woken, and one ran to its end", 0.5)
+            watched.compactors.stop()
+            verdict = line.check(line.finish(timeout_s=60))
+            watched.judge()
+        line.check_counts(verdict)
+        return verdict
+
+
+class Watched:
+    """A line with compactors beside it, which are killed and frozen, and with a reader. Use in a `with` block."""
+
+    def __init__(self, line: Line, pause_s: float) -> None:
+        self._line = line
+        self._held = contextlib.ExitStack()
+        self.compactors = self._held.enter_context(Compactors(line.settings.archive, line.environment, line.seed, pause_s))
+        self.reader = self._held.enter_context(Reader(line.settings.archive, line.environment, line.folder))
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def seen_enough(self) -> bool:
+        ended = self.compactors.work.ended
+        return bool(ended["killed"] and ended["woken"] and ended["whole"])
+
+    def judge(self) -> None:
+        """Raises `Failed` if a reading was wrong, or a compactor failed. Compactors have stopped."""
+        self.reader.close()
+        faults = self.reader.judge(self._line.place.outages) + self.compactors.judge(self._line.place.outages)
+        work, reader = self.compactors.work, self.reader
+        self._line.count("compactor killed", work.ended["killed"])
+        self._line.count("compactor frozen and woken", work.ended["woken"])
+        self._line.say(f"  compactors: {work}; {reader.rounds} readings, {reader.refused} without an answer, the last {reader.counts}; wrong: {len(faults)}")
+        if faults or not reader.rounds:
+            raise Failed(f"{len(faults)} things are wrong beside compactions, the first {faults[:1]}; see {self._line.folder}")
 
 
 def _store_fails(line: Line, fault: str, seconds: int, scale: Scale) -> None:
@@ -453,5 +525,6 @@ CASES: dict[str, Case] = {
 """The short form of everything: what `make test` runs."""
 
 FULL: dict[str, Case] = {act.__name__: on_one_line(act) for act in ACTS} | {name: case for name, case in CASES.items() if name not in ("workers", "brokers")}
-FULL |= {"fuzz": fuzz, "unclean": unclean, "unclean_frames": partial(unclean, states=False), "unclean_plain": partial(unclean, plain=True)}
+FULL |= {"compaction": compaction, "fuzz": fuzz}
+FULL |= {"unclean": unclean, "unclean_frames": partial(unclean, states=False), "unclean_plain": partial(unclean, plain=True)}
 """What `make soak` runs with full numbers, between mixes at random."""

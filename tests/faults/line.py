@@ -194,15 +194,19 @@ class Line:
             raise Failed(f"seed {self.seed}, prefix {self.prefix}: {verdict}\n  logs: {self.folder}")
         return verdict
 
-    def counted(self) -> dict[str, int]:
-        """How many raw records and ticks `stockstream query` counts in the archive."""
-        sql = "SELECT (SELECT count(*) FROM raw) AS raw, (SELECT count(*) FROM ticks) AS ticks"
+    def check_counts(self, verdict: Verdict) -> None:
+        """Raises `Failed` unless `stockstream query` counts what the verdict has found."""
+        names = ("raw", "ticks", "alerts", "predictions", "outcomes")
+        sql = "SELECT " + ", ".join(f"(SELECT count({'DISTINCT id' if name == 'predictions' else '*'}) FROM {name}) AS {name}" for name in names)
         command = [sys.executable, "-m", "stockstream.cli", "query", "--archive", self.settings.archive, "--json", sql]
         done = subprocess.run(command, env=os.environ | self.environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
             raise Failed(f"stockstream query: {done.stderr.strip()[-500:]}")
-        found: dict[str, int] = json.loads(done.stdout)[0]
-        return found
+        found = json.loads(done.stdout)[0]
+        self.say(f"  SELECT count(*): {found}")
+        want = {"raw": verdict.archived, "alerts": verdict.alerts, "predictions": verdict.predictions, "outcomes": verdict.outcomes}
+        if wrong := [f"{found[name]} {name} for {count}" for name, count in want.items() if found[name] != count]:
+            raise Failed(f"SELECT count(*) gives {', '.join(wrong)}; see {self.folder}")
 
     def count(self, fault: str, times: int = 1) -> None:
         """Notes that a fault was done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Place:
         self.url = f"s3://bucket/{prefix}" if server else f"file://{folder}"
         self.environment = server.environment(prefix) if server else {}
         """What workers need besides the settings of the line."""
+        self.outages: list[tuple[float, float]] = []
+        """When nobody could reach the store (begin and end, epoch s)."""
 
     def read(self) -> FileStore | S3Store | None:
         """The store as it is now, and the folder with the same content; None if there is none yet."""
@@ -48,12 +51,14 @@ class Place:
         if stopped is None:
             switch.write_text(how)
         else:
+            begun = time.time()
             stopped.stop()
         try:
             yield
         finally:
             if stopped is not None:
                 stopped.start()
+                self.outages.append((begun, time.time()))
             else:
                 switch.unlink()
 
