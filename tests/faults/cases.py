@@ -42,6 +42,8 @@ class Scale:
     say: Callable[[str], None] = print
     server: Server | None = None
     """Of the archive's bucket; None for files."""
+    session_s: float | None = None
+    """Of the workers' group; None for that of the form. A longer one is for a machine that others keep busy."""
 
     def __call__(self, short: float, full: float) -> int:
         return int(full if self.full else short)
@@ -49,7 +51,9 @@ class Scale:
     @property
     def line(self) -> dict[str, Any]:
         """What a line is made with."""
-        return {"say": self.say, "server": self.server} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {})
+        return {"say": self.say, "server": self.server} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {}) | (
+            {"session_s": self.session_s} if self.session_s else {}
+        )  # fmt: skip
 
 
 # -- acts: faults on a line that runs -------------------------------------------------

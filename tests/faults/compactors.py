@@ -180,7 +180,7 @@ def main(url: str) -> int:
     for kind in (S3Store, FileStore):
         for verb in ("create", "delete"):
             setattr(kind, verb, _printed(getattr(kind, verb), verb))
-    return cli.run(["compact", "--archive", url, "--all", "--background", "--json"])
+    return cli.run(["compact", "--archive", url, "--all", "--json"])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
     parser.add_argument("--store", choices=STORES, default="file", help="where the archive is: files, a bucket of moto's server or of MiniStack")
     parser.add_argument("--starve", type=float, default=0.0, metavar="SHARE", help="take this share of every processor away from all others (Linux, root)")
+    parser.add_argument("--session", type=float, default=None, metavar="S", help="session of the workers' group, in seconds, for a busy machine")
     parser.add_argument("--fuzz", type=float, default=None, metavar="MINUTES", help="hostile messages to every topic for so long")
     parser.add_argument("--inputs", type=int, default=10_000_000, help="of --fuzz before that, in-process; 0 for none")
     chosen = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> int:
             say(f"{name}, seed {own}: {' '.join((getattr(every[name], 'func', every[name]).__doc__ or '').split())}")
             at = time.monotonic()
             try:
-                verdict = every[name](cluster, own, Scale(not chosen.short, say, server))
+                verdict = every[name](cluster, own, Scale(not chosen.short, say, server, chosen.session))
                 add(total, verdict)
                 say(f"{name}: exact, {time.monotonic() - at:.0f} s")
             except NotPossible as error:

@@ -139,7 +139,7 @@ class Observer:
             try:
                 asyncio.run(self._read(raw_only))
                 return
-            except (KafkaError, OSError):
+            except (KafkaError, OSError, asyncio.CancelledError):        # aiokafka's stop() raises the last where a request has just timed out
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
