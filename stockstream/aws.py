@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
@@ -29,6 +31,10 @@ _CREDENTIALS = {
 }
 _DENIED = ("AccessDenied", "AccessDeniedException")
 _BUSY = ("ThrottlingException", "TooManyRequestsException", "InternalServerException", "InternalServiceException", "OperationTimeoutException")
+
+NO_CREDENTIALS = "there are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_OF_CREDENTIALS = re.compile(r"AWS4-|Signature=|Credential=|SignedHeaders|security-token|\b(?:AKIA|ASIA)[A-Z0-9]{8,}", re.IGNORECASE)
+"""What a message has that repeats the request's signature, token or access key."""
 
 
 class AwsError(StockstreamError):
@@ -72,7 +78,7 @@ def asking(service: str) -> Iterator[None]:
         yield
     except aws.ClientError as error:
         found = error.response.get("Error", {})
-        code, message = str(found.get("Code", "")), one_line(found.get("Message", ""))
+        code, message = str(found.get("Code", "")), _without_credentials(one_line(found.get("Message", "")))
         if code in _CREDENTIALS:
             _client.cache_clear()                                        # the next client reads the credentials anew
             raise AwsError(f"{title}: {_CREDENTIALS[code]}", code) from error
@@ -82,9 +88,28 @@ def asking(service: str) -> Iterator[None]:
             raise AwsUnavailable(f"{title} has too much to do or fails ({code}): try again later", code) from error
         raise AwsError(f"{title}: {message or code}", code) from error
     except (aws.ConnectionError, aws.HTTPClientError) as error:
-        where = getattr(error, "kwargs", {}).get("endpoint_url") or "AWS"
-        raise AwsUnavailable(f"{title}: no answer from {where} ({type(error).__name__})") from error
+        if reason := cannot_be_sent(error):
+            raise AwsError(f"{title}: {reason}") from error
+        raise AwsUnavailable(f"{title}: no answer from {asked(error)} ({type(error).__name__})") from error
     except aws.NoCredentialsError as error:
-        raise AwsError(f"{title}: there are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        raise AwsError(f"{title}: {NO_CREDENTIALS}") from error
     except aws.BotoCoreError as error:                                   # an unknown profile, a role that cannot be assumed
         raise AwsError(f"{title}: {one_line(error)}") from error
+
+
+def _without_credentials(message: str) -> str:
+    """The message of a service; empty if it repeats parts of the credentials, as some do where the signature is not what they expect."""
+    return "" if _OF_CREDENTIALS.search(message) else message
+
+
+def asked(error: aws.BotoCoreError) -> str:
+    """The address that did not answer, without the request, if the error has it."""
+    address = urlsplit(str(error.kwargs.get("endpoint_url") or ""))
+    return f"{address.scheme}://{address.netloc}" if address.netloc else "AWS"
+
+
+def cannot_be_sent(error: aws.BotoCoreError) -> str:
+    """Why no request can be made with these credentials; empty if the service just does not answer."""
+    if not isinstance(error.kwargs.get("error"), ValueError):            # of http.client, whose text repeats the header
+        return ""
+    return "the access key or the session token has a line break or another character that cannot be sent: see AWS_SESSION_TOKEN and the profile"

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from botocore import exceptions as aws
 
+from stockstream.aws import NO_CREDENTIALS, asked, cannot_be_sent
 from stockstream.errors import ArchiveError, ArchiveUnavailable, SettingsError
 from stockstream.locations import bucket_and_prefix, place
 from stockstream.settings import Settings
@@ -212,9 +213,15 @@ class S3Store:
         except aws.ClientError as error:
             self._refused(doing, name, error)
         except (aws.ConnectionError, aws.HTTPClientError) as error:
-            where = self.access.endpoint or "AWS"
+            if reason := cannot_be_sent(error):
+                _client.cache_clear()                                    # as for those that have expired
+                raise StoreRefused(f"{doing}: {reason}") from error
+            where = self.access.endpoint or asked(error)
             raise ArchiveUnavailable(f"{doing}: no answer from {where} ({type(error).__name__})") from error
-        except aws.BotoCoreError as error:                                   # no credentials, an unknown profile, a role that cannot be assumed
+        except aws.NoCredentialsError as error:
+            _client.cache_clear()
+            raise StoreRefused(f"{doing}: {NO_CREDENTIALS}") from error
+        except aws.BotoCoreError as error:                               # an unknown profile, a role that cannot be assumed
             _client.cache_clear()
             raise StoreRefused(f"{doing}: {one_line(str(error))}") from error
         except (OSError, ValueError) as error:

@@ -124,7 +124,7 @@ def test_no_credentials_and_an_unknown_profile(server: S3Server, monkeypatch: py
     store = store_of(server)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StoreRefused, match=r"^s3://bucket/archive: cannot read a: Unable to locate credentials$"):
+    with pytest.raises(StoreRefused, match=r"^s3://bucket/archive: cannot read a: there are no AWS credentials: set AWS_PROFILE"):
         store.read("a")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     s3._client.cache_clear()
