@@ -7,8 +7,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Scale:
     say: Callable[[str], None] = print
     server: Server | None = None
     """Of the archive's bucket; None for files."""
-    session_s: float | None = None
-    """Of the workers' group; None for that of the form. A longer one is for a machine that others keep busy."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What a line is made with in place of the form's: for a machine that others keep busy, a longer session or fewer symbols."""
 
     def __call__(self, short: float, full: float) -> int:
         return int(full if self.full else short)
@@ -51,9 +51,7 @@ class Scale:
     @property
     def line(self) -> dict[str, Any]:
         """What a line is made with."""
-        return {"say": self.say, "server": self.server} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {}) | (
-            {"session_s": self.session_s} if self.session_s else {}
-        )  # fmt: skip
+        return {"say": self.say, "server": self.server} | ({"symbols": 200, "rate": 2_000, "session_s": 6.0} if self.full else {}) | dict(self.own)
 
 
 # -- acts: faults on a line that runs -------------------------------------------------
@@ -327,7 +325,7 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     """9. The archive's store is down, and workers are killed, then slow and failing at random; 10. crashes after uploads; 11. no room for a write."""
-    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} if scale.full else {}))) as line, contextlib.ExitStack() as held:
+    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} | scale.own if scale.full else {}))) as line, contextlib.ExitStack() as held:
         switch = line.folder / "switch"
         for _ in range(2):
             line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))
@@ -336,6 +334,8 @@ def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
         line.producer.start(60)
         line.wait_for_windows()
         watched = held.enter_context(Watched(line, pause_s=15)) if scale.full else None
+        if watched is not None:
+            wait_until(watched.begun, 60, "the reader has counted, and a compactor has run to its end", 1.0)
         for fault, seconds in (("down", scale(8, 600)), ("random", scale(4, 60)), ("full", scale(6, 60))):
             with line.place.fails(fault, switch):
                 _store_fails(line, fault, seconds, scale)
@@ -409,6 +409,9 @@ class Watched:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
+    def begun(self) -> bool:
+        return self.reader.has_counted() and bool(self.compactors.work.ended["whole"])
+
     def seen_enough(self) -> bool:
         ended = self.compactors.work.ended
         return bool(ended["killed"] and ended["woken"] and ended["whole"])
@@ -429,7 +432,7 @@ def _store_fails(line: Line, fault: str, seconds: int, scale: Scale) -> None:
     """Waits while the store fails, and kills workers while it is down. Windows go on; /api/pipeline reports the failure."""
     until, rounds, failing, kills = time.monotonic() + seconds, 0, False, 0
     due = scale(1, 8) if fault == "down" else 0
-    while time.monotonic() < until or kills < due:
+    while time.monotonic() < until or not (kills or not due):
         line.wait_for_windows(timeout_s=60)  # alerts and predictions go on
         rounds += 1
         failing = failing or any(of.get("state") == "failing" for w in line.workers for of in (w.get("/api/pipeline") or {}).get("archive", []))

@@ -66,6 +66,9 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
+    def has_counted(self) -> bool:
+        return '"rows"' in self._log.read_text()
+
     def close(self) -> None:
         self._child.kill()
         self._child.wait()

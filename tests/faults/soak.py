@@ -40,10 +40,12 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the short forms of make test")
     parser.add_argument("--store", choices=STORES, default="file", help="where the archive is: files, a bucket of moto's server or of MiniStack")
     parser.add_argument("--starve", type=float, default=0.0, metavar="SHARE", help="take this share of every processor away from all others (Linux, root)")
-    parser.add_argument("--session", type=float, default=None, metavar="S", help="session of the workers' group, in seconds, for a busy machine")
+    parser.add_argument("--session", dest="session_s", type=float, metavar="S", help="session of the workers' group, in seconds, for a busy machine")
+    parser.add_argument("--symbols", type=int, metavar="N", help="symbols of the market, with a tick a second each, for a busy machine")
     parser.add_argument("--fuzz", type=float, default=None, metavar="MINUTES", help="hostile messages to every topic for so long")
     parser.add_argument("--inputs", type=int, default=10_000_000, help="of --fuzz before that, in-process; 0 for none")
     chosen = parser.parse_args()
+    own = {name: value for name, value in (("session_s", chosen.session_s), ("symbols", chosen.symbols), ("rate", chosen.symbols)) if value}
     seed = chosen.seed if chosen.seed is not None else secrets.randbelow(10**6)
     rng = random.Random(seed)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -70,17 +72,17 @@ def main() -> int:
             if not waiting:
                 waiting = list(chosen.case or cases)
                 rng.shuffle(waiting)
-            name, own = waiting.pop(), rng.randrange(10**6)
-            say(f"{name}, seed {own}: {' '.join((getattr(every[name], 'func', every[name]).__doc__ or '').split())}")
+            name, case_seed = waiting.pop(), rng.randrange(10**6)
+            say(f"{name}, seed {case_seed}: {' '.join((getattr(every[name], 'func', every[name]).__doc__ or '').split())}")
             at = time.monotonic()
             try:
-                verdict = every[name](cluster, own, Scale(not chosen.short, say, server, chosen.session))
+                verdict = every[name](cluster, case_seed, Scale(not chosen.short, say, server, own))
                 add(total, verdict)
                 say(f"{name}: exact, {time.monotonic() - at:.0f} s")
             except NotPossible as error:
                 say(f"{name}: left out: {error}")
             except Exception as error:
-                failures.append(f"{name}, seed {own}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                failures.append(f"{name}, seed {case_seed}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 say(f"{name}: FAILED after {time.monotonic() - at:.0f} s: {type(error).__name__}: {error}")
             runs += 1
             cluster.heal()
