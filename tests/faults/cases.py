@@ -325,7 +325,8 @@ def replay_live_batch(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
 
 def archive(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
     """9. The archive's store is down, and workers are killed, then slow and failing at random; 10. crashes after uploads; 11. no room for a write."""
-    with Line(cluster, seed, **(scale.line | ({"symbols": 1_000, "rate": 1_000} | scale.own if scale.full else {}))) as line, contextlib.ExitStack() as held:
+    large = {"symbols": 1_000, "rate": 1_000} | dict(scale.own) if scale.full else {}
+    with Line(cluster, seed, **(scale.line | large)) as line, contextlib.ExitStack() as held:
         switch = line.folder / "switch"
         for _ in range(2):
             line.worker("archive", STOCKSTREAM_TEST_SWITCH=str(switch))

@@ -10,16 +10,16 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from stockstream.children import Child
 from tests.faults.workers import ROOT
 
 STEP = "STEP "
@@ -29,10 +29,24 @@ MOST_STEPS = 30
 PATIENCE_S = 600.0
 
 
+class _Compactor:
+    """One of them, and what it prints. It never outlives this process, even if it is frozen."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb") as output:
+            self.child = Child(command, output=output, environment=environment)
+        self.printed = os.fdopen(reading)
+        self.begun = time.time()
+
+    def wait(self) -> int:
+        self.printed.close()
+        return self.child.wait()
+
+
 @dataclass(slots=True)
 class _Frozen:
-    process: subprocess.Popen[str]
-    begun: float
+    compactor: _Compactor
     seen: int = 0
     """How many others have compacted to their end since."""
 
@@ -58,14 +72,14 @@ class Work:
 class Compactors:
     """One compactor after the other, in a thread, in a `with` block; `pause_s` between them. `stop` before the checks: it ends with a whole compaction."""
 
-    def __init__(self, url: str, environment: dict[str, str], seed: int, pause_s: float) -> None:
+    def __init__(self, url: str, environment: Mapping[str, str], seed: int, pause_s: float) -> None:
         self._command = [sys.executable, "-m", "tests.faults.compactors", url]
-        self._environment = os.environ | environment | {"PYTHONPATH": str(ROOT)}
+        self._environment = {**environment, "PYTHONPATH": str(ROOT)}
         self._rng, self._pause_s = random.Random(seed), pause_s
         self._frozen: list[_Frozen] = []
         self._failures: list[_Failure] = []
         self._stop = threading.Event()
-        self._running: subprocess.Popen[str] | None = None
+        self._running: _Compactor | None = None
         self._fault: BaseException | None = None
         self.work = Work()
         self._thread = threading.Thread(target=self._run, name="compactors", daemon=True)
@@ -76,9 +90,9 @@ class Compactors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._stop.set()
-        for process in (self._running, *(one.process for one in self._frozen)):
-            if process is not None:
-                process.kill()
+        for compactor in (self._running, *(one.compactor for one in self._frozen)):
+            if compactor is not None:
+                compactor.child.kill()
         self._thread.join(60)
 
     def stop(self) -> None:
@@ -86,7 +100,7 @@ class Compactors:
         self._stop.set()
         self._thread.join(PATIENCE_S)
         for one in self._frozen:
-            self._wake(one)
+            self._wake(one.compactor)
         self._frozen = []
         self._compact("whole")
         if self._fault is not None:
@@ -108,20 +122,17 @@ class Compactors:
                         one.seen += 1
                     for one in [one for one in self._frozen if one.seen >= 2]:
                         self._frozen.remove(one)
-                        self._wake(one)
+                        self._wake(one.compactor)
         except BaseException as fault:
             self._fault = fault
 
     def _compact(self, how: str) -> bool:
         """Runs one; returns whether it compacted to its end."""
-        begun, at, steps, last = time.time(), self._rng.randint(1, MOST_STEPS), 0, ""
+        at, steps, last = self._rng.randint(1, MOST_STEPS), 0, ""
         if how == "freeze" and self._frozen:
             how = "kill"
-        self._running = process = subprocess.Popen(
-            self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
+        self._running = compactor = _Compactor(self._command, self._environment)
+        for line in compactor.printed:
             if not line.startswith(STEP):
                 last = line
                 continue
@@ -129,33 +140,29 @@ class Compactors:
             if how == "whole" or steps < at:
                 continue
             if how == "freeze":
-                process.send_signal(signal.SIGSTOP)
-                self._frozen.append(_Frozen(process, begun))
+                compactor.child.send_signal(signal.SIGSTOP)
+                self._frozen.append(_Frozen(compactor))
                 self.work.ended["frozen"] += 1
                 return False
-            process.kill()
-            process.wait()
-            process.stdout.close()
+            compactor.child.kill()
+            compactor.wait()
             self.work.ended["killed"] += 1
             return False
-        return self._ended(process, begun, last)
+        return self._ended(compactor, last)
 
-    def _wake(self, one: _Frozen) -> None:
-        one.process.send_signal(signal.SIGCONT)
-        assert one.process.stdout is not None
+    def _wake(self, compactor: _Compactor) -> None:
+        compactor.child.send_signal(signal.SIGCONT)
         last = ""
-        for line in one.process.stdout:
+        for line in compactor.printed:
             last = line if not line.startswith(STEP) else last
         self.work.ended["woken"] += 1
-        self._ended(one.process, one.begun, last)
+        self._ended(compactor, last)
 
-    def _ended(self, process: subprocess.Popen[str], begun: float, last: str) -> bool:
-        status = process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    def _ended(self, compactor: _Compactor, last: str) -> bool:
+        status = compactor.wait()
         if status:
             if not self._stop.is_set() or status > 0:
-                self._failures.append(_Failure(begun, time.time(), f"status {status}: {last.strip()}"))
+                self._failures.append(_Failure(compactor.begun, time.time(), f"status {status}: {last.strip()}"))
             self.work.ended["failed"] += 1
             return False
         self.work.ended["whole"] += 1
