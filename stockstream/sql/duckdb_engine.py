@@ -6,6 +6,7 @@ on a new list; so it sees every row once, or fails.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -177,18 +178,28 @@ class DuckdbEngine:
             self._reader = None
 
     def _listing(self, area: str, fresh_s: float) -> Listing:
-        """The objects of the area that count, listed at most `fresh_s` ago, and views over them."""
+        """The objects of the area that count, listed at most `fresh_s` ago, and views over them. Raises `ArchiveError`."""
         before = self._listings.get(area)
         if before is not None and time.monotonic() - before.listed_at <= fresh_s:
             return before
-        entries = current(self.store, area, *self._dates)
-        if before is not None and before.entries == entries:
-            before.listed_at = time.monotonic()
-            return before
-        listing = self._listings[area] = Listing(entries, time.monotonic())
-        listing.differs = area != "raw" and bool(entries) and differ(self._views, self._place.paths(entries), entries, area)
-        self._create_views(area, listing)
-        return listing
+        for _ in range(ATTEMPTS):
+            entries = current(self.store, area, *self._dates)
+            if before is not None and before.entries == entries:
+                before.listed_at = time.monotonic()
+                return before
+            listing = self._listings[area] = Listing(entries, time.monotonic())
+            try:
+                listing.differs = area != "raw" and bool(entries) and differ(self._views, self._place.paths(entries), entries, area)
+                self._create_views(area, listing)                        # reads the columns of an object
+                return listing
+            except _FAILURES as error:
+                there = {entry.name for entry in current(self.store, area, *self._dates)}
+                failure = self._failure(error, [area]) if {entry.name for entry in entries} <= there else None
+                del self._listings[area]
+                before = None
+                if failure is not None:
+                    raise failure from error
+        raise self._changed()
 
     def _changed(self) -> ArchiveChanged:
         return ArchiveChanged(f"{self.store.url}: a compaction replaced objects while they were read; run the query again")
@@ -209,7 +220,8 @@ class DuckdbEngine:
             return False
         for area, listing in listings:
             listing.differs = area != "raw"
-            self._create_views(area, listing)
+            with contextlib.suppress(*_FAILURES):                        # an object is gone: the query meets the same error
+                self._create_views(area, listing)
         return True
 
     def _has_changed(self, error: BaseException, areas: Sequence[str]) -> bool:

@@ -46,6 +46,8 @@ class Verdict:
     rejected: int = 0
     repeated: int = 0
     archived: int = 0
+    ticks: int = 0
+    """Accepted ticks in the archive; `archived` are its raw records."""
     lost: Counter[str] = field(default_factory=Counter)
     duplicated: Counter[str] = field(default_factory=Counter)
     invented: Counter[str] = field(default_factory=Counter)
@@ -417,7 +419,7 @@ class Observer:
             time.sleep(0.5)
         if store is not None:                                            # what raw gives is computed once: it takes as long as clean takes
             report = check(store, known=KnownSettings(self.settings))
-        out.archived = got.total()
+        out.archived, out.ticks = got.total(), ticks.total()
         for fault in report.faults if report else ["there is no archive"]:
             out.fault(f"verify: {fault}")
         for name, wanted, found in (("archive", set(want), got), ("processed ticks", accepted, ticks)):

@@ -126,7 +126,7 @@ class Line:
 
 @contextlib.contextmanager
 def running(where: str, folder: Path, fault: str = "", **more: str) -> Iterator[Line]:
-    """One worker, with a model; `more` are settings of its own."""
+    """One worker, with a model, which is trained if the folder has none; `more` are settings of its own."""
     own = {
         "STOCKSTREAM_BROKER": where, "STOCKSTREAM_TOPIC_PREFIX": f"line{fault}{os.getpid()}.", "STOCKSTREAM_ARCHIVE": f"file://{folder}/archive",
         "STOCKSTREAM_MODELS": f"file://{folder}/models", "STOCKSTREAM_STATE_DIR": str(folder / "state"), "STOCKSTREAM_ARCHIVE_FLUSH_S": "2",
@@ -136,7 +136,8 @@ def running(where: str, folder: Path, fault: str = "", **more: str) -> Iterator[
     settings = load_settings(**{name.removeprefix("STOCKSTREAM_").lower(): value for name, value in own.items()})
     worker = Worker("worker", environment, folder, fault)
     line = Line(settings, worker, environment, folder)
-    line.command("train", "xgboost", "--simulated", "--symbols", "4", "--minutes", "20", "--rounds", "20")
+    if not (folder / "models").exists():
+        line.command("train", "xgboost", "--simulated", "--symbols", "4", "--minutes", "20", "--rounds", "20")
     worker.start()
     try:
         worker.wait_ready()

@@ -42,6 +42,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if self.server.status == 301:
+            self.send_header("x-amz-bucket-region", "eu-west-9")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

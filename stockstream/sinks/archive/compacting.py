@@ -162,9 +162,13 @@ def _divided(store: Store, found: Folder) -> tuple[list[tuple[Name, Entry]], lis
 
 
 def compact_folder(store: Store, area: str, folder: str, now: datetime | None) -> Result:
-    """Finishes interrupted compactions of the folder, then compacts what is due at `now` (None: all its small objects)."""
+    """Finishes interrupted compactions of the folder, then compacts what is due at `now` (None: all its small objects).
+
+    What comes meanwhile is left to the next run, so that it ends though a writer may be faster.
+    """
     result = Result(area, folder)
     broken: set[str] = set()
+    first: set[str] = set()
     try:
         while True:
             found = _look(store, area, folder)
@@ -173,7 +177,8 @@ def compact_folder(store: Store, area: str, folder: str, now: datetime | None) -
                 found.manifests.add(compaction)
             found.small, replaced = _divided(store, found)
             delete_replaced(store, [entry.name for _, entry in replaced], result)
-            taken = [entry for name, entry in sorted(found.due(now), key=lambda one: one[1].name) if entry.name not in broken]
+            first = first or {entry.name for _, entry in found.small}
+            taken = [entry for _, entry in sorted(found.due(now), key=lambda one: one[1].name) if entry.name in first - broken]
             if len(taken) < 2 or not _compact(store, Compaction(area, folder, _next(found)), taken, result, broken):
                 return result
     except ArchiveUnavailable:

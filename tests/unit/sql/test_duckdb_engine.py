@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,35 @@ def test_an_object_that_is_replaced_while_rows_come_is_read_anew_or_an_error(tmp
             sum(batch.num_rows for batch in result.batches)
         assert result.again is not None
         assert sorted(result.again().arrow().column("offset").to_pylist()) == list(range(120_000))
+
+
+def test_an_object_that_is_replaced_before_the_views_are_made_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path, "ticks", HOUR, ticks(10))
+    inner = duckdb_engine.current
+
+    def listed_and_replaced(*given: Any) -> Any:
+        found = inner(*given)
+        if path.exists():                                                # DuckDB reads the first object's columns when a view is made
+            path.unlink()
+            write_rows(tmp_path, "ticks", HOUR, ticks(10), 1)
+        return found
+
+    monkeypatch.setattr(duckdb_engine, "current", listed_and_replaced)
+    with connect(tmp_path) as engine:
+        assert engine.run("SELECT count(*), sum(price) FROM ticks").fetch() == ([(10, 45.0)], False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_the_only_object_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = write_rows(tmp_path, "ticks", HOUR, ticks(10))
+    data = path.read_bytes()
+    path.write_bytes(data[:-10] if damage == "cut" else b"")
+    with connect(tmp_path) as engine:
+        for _ in range(2):
+            with pytest.raises(SqlError, match=f"{path.name} cannot be read"):
+                engine.run("SELECT * FROM ticks")
+        path.write_bytes(data)
+        assert engine.run("SELECT count(*) FROM ticks").fetch() == ([(10,)], False)
 
 
 def test_sql_that_names_objects_itself_is_not_repeated(engine: DuckdbEngine, tmp_path: Path) -> None:
