@@ -33,7 +33,7 @@ IN_THE_BUCKET = {
     "query": ["query", "--archive", "{url}", "SELECT count(*) FROM ticks"], "verify": ["verify", "--archive", "{url}"],
     "compact": ["compact", "--archive", "{url}"], "archive report": ["archive", "report", "--archive", "{url}"],
     "archive retain": ["archive", "retain", "--archive", "{url}", "--raw-days", "10", "--yes"],
-    "archive lifecycle": ["archive", "lifecycle", "--archive", "{url}", "--raw-days", "10"],
+    "archive lifecycle": ["archive", "lifecycle", "--archive", "{url}", "--processed-days", "10"],
     "etl --from": ["etl", "--from", "{url}/raw", "--to", "{folder}/processed", "--date", DATE],
     "etl --to": ["etl", "--from", "{folder}/raw", "--to", "{url}/processed", "--date", DATE],
     "replay": ["replay", "{url}/raw"],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stockstream.sinks.archive import current
 from stockstream.sinks.stores import FileStore
 from stockstream.sql import duckdb_engine
 from stockstream.sql.duckdb_engine import DuckdbEngine, Limits, connect
@@ -136,7 +137,7 @@ def test_an_object_that_is_replaced_while_rows_come_is_read_anew_or_an_error(tmp
 
 def test_an_object_that_is_replaced_before_the_views_are_made_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path, "ticks", HOUR, ticks(10))
-    inner = duckdb_engine.current
+    inner = current.current
 
     def listed_and_replaced(*given: Any) -> Any:
         found = inner(*given)
