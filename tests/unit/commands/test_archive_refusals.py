@@ -157,7 +157,7 @@ def shown(folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("refusal", ["denied", *(pytest.param(name, marks=pytest.mark.slow) for name in REFUSALS if name != "denied")])
 def test_a_refusal_is_one_line(command: str, refusal: str, refusing: Refusing, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     of_s3, of_others, status, reason = REFUSALS[refusal]
     refusing.code, refusing.status = of_s3 if command in IN_THE_BUCKET else of_others, status
@@ -170,7 +170,7 @@ def test_a_refusal_is_one_line(command: str, refusal: str, refusing: Refusing, s
 
 
 @pytest.mark.parametrize("call", RESEARCH)
-@pytest.mark.parametrize("refusal", ["denied", "other"])
+@pytest.mark.parametrize("refusal", ["denied", pytest.param("other", marks=pytest.mark.slow)])
 def test_a_refusal_is_one_line_of_the_research_api(call: str, refusal: str, refusing: Refusing, shown: Shown) -> None:
     refusing.code, _, refusing.status, reason = REFUSALS[refusal]
     with pytest.raises(StockstreamError, match=reason) as opened:
@@ -196,6 +196,7 @@ def test_a_wrong_bucket_is_one_line(command: str, shown: Shown) -> None:
     assert "s3://no-bucket: cannot" in (line := shown.line(IN_THE_BUCKET[command], "s3://no-bucket")) and line.endswith("there is no such bucket")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_server_is_one_line(command: str, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STOCKSTREAM_S3_ENDPOINT", "STOCKSTREAM_AWS_ENDPOINT"):

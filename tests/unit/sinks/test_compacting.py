@@ -380,3 +380,22 @@ def test_the_pure_part_takes_any_division_of_the_tables() -> None:
     sources = [one.source for one in smalls]
     made = {compacted_object(Compaction("ticks", HOUR, 3), sources, [together(smalls[:cut]), together(smalls[cut:])]) for cut in (1, 3, 5)}
     assert len(made) == 1
+
+
+def test_a_compaction_of_everything_ends_though_a_writer_is_faster() -> None:
+    class Written(MemoryStore):
+        """Each compaction finds two more small objects when it is done."""
+
+        end = 20
+
+        def create(self, name: str, data: bytes) -> bool:
+            created = super().create(name, data)
+            if "/compacted-" in name:
+                put(self, *(small("ticks", first, first + 9, 10) for first in (self.end, self.end + 10)))
+                self.end += 20
+            return created
+
+    store = Written()
+    put(store, small("ticks", 0, 9, 10), small("ticks", 10, 19, 10))
+    assert compact_folder(store, "ticks", HOUR, None).replaced == 2
+    assert sorted(offset for _, _, offset in read(store, "ticks")) == list(range(40))
