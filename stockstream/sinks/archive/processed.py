@@ -106,8 +106,9 @@ def by_span(rows: pa.Table, span: int, column: str) -> Iterator[tuple[int, pa.Ta
     if not rows.num_rows:
         return
     of = rows.column(column).to_numpy() // span
-    for value in np.unique(of):
-        yield int(value), rows.filter(pa.array(of == value))
+    values = np.unique(of)
+    for value in values:
+        yield int(value), rows if len(values) == 1 else rows.filter(pa.array(of == value))
 
 
 def placed(rows: pa.Table, log: str, partition: int) -> pa.Table:

@@ -37,10 +37,8 @@ class Buffer:
     skipped: int = 0
     repeated: int = 0
     missing: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(rows.nbytes for rows in self.rows)
+    nbytes: int = 0
+    """Of the rows."""
 
     def add(self, first: int, gathered: Gathered) -> None:
         """Adds what came with records from `first` on."""
@@ -54,6 +52,7 @@ class Buffer:
         self.repeated += gathered.repeated
         if gathered.rows.num_rows:
             self.rows.append(gathered.rows)
+            self.nbytes += gathered.rows.nbytes
 
 
 @dataclass(frozen=True, slots=True)
