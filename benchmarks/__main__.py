@@ -18,7 +18,7 @@ from benchmarks.run import run
 from stockstream.errors import StockstreamError
 
 RESULTS = Path(__file__).with_name("results")
-COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "transactions", "machines", "profile", "archive-sql")
+COMMANDS = ("run", "quick", "latency", "growth", "recovery", "day", "workers", "transactions", "archive-cost", "machines", "profile", "archive-sql")
 
 
 def machine() -> dict[str, Any]:
@@ -80,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--transactions", type=int, default=10_000)
     one.add_argument("--size", type=int, default=10, help="ticks of each")
     one.add_argument("--repeat", type=int, default=3)
+    one = add("archive-cost", "what archiving costs, what rate it holds, and how soon its rows can be queried on S3")
+    one.add_argument("--rate", type=int, default=50_000, help="live ticks a second")
+    one.add_argument("--symbols", type=int, default=1_000)
+    one.add_argument("--seconds", type=int, default=45, help="that count, of each contender")
+    one.add_argument("--s3-rate", type=int, default=2_000, help="live ticks a second into the archive on S3")
+    one.add_argument("--repeat", type=int, default=1)
+    one.add_argument("--quick", dest="small", action="store_true", help="15 s of each: shows that it works, not what it costs")
     one = commands.add_parser("machines", help="clean and aggregate alone, step by step, without a broker")
     one.add_argument("--name", default="", help="of the files in benchmarks/results")
     one.add_argument("--symbols", type=int, default=125, help="of one partition")
@@ -117,12 +124,15 @@ def main() -> int:
             text, data = run(options.broker, chosen(options.contenders), options.ticks, options.symbols, options.frames, options.repeat, options.timeout)
             write(name, text, data)
         else:
-            from benchmarks import archive_sql, machines, studies, transactions
+            from benchmarks import archive_cost, archive_sql, machines, studies, transactions
 
             if command == "archive-sql" and options.small:
                 options.rows, options.symbols, options.repeat, options.flush_s = 100_000, 50, 3, 900
-                options.name = options.name or "archive-sql-quick"
-            module = {"machines": machines, "transactions": transactions, "archive-sql": archive_sql}.get(command, studies)
+            if command.startswith("archive-") and options.small:
+                options.name = options.name or f"{command}-quick"
+            module = {
+                "machines": machines, "transactions": transactions, "archive-sql": archive_sql, "archive-cost": archive_cost,
+            }.get(command, studies)  # fmt: skip
             text, data = getattr(module, command.replace("-", "_"))(options)
             write(options.name or command, text, data)
     except (StockstreamError, OSError) as error:

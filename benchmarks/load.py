@@ -4,11 +4,13 @@
 partition. Kafka's time of a record is its newest event time plus 20 ms. Each partition ends with a punctuation that closes its last second.
 
     python -m benchmarks.load BOOTSTRAP TOPIC --ticks 500000 [--symbols 1000] [--frames 125]
+    python -m benchmarks.load BOOTSTRAP TOPIC --rate 50000 --seconds 60 [--symbols 1000]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from stockstream.transforms.partitioning import home_partition
 PARTITIONS = 8
 SOURCE = "bench"
 AHEAD_MS = 20
+STEP = 250
+"""Live ticks that are handed over at once."""
 THIN = 25
 
 
@@ -130,6 +134,45 @@ def publish(servers: str, log: Log, *, embedded: bool) -> int:
     return count
 
 
+def offer(servers: str, topic: str, rate: int, seconds: int, symbols: int = 1_000, partitions: int = PARTITIONS) -> dict[str, float]:
+    """Live single ticks, `rate` a second, of all symbols in turn, each at the time that it carries.
+
+    Returns the number of ticks and seconds, and by how much the latest tick left after its time. Raises `BenchmarkError` where one is not confirmed.
+    """
+    producer = confluent().Producer({
+        "bootstrap.servers": servers, "compression.type": "lz4", "linger.ms": 5, "batch.size": 1 << 19, "acks": "all", "enable.idempotence": True,
+        "queue.buffering.max.messages": 500_000, "log_level": 2,
+    })  # fmt: skip
+    rng = np.random.default_rng(5)
+    names = [f"S{number:05d}" for number in rng.permutation(symbols)]
+    to = [(name, name.encode(), home_partition(name, partitions)) for name in names]
+    cents, total, sent, late_s = rng.integers(2_000, 40_000, symbols), rate * seconds, 0, 0.0
+    begin = time.time()
+    while sent < total:
+        cents = np.maximum(500, cents + rng.integers(-4, 5, symbols))
+        prices, sizes = (cents / 100).tolist(), rng.integers(1, 400, symbols).tolist()
+        for first in range(0, symbols, STEP):
+            last = min(first + STEP, symbols)
+            ahead = begin + (sent + last - first) / rate - time.time()
+            producer.poll(max(0.0, ahead))
+            if ahead > 0:
+                time.sleep(max(0.0, begin + (sent + last - first) / rate - time.time()))
+            late_s = max(late_s, -ahead)
+            for number in range(first, last):
+                name, key, partition = to[number]
+                event_time = int((begin + sent / rate) * 1000)
+                while True:
+                    try:
+                        producer.produce(topic, text_of(name, event_time, prices[number], sizes[number]), key, partition)
+                        break
+                    except BufferError:                                  # the broker is behind: `late_s` shows it
+                        producer.poll(0.05)
+                sent += 1
+    if producer.flush(120):
+        raise BenchmarkError(f"{topic}: records were not confirmed in 120 s")
+    return {"ticks": sent, "seconds": time.time() - begin, "late_s": late_s}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Publish a log of ticks to a topic that is there.")
@@ -138,8 +181,13 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=500_000)
     parser.add_argument("--symbols", type=int, default=1_000)
     parser.add_argument("--frames", type=int, default=0, help="ticks of one record; 0: single ticks")
+    parser.add_argument("--rate", type=int, default=0, help="live ticks a second, for --seconds; 0: a log of --ticks, as fast as possible")
+    parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--embedded", action="store_true", help="the broker knows no idempotence")
     chosen = parser.parse_args()
+    if chosen.rate:
+        print(json.dumps(offer(chosen.servers, chosen.topic, chosen.rate, chosen.seconds, chosen.symbols)))
+        return
     log = log_of(chosen.topic, chosen.ticks, chosen.symbols, chosen.frames)
     print(f"{publish(chosen.servers, log, embedded=chosen.embedded)} records, {log.ticks} ticks from second {log.begin}")
 
