@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--symbols", type=int, default=1_000)
     one.add_argument("--repeat", type=int, default=15, help="of the queries; fewer of what takes longer")
     one.add_argument("--flush-s", type=int, default=30, help="seconds of an object as it is written")
+    one.add_argument("--archive", type=Path, help="keeps the archive in this folder as it is made; if it exists, it is used again")
     one.add_argument("--quick", dest="small", action="store_true", help="100,000 rows of 50 symbols, three repetitions: shows that it works")
     one = add("profile", "where a worker's time goes")
     one.add_argument("--contender", default="line")

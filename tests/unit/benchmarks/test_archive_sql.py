@@ -15,7 +15,7 @@ from stockstream.sinks.archive.current import current
 from stockstream.sinks.stores import FileStore
 from stockstream.sql.duckdb_engine import DuckdbEngine
 
-DAY = Day(60_000, 60, flush_s=900)
+DAY = Day(40_000, 60, flush_s=900)
 
 
 def test_a_day_has_its_ticks_and_is_as_uneven_as_it_should_be() -> None:
@@ -70,8 +70,9 @@ def test_results_are_compared() -> None:
     assert not same([("A", 1.0)], [("A", 1.1)]) and not same([("A", 1.0)], []) and not same([("A", None)], [("A", 1.0)])
 
 
-def test_the_benchmark_runs_through() -> None:
-    text, data = archive_sql(argparse.Namespace(rows=20_000, symbols=20, repeat=1, flush_s=1_800))
+def test_the_benchmark_runs_through_and_keeps_the_archive(tmp_path: Path) -> None:
+    text, data = archive_sql(argparse.Namespace(rows=20_000, symbols=20, repeat=1, flush_s=1_800, archive=tmp_path / "made"))
     assert data["ticks"] == 20_000 and data["lines"] == data["hour_rows"] == pytest.approx(2_900, abs=8)
     assert data["queries"]["top_movers"][PRODUCT]["warm"] and set(data["commands"]) >= {"day", "movers-ticks"}
     assert "| compacted: by symbol and time" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["made"] and len(current(FileStore(tmp_path / "made"), "ticks")) > 26
