@@ -10,11 +10,20 @@ from typing import Any, Protocol
 
 import boto3
 import pytest
+from moto.s3.utils import _VersionedKeyStore
 from moto.server import ThreadedMotoServer
 
 from stockstream.sinks import s3
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-that-no-log-may-hold"
+
+
+def _items(keys: Any) -> Iterator[tuple[str, Any]]:
+    for key, versions in dict(keys).items():
+        yield key, versions[-1]
+
+
+setattr(_VersionedKeyStore, "items", _items)  # noqa: B010  moto's own fails (500) if an object is deleted during a listing
 
 
 class S3Server:
