@@ -17,8 +17,6 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from stockstream.kafka.admin import STATE_TABLES, changelog, topic_specs
-from tests.faults.compactors import Compactors
-from tests.faults.counting import Reader
 from tests.faults.expected import model_faults
 from tests.faults.fuzzing import fuzz
 from tests.faults.line import Line
@@ -28,6 +26,7 @@ from tests.faults.storm import storm
 from tests.faults.unclean import unclean
 from tests.faults.upgrade import upgrade
 from tests.faults.verdict import Verdict
+from tests.faults.watched import Watched
 from tests.faults.workers import PATIENCE, Failed, Worker, wait_until
 from tests.kafka import Cluster
 from tests.ports import free_port
@@ -395,40 +394,6 @@ def compaction(cluster: Cluster, seed: int, scale: Scale) -> Verdict:
             verdict = line.check(line.finish(timeout_s=60))
             watched.judge()
         return verdict
-
-
-class Watched:
-    """A line with compactors beside it, which are killed and frozen, and with a reader. Use in a `with` block."""
-
-    def __init__(self, line: Line, pause_s: float) -> None:
-        self._line = line
-        self._held = contextlib.ExitStack()
-        self.compactors = self._held.enter_context(Compactors(line.settings.archive, line.environment, line.seed, pause_s))
-        self.reader = self._held.enter_context(Reader(line.settings.archive, line.environment, line.folder))
-
-    def __enter__(self) -> Watched:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
-
-    def begun(self) -> bool:
-        return self.reader.has_counted() and bool(self.compactors.work.ended["whole"])
-
-    def seen_enough(self) -> bool:
-        ended = self.compactors.work.ended
-        return bool(ended["killed"] and ended["woken"] and ended["whole"])
-
-    def judge(self) -> None:
-        """Raises `Failed` if a reading was wrong, or a compactor failed. Compactors have stopped."""
-        self.reader.close()
-        faults = self.reader.judge(self._line.place.outages) + self.compactors.judge(self._line.place.outages)
-        work, reader = self.compactors.work, self.reader
-        self._line.count("compactor killed", work.ended["killed"])
-        self._line.count("compactor frozen and woken", work.ended["woken"])
-        self._line.say(f"  compactors: {work}; {reader.rounds} readings, {reader.refused} without an answer, the last {reader.counts}; wrong: {len(faults)}")
-        if faults or not reader.rounds:
-            raise Failed(f"{len(faults)} things are wrong beside compactions, the first {faults[:1]}; see {self._line.folder}")
 
 
 def _store_fails(line: Line, fault: str, seconds: int, scale: Scale) -> None:
