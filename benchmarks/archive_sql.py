@@ -314,12 +314,12 @@ def report(found: Found, asked: dict[str, Question]) -> str:
     times = len(next(iter(found.queries.values()))[PRODUCT].warm)
     out = [
         f"{found.ticks:,} ticks of {found.symbols:,} symbols on one day. Times in ms; warm: median, and the worst of {times}.",
-        "", f"| query | aim | {PRODUCT}: first | warm | worst | CPU | {LIMIT}: first | warm | worst | CPU | {PRODUCT} / {LIMIT} | {LINES}: warm* |",
-        f"| --- |{' ---: |' * 11}",
+        "", f"| query | aim | {PRODUCT}: first | warm | worst | CPU | {LIMIT}: first | warm | worst | CPU | {PRODUCT} / {LIMIT} | {LINES}: warm* | CPU* |",
+        f"| --- |{' ---: |' * 12}",
     ]  # fmt: skip
     for name, by in found.queries.items():
         cells = [cell for who in (PRODUCT, LIMIT) for cell in (middle(by[who].first), by[who].median, max(by[who].warm), middle(by[who].cpu))]
-        lines = f"{by[LINES].median * scale:,.0f}" if LINES in by else ""
+        lines = f"{by[LINES].median * scale:,.0f} | {middle(by[LINES].cpu) * scale:,.0f}" if LINES in by else " | "
         aim = f"{asked[name].aim_ms:.0f}" if asked[name].aim_ms else ""
         out.append(f"| {asked[name].title} | {aim} | {' | '.join(f'{cell:,.0f}' for cell in cells)} | {by[PRODUCT].median / by[LIMIT].median:.1f} | {lines} |")
     out += ["", f"\\* measured over {found.lines:,} messages of one hour, in one file without compression, and multiplied by {scale:.2f}.", ""]
@@ -335,14 +335,15 @@ def report(found: Found, asked: dict[str, Question]) -> str:
         f"| `stockstream compact`, the whole process | {found.hour_rows:,} | {middle(one.wall_s for one in costs):.2f} "
         f"| {max(one.wall_s for one in costs):.2f} | {middle(one.cpu_s for one in costs):.2f} | {max(one.peak_mb for one in costs):,.0f} |"
     )
-    columns = "objects | MB | bytes a tick | a symbol's day: first | warm | top movers: first | warm"
-    out += ["", f"| ticks, read by plain DuckDB | {columns} |", f"| --- |{' ---: |' * 7}"]
+    columns = "objects | MB | bytes a tick | a symbol's day: first | warm | CPU | top movers: first | warm | CPU"
+    out += ["", f"| ticks, read by plain DuckDB | {columns} |", f"| --- |{' ---: |' * 9}"]
     for title, by in found.layouts.items():
         objects, size = found.sizes[title]
-        cells = [cell for one in by.values() for cell in (middle(one.first), one.median)]
+        cells = [cell for one in by.values() for cell in (middle(one.first), one.median, middle(one.cpu))]
         out.append(f"| {title} | {objects:,} | {size / 1e6:,.0f} | {size / found.ticks:.1f} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
     objects, size = found.sizes[LIMIT]
-    cells = [cell for name in ("symbol-ticks", "movers-ticks") for one in (found.queries[name][LIMIT],) for cell in (middle(one.first), one.median)]
+    limits = [found.queries[name][LIMIT] for name in ("symbol-ticks", "movers-ticks")]
+    cells = [cell for one in limits for cell in (middle(one.first), one.median, middle(one.cpu))]
     out.append(f"| {LIMIT} | {objects:,} | {size / 1e6:,.0f} | {size / found.ticks:.1f} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
     out += ["", "| beside them | objects | MB | bytes a tick |", "| --- | ---: | ---: | ---: |"]
     for title in ("raw", "bars as written", "bars"):
