@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from stockstream.endings import DO_NOT_RESTART
+from stockstream.endings import DO_NOT_RESTART, INTERRUPTED
 from stockstream.errors import StockstreamError
 from stockstream.packages import require_own_packages, require_tried_versions
 from stockstream.wording import one_line
@@ -32,9 +32,6 @@ COMMANDS = {
     "verify": "Check that the archive holds every raw offset exactly once.",
 }
 """The commands of `stockstream --help`, in the order in which a newcomer uses them. The texts stand here because importing the modules is slow."""
-
-INTERRUPTED = 130
-"""The shells' exit code for Ctrl-C: 128 + SIGINT."""
 
 
 class _LazyGroup(click.Group):

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime
+from typing import Any
 
 import click
 
 archive_option = click.option("--archive", help="The archive: a folder, path or file://path, or s3://bucket/prefix.  [default: STOCKSTREAM_ARCHIVE]")
 """Of commands that read an archive: its value is for `sinks.stores.archive_place`."""
+
+_DATE = click.DateTime(["%Y-%m-%d"])
+
+
+def date_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options `--date`, `--from` and `--to` of commands that work on folders; the values are for `dates`."""
+    for option, name, which in (("--to", "end", "up to this date"), ("--from", "begin", "of this date and later ones"), ("--date", "day", "of this date")):
+        command = click.option(option, name, type=_DATE, metavar="DATE", help=f"Only folders {which}.")(command)
+    return command
+
+
+def dates(day: datetime | None, begin: datetime | None, end: datetime | None) -> tuple[date | None, date | None]:
+    """The first and the last date that `date_options` name; None: no limit. Raises `UsageError`."""
+    if day and (begin or end):
+        raise click.UsageError("give either --date, or --from and --to")
+    return (begin or day).date() if begin or day else None, (end or day).date() if end or day else None  # type: ignore[union-attr]
 
 
 def report(text: str) -> None:

@@ -14,6 +14,8 @@ from stockstream.wording import one_line
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of the shells: 128 + SIGINT."""
 DO_NOT_RESTART = 78
 """Exit status (EX_CONFIG) of a configuration error, which restarting cannot fix."""
 

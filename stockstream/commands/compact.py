@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from itertools import chain
 
 import click
 
-from stockstream.console import archive_option
+from stockstream.console import archive_option, date_options, dates
 from stockstream.sinks.archive.compacting import Result, compact
 from stockstream.sinks.archive.topics.packing import pack_positions
 from stockstream.sinks.stores import archive_place, open_archive
@@ -19,7 +19,6 @@ from stockstream.wording import counted
 
 BACKGROUND = 19
 """The lowest priority: the compaction of a worker takes what the pipeline leaves."""
-_DATE = click.DateTime(["%Y-%m-%d"])
 
 
 def _megabytes(size: int) -> str:
@@ -47,17 +46,9 @@ def _summary(results: Sequence[Result], dry: bool) -> str:
     return f"{before} became {made:,} ({_megabytes(sum(one.made_bytes for one in results))}); {deleted:,} deleted"
 
 
-def _dates(day: datetime | None, begin: datetime | None, end: datetime | None) -> tuple[date | None, date | None]:
-    if day and (begin or end):
-        raise click.UsageError("give either --date, or --from and --to")
-    return (begin or day).date() if begin or day else None, (end or day).date() if end or day else None  # type: ignore[union-attr]
-
-
 @click.command(help="Compact the archive: one sorted object instead of many small ones, for each hour of each area.")
 @archive_option
-@click.option("--date", "day", type=_DATE, metavar="DATE", help="Only folders of this date.")
-@click.option("--from", "begin", type=_DATE, metavar="DATE", help="Only folders of this date and later ones.")
-@click.option("--to", "end", type=_DATE, metavar="DATE", help="Only folders up to this date.")
+@date_options
 @click.option("--all", "everything", is_flag=True, help="Also hours and days that are not over, and objects of the last 10 minutes.")
 @click.option("--dry-run", "dry", is_flag=True, help="Show what would be compacted, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -69,8 +60,8 @@ def command(
         os.nice(BACKGROUND)
     store = open_archive(archive_place(archive))
     results = []
-    now, dates = None if everything else datetime.now(UTC), _dates(day, begin, end)
-    for result in chain(compact(store, now, *dates, dry=dry), () if any(dates) else pack_positions(store, now, dry)):
+    now, days = None if everything else datetime.now(UTC), dates(day, begin, end)
+    for result in chain(compact(store, now, *days, dry=dry), () if any(days) else pack_positions(store, now, dry)):
         results.append(result)
         if not as_json and (result.made or result.deleted):
             click.echo(_line(result, dry))

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from stockstream.errors import ArchiveError, ArchiveUnavailable
 from stockstream.sinks.entries import Entry
 
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
+"""When an object was written that a test put in directly."""
+
 
 class MemoryStore:
     """A `Store` in memory.
@@ -55,7 +58,7 @@ class MemoryStore:
     def entries(self, prefix: str, start_after: str = "") -> Iterator[Entry]:
         names = list(self.list(prefix, start_after))
         with self._lock:
-            found = [Entry(name, len(self.objects[name]), self.written[name]) for name in names if name in self.objects]
+            found = [Entry(name, len(self.objects[name]), self.written.get(name, _UNKNOWN)) for name in names if name in self.objects]
         yield from found
 
     def delete(self, name: str) -> None:

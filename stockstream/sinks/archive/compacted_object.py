@@ -167,7 +167,8 @@ def _order(table: pa.Table, time: str) -> pa.Array:
     return pc.sort_indices(pa.Table.from_arrays([rank, table.column(time)], ["symbol", "time"]), sort_keys=[("symbol", "ascending"), ("time", "ascending")])
 
 
-def _metadata(store: Store, name: str) -> pq.FileMetaData:
+def read_metadata(store: Store, name: str) -> pq.FileMetaData:
+    """The metadata of a Parquet object, of which only the end is read. Raises one of BROKEN, or what the store raises."""
     tail = store.read(name, _TAIL)
     size = int.from_bytes(tail[-8:-4], "little") + 8
     return pq.read_metadata(pa.BufferReader(tail if size <= len(tail) else store.read(name, size)))
@@ -176,7 +177,7 @@ def _metadata(store: Store, name: str) -> pq.FileMetaData:
 def count_rows(store: Store, name: str) -> int:
     """The number of rows of a Parquet object. Raises `ArchiveError`."""
     try:
-        return int(_metadata(store, name).num_rows)
+        return int(read_metadata(store, name).num_rows)
     except BROKEN as error:
         raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
 
@@ -184,7 +185,7 @@ def count_rows(store: Store, name: str) -> int:
 def read_compacted_object(store: Store, name: str) -> CompactedFooter:
     """Reads the footer of a compaction's data object. Raises `ArchiveError` if it is not one, or if its number of rows is wrong."""
     try:
-        metadata = _metadata(store, name)
+        metadata = read_metadata(store, name)
         footer = decode_footer((metadata.metadata or {})[b"stockstream"])
     except BROKEN as error:
         raise ArchiveError(f"{name} is not {KIND}: {one_line(error)}") from error

@@ -54,6 +54,12 @@ def folder_of_hour(hour: int) -> str:
     return f"date={moment:%Y-%m-%d}/hour={moment:%H}"
 
 
+def hour_of_folder(folder: str) -> int:
+    """The epoch hour of `date=YYYY-MM-DD/hour=HH`, the folder of a raw object."""
+    day, _, hour = folder.removeprefix("date=").partition("/hour=")
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC, hour=int(hour or 0)).timestamp()) * 1_000 // HOUR_MS
+
+
 def folder_of_day(day: int) -> str:
     """`date=YYYY-MM-DD` of a day, which counts from 1970; a day outside the years 1970 to 9999 counts as the nearest day inside."""
     return folder_of_hour(day * 24).partition("/")[0]

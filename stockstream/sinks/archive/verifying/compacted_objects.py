@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stockstream.errors import ArchiveError, ArchiveUnavailable
-from stockstream.sinks.archive.compacted_object import KIND, Source, decode_footer, require_consistent
+from stockstream.sinks.archive.compacted_object import KIND, Source, decode_footer, read_compacted_object, require_consistent
 from stockstream.sinks.archive.compactions import Compaction, Replaced, compactions_of, covers, manifest_of, read_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
 from stockstream.sinks.archive.processed import Counting
 from stockstream.sinks.archive.verifying.parquet_objects import open_object, read_object
+from stockstream.sinks.archive.verifying.reading import Reading, Verified
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
 
@@ -25,8 +26,8 @@ class CompactedObjects:
     A compaction may take effect during a verification. So ask `replaced` about an object that is listed and cannot be found.
     """
 
-    def __init__(self, store: Store, faults: list[str]) -> None:
-        self._store, self._faults = store, faults
+    def __init__(self, store: Store, faults: list[str], reading: Reading | None = None) -> None:
+        self._store, self._faults, self._reading = store, faults, reading or Reading()
         self._checked: set[Compaction] = set()
         self._lines: dict[tuple[str, str], list[Replaced]] = defaultdict(list)
         self._footers: dict[str, bytes] = {}
@@ -36,9 +37,10 @@ class CompactedObjects:
         self._held: tuple[Compaction, str, int, pa.Table] | None = None
         """The rows of one partition in the data object that was read last."""
 
-    def check(self, compactions: Iterable[Compaction]) -> None:
-        """Checks the compactions that have a manifest."""
+    def check(self, compactions: Iterable[Compaction], step: Callable[[int], None] = lambda steps: None) -> None:
+        """Checks the compactions that have a manifest. Of those that are not to be read, the manifest and the footer."""
         for compaction in compactions:
+            step(1)
             self._checked.add(compaction)
             try:
                 self._lines[compaction.area, compaction.folder] += read_manifest(self._store, compaction)
@@ -47,6 +49,20 @@ class CompactedObjects:
                 raise
             except ArchiveError as error:
                 self._faults.append(str(error))
+
+    def check_unmade(self, compactions: Iterable[Compaction], there: Container[str]) -> None:
+        """Checks data objects without a manifest. A compaction that was killed leaves one beside its sources; they are deleted after the manifest exists."""
+        for compaction in compactions:
+            try:
+                gone = [source.name for source in read_compacted_object(self._store, compaction.data).list_sources() if source.name not in there]
+            except ArchiveUnavailable:
+                raise
+            except ArchiveError as error:
+                self._faults.append(str(error))
+                continue
+            if gone:
+                objects = counted(len(gone), "object")
+                self._faults.append(f"{compaction.manifest} is missing: {compaction.data} replaced {objects} that are not there any more, such as {gone[0]}")
 
     def names(self) -> list[tuple[str, Name]]:
         """The small objects that were replaced."""
@@ -64,8 +80,8 @@ class CompactedObjects:
         return self._footers.get(name)
 
     def data_of(self, name: str) -> str:
-        """The data object of the compaction that replaced a small object."""
-        return self._data[name].data
+        """The object with the rows of a small object: itself, or the data object of the compaction that replaced it."""
+        return self._data[name].data if name in self._data else name
 
     def rows(self, name: str, parsed: Name, last: int) -> pa.Table:
         """The rows of a small object, through offset `last`, that a compaction replaced. Raises `ArchiveError`."""
@@ -86,8 +102,18 @@ class CompactedObjects:
         if self._store.size(name) is None:
             self._faults.append(f"{name} is missing, though {compaction.manifest} exists")
             return
-        footer, file = open_object(self._store, name, decode_footer, KIND)
-        require_consistent(name, footer, file.metadata.num_rows)
+        reading, begun, file = self._reading, len(self._faults), None
+        stamps = reading.stamps_of(name)
+        wanted = reading.dated(name)
+        reading.there += wanted
+        if wanted and reading.known(name, stamps):
+            reading.before += 1
+        elif wanted and reading.chosen(name):
+            reading.read += 1
+            footer, file = open_object(self._store, name, decode_footer, KIND)
+            require_consistent(name, footer, file.metadata.num_rows)
+        if file is None:
+            footer = read_compacted_object(self._store, name)
         sources = footer.list_sources()
         if self._store.read(compaction.manifest) != manifest_of(compaction, [source.range for source in sources]):
             self._faults.append(f"{compaction.manifest} is not as it was written: {name} has other sources")
@@ -100,10 +126,14 @@ class CompactedObjects:
             self._footers[source.name] = bytes(source.footer)
             self._data[source.name] = compaction
         place = "offset" if compaction.area == "ticks" else "record_offset"
+        if file is None:
+            return
         found = rows_by_source(file.read(["log", "partition", place, "compaction"]), place, compaction.number, sources)
         for source, rows in zip(sources, found, strict=True):
             if rows != source.range.rows:
                 self._faults.append(f"{name}: it has {counted(rows, 'row')} of {source.name}, which had {source.range.rows}")
+        if len(self._faults) == begun:
+            reading.verified(Verified(name, stamps, rows=footer.rows))
 
 
 def read_made_object(

@@ -34,12 +34,22 @@ class Listing:
     """Of `processed/`, as the archive wrote them."""
     compactions: list[Compaction] = field(default_factory=list)
     """Those that have a manifest."""
+    data: list[Compaction] = field(default_factory=list)
+    """Those that have a data object."""
     processed: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
     """Ticks and bars that are made of raw objects, in the order of their first offsets."""
     repaired: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     topics: dict[Key, list[tuple[str, Name]]] = field(default_factory=lambda: defaultdict(list))
     """Objects of windows, alerts, predictions and outcomes."""
+    stamps: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Size, and when it was written, of each object in `raw/` and `processed/`."""
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The number of steps of a verification: raw objects, compactions, and objects of topics that are not compacted."""
+        topics = sum(parsed.area.removeprefix("processed/") in AREAS for _, parsed in self.small)
+        return sum(map(len, self.raw.values())) + len(self.compactions) + topics
 
 
 def list_objects(store: Store) -> Listing:
@@ -48,8 +58,8 @@ def list_objects(store: Store) -> Listing:
     So may a compactor: what it deletes has its manifest before.
     """
     found = Listing()
-    processed = list(store.list("processed/"))
-    raw = list(store.list("raw/"))
+    processed = _names(store, "processed/", found)
+    raw = _names(store, "raw/", found)
     found.raw = {key: [] for key in chains(store)}
     for key in found.raw:
         found.entries[key] = list(store.list(f"chains/{key[0]}-{key[1]:05d}/"))
@@ -67,8 +77,9 @@ def list_objects(store: Store) -> Listing:
             found.raw.setdefault((parsed.log, parsed.partition), []).append((name, parsed))
     for name in processed:
         parsed = parse_name(name)
-        if compaction_of_data(name):
-            continue                                                     # it counts if it has a manifest
+        if (compaction := compaction_of_data(name)) is not None:
+            found.data.append(compaction)                                # it counts if it has a manifest
+            continue
         if parsed is None:
             found.faults.append(f"{name}: this is not the name of an archive object")
         else:
@@ -76,6 +87,12 @@ def list_objects(store: Store) -> Listing:
     for some in found.raw.values():
         some.sort(key=lambda item: item[1].first)
     return found
+
+
+def _names(store: Store, prefix: str, found: Listing) -> list[str]:
+    for entry in store.entries(prefix):
+        found.stamps[entry.name] = entry.size, entry.modified.isoformat()
+    return [name for name in found.stamps if name.startswith(prefix)]
 
 
 def divide(listing: Listing, compacted: CompactedObjects, since: date) -> None:

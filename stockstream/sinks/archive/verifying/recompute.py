@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,18 @@ INEXACT = ("notional",)
 _KEYS = ("symbol", "source", "event_time", "minute", "gap", "offset", "index")
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The accepted ticks (TICKS_SCHEMA) of a raw object, computed again; None if they cannot be, with the reason in `doubt`.
+
+    `doubt`: why a difference proves nothing; empty if it proves a fault. `with_history`: the same from a day of records before, if that can decide.
+    """
+
+    ticks: pa.Table | None
+    doubt: str = ""
+    with_history: Callable[[], tuple[pa.Table | None, str]] | None = None
+
+
 class Recompute:
     """The verdicts on one chain, raw object by raw object, in order.
 
@@ -36,6 +49,8 @@ class Recompute:
         self._doubtful_until = -1
         self._lost = False
         self.reason = ""
+        self.expect = 0
+        """The raw offset after the last one that it was given."""
 
     @property
     def doubtful(self) -> bool:

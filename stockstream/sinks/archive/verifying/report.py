@@ -11,7 +11,8 @@ class Coverage:
 
     `processed`: the last offset whose ticks are stored, -1 if there is none; `unprocessed`: number of records after it; `ticks`: number of stored ticks;
     `missing`: number of offsets whose result of `clean` was lost. `compared` rows were computed again from raw and are the same; `not_compared` raw records
-    could not be, the first for `reason`.
+    could not be, the first for `reason`. `begun`: number of unprocessed raw objects of which some objects are there; `unprocessed_since`: the folder of the
+    first unprocessed one. `windows_through`: the last raw offset of which the archive has windows, -1 if that is not known.
     """
 
     log: str
@@ -28,6 +29,9 @@ class Coverage:
     compared: int = 0
     not_compared: int = 0
     reason: str = ""
+    begun: int = 0
+    unprocessed_since: str = ""
+    windows_through: int = -1
 
 
 @dataclass(slots=True)
@@ -46,7 +50,9 @@ class TopicCoverage:
 
 @dataclass(slots=True)
 class Report:
-    """The contents of the archive, and all faults, one line each."""
+    """The contents of the archive, and all faults, one line each. Of `objects` whose contents can be checked, `read` were read now, `before` by an earlier run;
+    `partial`: not all of them were to be read.
+    """
 
     chains: list[Coverage] = field(default_factory=list)
     repaired: int = 0
@@ -54,3 +60,7 @@ class Report:
     topics: dict[str, TopicCoverage] = field(default_factory=dict)
     """By area: windows, alerts, predictions and outcomes; only those that the archive has."""
     faults: list[str] = field(default_factory=list)
+    objects: int = 0
+    read: int = 0
+    before: int = 0
+    partial: bool = False

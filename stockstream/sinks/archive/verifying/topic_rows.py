@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from stockstream.sinks.archive.retention import has_ended
 from stockstream.sinks.archive.topics.objects import AREAS, MadeOfRecords, decode_made
 from stockstream.sinks.archive.topics.positions import Position, all_positions
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects, read_made_object
+from stockstream.sinks.archive.verifying.reading import Reading, Verified
 from stockstream.sinks.archive.verifying.report import TopicCoverage
 from stockstream.sinks.stores import Store
 from stockstream.wording import counted
@@ -22,26 +23,33 @@ KIND = "an object of a topic"
 
 
 def check_topics(
-    store: Store, objects: Mapping[tuple[str, int], Sequence[tuple[str, Name]]], compacted: CompactedObjects, faults: list[str], since: date
-) -> dict[str, TopicCoverage]:  # fmt: skip
-    """Checks the objects, given by log id and partition, against their positions. Returns what there is, by area.
+    store: Store, objects: Mapping[tuple[str, int], Sequence[tuple[str, Name]]], compacted: CompactedObjects, faults: list[str], since: date,
+    reading: Reading, step: Callable[[int], None],
+) -> tuple[dict[str, TopicCoverage], dict[tuple[str, int], int]]:  # fmt: skip
+    """Checks the objects, given by log id and partition, against their positions.
+
+    Returns what there is, by area; and by raw log id and partition the last raw offset of which there are windows.
 
     A writer creates a position before its objects, so list the objects first. Retention has ended folders of dates before `since`. Raises `ArchiveUnavailable`.
     """
     found: dict[str, TopicCoverage] = defaultdict(TopicCoverage)
+    windows: dict[tuple[str, int], int] = {}
     lives: dict[tuple[str, int], list[Position]] = defaultdict(list)
     for position in all_positions(store):
         if isinstance(position, str):
             faults.append(position)
         else:
             lives[position.log, position.partition].append(position)
+            if position.end.covered:
+                key = position.end.log, position.partition
+                windows[key] = max(windows.get(key, -1), position.end.covered[-1][1])
     for (log, partition), positions in sorted(lives.items()):
         there = dict(objects.get((log, partition), ()))
         _check_positions(positions, faults)
-        _check_objects(store, positions, there, compacted, found[positions[0].topic], faults, since)
+        _check_objects(store, positions, there, compacted, found[positions[0].topic], faults, since, reading, step)
     for key in sorted(set(objects) - set(lives)):
         faults.append(f"{objects[key][0][0]}: there is no position of log {key[0]}, partition {key[1]}")
-    return dict(found)
+    return dict(found), windows
 
 
 def _check_positions(positions: Sequence[Position], faults: list[str]) -> None:
@@ -58,7 +66,7 @@ def _check_positions(positions: Sequence[Position], faults: list[str]) -> None:
 
 def _check_objects(
     store: Store, positions: Sequence[Position], there: dict[str, Name], compacted: CompactedObjects, coverage: TopicCoverage,
-    faults: list[str], since: date,
+    faults: list[str], since: date, reading: Reading, step: Callable[[int], None],
 ) -> None:  # fmt: skip
     lost = [each for position in positions for each in position.missing]
     coverage.missing += sum(last - first + 1 for first, last in lost)
@@ -75,11 +83,32 @@ def _check_objects(
                 elif (position.first, position.last) not in lost:
                     faults.append(f"{name} is missing; it has {counted(rows, 'row')} of records {position.first} to {position.last}")
                 continue
-            coverage.rows += _check_object(store, name, position, rows, compacted, faults)
+            step(1)
+            coverage.rows += _check_or_see(store, name, position, rows, compacted, faults, reading)
     later = positions[-1].last
     for name, parsed in sorted(there.items()):
         if parsed.first <= later:                                        # what comes after is newer than the listing of positions
             faults.append(f"{name}: no position lists it")
+
+
+def _check_or_see(store: Store, name: str, position: Position, rows: int, compacted: CompactedObjects, faults: list[str], reading: Reading) -> int:
+    """Checks an object if it is to be read. Returns the number of rows."""
+    begun, data = len(faults), compacted.data_of(name)
+    if data != name:
+        return _check_object(store, name, position, rows, compacted, faults)    # of its own only the footer, which is known
+    stamps, wanted = reading.stamps_of(name), reading.dated(name)
+    before = reading.known(name, stamps) if wanted else None
+    reading.there += wanted
+    reading.before += before is not None
+    if before is not None and before.rows == rows:
+        return rows
+    if not wanted or not reading.chosen(name):
+        return rows
+    reading.read += 1
+    found = _check_object(store, name, position, rows, compacted, faults)
+    if len(faults) == begun:
+        reading.verified(Verified(name, stamps, rows=found))
+    return found
 
 
 def _check_object(store: Store, name: str, position: Position, rows: int, compacted: CompactedObjects, faults: list[str]) -> int:
