@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 from msgspec import Meta
 
@@ -24,7 +26,7 @@ Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Text = Annotated[str, Meta(min_length=1, max_length=1_024)]
 
 
-class _Alert(Alert, kw_only=True):
+class _Alert(Alert, kw_only=True, gc=False):
     id: Text
     symbol: Text
     rule: Text
@@ -36,13 +38,13 @@ class _Alert(Alert, kw_only=True):
     window: msgspec.Raw  # type: ignore[assignment]
 
 
-class _Horizon(Horizon, kw_only=True):
+class _Horizon(Horizon, kw_only=True, gc=False):
     horizon_s: Seconds
     predicted_return: Number
     p_up: Number
 
 
-class _Prediction(Prediction, kw_only=True):
+class _Prediction(Prediction, kw_only=True, gc=False):
     id: Text
     symbol: Text
     as_of: Time
@@ -53,7 +55,7 @@ class _Prediction(Prediction, kw_only=True):
     horizons: Annotated[list[_Horizon], Meta(min_length=1)]  # type: ignore[assignment]
 
 
-class _Outcome(Outcome, kw_only=True):
+class _Outcome(Outcome, kw_only=True, gc=False):
     id: Text
     symbol: Text
     as_of: Time
@@ -67,29 +69,30 @@ class _Outcome(Outcome, kw_only=True):
 
 Items = list[tuple[int, Any]]
 """Offset of the record, and a message or an item of one."""
+Columns = Mapping[str, Sequence[Any]]
 
 
-def _columns(items: Items, names: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: [getattr(item, name) for _, item in items] for name in names}
+def _columns(items: Sequence[Any], names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    return {name: list(map(attrgetter(name), items)) for name in names}
 
 
-def _alerts(items: Items) -> dict[str, list[Any]]:
-    columns = _columns(items, ("id", "symbol", "rule", "state", "severity", "opened_at", "as_of", "value", "baseline", "threshold", "message"))
-    return columns | {"window": [_object(item.window) for _, item in items], "record_offset": [offset for offset, _ in items]}
+def _alerts(items: Items) -> tuple[Columns, Columns, Sequence[int] | None]:
+    alerts = [alert for _, alert in items]
+    columns = _columns(alerts, ("id", "symbol", "rule", "state", "severity", "opened_at", "as_of", "value", "baseline", "threshold", "message"))
+    return columns | {"window": [_object(alert.window) for alert in alerts], "record_offset": [offset for offset, _ in items]}, {}, None
 
 
-def _predictions(items: Items) -> dict[str, list[Any]]:
-    rows = [(offset, item, horizon) for offset, item in items for horizon in item.horizons]
-    latency = [_object(item.latency_ms) for _, item in items]
-    columns = _columns([(0, item) for _, item, _ in rows], ("id", "symbol", "as_of", "price", "model", "version", "feature_hash", "offset", "made_at"))
-    columns |= _columns([(0, horizon) for _, _, horizon in rows], ("horizon_s", "predicted_return", "p_up"))
-    columns["latency_ms"] = [text for text, (_, item) in zip(latency, items, strict=True) for _ in item.horizons]
-    return columns | {"record_offset": [offset for offset, _, _ in rows]}
+def _predictions(items: Items) -> tuple[Columns, Columns, Sequence[int] | None]:
+    predictions = [prediction for _, prediction in items]
+    columns = _columns(predictions, ("id", "symbol", "as_of", "price", "model", "version", "feature_hash", "offset", "made_at"))
+    columns |= {"latency_ms": [_object(prediction.latency_ms) for prediction in predictions], "record_offset": [offset for offset, _ in items]}
+    horizons = _columns([horizon for prediction in predictions for horizon in prediction.horizons], ("horizon_s", "predicted_return", "p_up"))
+    return columns, horizons, [len(prediction.horizons) for prediction in predictions]
 
 
-def _outcomes(items: Items) -> dict[str, list[Any]]:
-    rows = [(offset, outcome) for offset, outcomes in items for outcome in outcomes]
-    return _columns(rows, _Outcome.__struct_fields__) | {"record_offset": [offset for offset, _ in rows]}
+def _outcomes(items: Items) -> tuple[Columns, Columns, Sequence[int] | None]:
+    columns = _columns([outcome for _, outcomes in items for outcome in outcomes], _Outcome.__struct_fields__)
+    return columns | {"record_offset": [offset for offset, outcomes in items for _ in outcomes]}, {}, None
 
 
 def _object(raw: msgspec.Raw) -> str:
@@ -100,11 +103,13 @@ def _object(raw: msgspec.Raw) -> str:
     return text
 
 
-_KINDS: dict[str, tuple[Callable[[bytes], Any], Callable[[Items], dict[str, list[Any]]]]] = {
+_KINDS: dict[str, tuple[Callable[[bytes], Any], Callable[[Items], tuple[Columns, Columns, Sequence[int] | None]]]] = {
     "alerts": (msgspec.json.Decoder(_Alert).decode, _alerts),
     "predictions": (msgspec.json.Decoder(_Prediction).decode, _predictions),
     "outcomes": (msgspec.json.Decoder(list[_Outcome]).decode, _outcomes),
 }
+"""By topic, the decoder of a message, and what makes columns of messages: those with a value for each message, those with one for each of its rows, and the
+numbers of rows; None: one each."""
 
 
 class MessageGatherer:
@@ -129,8 +134,15 @@ class MessageGatherer:
         return Gathered(rows, records[-1] if records else None, len(records), 0, State(), sorted(faults))
 
     def _table(self, items: Items) -> pa.Table:
-        columns = self._to_columns(items)
-        arrays = [_array(columns[field.name], field.type) for field in self._schema]
+        columns, of_rows, counts = self._to_columns(items)
+        row_of = pa.array(np.repeat(np.arange(len(items)), counts)) if counts is not None else None
+        arrays = []
+        for field in self._schema:
+            if field.name in of_rows:
+                arrays.append(_array(of_rows[field.name], field.type))
+            else:
+                array = _array(columns[field.name], field.type)
+                arrays.append(array if row_of is None else array.take(row_of))
         return pa.table(arrays, schema=self._schema)
 
     def _singly(self, items: Items, faults: list[tuple[int, str]]) -> pa.Table:
@@ -144,5 +156,5 @@ class MessageGatherer:
         return pa.concat_tables([self._table([]), *tables]).combine_chunks()
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.int64()).cast(kind) if pa.types.is_timestamp(kind) else pa.array(values, kind)
