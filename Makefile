@@ -27,7 +27,7 @@ PYTEST_WITH_BROKER = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-lo
 IF_SOME = $(if $(ARGS),|| [ $$? -eq 5 ])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick sources schema lock clean
+.PHONY: help setup demo check test-quick test lint kafka kafka-stop soak bench bench-quick sources lambda schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ bench-quick: $(STAMP) ## The same in short
 
 sources: $(STAMP) ## Yahoo's stream at full size with every fault, 15 minutes; ARGS="--seconds 60 --symbols 100"
 	$(BIN)/python -m benchmarks.sources $(ARGS)
+
+lambda: $(STAMP) ## Make dist/lambda_alerts.zip, the function that publishes alerts to SNS
+	@mkdir -p dist && rm -f dist/lambda_alerts.zip
+	@$(BIN)/python -m zipfile -c dist/lambda_alerts.zip scripts/lambda_alerts.py && echo dist/lambda_alerts.zip, with the handler lambda_alerts.handler
 
 schema: $(STAMP) ## Write docs/asyncapi.json anew from the code
 	$(BIN)/python -m stockstream.schema > docs/asyncapi.tmp && mv docs/asyncapi.tmp docs/asyncapi.json

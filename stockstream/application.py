@@ -25,7 +25,7 @@ from faust.web.base import BlueprintManager
 from stockstream import logs
 from stockstream.endings import exit_now, stop_start
 from stockstream.errors import ArchiveUnavailable, FencedError, ModelError, SettingsError, StateError, StockstreamError
-from stockstream.kafka.admin import STATE_TABLES, changelog, ensure_topics
+from stockstream.kafka.admin import LEDGERS, STATE_TABLES, changelog, ensure_topics
 from stockstream.kafka.client import MAX_BATCH_BYTES, tls_context
 from stockstream.locations import S3_URL, in_url, require_readable, require_writable
 from stockstream.set_aside import SetAside
@@ -352,7 +352,7 @@ def create_app(settings: Settings) -> App:
             app.chunk_consumer.sent(TP(out.topic, out.partition), deliveries)
 
     clean, windows = settings.topic("ticks.clean"), settings.topic("windows")
-    app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in STATE_TABLES))
+    app.sender = Sender(producer, app.fence, sent, app.set_aside, frozenset(changelog(settings, name) for name in (*STATE_TABLES, *LEDGERS)))
     app.on_partitions_revoked.connect(app.release)
     app.on_partitions_assigned.connect(app.end_assignment)
     return app

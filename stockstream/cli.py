@@ -24,6 +24,7 @@ COMMANDS = {
     "backfill": "Fetch one-minute bars of the past from Alpha Vantage, for replay.",
     "backtest": "Run a recording through the whole pipeline without a broker.",
     "etl": "Process the raw records of some dates in a batch.",
+    "alerts": "Check the alerts file, test a route, list what was not delivered.",
     "train": "Train a model and store it.",
     "query": "Query the archive in SQL.",
     "athena": "Tables and views of the archive for Amazon Athena.",

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from stockstream import instance, logs
+from stockstream.alerts_file import read_alerts_file
 from stockstream.application import App, create_app
 from stockstream.endings import stop_start, write_reason_to
 from stockstream.errors import StockstreamError
 from stockstream.settings import Settings, load_settings
 
-AGENTS = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.score", "agents.archive")
+AGENTS = ("agents.ingest", "agents.clean", "agents.aggregate", "agents.detect", "agents.notify", "agents.score", "agents.archive")
 """The agents, imported by name because Faust's own discovery ignores an agent that fails to import."""
 
 
@@ -43,6 +44,7 @@ def make(settings: Settings) -> App:
 def _settings() -> Settings:
     try:
         settings = load_settings()
+        read_alerts_file(settings.alerts)
     except StockstreamError as error:
         stop_start(error)
     write_reason_to(settings.reason_file)

@@ -115,6 +115,7 @@ class Metrics(Collector):
         self._ignored = self._counter("foreign_messages_ignored", "messages of STOCKSTREAM_RAW_FORMAT that bring no tick, such as confirmations", "kind")
         self._rows = self._counter("rows", "rows or messages written", "topic")
         self._alerts = self._counter("alerts", "changes of alerts", "rule", "state")
+        self._notices = self._counter("notices", "notices of alerts by outcome: sent, failed (attempts), held for a summary, dead", "route", "outcome")
         self._predictions = self._counter("predictions", "predictions sent")
         self._not_predicted = self._counter("rows_not_predicted", "rows that a model should have predicted and did not", "model", "version", "reason")
         self._holes = self._counter("holes", "holes found in the offsets", "kind")
@@ -133,6 +134,7 @@ class Metrics(Collector):
         self._outcomes_forgotten = self._counter("outcomes_forgotten", "outcomes that the views have forgotten by identity, or never counted")
         self._slow_clients = self._counter("web_slow_clients", "event streams closed because the reader was too slow")
         self._lag = self._gauge("lag", "records not read yet", "topic", "partition")
+        self._notify_lag = self._gauge("notify_lag", "records of alerts that a route has not dealt with", "route")
         self._archive = self._gauge("archive_offset", "raw offset through which the archive holds everything", "partition")
         self._clients = self._gauge("web_clients", "open event streams")
         self._labels: dict[str, set[str]] = {}
@@ -260,6 +262,14 @@ class Metrics(Collector):
     def forget_lag(self, topic: str, partition: int) -> None:
         """The partition is another worker's now."""
         self._lag.remove(self._bounded("topic", topic), str(partition))
+
+    def notice(self, route: str, outcome: str, count: int = 1) -> None:
+        """Counts notices of a route; `outcome` is sent, failed, held or dead."""
+        self._notices.labels(self._bounded("route", route), self._bounded("outcome", outcome)).inc(count)
+        self._count(f"notices_{outcome}", count)
+
+    def notify_lag(self, route: str, records: int) -> None:
+        self._notify_lag.labels(self._bounded("route", route)).set(records)
 
     def archive_offset(self, partition: int, offset: int) -> None:
         self._archive.labels(str(partition)).set(offset)

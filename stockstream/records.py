@@ -133,6 +133,16 @@ class Alert(msgspec.Struct, kw_only=True):
     window: dict[str, Any]
 
 
+class DeadAlert(msgspec.Struct, kw_only=True):
+    """A change of an alert that a route did not deliver: the route refused it, or failed at the last of its `attempts`. `at`: when it was given up."""
+
+    route: str
+    reason: str
+    attempts: int
+    at: int
+    alert: Alert
+
+
 class Horizon(msgspec.Struct, kw_only=True):
     """What a model expects `horizon_s` seconds after the prediction's `as_of`: log return of the price, and the probability that it is above 0."""
 

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     web_port: int = Field(6066, ge=1, le=65_535, description="port of the web views")
     faust_pages: bool = Field(False, description="serve Faust's own pages (tables, routing, statistics) beside the views")
     reason_file: Path | None = Field(None, description="file that takes the last line of a worker that ends by itself; set by `stockstream worker`")
-    alert_routes: str = Field("", description="where alerts are sent besides the topic; reserved")
+    alerts: str = Field("", description="TOML file with groups of symbols, and the routes that alerts are sent to; it is read again when it changes")
     retention_raw_days: int = Field(7, ge=1, description="days that ticks.raw and ticks.clean are kept")
     retention_derived_days: int = Field(1, ge=1, description="days that the other derived topics are kept")
 

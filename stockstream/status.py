@@ -33,6 +33,9 @@ class Status:
         self.model_note: Callable[[], str] = lambda: ""
         """Why rows are not predicted by the registry's champion; empty if they are."""
         self.sources: Callable[[], list[dict[str, Any]]] = list
+        self.routes: Callable[[], list[dict[str, Any]]] = list
+        self.alerts_file_fault: Callable[[], str] = lambda: ""
+        """Why the alerts file, as it is now, is not used; empty if it is."""
         self._exported: set[tuple[str, int]] = set()
         """Topic and partition of each exported series of the gauge `lag`."""
 
@@ -100,6 +103,8 @@ class Status:
             "models_note": self.model_note(),
             "sources": self.sources(),
             "lateness": watermark_lags.report(),
+            "routes": self.routes(),
+            "alerts_file_fault": self.alerts_file_fault(),
         }
 
     def models(self) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ market = app.settings.topic("market")
 """Summaries of each second of each partition, in a topic of one partition: JSON."""
 alerts = app.settings.topic("alerts")
 """Changes of alerts: JSON by symbol."""
+alerts_dead = app.settings.topic("alerts.dead")
+"""Changes of alerts that a route did not deliver, by route and change: JSON, compacted, by `notify`."""
 predictions = app.settings.topic("predictions")
 """The champion's predictions: JSON by symbol."""
 outcomes = app.settings.topic("outcomes")

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 STATE_TABLES = ("clean", "aggregate", "detect", "score")
+LEDGERS = ("notify",)
+"""Tables that hold no state of a core: what has been done outside Kafka."""
 ONE_PARTITION = ("sources", "requests", "market")
 REQUESTS_KEPT_DAYS = 3
 """How long the reservations of requests are kept: longer than the longest budget, a day."""
@@ -67,18 +69,19 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     raw = kept | {append_time().name: append_time().value}
     derived = {"retention.ms": str(settings.retention_derived_days * DAY_MS)}
     state = COMPACTED | {"min.compaction.lag.ms": str(15 * 60 * 1000)}
+    dead = COMPACTED | kept | {"cleanup.policy": "compact,delete"}
     requests = {"retention.ms": str(REQUESTS_KEPT_DAYS * DAY_MS), append_time().name: append_time().value}
     kinds = {
         "watchlist": COMPACTED, "symbols": COMPACTED, "feeds": COMPACTED, "sources": COMPACTED, "requests": requests, "gaps": kept, "repairs": kept,
         "ticks.raw": raw, "ticks.rejected": derived, "ticks.clean": kept, "windows": derived, "latest": COMPACTED,
-        "market": derived, "alerts": derived, "predictions": derived, "outcomes": derived,
+        "market": derived, "alerts": derived, "alerts.dead": dead, "predictions": derived, "outcomes": derived,
     }  # fmt: skip
     shared = _shared(settings)
     specs = [
         TopicSpec(settings.topic(name), 1 if name in ONE_PARTITION else settings.partitions, settings.replication, config | shared)
         for name, config in kinds.items()
     ]
-    return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in STATE_TABLES]
+    return specs + [TopicSpec(changelog(settings, table), settings.partitions, settings.replication, state | shared) for table in (*STATE_TABLES, *LEDGERS)]
 
 
 async def _admin(settings: Settings, request_timeout_ms: int) -> AIOKafkaAdminClient:

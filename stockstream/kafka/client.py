@@ -64,12 +64,19 @@ async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPart
 
 async def topic_ends(settings: Settings, topic: str, partitions: Sequence[int], *, embedded: bool) -> dict[int, int]:
     """The offset after the last record of these partitions of a topic."""
+    return {number: end for number, (_, end) in (await topic_bounds(settings, topic, partitions, embedded=embedded)).items()}
+
+
+async def topic_bounds(settings: Settings, topic: str, partitions: Sequence[int], *, embedded: bool) -> dict[int, tuple[int, int]]:
+    """The first offset of these partitions of a topic, and the one after the last record."""
     if not partitions:
         return {}
     consumer = AIOKafkaConsumer(**client_options(settings), group_id=None, enable_auto_commit=False, fetch_max_wait_ms=200)
     await consumer.start()
     try:
-        ends = await end_offsets(consumer, [TopicPartition(topic, partition) for partition in partitions], embedded=embedded)
+        places = [TopicPartition(topic, partition) for partition in partitions]
+        begins = await consumer.beginning_offsets(places)
+        ends = await end_offsets(consumer, places, embedded=embedded)
     finally:
         await consumer.stop()
-    return {tp.partition: end for tp, end in ends.items()}
+    return {tp.partition: (begins[tp], end) for tp, end in ends.items()}

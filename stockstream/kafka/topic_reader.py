@@ -36,24 +36,25 @@ class TopicReader:
         settings: of the worker.
         name: of the topic, without prefix.
         group: under which positions are committed; none are without it.
+        at_once: how many records one reading returns at most.
     """
 
-    def __init__(self, settings: Settings, name: str, group: str | None = None) -> None:
-        self._settings, self._name, self._group = settings, settings.topic(name), group
+    def __init__(self, settings: Settings, name: str, group: str | None = None, at_once: int = MAX_RECORDS) -> None:
+        self._settings, self._name, self._group, self._at_once = settings, settings.topic(name), group, at_once
         self._consumer: AIOKafkaConsumer | None = None
         self._starts: dict[TopicPartition, int] = {}
         self._next: dict[TopicPartition, int] = {}
         """By assigned partition: the offset after the last record that was returned."""
 
     async def poll(self, cursors: Mapping[int, int | None], wait_ms: int = WAIT_MS) -> dict[int, Sequence[Any]]:
-        """At most MAX_RECORDS records of these partitions from the given offsets on, ascending. Waits up to `wait_ms` for the first.
+        """At most `at_once` records of these partitions from the given offsets on, ascending. Waits up to `wait_ms` for the first.
 
         None: from the committed offset on, else from the beginning. Raises `BrokerError`.
         """
         wanted = {TopicPartition(self._name, number): cursor for number, cursor in cursors.items()}
         async with self._in_use() as consumer:
             await self._place(consumer, wanted)
-            found = await consumer.getmany(timeout_ms=wait_ms, max_records=MAX_RECORDS)
+            found = await consumer.getmany(timeout_ms=wait_ms, max_records=self._at_once)
         for at, records in found.items():
             self._next[at] = records[-1].offset + 1
         return {at.partition: records for at, records in found.items() if records}
@@ -94,6 +95,12 @@ class TopicReader:
                     found[at.partition] = Looked(begins[at], records[0])
                 left.discard(at)
         return found
+
+    async def ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset after the last record of each partition. Raises `BrokerError`."""
+        async with self._in_use() as consumer:
+            found = await consumer.end_offsets([TopicPartition(self._name, number) for number in partitions])
+        return {at.partition: end for at, end in found.items()}
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commits the next offset to read of these partitions. Raises `BrokerError`."""

@@ -169,11 +169,32 @@ class SourceLateness(msgspec.Struct, kw_only=True):
     slow_symbols: list[str]
 
 
+class RouteState(msgspec.Struct, kw_only=True):
+    """A route of alerts on this worker. Counts are since the worker started, and of its partitions.
+
+    `state` is `failing` while the last attempt failed, with its `fault`. `held` changes are in the next summary, `summarised` are or were in one.
+    """
+
+    route: str
+    kind: str
+    place: str
+    state: Literal["running", "failing"]
+    fault: str
+    failures: int
+    since: int | None
+    next_attempt: int | None
+    sent: int
+    dead: int
+    summarised: int
+    held: int
+    lag: int
+
+
 class Pipeline(msgspec.Struct, kw_only=True):
     """The state of this worker. Rates are of the last 60 s, totals and rejects since its start. More members may be added.
 
     `models_note` gives the reason if rows are not predicted by the registry's champion; it is empty if they are. `sources_note` names the sources of the
-    group that are in trouble and why; it is empty if none is.
+    group that are in trouble and why; it is empty if none is. `alerts_file_fault` gives the line of STOCKSTREAM_ALERTS that keeps its last edit from use.
 
     `ready` and `status` are those of `/readyz`.
     """
@@ -189,6 +210,8 @@ class Pipeline(msgspec.Struct, kw_only=True):
     archive_topics: list[ArchivedTopic] = []
     sources: list[SourceState]
     lateness: list[SourceLateness] = []
+    routes: list[RouteState] = []
+    alerts_file_fault: str = ""
     outcomes: list[OutcomeCount]
     models_note: str = ""
     sources_note: str = ""
