@@ -208,8 +208,9 @@ class _Parser:
                 here = (*table, *_parts(key[1]))
             else:
                 continue
-            if len(here) > depth and here == at[: len(here)]:
-                best, depth = number, len(here)
+            common = here[: len(at)]
+            if len(common) > depth and common == at[: len(common)]:
+                best, depth = number, len(common)
         if near:
             for number, line in enumerate(self._lines[best - 1 :], best):
                 if near in line:
@@ -225,7 +226,7 @@ def _parts(dotted: str) -> tuple[str, ...]:
 
 def _near(name: str, names: Sequence[str]) -> str:
     found = difflib.get_close_matches(name, list(names), 1)
-    return f": did you mean {found[0]!r}?" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 class FollowedAlertsFile:

@@ -22,6 +22,7 @@ from stockstream.records import (
     TICKS_SCHEMA,
     WINDOWS_SCHEMA,
     Alert,
+    DeadAlert,
     Feed,
     Gap,
     Outcome,
@@ -134,7 +135,7 @@ class MarketSummary(msgspec.Struct, kw_only=True):
 
 
 RECORDS = (
-    Watch, SymbolInfo, Feed, SourceReport, Reservation, Gap, Repair, Tick, Punctuation, Rejection, MarketSummary, Alert, Prediction, Outcome,
+    Watch, SymbolInfo, Feed, SourceReport, Reservation, Gap, Repair, Tick, Punctuation, Rejection, MarketSummary, Alert, DeadAlert, Prediction, Outcome,
 )  # fmt: skip
 
 _TICK_TEXTS = {
@@ -282,6 +283,9 @@ def messages() -> dict[str, tuple[str, dict[str, Json]]]:
         "latest": ("The last row of a symbol, at most once a minute; compacted.", {"row": _message("Row", "one row", _of("LatestRow"), key="symbol")}),
         "market": ("Summaries of each partition's second; one partition.", {"summary": _message("Summary", "one second", _of("MarketSummary"), key="none")}),
         "alerts": ("Changes of alerts.", {"alert": _message("Alert", "one change of one alert", _of("Alert"), key="symbol")}),
+        "alerts.dead": ("Changes of alerts that a route did not deliver; compacted.", {
+            "dead": _message("Dead alert", "one change of one alert, and one route", _of("DeadAlert"), key="route/id/state/as_of"),
+        }),
         "predictions": ("Predictions of the champion model.", {"prediction": _message("Prediction", "one symbol and second", _of("Prediction"), key="symbol")}),
         "outcomes": ("What prices did by the predictions' horizons.", {"outcomes": _message("Outcomes", "an array", _of("Outcomes"), key=none)}),
     }  # fmt: skip

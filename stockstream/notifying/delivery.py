@@ -282,7 +282,8 @@ class Delivery:
             after_s, refused = 0.0, False
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._route.send(notice), self.settings.timeout_s + GRACE_S)
+                async with asyncio.timeout(self.settings.timeout_s + GRACE_S):       # `wait_for` of Python 3.11 can lose a cancellation
+                    await self._route.send(notice)
                 self._works()
                 return "", attempts
             except Refused as error:
@@ -310,6 +311,7 @@ class Delivery:
 
     async def _wait(self, seconds: float, owned: Callable[[], bool]) -> None:
         until = self._clock() + seconds
+        await asyncio.sleep(0)
         while owned() and (rest := until - self._clock()) > 0:
             await self._sleep(min(rest, LAG_S))
             if owned() and self._clock() < until:
@@ -319,7 +321,8 @@ class Delivery:
         """Waits, but not across a change of partitions or the end."""
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     # ---- reporting
 
