@@ -54,7 +54,7 @@ class Notifying:
     def _make(self, name: str, of_route: RouteSettings) -> Delivery:
         return Delivery(
             name, of_route, open_route(of_route, settings), TopicReader(settings, "alerts", at_once=AT_ONCE), self.ledger,
-            lambda: len(self.owned) / settings.partitions, metrics, _skip,
+            lambda: len(self.owned) / settings.partitions, metrics.notice, metrics.notify_lag, _skip,
         )  # fmt: skip
 
 

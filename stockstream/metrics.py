@@ -263,10 +263,10 @@ class Metrics(Collector):
         """The partition is another worker's now."""
         self._lag.remove(self._bounded("topic", topic), str(partition))
 
-    def notice(self, route: str, outcome: str, count: int = 1) -> None:
-        """Counts notices of a route; `outcome` is sent, failed, held or dead."""
-        self._notices.labels(self._bounded("route", route), self._bounded("outcome", outcome)).inc(count)
-        self._count(f"notices_{outcome}", count)
+    def notice(self, route: str, outcome: str) -> None:
+        """Counts a notice of a route; `outcome` is sent, failed, held or dead."""
+        self._notices.labels(self._bounded("route", route), self._bounded("outcome", outcome)).inc()
+        self._count(f"notices_{outcome}", 1)
 
     def notify_lag(self, route: str, records: int) -> None:
         self._notify_lag.labels(self._bounded("route", route)).set(records)

@@ -45,8 +45,8 @@ def check(file: str | None, as_json: bool) -> None:
     path = file or load_settings().alerts
     found = _read(path)
     if as_json:
-        routes = [{"route": name, "kind": route.kind, "place": route.place, "filters": _filters(route)} for name, route in found.routes.items()]
-        click.echo(msgspec.json.encode({"file": path, "groups": found.groups, "rules": list(found.rules), "routes": routes}).decode())
+        listed = [{"route": name, "kind": route.kind, "place": route.place, "filters": _filters(route)} for name, route in found.routes.items()]
+        click.echo(msgspec.json.encode({"file": path, "groups": found.groups, "rules": list(found.rules), "routes": listed}).decode())
         return
     if found.routes:
         click.echo(table(("route", "kind", "place", "sends"), [(name, route.kind, route.place, _filters(route)) for name, route in found.routes.items()]))

@@ -47,13 +47,6 @@ class AlertRecords(Protocol):
     async def stop(self) -> None: ...
 
 
-class Counts(Protocol):
-    """Metrics of a route; `outcome` is sent, held, dead or failed."""
-
-    def notice(self, route: str, outcome: str, count: int = 1) -> None: ...
-    def notify_lag(self, route: str, records: int) -> None: ...
-
-
 @dataclass(slots=True)
 class _Partition:
     """One partition while this worker owns it. `position` is None until it is read from the ledger; `cursor` is the next offset to read."""
@@ -77,19 +70,22 @@ class Delivery:
         reader: of `alerts`.
         ledger: stores the positions.
         share: gives the part of all partitions that this worker has; its part of `max_per_minute`.
-        counts: the worker's metrics.
+        count: called with route and outcome: sent, held, dead or failed.
+        lag: called with route and the records that it has not dealt with.
         skipped: called with partition, offset and reason for a record that is no alert.
         clock: monotonic, in seconds.
         wall_ms: epoch ms.
     """
 
     def __init__(
-        self, name: str, settings: RouteSettings, route: Route, reader: AlertRecords, ledger: Ledger, share: Callable[[], float], counts: Counts,
-        skipped: Callable[[int, int, str], None], clock: Callable[[], float] = time.monotonic,
+        self, name: str, settings: RouteSettings, route: Route, reader: AlertRecords, ledger: Ledger, share: Callable[[], float],
+        count: Callable[[str, str], None], lag: Callable[[str, int], None], skipped: Callable[[int, int, str], None],
+        clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:  # fmt: skip
         self.name, self.settings = name, settings
-        self._route, self._reader, self._ledger, self._share, self._counts, self._skipped = route, reader, ledger, share, counts, skipped
+        self._route, self._reader, self._ledger, self._share, self._skipped = route, reader, ledger, share, skipped
+        self._count, self._report_lag = count, lag
         self._clock, self._wall_ms = clock, wall_ms
         self._choice = Choice(settings)
         self._allowance = Allowance(settings.limit)
@@ -221,7 +217,7 @@ class Delivery:
             return self._account(one, offset)
         if not self._take_allowance():
             self._held += 1
-            self._counts.notice(self.name, "held")
+            self._count(self.name, "held")
             return await self._write(one, msgspec.structs.replace(position, next=offset + 1, held=held_with(position.held, offset, alert)))
         outcome = await self._deliver(notice_of(alert, record.value), record.timestamp, lambda: self._owns(one))
         if outcome is None:
@@ -296,7 +292,7 @@ class Delivery:
                     logger.exception("route %s failed%s", self.name, end)
             finally:
                 self._idle.set()
-            self._counts.notice(self.name, "failed")
+            self._count(self.name, "failed")
             age_s = (self._wall_ms() - since_ms) / 1000
             if refused or (attempts >= LEAST_ATTEMPTS and age_s > self.settings.retry_s):
                 self._gives_up(notice, reason, attempts)
@@ -331,7 +327,7 @@ class Delivery:
             logger.info("route %s works again, after %d failures", self.name, self._failures)
         self._fault, self._failures, self._next_attempt_ms = "", 0, None
         self._sent += 1
-        self._counts.notice(self.name, "sent")
+        self._count(self.name, "sent")
 
     def _failing(self, reason: str, wait_s: float = 0.0) -> None:
         if not self._fault:
@@ -343,7 +339,7 @@ class Delivery:
     def _gives_up(self, notice: Notice, reason: str, attempts: int) -> None:
         self._fault = reason
         self._dead += 1
-        self._counts.notice(self.name, "dead")
+        self._count(self.name, "dead")
         if (end := self._log.due("dead")) is not None:
             logger.error("route %s gives %s up after %d attempts: %s%s", self.name, notice.key, attempts, reason, end)
 
@@ -354,7 +350,7 @@ class Delivery:
         for number, end in (await self._reader.ends(list(self._partitions))).items():
             if number in self._partitions:
                 self._partitions[number].end = end
-        self._counts.notify_lag(self.name, self.lag)
+        self._report_lag(self.name, self.lag)
 
     @property
     def lag(self) -> int:

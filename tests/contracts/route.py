@@ -42,6 +42,7 @@ class Receiver(ABC):
     async def go(self, down: str) -> None:
         """Puts it out of order: `closed` (nothing listens), `failing` (an error that may pass), `refusing` (of this message)."""
 
+    @abstractmethod
     async def heal(self) -> None:
         """Puts it in order again."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -56,7 +58,7 @@ def test_severities_that_rise() -> None:
         ({"groups": ["empty"]}, {}, False, False),
     ],
 )  # fmt: skip
-def test_filters(settings: dict[str, object], change: dict[str, str], raised: bool, wanted: bool) -> None:
+def test_filters(settings: dict[str, object], change: dict[str, Any], raised: bool, wanted: bool) -> None:
     choice = Choice(LogSettings(kind="log", **settings))  # type: ignore[arg-type]
     assert choice.wants(alert(**change), raised=raised) is wanted
 

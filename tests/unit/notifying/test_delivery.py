@@ -105,11 +105,8 @@ class Counted:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
-    def notice(self, route: str, outcome: str, count: int = 1) -> None:
-        self.counts[outcome] = self.counts.get(outcome, 0) + count
-
-    def notify_lag(self, route: str, records: int) -> None:
-        pass
+    def notice(self, route: str, outcome: str) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
 
 class Bench:
@@ -124,7 +121,7 @@ class Bench:
 
     def make(self, name: str = "ops", settings: RouteSettings | None = None) -> Delivery:
         return Delivery(
-            name, settings or self.settings, self.place, self.topic, self.ledger, lambda: self.share, self.counted,
+            name, settings or self.settings, self.place, self.topic, self.ledger, lambda: self.share, self.counted.notice, lambda route, records: None,
             lambda partition, offset, reason: self.skipped.append((partition, offset)), lambda: self.now_s, lambda: self.topic.now_ms,
         )  # fmt: skip
 
