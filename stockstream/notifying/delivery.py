@@ -147,7 +147,10 @@ class Delivery:
         if new := [one for one in mine if one.position is None]:
             await self._open(new)
         ready = [one for one in mine if one.position is not None and self._owns(one)]
-        if ready and not any(one.records for one in ready):
+        if not ready:
+            await self._sleep(IDLE_S)
+            return
+        if not any(one.records for one in ready):
             found = await self._reader.poll({one.number: one.cursor for one in ready}, WAIT_MS)
             for one in ready:
                 if records := found.get(one.number):

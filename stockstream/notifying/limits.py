@@ -9,7 +9,7 @@ import msgspec
 from stockstream.records import Alert
 from stockstream.sinks.notify.notices import Notice, summary
 
-WINDOW_S = 60.0
+MINUTE_S = 60.0
 NAMED = 20
 """How many symbols a summary's JSON names."""
 
@@ -39,7 +39,7 @@ class Allowance:
 
     def is_over(self, now_s: float) -> bool:
         """Whether the window has ended."""
-        return now_s >= self._began + WINDOW_S
+        return now_s >= self._began + MINUTE_S
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -166,3 +166,24 @@ async def run(setup: Setup, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+async def test_partitions_move_between_workers(setup: Setup, tmp_path: Path) -> None:
+    await begun(setup, "hook")
+    await setup.send(6)
+    await until(setup.has_all)
+    second = Worker("second", setup.environment, tmp_path)
+    await asyncio.to_thread(second.start)
+    try:
+        await setup.send(10)
+        await asyncio.to_thread(second.wait_ready, PATIENCE_S)
+        await setup.send(10)
+        await until(setup.has_all)
+        await asyncio.to_thread(setup.worker.close)                      # killed: the second takes its partition over
+        await setup.send(10)
+        await until(setup.has_all)
+    finally:
+        await asyncio.to_thread(second.close)
+    assert setup.in_order()
+    keys = [headers["Idempotency-Key"] for headers in setup.receiver.headers]
+    assert len(keys) - len(set(keys)) <= 3

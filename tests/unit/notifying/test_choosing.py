@@ -9,7 +9,7 @@ import pytest
 
 from stockstream.errors import StateError
 from stockstream.notifying.choosing import Choice, Memory
-from stockstream.notifying.limits import WINDOW_S, Allowance, Held, held_with, summary_of
+from stockstream.notifying.limits import MINUTE_S, Allowance, Held, held_with, summary_of
 from stockstream.notifying.positions import Position, encode, key_of, newest, readable
 from stockstream.sinks.notify.log import LogSettings
 from tests.contracts.route import alert
@@ -65,9 +65,9 @@ def test_filters(settings: dict[str, object], change: dict[str, Any], raised: bo
 
 def test_the_allowance_of_a_minute() -> None:
     allowance = Allowance(3)
-    assert [allowance.take(now) for now in (0.0, 1.0, 2.0, 3.0, WINDOW_S - 0.1)] == [True, True, True, False, False]
-    assert allowance.is_over(WINDOW_S) and allowance.take(WINDOW_S)
-    assert not allowance.is_over(WINDOW_S + 1)
+    assert [allowance.take(now) for now in (0.0, 1.0, 2.0, 3.0, MINUTE_S - 0.1)] == [True, True, True, False, False]
+    assert allowance.is_over(MINUTE_S) and allowance.take(MINUTE_S)
+    assert not allowance.is_over(MINUTE_S + 1)
     assert all(Allowance(0).take(0.0) for _ in range(1_000))
 
 

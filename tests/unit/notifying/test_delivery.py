@@ -13,7 +13,7 @@ from stockstream.alerts_file import FollowedAlertsFile
 from stockstream.notifying import delivery as module
 from stockstream.notifying.deliveries import Deliveries
 from stockstream.notifying.delivery import Delivery
-from stockstream.notifying.limits import WINDOW_S
+from stockstream.notifying.limits import MINUTE_S
 from stockstream.notifying.positions import Opened, Position
 from stockstream.records import Alert, DeadAlert
 from stockstream.sinks.notify.log import LogSettings
@@ -307,7 +307,7 @@ async def test_a_flood_becomes_one_summary() -> None:
     assert sum(each.count for each in held if each is not None) == 195
     await bench.stop(delivery)
     delivery = await bench.start()                                       # the summary outlives a restart
-    bench.now_s += WINDOW_S
+    bench.now_s += MINUTE_S
     await until(lambda: len(bench.place.got) == 6)
     assert "195 more alerts" in bench.place.got[5].text and bench.place.got[5].state == "summary"
     await until(lambda: all(bench.ledger.positions["ops", number].held is None for number in (0, 1)))

@@ -318,7 +318,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class TestSns(RouteContract):
     secrets = (PASSWORD,)
     downs = ("closed",)
-    refusals = ()
+    refuses = False
 
     @pytest.fixture
     async def receiver(self, credentials: None) -> AsyncIterator[Receiver]:
@@ -381,7 +381,7 @@ class OverLog(Receiver):
 
 class TestLog(RouteContract):
     downs = ()
-    refusals = ()
+    refuses = False
 
     @pytest.fixture
     async def receiver(self, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Receiver]:
