@@ -22,6 +22,7 @@ from tests.faults.workers import Worker
 from tests.kafka import Cluster
 from tests.patience import PATIENCE_S
 from tests.standins.receivers import HttpReceiver, http_receiver
+from tests.standins.sns import OverSns
 
 PARTITIONS = 2
 
@@ -166,6 +167,36 @@ async def run(setup: Setup, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+async def test_kills_on_the_way_to_a_queue(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+        setup.environment[name] = value
+    queue = await asyncio.to_thread(OverSns)
+    setup.environment["STOCKSTREAM_AWS_ENDPOINT"] = f"http://127.0.0.1:{queue.port}"
+    await asyncio.to_thread(setup.worker.close)
+    setup.routes(f'[routes.queue]\nkind = "sns"\ntopic = "{queue.topic}"\nmax_per_minute = 0\n')
+    worker = Worker("second", setup.environment, tmp_path)
+    await asyncio.to_thread(worker.start)
+    try:
+        await asyncio.to_thread(worker.wait_ready, PATIENCE_S)
+        setup.worker = worker
+        await begun(setup, "hook", "queue")
+        for _ in range(3):
+            await setup.send(8)
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(worker.kill)
+
+        async def has_all() -> bool:
+            return len({json.loads(text)["id"] for text in await queue.received()}) == setup.sent
+
+        await until(has_all)
+        repeats = len(await queue.received()) - setup.sent
+    finally:
+        await asyncio.to_thread(queue.stop)
+        await asyncio.to_thread(worker.close)
+    assert repeats <= 3
 
 
 async def test_partitions_move_between_workers(setup: Setup, tmp_path: Path) -> None:

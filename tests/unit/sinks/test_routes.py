@@ -16,9 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from stockstream import aws
 from stockstream.settings import Settings
@@ -31,6 +29,7 @@ from stockstream.sinks.notify.sns import SnsRoute, SnsSettings, subject
 from stockstream.sinks.notify.webhook import KEY, SIGNATURE, TIMESTAMP, WebhookRoute, WebhookSettings
 from tests.contracts.route import TIMEOUT_S, Receiver, RouteContract, notice
 from tests.standins.receivers import HttpReceiver, SmtpReceiver, http_receiver
+from tests.standins.sns import OverSns
 
 PASSWORD = "pw-that-no-log-may-hold"
 
@@ -252,54 +251,6 @@ def settings_of(port: int, certificate: Path, **changes: Any) -> EmailSettings:
         "to": ["ops@example.com", "desk@example.com"], "ca_file": str(certificate / "cert.pem"), "timeout_s": TIMEOUT_S * 5,
     }  # fmt: skip
     return EmailSettings(**fields | changes)
-
-
-class OverSns(Receiver):
-    """Moto's SNS, with a queue of moto's SQS as its subscriber."""
-
-    def __init__(self, *, fifo: bool = False) -> None:
-        self.server: ThreadedMotoServer | None = None
-        self.port = 0
-        self.start()
-        suffix = ".fifo" if fifo else ""
-        attributes = {"FifoTopic": "true", "ContentBasedDeduplication": "false"} if fifo else {}
-        queue_attributes = {"FifoQueue": "true"} if fifo else {}
-        self.topic = self.client("sns").create_topic(Name=f"alerts{suffix}", Attributes=attributes)["TopicArn"]
-        self.queue = self.client("sqs").create_queue(QueueName=f"alerts{suffix}", Attributes=queue_attributes)["QueueUrl"]
-        arn = self.client("sqs").get_queue_attributes(QueueUrl=self.queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-        self.client("sns").subscribe(TopicArn=self.topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "false"})
-        self.envelopes: list[dict[str, Any]] = []
-
-    def start(self) -> None:
-        self.server = ThreadedMotoServer("127.0.0.1", port=self.port, verbose=False)
-        self.server.start()
-        self.port = self.server.get_host_and_port()[1]
-
-    def stop(self) -> None:
-        if self.server is not None:
-            self.server.stop()
-            self.server = None
-
-    def client(self, service: str) -> Any:
-        return boto3.client(service, endpoint_url=f"http://127.0.0.1:{self.port}", region_name="eu-west-1")
-
-    async def received(self) -> list[str]:
-        def take() -> None:
-            client = self.client("sqs")
-            while found := client.receive_message(QueueUrl=self.queue, MaxNumberOfMessages=10, WaitTimeSeconds=0).get("Messages", []):
-                for message in found:
-                    self.envelopes.append(json.loads(message["Body"]))
-                    client.delete_message(QueueUrl=self.queue, ReceiptHandle=message["ReceiptHandle"])
-
-        await asyncio.to_thread(take)
-        return [json.dumps(json.loads(envelope["Message"]), ensure_ascii=False) for envelope in self.envelopes]
-
-    async def go(self, down: str) -> None:
-        self.stop()
-
-    async def heal(self) -> None:
-        if self.server is None:
-            self.start()
 
 
 @pytest.fixture
