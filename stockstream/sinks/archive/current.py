@@ -8,6 +8,7 @@ from datetime import date
 from stockstream.errors import ArchiveError
 from stockstream.sinks.archive.compactions import Compaction, compaction_of_data, covers, dated, list_compactions, read_manifest
 from stockstream.sinks.archive.layout import Name, parse_name
+from stockstream.sinks.archive.retention import has_ended, processed_since
 from stockstream.sinks.entries import Entry
 from stockstream.sinks.stores import Store
 
@@ -29,6 +30,9 @@ def current(store: Store, area: str, begin: date | None = None, end: date | None
         compactions = {found for found in list_compactions(store, begin, end) if found.area == area}
         listed = {found for entry in entries if (found := compaction_of_data(entry.name))}
         missing = compactions - listed
+        if missing:                                                      # a compactor beside a retention may leave a manifest of a date that has ended
+            since = processed_since(store)
+            missing = {one for one in missing if not has_ended(one.data, since)}
         if not missing:
             return _counting(store, entries, compactions)
     raise ArchiveError(f"{store.url}: {min(missing).data} is missing, though {min(missing).manifest} exists; see stockstream verify")

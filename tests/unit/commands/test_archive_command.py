@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ import pytest
 from stockstream.cli import run
 from stockstream.sinks.archive import retention, usage
 from stockstream.sinks.archive.chain import Chain, chain_begins
-from stockstream.sinks.archive.compacting import compact
+from stockstream.sinks.archive.compacting import compact, compact_folder
 from stockstream.sinks.archive.current import current
 from stockstream.sinks.archive.processed import unprocessed
 from stockstream.sinks.archive.raw_objects import read_extent
-from stockstream.sinks.archive.retention import plan, retain
+from stockstream.sinks.archive.retention import Plan, plan, retain
 from stockstream.sinks.archive.schemas import STORED
 from stockstream.sinks.archive.topics import packing, positions
 from stockstream.sinks.archive.topics.packing import pack_positions
@@ -157,6 +159,64 @@ def test_what_a_killed_retention_leaves_is_no_fault_at_any_moment(two_days: Memo
         assert check(store).faults == []
         current(store, "ticks")
     assert plan(store, date(2023, 11, 15), date(2023, 11, 15), lambda *_: 10**9).entries == []
+
+
+class Interrupted(MemoryStore):
+    """Does something else before the calls of these numbers."""
+
+    def __init__(self, objects: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self.objects = dict(objects)
+        self.others: dict[int, list[Callable[[], object]]] = {}
+        self._busy, self.count = False, 0
+
+    def _fail_or_wait(self, name: str, can_be_late: bool = False) -> bool:
+        if not self._busy:
+            self._busy = True
+            for other in self.others.pop(self.count, ()):
+                other()
+            self.count, self._busy = self.count + 1, False
+        return super()._fail_or_wait(name, can_be_late)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_retention_beside_a_compaction_never_stops_readers(compacted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stockstream.sinks.archive.compacting.CALLS_AT_ONCE", 1)
+    before, folder = date(2023, 11, 15), "date=2023-11-14/hour=22"
+    made = MemoryStore()
+    archive(made, day(seconds=7_000, symbols=2), length=600)
+    small = {name: data for name, data in made.objects.items() if name.startswith(f"processed/ticks/{folder}/")}
+    assert len(small) == 2
+    if compacted:
+        compact_folder(made, "ticks", folder, None)
+        made.objects |= small                                            # a worker that was frozen wrote them a second time
+    undisturbed = Interrupted(made.objects)
+    compact_folder(undisturbed, "ticks", folder, None)
+    moments = combinations_with_replacement(range(undisturbed.count + 1), 2)
+    for at in [(first, middle, last) for first, last in moments for middle in {first, last}]:
+        store = Interrupted(made.objects)
+        ending = Plan()
+
+        def look(store: Interrupted = store, ending: Plan = ending) -> None:
+            found = plan(store, None, before, lambda *_: 10**9)
+            ending.processed_before, ending.phases = found.processed_before, found.phases
+
+        def begin(store: Interrupted = store, ending: Plan = ending) -> None:
+            retain(store, Plan({}, ending.processed_before, (*ending.phases[:2], [])))
+
+        def end(store: Interrupted = store, ending: Plan = ending) -> None:
+            retain(store, ending)
+
+        for number, step in zip(at, (look, begin, end), strict=True):
+            store.others.setdefault(number, []).append(step)
+        compact_folder(store, "ticks", folder, None)
+        for steps in list(store.others.values()):                        # after it
+            for step in steps:
+                step()
+        assert [entry for entry in current(store, "ticks") if DAYS[1] in entry.name], at
+        assert check(store).faults == [], at
+        retain(store, plan(store, None, before, lambda *_: 10**9))
+        assert not [name for name in store.objects if name.startswith(("processed/", "compactions/")) and DAYS[0] in name], at
 
 
 def test_a_worker_that_starts_after_it_makes_nothing_again(two_days: MemoryStore) -> None:
