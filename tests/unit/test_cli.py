@@ -58,6 +58,13 @@ def test_an_error_is_one_line_and_status_1(command: Callable[[Callable[[], objec
     assert (reported.out, reported.err) == ("", "stockstream: no broker answers at all\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_behind_stdout_is_one_line_and_status_1() -> None:
+    with open("/dev/full", "w") as full:                                 # noqa: PTH123  a device
+        ended = subprocess.run([sys.executable, "-m", "stockstream.cli", "query", "--tables"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "stockstream: cannot write: No space left on device\n")
+
+
 def test_a_fault_of_ours_is_not_hidden(command: Callable[[Callable[[], object]], None]) -> None:
     def fail() -> None:
         raise ZeroDivisionError
