@@ -211,8 +211,8 @@ def test_a_retention_beside_a_compaction_never_stops_readers(compacted: bool, mo
             store.others.setdefault(number, []).append(step)
         compact_folder(store, "ticks", folder, None)
         for steps in list(store.others.values()):                        # after it
-            for step in steps:
-                step()
+            for other in steps:
+                other()
         assert [entry for entry in current(store, "ticks") if DAYS[1] in entry.name], at
         assert check(store).faults == [], at
         retain(store, plan(store, None, before, lambda *_: 10**9))
