@@ -15,6 +15,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": DAY_S}
 _INTERVAL = re.compile(r"(\d{1,5})([smhd])")
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+"""The last millisecond that a datetime has, in epoch ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def span(start: Moment | None, end: Moment | None) -> Span:
     if end is not None:
         until: int | None = _milliseconds(end)
     else:
-        until = begin + DAY_S * 1000 if begin is not None and _is_date(start) else None
+        until = min(begin + DAY_S * 1000, _LAST) if begin is not None and _is_date(start) else None
     if begin is not None and until is not None and until < begin:
         raise ValueError(f"end {end} is before start {start}")
     return Span(begin, until)
@@ -89,7 +91,7 @@ def _is_date(value: Any) -> bool:
 
 
 def _milliseconds(value: Any) -> int:
-    """Epoch ms, rounded up: the first millisecond that is not before the time."""
+    """Epoch ms, rounded up: the first millisecond that is not before the time; `_LAST` after that."""
     if type(value).__name__ == "datetime64":
         value = str(value)[:26]                                          # ISO 8601, to the microsecond
     if isinstance(value, str):
@@ -102,4 +104,4 @@ def _milliseconds(value: Any) -> int:
     if not isinstance(value, datetime) or value != value:                # pandas' NaT is a datetime, and unequal to itself
         raise TypeError(f"{value!r} is no date, no time and no text in ISO 8601")
     moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+    return min(-((_EPOCH - moment) // timedelta(milliseconds=1)), _LAST)

@@ -79,21 +79,27 @@ def write(result: Result, form: str, limit: int, out: TextIO) -> Limited:
 
 
 def write_file(result: Result, form: str, limit: int, path: Path) -> Limited:
-    """Writes rows to a file, which is complete once it has its name: they are written beside it first. An existing file is replaced.
+    """Writes rows to a file, which is complete once it has its name: they are written beside it first. An existing file is replaced, of a link the one
+    that it leads to. What is no file, such as /dev/null or a named pipe, stays what it is and receives the rows.
 
-    If a compaction replaces an object meanwhile, it begins anew. Raises `OutputError`.
+    If a compaction replaces an object meanwhile, a file begins anew. Raises `OutputError`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
 
-    def write_all(of: Result) -> Limited:
+    def write_to(place: Path, of: Result) -> Limited:
         if form == "parquet":
-            return _write_parquet(of, limit, temporary)
-        with temporary.open("w", encoding="utf-8", newline="") as out:
+            return _write_parquet(of, limit, place)
+        with place.open("w", encoding="utf-8", newline="") as out:
             return write(of, form, limit, out)
 
     try:
-        written = result.whole(write_all)
-        temporary.replace(path)
+        if path.exists() and not path.is_file():
+            return write_to(path, result)
+        written = result.whole(lambda of: write_to(temporary, of))
+        temporary.replace(target)
+    except pa.ArrowNotImplementedError as error:
+        raise OutputError(f"cannot write {path}: Parquet has no type for a column; cast it, for example to VARCHAR ({error})") from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -112,6 +118,8 @@ def _write_csv(columns: Sequence[str], batches: Limited, out: TextIO) -> None:
 
 def _of_csv(name: str) -> Callable[[Any], Any]:
     def text(value: Any) -> Any:
+        if isinstance(value, dict | list | tuple):
+            return _json(value)
         return f"{value:f}" if isinstance(value, Decimal) else value
 
     return (lambda value: _whole(value)) if name in SHARES else text

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from stockstream.sql.errors import ArchiveChanged
+from stockstream.sql.errors import ArchiveChanged, SqlError
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -76,12 +76,15 @@ class Result:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    """The rows of a batch as Python values."""
+    """The rows of a batch as Python values. Raises `SqlError` for a time that Python has not."""
     return iter(zip(*map(_values, batch.columns), strict=True)) if batch.num_columns else iter(())
 
 
 def _values(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist()
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError) as error:                         # infinity, for example
+        raise SqlError(f"a value of type {column.type} is outside of the years 1 to 9999: cast it to VARCHAR, or write Parquet ({error})") from error
     if pa.types.is_decimal(column.type) and column.type.scale == 0:      # what DuckDB makes of sums of integers
         return [int(value) if isinstance(value, Decimal) else value for value in values]
     if pa.types.is_map(column.type):

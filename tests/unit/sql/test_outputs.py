@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from decimal import Decimal
@@ -19,6 +20,7 @@ from stockstream.commands import query
 from stockstream.errors import OutputError
 from stockstream.sql import descriptions
 from stockstream.sql.duckdb_engine import connect
+from stockstream.sql.errors import SqlError
 from stockstream.sql.outputs import write_file
 from stockstream.sql.views import VIEWS
 from tests.unit.sql.archives import ticks, write_rows
@@ -147,3 +149,44 @@ def test_the_documentation_has_the_views() -> None:
     """`descriptions.as_markdown()` prints the section anew."""
     page = (Path(__file__).parents[3] / "docs" / "sql.md").read_text()
     assert page.partition("## Views\n")[2].partition("\n\n#### ")[2].partition("\n\n## Cookbook")[0] == descriptions.as_markdown().removeprefix("#### ")
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_what_is_no_file_receives_the_rows_and_is_not_replaced(archive: Path, tmp_path: Path, ending: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        run(archive, "--format", ending, "--output", str(pipe), "SELECT 7 AS a")
+        read, _ = reader.communicate(timeout=60)
+    assert pipe.is_fifo()
+    assert read.startswith(b"PAR1") if ending == "parquet" else read == {"csv": b"a\n7\n", "json": b'[{"a": 7}]\n'}[ending]
+    assert {each.name for each in tmp_path.iterdir()} == {"archive", "pipe"}
+
+
+def test_a_link_stays_and_its_file_is_replaced(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "there" / "out.csv")
+    for number in ("1", "2"):
+        run(archive, "--output", str(link), f"SELECT {number} AS a")
+        assert link.is_symlink() and (tmp_path / "there" / "out.csv").read_text() == f"a\n{number}\n"
+    assert [each.name for each in (tmp_path / "there").iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("value", ["'infinity'::TIMESTAMP", "DATE '20000-01-01'", "'-infinity'::DATE", "[TIMESTAMP '290000-01-01']"])
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_a_time_that_python_has_not_is_one_line(archive: Path, form: str, value: str) -> None:
+    with pytest.raises(SqlError, match="outside of the years 1 to 9999"):
+        run(archive, "--format", form, f"SELECT {value} AS at")
+
+
+def test_a_type_that_parquet_has_not_is_one_line(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="Parquet has no type"):
+        run(archive, "--output", str(tmp_path / "out.parquet"), "SELECT INTERVAL 1 MONTH AS month")
+    assert {each.name for each in tmp_path.iterdir()} == {"archive"}
+
+
+def test_nested_values_are_json_in_csv(archive: Path) -> None:
+    sql = "SELECT [TIMESTAMP '2020-01-01', NULL] AS list, {'a': 1.50::DECIMAL(5, 2), 'b': NULL, 'c': 'x'} AS struct"
+    (row,) = csv.DictReader(run(archive, "--format", "csv", sql).stdout.splitlines())
+    assert row == {"list": '["2020-01-01T00:00:00", null]', "struct": '{"a": 1.50, "b": null, "c": "x"}'}
