@@ -29,6 +29,7 @@ from stockstream.sql.errors import ArchiveChanged, SqlError
 from stockstream.sql.objects import Bucket, Folder, Listing, differ, first_unreadable, stored_rows, view_sql
 from stockstream.sql.results import ATTEMPTS, Result
 from stockstream.sql.statements import checked, reason
+from stockstream.sql.texts import projection
 from stockstream.sql.views import VIEWS
 from stockstream.sql.waiting import Waiting
 
@@ -170,7 +171,10 @@ class DuckdbEngine:
         return self._listing(area, FRESH_S).dates()
 
     def _start(self, sql: str, params: Parameters, rows: int) -> tuple[pa.RecordBatchReader, pa.RecordBatch | None]:
-        self._reader = self._connection.sql(sql, params=params).to_arrow_reader(rows)
+        relation = self._connection.sql(sql, params=params)
+        if (selected := projection(relation.columns, relation.types)) is not None:
+            relation = relation.project(selected)
+        self._reader = relation.to_arrow_reader(rows)
         return self._reader, next(self._reader, None)
 
     def _release(self) -> None:

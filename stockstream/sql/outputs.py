@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -14,13 +15,14 @@ from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 
 from stockstream.errors import OutputError
 from stockstream.records import SHARES
 from stockstream.sql.results import Result, rows_of
+from stockstream.sql.texts import is_nested, text_of
 
 TABLE_ROWS = 100
 """The most rows of a table without `--limit`; the other forms are complete."""
@@ -60,9 +62,11 @@ def as_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if is_nested(value):
+        return _json(value)
     if isinstance(value, float) and abs(value) >= 1e10 and math.isfinite(value):
         return f"{value:.2f}".removesuffix(".00")
-    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else f"{value:f}" if isinstance(value, Decimal) else text_of(value)
 
 
 def write(result: Result, form: str, limit: int, out: TextIO) -> Limited:
@@ -82,14 +86,15 @@ def write_file(result: Result, form: str, limit: int, path: Path) -> Limited:
     """Writes rows to a file, which is complete once it has its name: they are written beside it first. An existing file is replaced, of a link the one
     that it leads to. What is no file, such as /dev/null or a named pipe, stays what it is and receives the rows.
 
-    If a compaction replaces an object meanwhile, a file begins anew. Raises `OutputError`.
+    If a compaction replaces an object meanwhile, a file begins anew; for what is no file, `ArchiveChanged` is raised. Raises `OutputError`.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
 
     def write_to(place: Path, of: Result) -> Limited:
         if form == "parquet":
-            return _write_parquet(of, limit, place)
+            with place.open("wb") as binary:                             # pyarrow would seek in what it opens, which a pipe cannot
+                return _write_parquet(of, limit, binary)
         with place.open("w", encoding="utf-8", newline="") as out:
             return write(of, form, limit, out)
 
@@ -109,20 +114,33 @@ def write_file(result: Result, form: str, limit: int, path: Path) -> Limited:
 
 
 def _write_csv(columns: Sequence[str], batches: Limited, out: TextIO) -> None:
+    """CSV as DuckDB and PostgreSQL write it: nothing for null, `""` for an empty text."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    texts = [_of_csv(name) for name in columns]
+    texts = [_whole if name in SHARES else _of_csv for name in columns]
     for batch in batches:
-        writer.writerows([text(value) for text, value in zip(texts, row, strict=True)] for row in rows_of(batch))
+        for row in rows_of(batch):
+            values = [text(value) for text, value in zip(texts, row, strict=True)]
+            if "" in values or values == [None]:                         # which the csv module writes like null, and the reverse
+                out.write(",".join(map(_field, values)) + "\n")
+            else:
+                writer.writerow(values)
 
 
-def _of_csv(name: str) -> Callable[[Any], Any]:
-    def text(value: Any) -> Any:
-        if isinstance(value, dict | list | tuple):
-            return _json(value)
-        return f"{value:f}" if isinstance(value, Decimal) else value
+def _of_csv(value: Any) -> Any:
+    if isinstance(value, str | int | float | None):
+        return value
+    if is_nested(value):
+        return _json(value)
+    return f"{value:f}" if isinstance(value, Decimal) else text_of(value)
 
-    return (lambda value: _whole(value)) if name in SHARES else text
+
+def _field(value: Any) -> str:
+    if value is None:
+        return ""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([value])                # alone in its line, an empty text is quoted
+    return line.getvalue()
 
 
 def _write_json(columns: Sequence[str], batches: Limited, out: TextIO) -> None:
@@ -141,12 +159,12 @@ def _write_json(columns: Sequence[str], batches: Limited, out: TextIO) -> None:
     out.write("]\n")
 
 
-def _write_parquet(result: Result, limit: int, path: Path) -> Limited:
+def _write_parquet(result: Result, limit: int, out: BinaryIO) -> Limited:
     import pyarrow.parquet as pq  # only this form needs it
 
     limited = Limited(result, limit)
     schema = pa.schema([field.with_name(name) for field, name in zip(result.schema, _different(result.columns), strict=True)])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for table in _gathered(limited, schema):
             writer.write_table(table)
     return limited
@@ -204,7 +222,7 @@ def _json(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value:f}"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{json.dumps(str(key), ensure_ascii=False)}: {_json(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
+        return f"{{{', '.join(f'{json.dumps(text_of(key), ensure_ascii=False)}: {_json(item)}' for key, item in value.items())}}}"
+    if is_nested(value):
         return f"[{', '.join(map(_json, value))}]"
-    return json.dumps(value.isoformat() if isinstance(value, date | datetime) else str(value), ensure_ascii=False)
+    return json.dumps(value.isoformat() if isinstance(value, date | datetime) else text_of(value), ensure_ascii=False)

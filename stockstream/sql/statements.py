@@ -18,6 +18,7 @@ from stockstream.sql.errors import SqlError
 from stockstream.sql.views import VIEWS
 
 READ_ONLY = "the archive is read-only: only SELECT and EXPLAIN are allowed"
+PIVOT = "PIVOT needs the values of its columns here: PIVOT ticks ON source IN ('a', 'b') USING sum(size)"
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 TABLE_FUNCTIONS = {
     "range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree", "histogram", "histogram_values", "glob",
@@ -53,6 +54,8 @@ def checked(connection: duckdb.DuckDBPyConnection, sql: str) -> Statement:
         raise SqlError(f"one SQL statement is expected, not {len(statements)}")
     kind = statements[0].type
     explains = kind == duckdb.StatementType.EXPLAIN
+    if kind == duckdb.StatementType.MULTI:                               # DuckDB makes several statements of it, one of which creates a type
+        raise SqlError(PIVOT)
     if not explains and kind != duckdb.StatementType.SELECT:
         raise SqlError(READ_ONLY)
     body = _EXPLAIN.sub("", sql, count=1) if explains else sql

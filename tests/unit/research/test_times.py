@@ -38,6 +38,11 @@ def test_without_an_end_a_date_is_a_day_and_a_time_goes_on() -> None:
     assert span("2025-10-09", "2025-10-09") == Span(DAY, DAY)
 
 
+def test_the_last_time_that_there_is() -> None:
+    for whole in (span(None, datetime.max), span("9999-12-31", None)):   # noqa: DTZ901
+        assert whole.last_date == date.max and whole.conditions("t", hours=True)
+
+
 def test_the_dates_of_a_span_are_those_of_its_times() -> None:
     whole = span("2025-10-09", "2025-10-11")
     assert (whole.first_date, whole.last_date) == (date(2025, 10, 9), date(2025, 10, 10))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -155,11 +157,17 @@ def test_the_documentation_has_the_views() -> None:
 def test_what_is_no_file_receives_the_rows_and_is_not_replaced(archive: Path, tmp_path: Path, ending: str) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)                  # there is a reader and room for all, so nothing waits
+    try:
         run(archive, "--format", ending, "--output", str(pipe), "SELECT 7 AS a")
-        read, _ = reader.communicate(timeout=60)
+        read = os.read(reader, 60_000)
+    finally:
+        os.close(reader)
     assert pipe.is_fifo()
-    assert read.startswith(b"PAR1") if ending == "parquet" else read == {"csv": b"a\n7\n", "json": b'[{"a": 7}]\n'}[ending]
+    if ending == "parquet":
+        assert pq.read_table(pa.BufferReader(read)).to_pylist() == [{"a": 7}]
+    else:
+        assert read == {"csv": b"a\n7\n", "json": b'[{"a": 7}]\n'}[ending]
     assert {each.name for each in tmp_path.iterdir()} == {"archive", "pipe"}
 
 
@@ -190,3 +198,47 @@ def test_nested_values_are_json_in_csv(archive: Path) -> None:
     sql = "SELECT [TIMESTAMP '2020-01-01', NULL] AS list, {'a': 1.50::DECIMAL(5, 2), 'b': NULL, 'c': 'x'} AS struct"
     (row,) = csv.DictReader(run(archive, "--format", "csv", sql).stdout.splitlines())
     assert row == {"list": '["2020-01-01T00:00:00", null]', "struct": '{"a": 1.50, "b": null, "c": "x"}'}
+
+
+def test_null_and_an_empty_text_differ_in_csv(archive: Path) -> None:
+    """As in DuckDB's and PostgreSQL's CSV."""
+    two = "SELECT * FROM (VALUES (NULL, 1), ('', 2), ('a,b', NULL), ('\"', 3)) AS rows(a, b)"
+    assert run(archive, "--format", "csv", two).stdout == 'a,b\n,1\n"",2\n"a,b",\n"""",3\n'
+    one = "SELECT * FROM (VALUES (NULL), (''), ('a'), ('NULL')) AS rows(a)"
+    assert run(archive, "--format", "csv", one).stdout == 'a\n\n""\na\nNULL\n'
+    assert run(archive, "--format", "csv", "SELECT '' AS a, 'x,\"' AS b, [1, 2] AS c, 1.50 AS d").stdout == 'a,b,c,d\n"","x,""","[1, 2]",1.50\n'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "340282366920938463463374607431768211455::UHUGEINT", "'123456789012345678901234567890123456789012345'::BIGNUM", "'0101'::BIT",
+        r"'\xAA\x00b\x22\x27\x5C,~\x7F'::BLOB", "TIMETZ '12:00:00.5+02:30'", "1.5::VARIANT",
+        "INTERVAL '14 months 3 days 04:00:06.007'", "INTERVAL '-13 months -1 day -00:00:03'", "INTERVAL '-1 month 100 hours'", "INTERVAL 0 DAY",
+        "INTERVAL '2 years 1 day'", "INTERVAL '-0.5 seconds'", "INTERVAL '1 month -5 microseconds'",
+    ],
+)  # fmt: skip
+def test_types_without_a_form_of_their_own_are_written_as_duckdb_writes_them(archive: Path, value: str) -> None:
+    [(text,)] = duckdb.execute(f"SELECT ({value})::VARCHAR").fetchall()
+    sql = f"SELECT 1 AS \"a b\", {value} AS value, [{value}, NULL] AS list, {{'x \"y': {value}}} AS struct, 2 AS a"
+    (of_json,) = json.loads(run(archive, "--json", sql).stdout)
+    assert of_json == {"a b": 1, "value": text, "list": [text, None], "struct": {'x "y': text}, "a": 2}
+    (of_csv,) = csv.DictReader(run(archive, "--format", "csv", sql).stdout.splitlines())
+    assert of_csv["value"] == text and json.loads(of_csv["list"]) == [text, None] and json.loads(of_csv["struct"]) == {'x "y': text}
+    head, _, row = run(archive, f"SELECT {value} AS value").stdout.splitlines()
+    assert (head, row) == ("value", text)
+
+
+def test_parquet_has_the_types_that_arrow_would_change_as_text(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    run(archive, "--output", str(path), "SELECT 340282366920938463463374607431768211455::UHUGEINT AS huge, MAP {'a': '01'::BIT} AS map, 'b'::BLOB AS bytes")
+    assert pq.read_table(path).to_pylist() == [{"huge": "340282366920938463463374607431768211455", "map": [("a", "01")], "bytes": b"b"}]
+
+
+def test_pivot_needs_its_values(archive: Path) -> None:
+    assert json.loads(run(archive, "--json", "PIVOT ticks ON symbol IN ('AAPL', 'MSFT') USING count(*) GROUP BY source").stdout) == [
+        {"source": "mine", "AAPL": 10, "MSFT": 0}
+    ]
+    for sql in ("PIVOT ticks ON symbol USING count(*)", "SELECT * FROM (PIVOT ticks ON symbol USING count(*))"):
+        with pytest.raises(SqlError, match=r"PIVOT needs the values of its columns here: PIVOT ticks ON .* IN"):
+            run(archive, sql)
