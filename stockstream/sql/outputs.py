@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ from stockstream.sql.texts import is_nested, text_of
 
 TABLE_ROWS = 100
 """The most rows of a table without `--limit`; the other forms are complete."""
+_QUOTED = re.compile(r'[",\r\n]')
 FORMATS = ("csv", "json", "parquet", "table")
 
 
@@ -138,9 +139,8 @@ def _of_csv(value: Any) -> Any:
 def _field(value: Any) -> str:
     if value is None:
         return ""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([value])                # alone in its line, an empty text is quoted
-    return line.getvalue()
+    text = str(value)
+    return '"{}"'.format(text.replace('"', '""')) if not text or _QUOTED.search(text) else text
 
 
 def _write_json(columns: Sequence[str], batches: Limited, out: TextIO) -> None:

@@ -35,7 +35,8 @@ class Waiting:
             except BaseException as error:                               # noqa: BLE001  it is raised where the result is asked for
                 future.set_exception(error)
 
-        threading.Thread(target=work, name="query", daemon=True).start()
+        thread = threading.Thread(target=work, name="query", daemon=True)
+        thread.start()
         try:
             while True:
                 try:
@@ -49,5 +50,5 @@ class Waiting:
                 self._waited(elapsed)
         except (KeyboardInterrupt, QueryTooLong):
             self._interrupt()
-            future.exception()                                           # it ends soon; a second Ctrl-C does not wait for that
+            thread.join()                                                # soon: a thread in DuckDB can abort the interpreter at its end
             raise

@@ -188,9 +188,10 @@ def test_a_time_that_python_has_not_is_one_line(archive: Path, form: str, value:
         run(archive, "--format", form, f"SELECT {value} AS at")
 
 
-def test_a_type_that_parquet_has_not_is_one_line(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["INTERVAL 1 MONTH", "union_value(a := 1)"])
+def test_a_type_that_parquet_has_not_is_one_line(archive: Path, tmp_path: Path, value: str) -> None:
     with pytest.raises(OutputError, match="Parquet has no type"):
-        run(archive, "--output", str(tmp_path / "out.parquet"), "SELECT INTERVAL 1 MONTH AS month")
+        run(archive, "--output", str(tmp_path / "out.parquet"), f"SELECT {value} AS value")
     assert {each.name for each in tmp_path.iterdir()} == {"archive"}
 
 
