@@ -30,7 +30,10 @@ def command() -> None:
     pass
 
 
-@command.command("report", help="Show how many objects each area has a day, before and after compaction, and how large they are.")
+@command.command(
+    "report", short_help="Show objects and bytes by date and area.",
+    help="Show how many objects each area has a day, before and after compaction, and how large they are.",
+)  # fmt: skip
 @archive_option
 @_JSON
 def report(archive: str | None, as_json: bool) -> None:
@@ -56,7 +59,10 @@ def _require_days(raw_days: int | None, processed_days: int | None) -> None:
         raise click.UsageError("give --raw-days, --processed-days, or both")
 
 
-@command.command("retain", help="Delete the dates that are over for longer than these days. Verification accepts what this ends.")
+@command.command(
+    "retain", short_help="Delete old dates.",
+    help="Delete the dates that are over for longer than these days. Verification accepts what this ends.",
+)  # fmt: skip
 @archive_option
 @_RAW_DAYS
 @_PROCESSED_DAYS
@@ -111,7 +117,10 @@ NO_RAW_RULE = (
 )
 
 
-@command.command("lifecycle", help="Let the bucket delete processed objects that are older than these days, by its lifecycle rules. Its other rules stay.")
+@command.command(
+    "lifecycle", short_help="Let a bucket delete old processed objects.",
+    help="Let the bucket delete processed objects that are older than these days, by its lifecycle rules. Its other rules stay.",
+)  # fmt: skip
 @archive_option
 @click.option("--raw-days", type=click.IntRange(min=1), metavar="N", hidden=True)
 @_PROCESSED_DAYS

@@ -21,29 +21,30 @@ BACKGROUND = 19
 """The lowest priority: the compaction of a worker takes what the pipeline leaves."""
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 or not size else f"{size / 1e3:,.1f} KB"
 
 
 def _line(result: Result, dry: bool) -> str:
     where = f"{result.area} {result.folder.removeprefix('date=').replace('/hour=', ' hour ')}"
     if not result.made:
         return f"{where}: {counted(result.deleted, 'replaced object')} {'to delete' if dry else 'deleted'}"
-    of = f"{counted(result.replaced, 'object')}, {_megabytes(result.replaced_bytes)}"
+    of = f"{counted(result.replaced, 'object')}, {_size(result.replaced_bytes)}"
     if dry:
         return f"{where}: {of} to compact"
     rows = f", {counted(result.rows, 'row')}" if result.rows else ""
-    return f"{where}: {of} -> {counted(result.made, 'object')}, {_megabytes(result.made_bytes)}{rows}"
+    return f"{where}: {of} -> {counted(result.made, 'object')}, {_size(result.made_bytes)}{rows}"
 
 
-def _summary(results: Sequence[Result], dry: bool) -> str:
+def _summary(results: Sequence[Result], dry: bool, not_due: int) -> str:
     replaced, made, deleted = (sum(getattr(one, name) for one in results) for name in ("replaced", "made", "deleted"))
-    before = f"{counted(replaced, 'object')} ({_megabytes(sum(one.replaced_bytes for one in results))})"
-    if dry:
-        return f"{before} of {counted(len(results), 'folder')} would be compacted" if results else "nothing to compact"
+    before = f"{counted(replaced, 'object')} ({_size(sum(one.replaced_bytes for one in results))})"
     if not results:
-        return "nothing to compact"
-    return f"{before} became {made:,} ({_megabytes(sum(one.made_bytes for one in results))}); {deleted:,} deleted"
+        later = f": {counted(not_due, 'object')} of hours and days that are not over, or of the last 10 minutes (--all compacts them too)" if not_due else ""
+        return f"nothing to compact{' yet' if not_due else ''}{later}"
+    if dry:
+        return f"{before} of {counted(len(results), 'folder')} would be compacted"
+    return f"{before} became {made:,} ({_size(sum(one.made_bytes for one in results))}); {deleted:,} deleted"
 
 
 @click.command(help="Compact the archive: one sorted object instead of many small ones, for each hour of each area.")
@@ -71,5 +72,6 @@ def command(
     if as_json:
         click.echo(json.dumps({"archive": store.url, "dry_run": dry, "folders": [asdict(one) for one in results], "faults": faults}))
     else:
-        click.echo(_summary(results, dry))
+        not_due = 0 if results or everything else sum(one.replaced for one in compact(store, None, *days, dry=True))
+        click.echo(_summary(results, dry, not_due))
     return 1 if faults else 0

@@ -81,7 +81,8 @@ def lines(of: Summary) -> Iterator[str]:
     """The summary in words."""
     days = of.begin if of.begin == of.end else f"{of.begin} to {of.end}"
     if not of.records:
-        yield f"no raw records of {days}: nothing was written"
+        first, last = of.raw_dates[0], of.raw_dates[-1]
+        yield f"no raw records of {days}: nothing was written; there are those of {first if first == last else f'{first} to {last}'}"
         return
     rejected = sum(of.rejected.values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in of.rejected.items())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("duckdb", "athena")
 ALL_VIEWS = "*"
+OF_TABLES = ("", "txt")
+"""Endings of files with a table."""
 
 
 @click.command(help="Query the archive in SQL. Without SQL, a shell; - reads SQL from stdin, as does a pipe.")
@@ -47,6 +49,10 @@ def command(
 ) -> None:  # fmt: skip
     form = _form(form, output, as_json_=as_json_)
     if tables is not None:
+        if sql is not None:
+            if tables != ALL_VIEWS:
+                raise click.UsageError("--tables describes views and takes no SQL")
+            tables = sql
         click.echo((as_json if form == "json" else as_text)(_views(tables)))
         return
     settings = load_settings()
@@ -83,6 +89,8 @@ def command(
 def _form(form: str | None, output: Path | None, *, as_json_: bool) -> str:
     if form is None:
         suffix = output.suffix.lstrip(".").lower() if output else ""
+        if not as_json_ and suffix not in (*FORMATS, *OF_TABLES):
+            raise click.UsageError(f"no format is known by the ending .{suffix}: end the name in .csv, .json, .parquet or .txt (a table), or give --format")
         form = "json" if as_json_ else suffix if suffix in FORMATS else "table"
     if form == "parquet" and output is None:
         raise click.UsageError("--format parquet needs --output FILE")

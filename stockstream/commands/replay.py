@@ -26,7 +26,7 @@ from stockstream.replaying.restore import Restored, restore
 from stockstream.replaying.topic import TopicRecording, foreign_settings, is_topic
 from stockstream.settings import Settings, load_settings
 from stockstream.sinks.archive.layout import DAY_MS
-from stockstream.sinks.stores import open_store
+from stockstream.sinks.stores import open_store, place_of
 from stockstream.sources.base import Batch, Clock, SystemClock
 from stockstream.sources.recordings.options import AS_FOUND, ReadOptions
 from stockstream.sources.recordings.recording import Recording, Span
@@ -282,12 +282,12 @@ async def _restore(
     settings: Settings, place: str, logs: tuple[str, ...], times: Times, *, speed: float | None, resume: bool, append: bool, shown: bool
 ) -> Restored:
     store = open_raw(place, settings)
-    if settings.archive != "none" and open_store(settings.archive, settings).url == store.url:
-        report("workers of the restored log that archive to the same place add it to its tables again: give them another STOCKSTREAM_ARCHIVE")
     with quiet_clients():
         raw = RawLog(store, logs, times)
         with progress(raw.size, "bytes of the archive", shown=shown) as advance:
             restored = await restore(settings, raw, store.url, speed=speed, append=append, resume=resume, advance=advance, clock=SystemClock())
+    if settings.archive != "none" and open_store(settings.archive, settings).url == store.url:
+        report(f"before you start a worker of the restored log, set another STOCKSTREAM_ARCHIVE: in {place_of(store)} its rows would count a second time")
     for note in restored.notes:
         report(note)
     return restored

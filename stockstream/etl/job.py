@@ -58,6 +58,8 @@ class Summary:
     objects: dict[str, int] = field(default_factory=dict)
     ignored: int = 0
     elapsed_s: float = 0.0
+    raw_dates: list[str] = field(default_factory=list)
+    """All dates of which the source has raw records."""
 
 
 @dataclass(slots=True)
@@ -221,6 +223,7 @@ class Job:
         earlier = [day for day in source.dates if day < begin and (history == ALL or day >= begin - timedelta(days=history))]
         self._from = min(earlier, default=begin)
         self.summary = Summary(source.store.url, target.store.url, f"{begin}", f"{end}", f"{self._from}" if earlier else "", ignored=source.ignored)
+        self.summary.raw_dates = [str(day) for day in source.dates]
 
     @property
     def size(self) -> int:

@@ -108,7 +108,7 @@ class RawLog:
             if times.has_some_of(one.hour_ms):
                 of_chain[one.partition, one.log].append(one)
         if not of_chain:
-            raise ArchiveError(f"{store.url} has no raw objects{' of these times' if times != Times() else ''}")
+            raise ArchiveError(self._nothing())
         if absent := set(chosen) - {NEWEST} - {log for _, log in of_chain}:
             raise ArchiveError(f"{store.url} has no log {min(absent)}{' of these times' if times != Times() else ''}; there are: {_described(of_chain)}")
         self.logs: dict[int, str] = {}
@@ -125,6 +125,12 @@ class RawLog:
         self.oldest_ms = min(one.hour_ms for some in self.objects.values() for one in some)
         """The hour of the oldest records."""
         self._chain_entries: dict[int, list[int]] = {}
+
+    def _nothing(self) -> str:
+        dates = sorted({name[len(RAW) :].partition("/")[0].removeprefix("date=") for name in self._store.list(RAW)})
+        if not dates:
+            return f"{self._store.url} has no raw objects"
+        return f"{self._store.url} has no raw objects of these times; it has those of {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")
 
     def _listed(self) -> Iterator[RawObject]:
         for prefix in self._prefixes():

@@ -20,6 +20,8 @@ from stockstream.sinks.s3 import S3Access, S3Store
 
 SCHEMES = ("file", "s3")
 TEMPORARY = ".tmp"
+PARTS = {"raw": "date=", "processed": "ticks/"}
+"""Folders of an archive that are easily taken for the archive itself, and what lies in them."""
 CALLS_AT_ONCE = 8
 """Calls to a store that are made side by side, where many objects are read or deleted."""
 STALE_S = 3_600
@@ -95,8 +97,17 @@ def open_root(place: str, folder: str, settings: Settings | None = None) -> File
 def open_archive(url: str, settings: Settings | None = None) -> FileStore | S3Store:
     """The store of an archive, for what only reads; `settings` as for `open_store`.
 
-    Raises `ArchiveError` if it does not exist or cannot be read, `SettingsError` as `open_store`."""
-    return require_archive(open_store(url, settings), "; --archive or STOCKSTREAM_ARCHIVE names another place")
+    Raises `ArchiveError` if it does not exist, cannot be read or is only a part of an archive, `SettingsError` as `open_store`."""
+    store = require_archive(open_store(url, settings), "; --archive or STOCKSTREAM_ARCHIVE names another place")
+    whole, _, folder = store.url.rpartition("/")
+    if folder in PARTS and next(store.list(PARTS[folder]), None) is not None and next(store.list(f"{folder}/"), None) is None:
+        raise ArchiveError(f"{place_of(store)} is the folder {folder} of an archive: name the archive itself, {whole.removeprefix('file://')}")
+    return store
+
+
+def place_of(store: FileStore | S3Store) -> str:
+    """The store's place for messages: of a folder its path, of a bucket its URL."""
+    return store.url.removeprefix("file://")
 
 
 def require_archive(store: FileStore | S3Store, advice: str = "") -> FileStore | S3Store:

@@ -29,6 +29,8 @@ KEYWORDS = (
     "count", "sum", "avg", "min", "max", "min_by", "max_by", "date_trunc", "date_diff", "coalesce", "nullif", "round", "abs", "stddev_samp", "corr",
     "row_number", "lag", "lead", "current_date",
 )  # fmt: skip
+BARE_WORDS = ("exit", "help", "quit")
+"""Commands that need no dot: people type them so, and no statement is one of these words."""
 HELP = """Statements end with a semicolon and may take several lines. Tab completes names, the arrow keys go through the history.
 
     .tables [VIEW]               describe the views, or one of them
@@ -37,7 +39,7 @@ HELP = """Statements end with a semicolon and may take several lines. Tab comple
     .help                        this text
     .quit                        leave, as Ctrl-D does
 
-Ctrl-C ends a running query, or drops the statement that is being written."""
+Ctrl-C ends a running query, or drops the statement that is being written. help, quit and exit work without the dot too."""
 
 
 def history_file() -> Path:
@@ -103,6 +105,8 @@ class Shell:
             text = "\n".join(lines).strip()
             if not text:
                 lines = []
+            elif len(lines) == 1 and (word := text.rstrip(";").lower()) in BARE_WORDS:
+                return f".{word}"
             elif text.startswith(".") or is_complete(text):
                 remember(text)
                 return text

@@ -34,6 +34,7 @@ _BARE_OFFSET = re.compile(r"(?<![\w\".])offset(?![\w\"])", re.IGNORECASE)
 _STRINGS = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NO_COLUMN = re.compile(r"(?:Referenced column|Column|Values list .* column named|Table \"[^\"]*\" does not have a column named) \"(?P<name>[^\"]+)\"")
 _NO_TABLE = re.compile(r"Table with name (?P<name>\S+) does not exist")
+_BARE_DATE = re.compile(r"INTEGER -> DATE|type DATE and type INTEGER|type INTEGER and type DATE")
 _CANDIDATES = re.compile(r"Candidate (?:bindings|columns)(?: in FROM clause)?:? (?P<names>.*)")
 
 
@@ -109,6 +110,8 @@ def reason(text: str, columns: Collection[str] = ()) -> str:
         candidates = {name.rpartition(".")[2].strip('", ') for name in of["names"].split(",")} if (of := _CANDIDATES.search(text)) else set()
         known = sorted({*columns, *candidates} - {""})
         return f"there is no column {found['name']!r}: {_near(found['name'], known)}stockstream query --tables describes all columns"
+    if _BARE_DATE.search(text):
+        return f"{text}; write a date as DATE '2025-10-09', in quotes"
     return text
 
 

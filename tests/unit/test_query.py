@@ -290,3 +290,37 @@ def test_a_bucket_gives_the_same_as_a_folder(tmp_path: Path, monkeypatch: pytest
             down = asked(command, url, *arguments)
             assert isinstance(down.exception, ArchiveError) and str(down.exception).startswith(f"{url}: cannot list its objects: no answer from ")
             assert SECRET not in str(down.exception)
+
+
+@pytest.mark.parametrize("folder", ["raw", "processed"])
+def test_a_folder_of_the_archive_is_not_taken_for_an_archive(folder: str, tmp_path: Path) -> None:
+    _archive(tmp_path)
+    with pytest.raises(ArchiveError) as raised:
+        _run(tmp_path / folder, "SELECT count(*) FROM ticks")
+    assert str(raised.value) == f"{tmp_path}/{folder} is the folder {folder} of an archive: name the archive itself, {tmp_path}"
+    _archive(tmp_path / "other" / folder)
+    assert json.loads(_run(tmp_path / "other" / folder, "--json", "SELECT count(*) AS n FROM raw").stdout) == [{"n": 3}]
+
+
+def test_the_ending_of_the_file_selects_the_format_or_is_refused(tmp_path: Path) -> None:
+    _archive(tmp_path / "archive")
+    for name, begin in (("rows.csv", "n\n"), ("rows.txt", "n\n-\n"), ("rows", "n\n-\n")):
+        assert _run(tmp_path / "archive", "--output", str(tmp_path / name), "SELECT count(*) AS n FROM raw").exit_code == 0
+        assert (tmp_path / name).read_text().startswith(begin)
+    refused = _run(tmp_path / "archive", "--output", str(tmp_path / "rows.xlsx"), "SELECT 1")
+    assert refused.exit_code == 2 and "no format is known by the ending .xlsx" in refused.stderr and not (tmp_path / "rows.xlsx").exists()
+    assert _run(tmp_path / "archive", "--format", "csv", "--output", str(tmp_path / "rows.tab"), "SELECT 1 AS one").exit_code == 0
+
+
+def test_a_date_without_quotes_is_explained(tmp_path: Path) -> None:
+    _archive(tmp_path)
+    for sql in ("SELECT * FROM ticks WHERE date = 2025-10-09", "SELECT * FROM ticks WHERE date > 2025-10-09"):
+        with pytest.raises(SqlError, match="write a date as DATE '2025-10-09', in quotes"):
+            _run(tmp_path, sql)
+
+
+def test_tables_take_the_view_also_after_other_options(tmp_path: Path) -> None:
+    described = json.loads(_run(tmp_path, "--tables", "--json", "symbols").stdout)
+    assert [view["view"] for view in described] == ["symbols"]
+    assert "there is no view 'SELECT 1'" in _run(tmp_path, "--tables", "--json", "SELECT 1").stderr
+    assert "takes no SQL" in _run(tmp_path, "--tables", "ticks", "SELECT 1").stderr

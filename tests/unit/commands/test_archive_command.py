@@ -59,6 +59,11 @@ def in_folder(store: MemoryStore, root: Path) -> FileStore:
     return made
 
 
+def test_the_help_names_what_each_command_does_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["archive", "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 def test_the_report(two_days: MemoryStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["archive", "report", "--archive", str(in_folder(two_days, tmp_path).root)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -295,7 +295,7 @@ ON_A_DAY_WITHOUT_DATA = {
     ),
     "compact": (["compact", "--archive", "{url}", "--date", OTHER_DAY], 0, "nothing to compact"),
     "etl": (["etl", "--from", "{url}/raw", "--to", "{folder}/other/processed", "--date", "2023-10-12"], 0, "no raw records of 2023-10-12: nothing was written"),
-    "replay": (["replay", "{url}/raw", "--date", OTHER_DAY], 1, "has no raw objects of these times"),
+    "replay": (["replay", "{url}/raw", "--date", OTHER_DAY], 1, f"has no raw objects of these times; it has those of {DATE}"),
     "retain": (["archive", "retain", "--archive", "{url}", "--raw-days", "100000", "--yes"], 0, "nothing to delete"),
 }
 

@@ -33,14 +33,18 @@ def filled(root: Path, count: int = 6) -> FileStore:
 
 def test_a_line_for_each_folder_a_summary_and_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path)
-    assert run(["compact", "--archive", str(tmp_path)]) == 0 and "nothing to compact" in capsys.readouterr().out
+    assert run(["compact", "--archive", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == (
+        "nothing to compact yet: 12 objects of hours and days that are not over, or of the last 10 minutes (--all compacts them too)\n"
+    )
+    assert run(["compact", "--archive", str(tmp_path), "--date", "2025-10-08"]) == 0 and capsys.readouterr().out == "nothing to compact\n"
     assert run(["compact", "--archive", str(tmp_path), "--all", "--dry-run"]) == 0
-    assert "12 objects (0.1 MB) of 2 folders would be compacted" in capsys.readouterr().out and not list_compactions(FileStore(tmp_path))
+    assert "12 objects (71.2 KB) of 2 folders would be compacted" in capsys.readouterr().out and not list_compactions(FileStore(tmp_path))
     assert run(["compact", "--archive", str(tmp_path), "--all", "--date", "2025-10-08"]) == 0 and "nothing to compact" in capsys.readouterr().out
     assert run(["compact", "--archive", str(tmp_path), "--all", "--date", "2025-10-09"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("bars_1m 2025-10-09: 6 objects, ") and lines[1].startswith("ticks 2025-10-09 hour 08: 6 objects, ")
-    assert lines[1].endswith(" MB, 60 rows") and lines[2].startswith("12 objects (0.1 MB) became 2 (") and lines[2].endswith("; 12 deleted")
+    assert lines[1].endswith(" KB, 60 rows") and lines[2].startswith("12 objects (71.2 KB) became 2 (") and lines[2].endswith("; 12 deleted")
     assert run(["compact", "--archive", str(tmp_path), "--all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"archive": f"file://{tmp_path}", "dry_run": False, "folders": [], "faults": []}
 
@@ -52,7 +56,7 @@ def test_positions_are_packed_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(["compact", "--archive", str(tmp_path)]) == 0 and "nothing to compact" in capsys.readouterr().out
     assert run(["compact", "--archive", str(tmp_path), "--all", "--date", "2025-10-09"]) == 0 and "nothing to compact" in capsys.readouterr().out
     assert run(["compact", "--archive", str(tmp_path), "--all"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "positions alerts-00000/0000: 100 objects, 0.0 MB -> 1 object, 0.0 MB"
+    assert capsys.readouterr().out.splitlines()[0] == "positions alerts-00000/0000: 100 objects, 32.1 KB -> 1 object, 1.4 KB"
     assert len(list(store.list("positions/"))) == 2
 
 

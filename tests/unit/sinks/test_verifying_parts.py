@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,16 @@ def test_every_step_is_announced(whole: Counting) -> None:
     steps: list[int] = []
     check(whole, steps.append, listing=listing)
     assert sum(steps) == listing.size > 20 and listing.raw[LOG, 0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads of Linux")
+def test_reading_starts_no_threads_of_arrow(folder: Path) -> None:
+    """A thread of Arrow that outlives the interpreter and still holds an object's bytes aborts the process: `verify` then ended with 134."""
+    code = (
+        "import os, sys\nfrom stockstream import cli\nimport stockstream.commands.verify\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "assert cli.run(['verify', '--archive', sys.argv[1], '--no-recompute']) == 0\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "0"

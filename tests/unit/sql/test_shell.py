@@ -110,7 +110,10 @@ def test_a_session(terminal: Terminal, tmp_path: Path) -> None:
     assert "predictions" in terminal.until('[{"n": 0}]')
     terminal.until("the archive has no predictions yet")
     terminal.until("stockstream> ")
-    terminal.type("\x04")
+    terminal.type("help\n")
+    terminal.until("Statements end with a semicolon")
+    terminal.until("stockstream> ")
+    terminal.type("exit;\n")
     assert terminal.process.wait(PATIENCE_S) == 0
     history = (tmp_path / "stockstream" / "query_history").read_text().splitlines()
     assert "SELECT ';' AS sign, 1 AS one;" in history and not any("drop" in line for line in history)

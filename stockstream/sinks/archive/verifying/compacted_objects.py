@@ -90,7 +90,7 @@ class CompactedObjects:
             _, file = open_object(self._store, compaction.data, decode_footer, KIND)
             mine = [
                 batch.filter(pc.and_(pc.equal(batch.column("log"), parsed.log), pc.equal(batch.column("partition"), parsed.partition)))
-                for batch in file.iter_batches()
+                for batch in file.iter_batches(use_threads=False)
             ]
             self._held = compaction, parsed.log, parsed.partition, pa.Table.from_batches(mine, file.schema_arrow)
         table = self._held[3]
@@ -128,7 +128,7 @@ class CompactedObjects:
         place = "offset" if compaction.area == "ticks" else "record_offset"
         if file is None:
             return
-        found = rows_by_source(file.read(["log", "partition", place, "compaction"]), place, compaction.number, sources)
+        found = rows_by_source(file.read(["log", "partition", place, "compaction"], use_threads=False), place, compaction.number, sources)
         for source, rows in zip(sources, found, strict=True):
             if rows != source.range.rows:
                 self._faults.append(f"{name}: it has {counted(rows, 'row')} of {source.name}, which had {source.range.rows}")

@@ -35,7 +35,7 @@ def read_object(store: Store, name: str, decode: Callable[[bytes], Counting], ki
     """An object's footer and all its rows, as many as the footer counts. For small objects. Raises as `open_object`."""
     footer, file = open_object(store, name, decode, kind)
     try:
-        table = file.read()
+        table = file.read(use_threads=False)
     except BROKEN as error:
         raise ArchiveError(f"{name} cannot be read: {one_line(error)}") from error
     if table.num_rows != footer.rows:
