@@ -172,6 +172,9 @@ class _Partition:
         tables += _windows_of(self.log, pa.Table.from_batches(part.windows, WINDOWS_SCHEMA))
         if part.rejections:
             tables.append((f"rejected/{part.folder}", pa.Table.from_pylist([msgspec.structs.asdict(one) for one in part.rejections], SCHEMAS["rejected"])))
+        assert self._date is not None
+        before = self._date.before.objects if self._date.before is not None else {}
+        self._job.target.start(self.log, self.partition, f"{self._date.day}", [f"{folder}/{stem}" for folder, _ in tables], before)
         for folder, table in tables:
             footer = encode_json(Made(self.log, self.partition, part.first, part.last, table.num_rows))
             self._write(f"{folder}/{stem}", table.num_rows, parquet(table, footer))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,8 @@ from stockstream.sinks.archive.sealing import seal_json, unseal_json
 from stockstream.sinks.stores import Store
 
 RECORDS = "etl/"
+STARTED = "etl-started/"
+"""Names of objects that a run is about to write, until the date has its record: `etl-started/date=.../LOG-PARTITION/ANY.json`."""
 Change = Literal["new", "unchanged", "replaced"]
 
 
@@ -43,6 +46,7 @@ class DateRecord(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(DateRecord).decode
+_decode_names = msgspec.json.Decoder(list[str]).decode
 
 
 def record_name(log: str, partition: int, date: str) -> str:
@@ -61,6 +65,10 @@ def decode_record(name: str, data: bytes) -> DateRecord:
     return record
 
 
+def started_prefix(log: str, partition: int, date: str) -> str:
+    return f"{STARTED}date={date}/{log}-{partition:05d}/"
+
+
 class Target:
     """The place that a batch writes to. Nothing changes there where it has the same already.
 
@@ -77,6 +85,11 @@ class Target:
         name = record_name(log, partition, date)
         return None if self.store.size(name) is None else decode_record(name, self.store.read(name))
 
+    def start(self, log: str, partition: int, date: str, names: Collection[str], before: Mapping[str, Written]) -> None:
+        """Notes the objects that are written next, so that the run after one that was killed deletes those that it does not make itself."""
+        if not set(names) <= before.keys():
+            self.store.create(f"{started_prefix(log, partition, date)}{uuid.uuid4().hex}.json", encode_json(sorted(names)))
+
     def put(self, name: str, data: bytes, written: Written, before: Mapping[str, Written]) -> Change:
         """Writes an object of a date whose earlier run wrote `before`."""
         if before.get(name) == written and self._compacted(name):
@@ -92,17 +105,28 @@ class Target:
         return "replaced"
 
     def end(self, record: DateRecord, before: DateRecord | None) -> int:
-        """Writes the record of a date, then deletes what only the earlier run wrote. Returns how many objects were deleted."""
+        """Writes the record of a date, then deletes what only earlier runs wrote, also those that were killed. Returns how many objects were deleted."""
         name = record_name(record.log, record.partition, record.date)
         data = seal_json(name, encode_json(record))
         if not self.store.create(name, data) and self.store.read(name) != data:
             self.store.delete(name)
             self._create(name, data)
-        stale = sorted(set(before.objects) - set(record.objects)) if before is not None else []
+        notes = list(self.store.list(started_prefix(record.log, record.partition, record.date)))
+        earlier = set(before.objects) if before is not None else set()
+        left = {one for note in notes for one in self._started(note)} - earlier - set(record.objects)
+        stale = sorted(earlier - set(record.objects)) + sorted(one for one in left if self.store.size(one) is not None or self._compacted(one))
         for one in stale:
             self._require_counting(one)
             self.store.delete(one)
+        for note in notes:
+            self.store.delete(note)
         return len(stale)
+
+    def _started(self, note: str) -> list[str]:
+        try:
+            return _decode_names(self.store.read(note))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ArchiveError(f"{note} cannot be read: {error}") from error
 
     def _create(self, name: str, data: bytes) -> None:
         if not self.store.create(name, data) and self.store.read(name) != data:

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from stockstream.commands import etl, query
 from stockstream.errors import ArchiveError, SettingsError, StockstreamError
+from stockstream.etl.outputs import DateRecord, Target
 from stockstream.sinks.archive.raw_objects import CleanSettings
 from stockstream.sinks.stores import FileStore, Store, open_store
 from stockstream.transforms.batch import RawRecord, run
@@ -142,6 +143,26 @@ def test_what_a_shorter_run_no_longer_makes_is_deleted(log: list[RawRecord], tmp
     assert summary["objects"].get("deleted")
     ran(tmp_path / "late/raw", tmp_path / "fresh/processed", "2023-11-14", "2023-11-14")
     assert list(FileStore(tmp_path / "batch").list("")) == list(FileStore(tmp_path / "fresh").list(""))
+
+
+def test_what_a_killed_run_wrote_with_other_settings_is_deleted(log: list[RawRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive(FileStore(tmp_path / "live"), log, length=700)
+    archive(FileStore(tmp_path / "other"), [replace_offset(record, 5) for record in log], length=700)    # its objects have other names
+    made, end = FileStore(tmp_path / "batch"), Target.end
+
+    def killed(self: Target, record: DateRecord, before: DateRecord | None) -> int:
+        if record.date == "2023-11-15":
+            raise KeyboardInterrupt
+        return end(self, record, before)
+
+    ran(tmp_path / "live/raw", tmp_path / "fresh/processed")
+    for recorded in (False, True):                                       # before the first complete run, and after one
+        with monkeypatch.context() as patch:
+            patch.setattr(Target, "end", killed)
+            assert isinstance(asked("--from", f"{tmp_path}/other/raw", "--to", f"{made.root}/processed", "--date", "2023-11-15").exception, BaseException)
+        ran(tmp_path / "live/raw", tmp_path / "batch/processed")
+        fresh = FileStore(tmp_path / "fresh")
+        assert {name: made.read(name) for name in made.list("")} == {name: fresh.read(name) for name in fresh.list("")}, recorded
 
 
 def replace_offset(record: RawRecord, by: int) -> RawRecord:
