@@ -174,7 +174,8 @@ class _Partition:
             tables.append((f"rejected/{part.folder}", pa.Table.from_pylist([msgspec.structs.asdict(one) for one in part.rejections], SCHEMAS["rejected"])))
         assert self._date is not None
         before = self._date.before.objects if self._date.before is not None else {}
-        self._job.target.start(self.log, self.partition, f"{self._date.day}", [f"{folder}/{stem}" for folder, _ in tables], before)
+        names = {f"{folder}/{stem}" for folder, _ in tables}
+        self._job.target.announce(self.log, self.partition, f"{self._date.day}", names - before.keys())
         for folder, table in tables:
             footer = encode_json(Made(self.log, self.partition, part.first, part.last, table.num_rows))
             self._write(f"{folder}/{stem}", table.num_rows, parquet(table, footer))
@@ -239,9 +240,11 @@ class Job:
             self.summary.objects[what] = self.summary.objects.get(what, 0) + count
 
     def run(self, advance: Callable[[int], None] = lambda done: None) -> Summary:
-        """Reads and writes. Raises `StockstreamError`; what was written until then is complete by object, and the next run goes on from it."""
+        """Reads and writes. Raises `StockstreamError`: the next run of a date deletes what was written of it, if it has no record yet."""
         started = time.monotonic()
         running: dict[tuple[str, int], _Partition] = {}
+        for number in range((self.end - self.begin).days + 1):
+            self.changed("deleted", self.target.clear(f"{self.begin + timedelta(days=number)}"))
         for chunk in self.source.chunks(self._from, self.end, advance):
             key = chunk.log, chunk.partition
             verdicts = self._known.of(chunk.settings, chunk.name)

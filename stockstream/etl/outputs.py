@@ -16,8 +16,7 @@ from stockstream.sinks.archive.sealing import seal_json, unseal_json
 from stockstream.sinks.stores import Store
 
 RECORDS = "etl/"
-STARTED = "etl-started/"
-"""Names of objects that a run is about to write, until the date has its record: `etl-started/date=.../LOG-PARTITION/ANY.json`."""
+UNFINISHED = "unfinished/"
 Change = Literal["new", "unchanged", "replaced"]
 
 
@@ -45,8 +44,21 @@ class DateRecord(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+class Unfinished(msgspec.Struct, frozen=True):
+    """Objects that a run is about to write, or to delete: `etl/date=.../unfinished/LOG-PARTITION-RUN-NUMBER.json`.
+
+    It is written before them and deleted after the record of the date. So it is there only while a run is in progress, and after one that did not end.
+    """
+
+    log: str
+    partition: int
+    date: str
+    objects: list[str]
+    version: int = 1
+
+
 _decode = msgspec.json.Decoder(DateRecord).decode
-_decode_names = msgspec.json.Decoder(list[str]).decode
+_decode_unfinished = msgspec.json.Decoder(Unfinished).decode
 
 
 def record_name(log: str, partition: int, date: str) -> str:
@@ -65,30 +77,58 @@ def decode_record(name: str, data: bytes) -> DateRecord:
     return record
 
 
-def started_prefix(log: str, partition: int, date: str) -> str:
-    return f"{STARTED}date={date}/{log}-{partition:05d}/"
-
-
 class Target:
     """The place that a batch writes to. Nothing changes there where it has the same already.
 
-    Raises `ArchiveError` if a worker archives to it, because rows would count twice.
+    Raises `ArchiveError` if a worker archives to it, because rows would count twice, and if another run has begun on the same dates meanwhile.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        if next(iter(store.list("chains/")), None) is not None:
-            raise ArchiveError(f"{store.url} is the archive of a worker, which writes processed/ itself: choose another place for --to")
+        self._run = uuid.uuid4().hex[:12]
+        self._announced: dict[tuple[str, int, str], list[str]] = {}
+        self._require_no_worker()
+
+    def _require_no_worker(self) -> None:
+        if next(iter(self.store.list("chains/")), None) is not None:
+            raise ArchiveError(f"{self.store.url} is the archive of a worker, which writes processed/ itself: choose another place for --to")
+
+    def clear(self, date: str) -> int:
+        """Deletes what a run has left that did not end: the objects of this date that it announced, and no record names. Returns how many were deleted.
+
+        A run that is still in progress then fails at the end of the date.
+        """
+        deleted = 0
+        for name in list(self.store.list(f"{RECORDS}date={date}/{UNFINISHED}")):
+            try:
+                left = _decode_unfinished(unseal_json(name, self.store.read(name)))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise ArchiveError(f"{name} cannot be read: {error}") from error
+            record = self._record(left.log, left.partition, left.date)
+            for one in sorted(set(left.objects) - set(record.objects if record is not None else ())):
+                if self.store.size(one) is not None or self._compacted(one):
+                    self._require_counting(one)
+                    self.store.delete(one)
+                    deleted += 1
+            self.store.delete(name)
+        return deleted
+
+    def announce(self, log: str, partition: int, date: str, objects: Collection[str]) -> None:
+        """Stores which objects follow. So if this run does not end, the next one finds them."""
+        if objects:
+            names = self._announced.setdefault((log, partition, date), [])
+            name = f"{RECORDS}date={date}/{UNFINISHED}{log}-{partition:05d}-{self._run}-{len(names):06d}.json"
+            self._create(name, seal_json(name, encode_json(Unfinished(log, partition, date, sorted(objects)))))
+            names.append(name)
 
     def before(self, log: str, partition: int, date: str) -> DateRecord | None:
         """The record of an earlier run; None if there is none."""
+        self._require_no_worker()                                        # one may have begun meanwhile
+        return self._record(log, partition, date)
+
+    def _record(self, log: str, partition: int, date: str) -> DateRecord | None:
         name = record_name(log, partition, date)
         return None if self.store.size(name) is None else decode_record(name, self.store.read(name))
-
-    def start(self, log: str, partition: int, date: str, names: Collection[str], before: Mapping[str, Written]) -> None:
-        """Notes the objects that are written next, so that the run after one that was killed deletes those that it does not make itself."""
-        if not set(names) <= before.keys():
-            self.store.create(f"{started_prefix(log, partition, date)}{uuid.uuid4().hex}.json", encode_json(sorted(names)))
 
     def put(self, name: str, data: bytes, written: Written, before: Mapping[str, Written]) -> Change:
         """Writes an object of a date whose earlier run wrote `before`."""
@@ -105,28 +145,24 @@ class Target:
         return "replaced"
 
     def end(self, record: DateRecord, before: DateRecord | None) -> int:
-        """Writes the record of a date, then deletes what only earlier runs wrote, also those that were killed. Returns how many objects were deleted."""
+        """Writes the record of a date, then deletes what only the earlier run wrote. Returns how many objects were deleted."""
+        stale = sorted(set(before.objects) - set(record.objects)) if before is not None else []
+        if before is not None and before != record:                      # between two records there is none for a moment
+            self.announce(record.log, record.partition, record.date, before.objects.keys() | record.objects.keys())
+        announced = self._announced.pop((record.log, record.partition, record.date), [])
+        if any(self.store.size(one) is None for one in announced) or self._record(record.log, record.partition, record.date) not in (before, record):
+            raise ArchiveError(f"another run has processed {record.date} at the same time: run one at a time, and repeat this one")
         name = record_name(record.log, record.partition, record.date)
         data = seal_json(name, encode_json(record))
         if not self.store.create(name, data) and self.store.read(name) != data:
             self.store.delete(name)
             self._create(name, data)
-        notes = list(self.store.list(started_prefix(record.log, record.partition, record.date)))
-        earlier = set(before.objects) if before is not None else set()
-        left = {one for note in notes for one in self._started(note)} - earlier - set(record.objects)
-        stale = sorted(earlier - set(record.objects)) + sorted(one for one in left if self.store.size(one) is not None or self._compacted(one))
         for one in stale:
             self._require_counting(one)
             self.store.delete(one)
-        for note in notes:
-            self.store.delete(note)
+        for one in announced:
+            self.store.delete(one)
         return len(stale)
-
-    def _started(self, note: str) -> list[str]:
-        try:
-            return _decode_names(self.store.read(note))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ArchiveError(f"{note} cannot be read: {error}") from error
 
     def _create(self, name: str, data: bytes) -> None:
         if not self.store.create(name, data) and self.store.read(name) != data:

@@ -165,6 +165,93 @@ def test_what_a_killed_run_wrote_with_other_settings_is_deleted(log: list[RawRec
         assert {name: made.read(name) for name in made.list("")} == {name: fresh.read(name) for name in fresh.list("")}, recorded
 
 
+class Killed(Exception):
+    pass
+
+
+def killed(*_: object) -> Any:
+    raise Killed
+
+
+@pytest.mark.parametrize("at", ["end", "_create"])
+@pytest.mark.parametrize("change", ["settings", "input", "nothing"])
+def test_what_a_killed_run_left_does_not_count_after_the_next(log: list[RawRecord], tmp_path: Path, at: str, change: str) -> None:
+    """Killed before its record of the date, or (at `_create`) while it replaces the record of an earlier run."""
+    archive(FileStore(tmp_path / "before"), log[:100], length=50)
+    archive(FileStore(tmp_path / "live"), log[:3_000], length=700)
+    if change == "settings":
+        archive(FileStore(tmp_path / "next"), log[:3_000], length=700, settings=replace_settings(lateness_ms="2500"))
+    elif change == "input":
+        archive(FileStore(tmp_path / "next"), [replace_offset(record, 5_000) for record in log[:10]], length=700)
+    else:
+        archive(FileStore(tmp_path / "next"), log[:3_000], length=700)
+    days = "2023-11-14", "2023-11-14"
+    if at == "_create":
+        ran(tmp_path / "before/raw", tmp_path / "batch/processed", *days)
+    create = Target._create
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, at, killed if at == "end" else lambda self, name, data: killed() if is_record(name) else create(self, name, data))
+        with pytest.raises(Killed):
+            ran(tmp_path / "live/raw", tmp_path / "batch/processed", *days)
+    ran(tmp_path / "next/raw", tmp_path / "batch/processed", *days)
+    ran(tmp_path / "next/raw", tmp_path / "fresh/processed", *days)
+    assert contents(tmp_path / "batch") == contents(tmp_path / "fresh")
+
+
+def is_record(name: str) -> bool:
+    return name.startswith("etl/") and "/unfinished/" not in name
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    store = FileStore(root)
+    return {name: store.read(name) for name in store.list("")}
+
+
+def test_what_a_killed_run_left_of_another_log_does_not_count_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "raw/date=2023-10-10/hour=12/x.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{json.dumps({'partition': 0, 'offset': n, 'timestamp': tick(n)['event_time'], 'value': tick(n)})}\n" for n in range(40)))
+    monkeypatch.setenv("STOCKSTREAM_PARTITIONS", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, "end", killed)
+        with pytest.raises(Killed):
+            ran(tmp_path / "raw", tmp_path / "batch/processed", "2023-10-10", "2023-10-10")
+    assert len(stored(FileStore(tmp_path / "batch"), "ticks")) == 40
+    path.write_text("".join(f"{json.dumps(tick(number))}\n" for number in range(40)))
+    ran(tmp_path / "raw", tmp_path / "batch/processed", "2023-10-10", "2023-10-10")
+    assert len(stored(FileStore(tmp_path / "batch"), "ticks")) == 40
+    assert not list(FileStore(tmp_path / "batch").list("etl/date=2023-10-10/unfinished/"))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_two_runs_at_once_are_an_error_that_a_repetition_mends(log: list[RawRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
+    archive(FileStore(tmp_path / "first"), log[:3_000], length=700)
+    archive(FileStore(tmp_path / "second"), log[:1_000], length=700)
+    days = "2023-11-14", "2023-11-14"
+    if recorded:
+        ran(tmp_path / "first/raw", tmp_path / "batch/processed", *days)
+    end = Target.end
+
+    def beside(*arguments: Any) -> int:
+        monkeypatch.setattr(Target, "end", end)
+        ran(tmp_path / "second/raw", tmp_path / "batch/processed", *days)
+        return end(*arguments)
+
+    monkeypatch.setattr(Target, "end", beside)
+    with pytest.raises(ArchiveError, match="another run has processed 2023-11-14 at the same time"):
+        ran(tmp_path / "first/raw", tmp_path / "batch/processed", *days)
+    ran(tmp_path / "first/raw", tmp_path / "batch/processed", *days)
+    ran(tmp_path / "first/raw", tmp_path / "fresh/processed", *days)
+    assert contents(tmp_path / "batch") == contents(tmp_path / "fresh")
+
+
+def test_a_worker_that_begins_to_archive_beside_it_ends_it(log: list[RawRecord], tmp_path: Path) -> None:
+    target = Target(FileStore(tmp_path / "batch"))
+    archive(FileStore(tmp_path / "batch"), log[:100])
+    with pytest.raises(ArchiveError, match="is the archive of a worker"):
+        target.before("log", 0, "2023-11-14")
+
+
 def replace_offset(record: RawRecord, by: int) -> RawRecord:
     return record._replace(offset=record.offset + by)
 
