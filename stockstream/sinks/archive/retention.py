@@ -56,6 +56,11 @@ def has_ended(name: str, since: date) -> bool:
     return (date_of(name) or since) < since
 
 
+def retention_records(store: Store) -> list[str]:
+    """The names of all records. They change before anything is deleted."""
+    return list(store.list(RETENTION))
+
+
 def raw_ended_through(store: Store, log: str, partition: int) -> int:
     """The last raw offset of the chain that retention has ended; -1 if none."""
     names = list(store.list(f"{RETENTION}raw/{log}-{partition:05d}/"))

@@ -224,6 +224,20 @@ def test_a_retention_beside_a_compaction_never_stops_readers(compacted: bool, mo
         assert not [name for name in store.objects if name.startswith(("processed/", "compactions/")) and DAYS[0] in name], at
 
 
+def test_a_verification_beside_a_retention_finds_no_fault_in_what_it_ends() -> None:
+    made = MemoryStore()
+    archive(made, day(seconds=7_000, symbols=2), length=600)
+    list(compact(made, None, date(2023, 11, 14), date(2023, 11, 14)))
+    undisturbed, before = Interrupted(made.objects), date(2023, 11, 15)
+    assert check(undisturbed).faults == []
+    for number in range(undisturbed.count):
+        store = Interrupted(made.objects)
+        store.others[number] = [lambda store=store: retain(store, plan(store, before, before, lambda *_: 10**9))]  # type: ignore[misc]
+        assert check(store).faults == [], number
+        del store.objects[next(name for name in store.objects if name.startswith("raw/"))]
+        assert check(store).faults, "what is missing otherwise is found"
+
+
 def test_a_worker_that_starts_after_it_makes_nothing_again(two_days: MemoryStore) -> None:
     left = ended(two_days, raw=False)
     assert [one for one in left.objects if one.startswith("raw/") and DAYS[0] in one]

@@ -9,7 +9,7 @@ from datetime import date
 from stockstream.sinks.archive.chain import chains
 from stockstream.sinks.archive.compactions import MANIFESTS, Compaction, compaction_of_data, compaction_of_manifest
 from stockstream.sinks.archive.layout import REPAIRS, Name, parse_name
-from stockstream.sinks.archive.retention import has_ended
+from stockstream.sinks.archive.retention import has_ended, retention_records
 from stockstream.sinks.archive.topics.objects import AREAS
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.stores import Store
@@ -43,6 +43,8 @@ class Listing:
     """Objects of windows, alerts, predictions and outcomes."""
     stamps: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size, and when it was written, of each object in `raw/` and `processed/`."""
+    retention: list[str] = field(default_factory=list)
+    """The records of retention, before anything was listed."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -57,7 +59,7 @@ def list_objects(store: Store) -> Listing:
 
     So may a compactor: what it deletes has its manifest before.
     """
-    found = Listing()
+    found = Listing(retention=retention_records(store))
     processed = _names(store, "processed/", found)
     raw = _names(store, "raw/", found)
     found.raw = {key: [] for key in chains(store)}

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from stockstream.sinks.archive.clean_settings import KnownSettings
 from stockstream.sinks.archive.layout import Name
-from stockstream.sinks.archive.retention import date_of, has_ended, processed_since, raw_ended_through, rules, today
+from stockstream.sinks.archive.retention import date_of, has_ended, processed_since, raw_ended_through, retention_records, rules, today
 from stockstream.sinks.archive.verifying.chain_entries import ChainEntries
 from stockstream.sinks.archive.verifying.compacted_objects import CompactedObjects
 from stockstream.sinks.archive.verifying.listing import Listing, divide, list_objects
@@ -19,6 +19,9 @@ from stockstream.sinks.archive.verifying.report import Coverage, Report
 from stockstream.sinks.archive.verifying.topic_rows import check_topics
 from stockstream.sinks.stores import Store
 
+ATTEMPTS = 3
+"""How often a verification begins, if a retention ends dates each time."""
+
 
 def check(
     store: Store, step: Callable[[int], None] = lambda steps: None, known: KnownSettings | None = None, reading: Reading | None = None,
@@ -26,13 +29,24 @@ def check(
 ) -> Report:  # fmt: skip
     """Reads every object, or those that `reading` chooses; with `known`, computes ticks and bars again from raw and compares every row.
 
-    A writer may be active; objects that it adds meanwhile are not checked. `step` advances by the steps that `listing` counts; without it the store is listed.
+    A writer may be active; objects that it adds meanwhile are not checked. If a retention runs meanwhile and there are faults, it begins anew.
+    `step` advances by the steps that `listing` counts; without it the store is listed.
 
     Raises `ArchiveUnavailable` if the store fails. Faults of the archive itself are in the report.
     """
-    report = Report()
-    listing = listing or list_objects(store)
     reading = reading or Reading()
+    for attempt in range(ATTEMPTS):
+        if listing is None or attempt:
+            listing = list_objects(store)
+        report = _check(store, step, known, reading, listing)
+        if not report.faults or retention_records(store) == listing.retention:
+            break                                                        # else a retention ran meanwhile: what it deleted looked missing
+    return report
+
+
+def _check(store: Store, step: Callable[[int], None], known: KnownSettings | None, reading: Reading, listing: Listing) -> Report:
+    report = Report()
+    reading.there = reading.read = reading.before = 0
     reading.stamps = listing.stamps
     report.faults += listing.faults
     compacted = CompactedObjects(store, report.faults, reading)
