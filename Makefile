@@ -20,7 +20,7 @@ FIND_PYTHON = python=; for candidate in $(PYTHON) python3 python3.14 python3.13 
 
 NO_BROKER := tests/unit tests/test_architecture.py
 WITH_BROKER := tests/faults tests/integration tests/browser
-# CPU-bound tests, as many at a time as there are cores; those with brokers mostly wait (CONTRIBUTING.md, Tests)
+# Without a broker one for each core, at least three; those with brokers mostly wait (CONTRIBUTING.md, Tests)
 PYTEST_NO_BROKER := $(BIN)/python -m pytest -n auto --dist worksteal $(NO_BROKER)
 PYTEST_WITH_BROKER = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(WITH_BROKER)
 # pytest's status 5: none of these tests is among those that ARGS choose

@@ -30,6 +30,11 @@ def pytest_configure() -> None:
     make(Settings())
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """At least three processes: a fifth of the time of tests is waiting."""
+    return max(3, os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "kafka3"} & set(getattr(item, "fixturenames", ())):

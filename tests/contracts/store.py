@@ -103,6 +103,7 @@ class StoreContract(ABC):
         lambda store: store.create("a/b", b"x"), lambda store: store.read("a/b"), lambda store: store.size("a/b"), lambda store: list(store.list("a/")),
         lambda store: list(store.entries("a/")), lambda store: store.delete("a/b"),
     ], ids=["create", "read", "size", "list", "entries", "delete"])  # fmt: skip
+    @pytest.mark.slow
     def test_every_call_to_a_store_that_cannot_be_reached_can_be_retried(self, unavailable: Store, call: Callable[[Store], object]) -> None:
         with pytest.raises(ArchiveUnavailable) as raised:
             call(unavailable)

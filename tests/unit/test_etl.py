@@ -96,6 +96,7 @@ def test_an_archive_gives_the_rows_that_its_worker_has_written(log: list[RawReco
 
 
 @pytest.mark.parametrize("history", ["1", "all"])
+@pytest.mark.slow
 def test_dates_one_by_one_give_the_same_as_all_at_once(log: list[RawRecord], tmp_path: Path, history: str) -> None:
     archive(FileStore(tmp_path / "live"), log, length=700)
     ran(tmp_path / "live/raw", tmp_path / "whole/processed")
@@ -175,6 +176,7 @@ def killed(*_: object) -> Any:
 
 @pytest.mark.parametrize("at", ["end", "_create"])
 @pytest.mark.parametrize("change", ["settings", "input", "nothing"])
+@pytest.mark.slow
 def test_what_a_killed_run_left_does_not_count_after_the_next(log: list[RawRecord], tmp_path: Path, at: str, change: str) -> None:
     """Killed before its record of the date, or (at `_create`) while it replaces the record of an earlier run."""
     archive(FileStore(tmp_path / "before"), log[:100], length=50)

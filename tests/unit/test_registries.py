@@ -81,6 +81,7 @@ def test_a_version_that_is_half_there_is_none(server: S3Server, files: dict[str,
         registry.champion("xgboost")
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_its_model_while_the_bucket_is_away(server: S3Server, files: dict[str, bytes]) -> None:
     settings = Settings(models=URL, s3_endpoint=server.endpoint)
     registry = open_registry(URL, settings)

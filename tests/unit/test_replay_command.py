@@ -254,6 +254,7 @@ def test_a_topic_may_be_on_several_brokers(url: str, broker: str) -> None:
     assert (foreign.broker, foreign.topic_prefix, topic) == (broker, "p.", "t")
 
 
+@pytest.mark.slow
 def test_a_topic_is_replayed_into_another_log(settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOCKSTREAM_BROKER", settings.broker)
     first = settings.model_copy(update={"topic_prefix": "first."})

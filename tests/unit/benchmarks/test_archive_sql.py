@@ -70,6 +70,7 @@ def test_results_are_compared() -> None:
     assert not same([("A", 1.0)], [("A", 1.1)]) and not same([("A", 1.0)], []) and not same([("A", None)], [("A", 1.0)])
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_through_and_keeps_the_archive(tmp_path: Path) -> None:
     text, data = archive_sql(argparse.Namespace(rows=20_000, symbols=20, repeat=1, flush_s=1_800, archive=tmp_path / "made"))
     assert data["ticks"] == 20_000 and data["lines"] == data["hour_rows"] == pytest.approx(2_900, abs=8)

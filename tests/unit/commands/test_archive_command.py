@@ -185,6 +185,7 @@ class Interrupted(MemoryStore):
 
 
 @pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.slow
 def test_a_retention_beside_a_compaction_never_stops_readers(compacted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.sinks.archive.compacting.CALLS_AT_ONCE", 1)
     before, folder = date(2023, 11, 15), "date=2023-11-14/hour=22"
@@ -284,6 +285,7 @@ def test_the_command(two_days: MemoryStore, tmp_path: Path, capsys: pytest.Captu
     assert run(["archive", "lifecycle", *where, "--processed-days", "1"]) == 1 and "is a folder, which has no lifecycle rules" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lifecycle_rules(
     two_days: MemoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_the_third_day: None
 ) -> None:  # fmt: skip

@@ -185,6 +185,7 @@ async def test_a_run_shows_figures_and_ends_by_itself_without_a_worker_left(made
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 async def test_a_signal_ends_it_and_its_worker(made: Demo, number: signal.Signals) -> None:
     task = asyncio.create_task(made.run())
     await until(lambda: made.figures.ticks, task)
@@ -232,6 +233,7 @@ async def test_the_log_must_be_at_rest_before_the_worker_ends(made: Demo, tmp_pa
     assert made.complete
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_it_at_once(made: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAIN_S", 10 * PATIENCE_S)
     monkeypatch.setattr(module, "WORKER_GRACE_S", 10 * PATIENCE_S)
@@ -250,6 +252,7 @@ async def test_a_second_signal_ends_it_at_once(made: Demo, tmp_path: Path, monke
     assert made.worker is not None and made.worker.poll() == -signal.SIGKILL and not made.complete
 
 
+@pytest.mark.slow
 async def test_the_wait_for_the_last_verdicts_is_bounded(made: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAIN_S", 1.0)
     says(UNDER_WAY, tmp_path)
@@ -283,6 +286,7 @@ async def test_a_worker_that_cannot_start_is_not_started_again(made: Demo, monke
     assert made.restarts == 0
 
 
+@pytest.mark.slow
 async def test_at_the_memory_bound_it_ends_and_says_how_to_go_on(made: Demo, embedded: EmbeddedBroker, capsys: pytest.CaptureFixture[str]) -> None:
     made.broker, made.memory_bytes = embedded, 1
     await asyncio.wait_for(made.run(), PATIENCE_S)
@@ -290,6 +294,7 @@ async def test_at_the_memory_bound_it_ends_and_says_how_to_go_on(made: Demo, emb
     assert "--memory-mb" in out and "make demo KAFKA=1" in out and embedded.exit_status() is None
 
 
+@pytest.mark.slow
 async def test_a_broker_that_dies_ends_it(made: Demo, tmp_path: Path) -> None:
     made.broker = EmbeddedBroker(tmp_path / "broker.log")
     await made.broker.start()

@@ -122,6 +122,7 @@ def frames(archive: Archive, *times: str) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_frames_without_rows_have_the_same_types(archive: Archive, tmp_path: Path) -> None:
     full, empty, none = frames(archive), frames(archive, "2025-10-10"), frames(Archive(tmp_path))
     for name, frame in full.items():
@@ -230,6 +231,7 @@ def test_an_archive_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("call", ["bars", "ticks", "windows", "features", "alerts", "outcomes"])
+@pytest.mark.slow
 def test_an_unknown_symbol_is_an_error_with_similar_names(archive: Archive, call: str) -> None:
     with pytest.raises(UnknownSymbol, match="the archive has no symbol 'aapl': did you mean AAPL"):
         getattr(archive, call)(["MSFT", "aapl"])

@@ -32,6 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return record(tmp_path_factory.mktemp("recorded") / "archive", 900)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("STOCKSTREAM_ARCHIVE", str(recorded.root))
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

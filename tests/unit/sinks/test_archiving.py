@@ -386,6 +386,7 @@ async def test_exact_under_crashes_zombies_and_failures(seed: int) -> None:
     assert_exact(kafka, store)
 
 
+@pytest.mark.slow
 async def test_an_outage_is_bounded_in_memory_and_caught_up(caplog: pytest.LogCaptureFixture) -> None:
     kafka, store = Kafka(), MemoryStore()
     now = [0.0]

@@ -113,6 +113,7 @@ def damage(store: Store, made: MemoryStore, *, compacted: bool) -> None:
 
 
 @pytest.mark.parametrize("made", ["small", "compacted"])
+@pytest.mark.slow
 def test_in_memory(made: str, request: pytest.FixtureRequest) -> None:
     whole = request.getfixturevalue(made)
     damage(copied(whole), whole, compacted=made == "compacted")
@@ -128,6 +129,7 @@ def test_in_a_folder_and_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyP
             damage(store, whole, compacted=False)
 
 
+@pytest.mark.slow
 def test_every_deleted_object_of_ticks_bars_and_topics_is_found_or_counted(small: MemoryStore, compacted: MemoryStore) -> None:
     for whole in (small, compacted):
         for name in whole.objects:

@@ -14,6 +14,7 @@ from tests.contracts.store import StoreContract
 from tests.standins.ministack import MiniStack, ministack
 from tests.standins.s3 import environment_of
 
+pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 
 

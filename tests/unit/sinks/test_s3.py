@@ -92,6 +92,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, server: S3Server, method: str, code: s
      ("PermanentRedirect", 301, "the bucket is in another region: set STOCKSTREAM_AWS_REGION"), ("RequestTimeTooSkewed", 403, "the clock of this machine"),
      ("Unheard", 403, r"the service refuses it \(Unheard\)")],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_refusal_is_one_line_at_the_start_and_can_pass_while_running(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, code: str, status: int, reason: str
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_deleted_object_is_found(whole: MemoryStore, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_duplicated_object_is_found(whole: MemoryStore, kind: str) -> None:
     for name in names(whole, kind):
         for other in others(name):

@@ -128,6 +128,7 @@ async def test_each_frame_becomes_one_tick_and_symbols_are_shared_out() -> None:
 
 
 @pytest.mark.parametrize("kind", ["silence", "close", "abort", "half_open", "refuse", "forget", "partial", "slow"])
+@pytest.mark.slow
 async def test_all_symbols_flow_again_after(kind: Fault) -> None:
     async with Server(rate=10) as server, reading(server) as reader:
         await reader.until_all_are_heard()
@@ -149,6 +150,7 @@ async def test_all_symbols_flow_again_after(kind: Fault) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bad_base64", "bad_json", "bad_protobuf", "other_types", "heartbeats", "binary", "no_price"])
+@pytest.mark.slow
 async def test_messages_that_are_no_price_disturb_nothing(kind: Fault, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     async with Server(rate=10, answers=False) as server, reading(server) as reader:
@@ -207,6 +209,7 @@ async def test_a_delayed_exchange_is_expected_later_than_it_opens() -> None:
     assert source._market(["AAPL"]) == "thin"
 
 
+@pytest.mark.slow
 async def test_symbols_that_are_not_heard_are_subscribed_again_and_shown() -> None:
     async with Server(rate=10, unknown=["NVDA"]) as server, reading(server, of=5) as reader:
         others = tuple(symbol for symbol in SYMBOLS if symbol != "NVDA")
@@ -245,6 +248,7 @@ async def test_a_symbol_that_is_never_heard_while_others_are_has_a_dead_feed(mon
         assert reader.source.health().feeds["AAPL"].state is None
 
 
+@pytest.mark.slow
 async def test_the_whole_list_goes_out_as_client_message_so_that_the_server_does_not_fall_silent() -> None:
     async with Server(rate=10, idle_s=2.5) as server, reading(server, of=5) as reader:
         begun = time.monotonic()
@@ -269,6 +273,7 @@ async def test_symbols_come_and_go_while_it_streams() -> None:
         await reader.until_all_are_heard(("AAPL",))
 
 
+@pytest.mark.slow
 async def test_without_a_server_there_is_one_line_and_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with Server() as gone:
@@ -287,6 +292,7 @@ async def test_without_a_server_there_is_one_line_and_it_goes_on(caplog: pytest.
             await reader.until(lambda: any("all connections are back" in record.getMessage() for record in caplog.records), "a line at the end")
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_silent_is_one_line_until_prices_come(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with Server(rate=10) as server, reading(server) as reader:
@@ -313,6 +319,7 @@ async def test_bare_frames_and_equal_frames() -> None:
         assert all(tick["snapshot"] for tick in ticks)
 
 
+@pytest.mark.slow
 async def test_a_reader_that_is_slow_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stockstream.sources.yahoo.streaming.MOST_WAITING", 20)
     async with Server(rate=20, answers=False) as server:
